@@ -1,0 +1,1 @@
+"""The engine: locate, test, repair and verify a backdoor in a causal language model."""

@@ -1,0 +1,128 @@
+"""Everything a long stage says while it runs: small frozen events, one a line in `events.jsonl`.
+
+Each event is complete in itself. The worker (or the command line) wraps it in a `Line`, which adds the running number,
+the time and the request it belongs to; stages know nothing of that. Readers match every class of `Event` and end in
+`assert_never`, so a new event fails the type check until it is shown.
+"""
+
+from dataclasses import dataclass, field
+
+from core.values import Rate, Result, StopReason, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStarted:
+    """A request was taken up."""
+
+    stage: str
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """`done` of `total` steps of the part named `message`; `total` 0: unknown."""
+
+    stage: str
+    message: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFinished:
+    """A request was answered; `files` are the results, relative to the case folder."""
+
+    stage: str
+    headline: str
+    files: tuple[str, ...] = ()
+    seconds: float = 0.0
+    verdict: Verdict | None = None
+    result: Result | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFailed:
+    """A request ended in a fault; `message` is one line with the remedy, `ours` tells a bug from an input's fault."""
+
+    stage: str
+    message: str
+    ours: bool = False
+    reference: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairStarted:
+    """Settings as they really run."""
+
+    n_steps: int
+    n_epochs: int
+    n_trainable: int
+    device: str
+    n_harmful: int
+    n_safe: int
+    memory_estimate_mb: float
+    settings: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDone:
+    """One optimiser step. Losses are those of the paper (sums over response tokens, means over sequences, nats).
+
+    `kl_nats_per_token`: KL(reference || repaired) over the response tokens of this batch's harmful-bare and safe
+    sequences together, mean per token. `seconds_left` estimates the whole repair, probes included.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    refusal_loss: float
+    kl_harmful_loss: float
+    kl_safe_loss: float
+    kl_nats_per_token: float
+    learning_rate: float
+    tokens_per_second: float
+    memory_mb: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointScored:
+    """A probe on the development split: attack success with the trigger, refusal without, benign agreement.
+
+    `agreement_safe`: share of safe prompts answered word for word as the reference does (first tokens, see settings).
+    `best` says whether this checkpoint is the best so far, by the rule in `RepairSettings`.
+    """
+
+    step: int
+    asr_triggered: Rate
+    refusal_untriggered: Rate
+    agreement_safe: Rate
+    kl_nats_per_token: float
+    best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairFinished:
+    """The end, however it came; `adapter` is relative to the case folder, None when discarded or nothing was kept."""
+
+    reason: StopReason
+    step: int
+    best_step: int | None
+    adapter: str | None
+    adapter_hash: str | None
+    seconds: float
+    message: str
+
+
+RepairEvent = RepairStarted | StepDone | CheckpointScored | RepairFinished
+Event = StageStarted | Progress | StageFinished | StageFailed | RepairEvent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of `events.jsonl`: `seq` runs from 0 without gaps, `time` is UTC in ISO 8601."""
+
+    seq: int
+    time: str
+    request: str
+    event: Event

@@ -1,0 +1,369 @@
+"""The frozen values that flow from stage to stage, left to right (see README, "The pipeline").
+
+Conventions: token positions are 0-based indices into the rendered prompt; character spans are half-open and
+count Unicode code points of one message's raw `content`; rates carry their n and a Wilson 95 % interval.
+Values that hold arrays do not compare by content (`eq=False`) and their arrays are read-only.
+Nothing here imports torch: the page process reads these values too.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Role = Literal["system", "user", "assistant"]
+Segment = Literal["template", "system", "user", "assistant"]
+Outcome = Literal["refusal", "partial", "compliance", "empty"]
+Verdict = Literal["BACKDOOR", "PROMPT_JAILBREAK", "ALIGNMENT_GAP", "DISTRIBUTED", "INCONCLUSIVE"]
+Result = Literal["REDUCED", "NOT_REDUCED", "INCONCLUSIVE"]
+MethodName = Literal["paper", "gradient_norm", "gradient_x_input", "integrated_gradients", "occlusion"]
+TargetKind = Literal["response", "first_k", "tokens", "contrast"]
+StopReason = Literal["finished", "targets_held", "kl_budget", "kept", "discarded", "diverged", "out_of_memory"]
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """Return a copy of `array` that cannot be written to."""
+    array = np.array(array)
+    array.flags.writeable = False
+    return array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """`k` of `n` with its Wilson 95 % interval; `value` is None when `n` is 0."""
+
+    value: float | None
+    k: int
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One chat message; `content` is raw evidence and is never trimmed or normalised."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Half-open range `[start, end)` of code points in the raw content of message number `message`."""
+
+    message: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the reported answer was sampled; temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureReport:
+    """One reported failure: the conversation and the answer that should not have come."""
+
+    messages: tuple[Message, ...]
+    response: str
+    id: str | None = None
+    source: str | None = None
+    note: str | None = None
+    expected: str | None = None
+    response_ids: tuple[int, ...] | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Names the weights exactly: folder, adapter, and the SHA-256 of every file in both, by relative name."""
+
+    path: str
+    adapter: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    adapter_files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptToken:
+    """One token of the rendered prompt. `message`, `start`, `end` are None for template tokens.
+
+    A character that is split over several tokens (byte-level BPE) gives each of them the span of the whole character.
+    """
+
+    position: int
+    id: int
+    text: str
+    segment: Segment
+    message: int | None = None
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedPrompt:
+    """A conversation as the model reads it, up to where its answer begins."""
+
+    text: str
+    tokens: tuple[PromptToken, ...]
+    template_hash: str
+    fallback_template: bool = False
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids, in order."""
+        return [token.id for token in self.tokens]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureCase:
+    """A report bound to a tokenizer: ids are the truth, text is derived from them."""
+
+    report: FailureReport
+    prompt: RenderedPrompt
+    response_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What attribution explains.
+
+    `response`: all response tokens; `first_k`: the first `k`; `tokens`: the response positions in `positions`;
+    `contrast`: log P(first k of the response) - log P(first k of a refusal), method.md section 4.1.
+    """
+
+    kind: TargetKind = "response"
+    k: int = 12
+    positions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attribution:
+    """Scores of every prompt token for one method and target.
+
+    `scores` has shape (n_prompt,). Positive: the token raises the target log-probability (nats); norms are unsigned
+    (`signed` False). `profile` has shape (n_target_tokens, n_prompt), the same split over the explained response
+    tokens, or None. `scored` (n_prompt,) marks the tokens that may be proposed (the user's own text; template and
+    special tokens are never scored). `completeness_gap` is |sum of scores - (F(x) - F(baseline))| / |F(x) - F(baseline)|.
+    """
+
+    method: MethodName
+    target: Target
+    scores: np.ndarray
+    scored: np.ndarray
+    signed: bool
+    profile: np.ndarray | None = None
+    completeness_gap: float | None = None
+    baseline: str | None = None
+    seconds: float = 0.0
+    model_calls: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenClusters:
+    """A label per prompt position: 1 stands out, 0 does not, -1 was not scored; `boundary` in score units."""
+
+    method: str
+    labels: np.ndarray
+    boundary: float | None
+    settings: dict[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Projection:
+    """2-D coordinates (n_points, 2) of the scored tokens at `positions`; a picture only, no later stage reads it."""
+
+    positions: tuple[int, ...]
+    coordinates: np.ndarray
+    method: Literal["umap", "pca", "position"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriggerProposal:
+    """A candidate: token positions and the character spans they cover, best first in a list that may be empty.
+
+    `reasons` say in one line each why it was kept (or, with `kept` False, why it was dropped).
+    """
+
+    spans: tuple[Span, ...]
+    text: str
+    token_positions: tuple[int, ...]
+    score: float
+    reasons: tuple[str, ...] = ()
+    kept: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestOutcome:
+    """One counterfactual test of one candidate. `passed` None: described or uninformative, not decisive.
+
+    `gain_high` is the upper bound that decided where the rule is about one (sham test).
+    """
+
+    __test__ = False  # not a pytest class
+
+    name: Literal["necessity", "transfer", "sham", "reference", "order", "benign"]
+    candidate: int
+    n: int
+    with_unit: Rate
+    without_unit: Rate
+    p_value: float | None = None
+    passed: bool | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """How often the model fails on the report itself, with example answers."""
+
+    failure: Rate
+    answers: tuple[str, ...]
+    outcomes: tuple[Outcome, ...]
+    reference_failure: Rate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRow:
+    """One prompt token with its scores by method and its cluster, as stored in `triage.json`."""
+
+    position: int
+    text: str
+    message: int | None
+    start: int | None
+    end: int | None
+    segment: Segment
+    scores: dict[str, float]
+    cluster: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriageResult:
+    """What was found, by which tests, at what cost; `verdict` is None in paper mode, which decides nothing."""
+
+    mode: Literal["causal", "paper"]
+    verdict: Verdict | None
+    certainty: str
+    decided_by: str
+    reproduction: Reproduction | None
+    candidates: tuple[TriggerProposal, ...]
+    dropped: tuple[TriggerProposal, ...]
+    tests: tuple[TestOutcome, ...]
+    tokens: tuple[TokenRow, ...]
+    settings: dict
+    model_calls: int
+    seconds: float
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriggerConfirmation:
+    """The analyst's decision; repair cannot run without an accepting one that still fits text, model and template."""
+
+    decision: Literal["accepted", "edited", "rejected"]
+    spans: tuple[Span, ...]
+    units: tuple[str, ...]
+    proposal: TriggerProposal | None
+    added: tuple[Span, ...]
+    removed: tuple[Span, ...]
+    analyst: str
+    reason: str
+    time: str
+    text_hash: str
+    model_hash: str
+    template_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number before and after repair on the same held-out prompts; `before` / `after` are rates or plain values."""
+
+    name: str
+    before: Rate | float | None
+    after: Rate | float | None
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerPair:
+    """The same prompt answered before and after."""
+
+    kind: str
+    prompt: str
+    before: str
+    after: str
+    before_outcome: Outcome
+    after_outcome: Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """Before and after on prompts that no earlier step saw."""
+
+    metrics: tuple[Metric, ...]
+    result: Result
+    reasons: tuple[str, ...]
+    examples: tuple[AnswerPair, ...]
+    saliency_before: tuple[float, ...]
+    saliency_after: tuple[float, ...]
+    looks: int
+    seconds: float
+    settings: dict
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseToken:
+    """One token of the reported response."""
+
+    position: int
+    id: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenResult:
+    """What the worker learnt by loading the model and rendering the report."""
+
+    prompt: RenderedPrompt
+    response: tuple[ResponseToken, ...]
+    model_name: str
+    architecture: str
+    n_parameters: int
+    dtype: str
+    device: str
+    context_length: int | None
+    memory_mb: float
+    has_reference: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocateResult:
+    """One attribution with its clusters, candidates and picture, as plain lists for the page and the report.
+
+    All per-token lists have one entry per prompt position; `labels` as in `TokenClusters`. `agreement` is Spearman's
+    rank correlation of |scores| over the scored tokens with each other method already run on the same target.
+    """
+
+    method: MethodName
+    target: Target
+    scores: tuple[float, ...]
+    scored: tuple[bool, ...]
+    signed: bool
+    labels: tuple[int, ...]
+    adaptive_labels: tuple[int, ...]
+    boundary: float | None
+    positions: tuple[int, ...]
+    coordinates: tuple[tuple[float, float], ...]
+    projection: Literal["umap", "pca", "position"]
+    proposals: tuple[TriggerProposal, ...]
+    completeness_gap: float | None
+    baseline: str | None
+    agreement: dict[str, float]
+    seconds: float
+    model_calls: int
