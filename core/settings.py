@@ -68,6 +68,20 @@ class AttributionSettings:
     """Occluded prompts in one forward pass, >= 1. Source: unverified choice."""
     occlusion_floor: float = 0.10
     """Share of the largest drop from which a token is a candidate. Source: method.md section 4.1 (recall .99-1.00)."""
+    occlusion_rule: Literal["floor", "sqrt", "either", "both"] = "floor"
+    """What marks a token by its drop: the floor above, 2-means of the square root, their union or their intersection.
+    Source: method.md section 4.1 (floor: recall .99-1.00; square root: precision 1.00)."""
+    occlusion_minimum_nats: float = 0.1
+    """A smaller drop never makes a candidate, nats, >= 0: deleting it changes nothing. Source: unverified choice."""
+    profile_tokens: int = 32
+    """Target tokens up to which gradients are split by response token (one backward each), >= 1. Source: stack.md
+    section 1 (32 rows cost .34 s on 1.5 M parameters)."""
+    adaptive_z: float = 3.5
+    """Robust z-score, mean over methods, that a group needs to stand out, > 0. Source: stack.md section 4 (MAD z > 3.5)."""
+    adaptive_components: int = 3
+    """Mixture components tried at most, >= 2. Source: stack.md section 4 (k = 1..3)."""
+    adaptive_share: float = 0.5
+    """A group larger than this share of the scored tokens does not stand out, 0..1. Source: unverified choice."""
     umap_minimum: int = 10
     """Fewer scored tokens than this are drawn by PCA. Source: stack.md section 3."""
 
@@ -75,6 +89,9 @@ class AttributionSettings:
         """Check ranges."""
         _require(self.first_k >= 1 and self.ig_steps >= 8 and self.ig_batch >= 1, "attribution settings out of range")
         _require(0 < self.occlusion_floor < 1, "occlusion_floor must lie between 0 and 1")
+        _require(self.occlusion_batch >= 1 and self.profile_tokens >= 1, "occlusion batch and profile tokens: at least 1")
+        _require(self.occlusion_minimum_nats >= 0 and self.adaptive_z > 0, "occlusion minimum or adaptive z out of range")
+        _require(self.adaptive_components >= 2 and 0 < self.adaptive_share <= 1, "adaptive settings out of range")
 
 
 @dataclass(frozen=True, kw_only=True)
