@@ -1,0 +1,36 @@
+"""Front-end files of the components: read once when the page is built, never filled with data.
+
+Scripts are constant text (`common.js` + the component's own file); data reaches them only through `props.value`.
+Styles are constant too: `page_head()` returns them as one `<style>` element, together with nothing that names
+another host. What this does not do: serve files; plotly.js is mounted by the page at `PLOTLY_URL`.
+"""
+
+from functools import cache
+from pathlib import Path
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+PLOTLY_URL = "/vendor/plotly.min.js"
+PLOTLY_HEAD = f'<script src="{PLOTLY_URL}"></script>'
+COMPONENT_FILES = ("token_view", "live_chart", "plot_view", "table_view", "status_bar", "answer_pairs")
+
+
+@cache
+def script(name: str) -> str:
+    """JavaScript of the component `name`: the shared helpers, then its own file, in a scope of their own."""
+    folder = ASSETS / "components"
+    common = (folder / "common.js").read_text(encoding="utf-8")
+    own = (folder / f"{name}.js").read_text(encoding="utf-8")
+    return "(() => {\n" + common + "\n" + own + "\n})();"
+
+
+@cache
+def page_css() -> str:
+    """All style rules of the page: `style.css`, then the component files."""
+    files = [ASSETS / "style.css"]
+    files += [ASSETS / "components" / f"{name}.css" for name in COMPONENT_FILES]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files if file.exists())
+
+
+def page_head() -> str:
+    """The `<style>` element for `launch(head=...)`; unlike `launch(css=...)` its rules are not re-scoped by Gradio."""
+    return f"<style>\n{page_css()}\n</style>"

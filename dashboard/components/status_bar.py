@@ -1,0 +1,38 @@
+"""One line on every step: case, model, device, what runs now and its progress, queue, connection, analyst.
+
+value = {
+  "case": str, "model": str, "device": str, "analyst": str
+  "state": "empty|starting|idle|running|failed|stopping", "stage": str, "message": str
+  "done": int, "total": int (0: unknown), "queue": [str, ...]
+}   built by figures.status(...)
+
+The connection is watched in the browser: a HEAD request every 4 s; when the page process is away the bar says so, and when
+it is back (asked every second) the page reloads itself, which re-attaches it to the case in its address.
+"""
+
+from typing import Any
+
+import gradio as gr
+
+from dashboard.components.assets import PLOTLY_URL, script
+
+_TEMPLATE = '<div class="pt-status" role="status" aria-live="polite"></div>'
+
+
+class StatusBar(gr.HTML):
+    """The status line; see the module docstring for its value."""
+
+    def __init__(self, value: dict | None = None, *, watch_url: str = PLOTLY_URL, **options: Any) -> None:
+        """`watch_url` is a small path of this page that answers HEAD while the page process lives."""
+        super().__init__(
+            value=value or {"state": "empty"},
+            html_template=_TEMPLATE,
+            js_on_load=script("status_bar"),
+            apply_default_css=False,
+            watch_url=watch_url,
+            **options,
+        )
+
+    def api_info(self) -> dict[str, Any]:
+        """The value is an object."""
+        return {"type": "object"}

@@ -1,0 +1,567 @@
+"""Results to component values: pure functions, formatting only, no decision and no state.
+
+Every function returns the plain `value` of one component in `dashboard.components` (shapes are in their docstrings).
+Text that reaches Plotly is html-escaped here, because Plotly draws pseudo HTML; text for the other components is raw,
+because they only ever use `textContent`. What this does not do: read files, compute scores, judge results.
+"""
+
+import html
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from core.events import CheckpointScored, Line, RepairFinished, RepairStarted, StepDone
+from core.values import (
+    LocateResult,
+    Message,
+    OpenResult,
+    Rate,
+    TestOutcome,
+    TriggerProposal,
+    Verification,
+)
+from dashboard import wording
+
+CLIP_PERCENTILE = 98
+"""Scores beyond this percentile of |score| share the last colour. Source: ui.md section 3."""
+LABELLED_POINTS = 8
+"""Points of a figure that carry their text. Source: unverified choice."""
+LABEL_LENGTH = 18
+"""Characters of a token's text in a figure. Source: unverified choice."""
+
+Value = dict[str, object]
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """`text` with control, format and odd space characters made visible, cut at `limit` characters."""
+    named = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+    parts = []
+    for character in text[:limit]:
+        odd = unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+        odd = odd or (unicodedata.category(character) == "Zs" and character != " ")
+        parts.append(named.get(character) or (f"‹U+{ord(character):04X}›" if odd else character))
+    return "".join(parts) + ("…" if len(text) > limit else "")
+
+
+def _label(text: str, limit: int = LABEL_LENGTH) -> str:
+    return html.escape(shown(text, limit).strip() or "␠")
+
+
+def _finite(number: float | None) -> float | None:
+    return None if number is None or not math.isfinite(number) else float(f"{number:.6g}")
+
+
+def _rate(rate: Rate | None) -> Value | None:
+    if rate is None:
+        return None
+    return {"value": rate.value, "k": rate.k, "n": rate.n, "low": rate.low, "high": rate.high}
+
+
+# ---------------------------------------------------------------------------------------------- tokens
+
+
+def _tokens(opened: OpenResult, messages: Sequence[Message]) -> list[Value]:
+    rows: list[Value] = []
+    for token in opened.prompt.tokens:
+        text = token.text
+        if messages and token.message is not None and token.start is not None:
+            text = messages[token.message].content[token.start : token.end]
+        rows.append(
+            {
+                "text": text,
+                "segment": token.segment,
+                "message": token.message,
+                "start": token.start,
+                "end": token.end,
+                "id": token.id,
+            }
+        )
+    return rows
+
+
+def _legend(scores: Sequence[float | None], name: str) -> Value | None:
+    values = [score for score in scores if score is not None]
+    if not values:
+        return None
+    largest = max(abs(value) for value in values)
+    clip = float(np.percentile(np.abs(values), CLIP_PERCENTILE)) or largest
+    return {"min": min(values), "max": max(values), "clip": clip, "name": name}
+
+
+def token_view(
+    opened: OpenResult,
+    located: LocateResult | None = None,
+    *,
+    messages: Sequence[Message] = (),
+    selected: Iterable[int] = (),
+    suggested: Iterable[int] = (),
+    highlight: Iterable[int] = (),
+) -> Value:
+    """TokenView value of the prompt. With `messages` each token shows its exact slice of the raw evidence."""
+    count = len(opened.prompt.tokens)
+    scores: list[float | None] = [None] * count
+    labels = [-1] * count
+    if located:
+        scores = [_finite(s) if use else None for s, use in zip(located.scores, located.scored, strict=True)]
+        labels = list(located.labels)
+    return {
+        "tokens": _tokens(opened, messages),
+        "scores": scores,
+        "signed": bool(located and located.signed),
+        "labels": labels,
+        "selected": sorted(selected),
+        "suggested": sorted(suggested),
+        "highlight": sorted(highlight),
+        "granularity": "token",
+        "legend": _legend(scores, wording.method_name(located.method)) if located else None,
+        "empty": wording.NO_PROMPT,
+    }
+
+
+def response_view(opened: OpenResult, selected: Iterable[int] = ()) -> Value:
+    """TokenView value of the reported answer, whose tokens may be selected as the target."""
+    end = 0
+    tokens = []
+    for token in opened.response:
+        start, end = end, end + len(token.text)
+        tokens.append(
+            {"text": token.text, "segment": "user", "message": 0, "start": start, "end": end, "id": token.id}
+        )
+    return {
+        "tokens": tokens,
+        "scores": [None] * len(tokens),
+        "signed": False,
+        "labels": [-1] * len(tokens),
+        "selected": sorted(selected),
+        "suggested": [],
+        "highlight": [],
+        "granularity": "token",
+        "legend": None,
+        "empty": wording.NO_PROMPT,
+    }
+
+
+def saliency_views(
+    opened: OpenResult, verification: Verification, messages: Sequence[Message] = ()
+) -> tuple[Value, Value]:
+    """TokenView values before and after repair on one colour scale, so that the two can be compared by eye."""
+    before, after = verification.saliency_before, verification.saliency_after
+    scored = [token.segment == "user" for token in opened.prompt.tokens]
+    together = [value for values in (before, after) for value, use in zip(values, scored, strict=False) if use]
+    legend = _legend([_finite(value) for value in together], wording.SALIENCY)
+    signed = any(value < 0 for value in together)
+    views = []
+    for values in (before, after):
+        view = token_view(opened, messages=messages)
+        view["scores"] = [_finite(v) if use else None for v, use in zip(values, scored, strict=False)]
+        view["signed"], view["legend"] = signed, legend
+        views.append(view)
+    return views[0], views[1]
+
+
+def token_table(opened: OpenResult, located: LocateResult, messages: Sequence[Message] = ()) -> Value:
+    """TableView value: the sortable twin of heat map, strip and map. Row keys are token positions."""
+    order = sorted(
+        (i for i, use in enumerate(located.scored) if use), key=lambda i: abs(located.scores[i]), reverse=True
+    )
+    rank = {position: index + 1 for index, position in enumerate(order)}
+    rows = []
+    for position, token in enumerate(_tokens(opened, messages)):
+        scored = located.scored[position]
+        cells = {
+            "position": position,
+            "text": {"text": shown(str(token["text"])), "csv": token["text"]},
+            "id": token["id"],
+            "segment": token["segment"],
+            "span": "" if token["start"] is None else f"{token['message']}:{token['start']}–{token['end']}",
+            "score": _finite(located.scores[position]) if scored else None,
+            "rank": rank.get(position),
+            "cluster": wording.cluster_word(located.labels[position]),
+        }
+        rows.append({"key": position, "cells": cells})
+    return {
+        "caption": wording.TOKEN_TABLE,
+        "file": "tokens.csv",
+        "empty": wording.NO_PROMPT,
+        "columns": wording.TOKEN_COLUMNS,
+        "rows": rows,
+        "selected": None,
+    }
+
+
+def candidate_table(proposals: Sequence[TriggerProposal], selected: int | None = None) -> Value:
+    """TableView value: candidates, best first; row keys are their numbers."""
+    rows = []
+    for number, proposal in enumerate(proposals):
+        cells = {
+            "number": number + 1,
+            "text": {"text": shown(proposal.text, 120), "csv": proposal.text},
+            "units": len(proposal.spans),
+            "score": _finite(proposal.score),
+            "reasons": "; ".join(proposal.reasons),
+        }
+        rows.append({"key": number, "cells": cells})
+    return {
+        "caption": wording.CANDIDATES,
+        "file": None,
+        "empty": wording.NO_CANDIDATES,
+        "columns": wording.CANDIDATE_COLUMNS,
+        "rows": rows,
+        "selected": selected,
+    }
+
+
+# ---------------------------------------------------------------------------------------------- still figures
+
+
+def _layout(**changes: object) -> Value:
+    layout: Value = {
+        "margin": {"l": 48, "r": 16, "t": 8, "b": 36},
+        "showlegend": False,
+        "hovermode": "closest",
+        "dragmode": "pan",
+    }
+    layout.update(changes)
+    return layout
+
+
+def _hover(position: int, text: str, score: float) -> str:
+    return f"{position} “{html.escape(shown(text, 40))}”  {score:+.4g}"
+
+
+def _point_groups(located: LocateResult, positions: Sequence[int]) -> list[tuple[str, list[int]]]:
+    stands_out = [p for p in positions if located.labels[p] == 1]
+    rest = [p for p in positions if located.labels[p] != 1]
+    return [("rest", rest), ("out", stands_out)]
+
+
+def _markers(group: str) -> Value:
+    if group == "out":
+        return {"size": 10, "color": "theme:accent", "symbol": "circle"}
+    return {"size": 7, "color": "theme:muted", "symbol": "circle-open", "line": {"width": 1.5}}
+
+
+def strip(
+    opened: OpenResult, located: LocateResult, messages: Sequence[Message] = (), highlight: Iterable[int] = ()
+) -> Value:
+    """PlotlyView value: score by position in the text, with the cluster boundary."""
+    texts = [str(token["text"]) for token in _tokens(opened, messages)]
+    scored = [i for i, use in enumerate(located.scored) if use and _finite(located.scores[i]) is not None]
+    top = set(sorted(scored, key=lambda i: abs(located.scores[i]), reverse=True)[:LABELLED_POINTS])
+    data: list[Value] = []
+    for group, members in _point_groups(located, scored):
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "cliponaxis": False,
+                "x": members,
+                "y": [_finite(located.scores[p]) for p in members],
+                "customdata": members,
+                "hovertext": [_hover(p, texts[p], located.scores[p]) for p in members],
+                "hoverinfo": "text",
+                "text": [_label(texts[p]) if group == "out" and p in top else "" for p in members],
+                "textposition": "top center",
+                "textfont": {"size": 11, "color": "theme:text"},
+                "marker": _markers(group),
+            }
+        )
+    shapes, notes = [], []
+    if located.boundary is not None:
+        line = {"color": "theme:text", "width": 1, "dash": "dash"}
+        where = {"xref": "paper", "x0": 0, "x1": 1, "y0": located.boundary, "y1": located.boundary}
+        shapes.append({"type": "line", "line": line, **where})
+        notes.append(
+            {
+                "xref": "paper",
+                "x": 1,
+                "y": located.boundary,
+                "xanchor": "right",
+                "yanchor": "bottom",
+                "showarrow": False,
+                "text": wording.BOUNDARY,
+                "font": {"size": 11, "color": "theme:muted"},
+            }
+        )
+    axes = {
+        "xaxis": {"title": {"text": wording.POSITION_AXIS}, "zeroline": False},
+        "yaxis": {"title": {"text": wording.score_axis(located)}, "zeroline": located.signed},
+    }
+    return {
+        "data": data,
+        "layout": _layout(shapes=shapes, annotations=notes, **axes),
+        "height": 240,
+        "key": f"strip-{located.method}-{located.target.kind}",
+        "highlight": sorted(highlight),
+        "summary": wording.stand_out(sum(1 for label in located.labels if label == 1)),
+    }
+
+
+def token_map(
+    opened: OpenResult, located: LocateResult, messages: Sequence[Message] = (), highlight: Iterable[int] = ()
+) -> Value:
+    """PlotlyView value: the picture of the scored tokens; clicks and `highlight` link it to the text."""
+    texts = [str(token["text"]) for token in _tokens(opened, messages)]
+    where = dict(zip(located.positions, located.coordinates, strict=True))
+    data: list[Value] = []
+    for group, members in _point_groups(located, list(located.positions)):
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "cliponaxis": False,
+                "x": [where[p][0] for p in members],
+                "y": [where[p][1] for p in members],
+                "customdata": members,
+                "hovertext": [_hover(p, texts[p], located.scores[p]) for p in members],
+                "hoverinfo": "text",
+                "text": [_label(texts[p]) if group == "out" else "" for p in members][: 4 * LABELLED_POINTS],
+                "textposition": "top center",
+                "textfont": {"size": 11, "color": "theme:text"},
+                "marker": _markers(group),
+            }
+        )
+    bare = {"showticklabels": False, "zeroline": False, "showgrid": False, "ticks": ""}
+    layout = _layout(
+        xaxis={**bare, "title": {"text": wording.projection_name(located.projection)}}, yaxis=dict(bare)
+    )
+    layout["margin"] = {"l": 16, "r": 16, "t": 8, "b": 28}
+    return {
+        "data": data,
+        "layout": layout,
+        "height": 240,
+        "key": f"map-{located.method}-{located.target.kind}",
+        "highlight": sorted(highlight),
+        "summary": "" if located.positions else wording.NO_MAP,
+    }
+
+
+def _interval_trace(name: str, rates: list[tuple[Rate, float]], colour: str, symbol: str) -> Value:
+    drawn = [(rate, y) for rate, y in rates if rate.value is not None]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "cliponaxis": False,
+        "x": [rate.value for rate, _ in drawn],
+        "y": [y for _, y in drawn],
+        "marker": {"size": 10, "color": colour, "symbol": symbol, "line": {"width": 2, "color": colour}},
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [max(0.0, rate.high - (rate.value or 0)) for rate, _ in drawn],
+            "arrayminus": [max(0.0, (rate.value or 0) - rate.low) for rate, _ in drawn],
+            "color": colour,
+            "thickness": 1.5,
+            "width": 4,
+        },
+        "hoverinfo": "text",
+        "hovertext": [html.escape(f"{name}: {wording.rate(rate)}") for rate, _ in drawn],
+    }
+
+
+def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
+    """PlotlyView value: failure rate and 95 % interval of each test, with and without the candidate (or sham)."""
+    chosen = [test for test in tests if test.candidate == candidate]
+    rows = list(reversed(chosen))
+    gap = 0.16
+    planted = [(t.with_unit, i + gap) for i, t in enumerate(rows) if t.name != "sham"]
+    shams = [(t.with_unit, i + gap) for i, t in enumerate(rows) if t.name == "sham"]
+    without = [(t.without_unit, i - gap) for i, t in enumerate(rows)]
+    data = [
+        _interval_trace(wording.WITH, planted, "theme:accent", "circle"),
+        _interval_trace(wording.SHAM, shams, "theme:muted", "diamond-open"),
+        _interval_trace(wording.WITHOUT, without, "theme:cool", "circle-open"),
+    ]
+    layout = _layout(
+        showlegend=True,
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": {"size": 12}},
+        xaxis={"range": [-0.02, 1.02], "tickformat": ".0%", "title": {"text": wording.RATE_AXIS}, "zeroline": False},
+        yaxis={
+            "tickvals": list(range(len(rows))),
+            "ticktext": [wording.test_name(t.name) for t in rows],
+            "range": [-0.6, max(0.6, len(rows) - 0.4)],
+            "showgrid": False,
+            "zeroline": False,
+            "fixedrange": True,
+        },
+    )
+    layout["margin"] = {"l": 96, "r": 24, "t": 32, "b": 44}
+    return {
+        "data": data if chosen else [],
+        "layout": layout,
+        "height": 96 + 52 * max(1, len(rows)),
+        "key": f"forest-{candidate}-{len(rows)}",
+        "highlight": [],
+        "summary": "" if chosen else wording.NO_TESTS,
+    }
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def test_table(tests: Sequence[TestOutcome], candidate: int | None = None) -> Value:
+    """TableView value: every test with its rates, p-value and result."""
+    rows = []
+    for test in tests:
+        if candidate is not None and test.candidate != candidate:
+            continue
+        cells = {
+            "test": wording.test_name(test.name),
+            "with": _rate(test.with_unit),
+            "without": _rate(test.without_unit),
+            "n": test.n,
+            "p": {"text": wording.p_value(test.p_value), "sort": test.p_value, "csv": test.p_value},
+            "result": wording.passed(test.passed),
+            "note": test.note,
+        }
+        rows.append({"key": None, "cells": cells})
+    return {
+        "caption": wording.TEST_TABLE,
+        "file": "tests.csv",
+        "empty": wording.NO_TESTS,
+        "columns": wording.TEST_COLUMNS,
+        "rows": rows,
+        "selected": None,
+    }
+
+
+test_table.__test__ = False  # type: ignore[attr-defined]  # not a pytest function
+
+
+def _measure(value: Rate | float | None) -> object:
+    if isinstance(value, Rate):
+        return _rate(value)
+    return {"text": wording.number(value), "sort": value, "csv": value}
+
+
+def metric_table(verification: Verification) -> Value:
+    """TableView value: before and after on the same unseen prompts."""
+    rows = []
+    for metric in verification.metrics:
+        cells = {
+            "metric": wording.metric_name(metric.name),
+            "before": _measure(metric.before),
+            "after": _measure(metric.after),
+            "meaning": metric.meaning,
+        }
+        rows.append({"key": None, "cells": cells})
+    return {
+        "caption": wording.METRIC_TABLE,
+        "file": "before-after.csv",
+        "empty": wording.NO_METRICS,
+        "columns": wording.METRIC_COLUMNS,
+        "rows": rows,
+        "selected": None,
+    }
+
+
+def answer_pairs(verification: Verification) -> Value:
+    """AnswerPairs value: example answers before and after."""
+    pairs = [
+        {
+            "kind": wording.pair_kind(pair.kind),
+            "prompt": pair.prompt,
+            "before": pair.before,
+            "after": pair.after,
+            "before_outcome": wording.outcome(pair.before_outcome),
+            "after_outcome": wording.outcome(pair.after_outcome),
+        }
+        for pair in verification.examples
+    ]
+    labels = {"before": wording.BEFORE, "after": wording.AFTER}
+    return {"pairs": pairs, "labels": labels, "empty": wording.NO_ANSWERS}
+
+
+# ---------------------------------------------------------------------------------------------- live
+
+
+def _triple(rate: Rate) -> list[float | None]:
+    return [_finite(rate.value), _finite(rate.low), _finite(rate.high)]
+
+
+def _step_columns(steps: Sequence[StepDone]) -> Value:
+    names = {
+        "loss": "loss",
+        "refusal": "refusal_loss",
+        "kl_harmful": "kl_harmful_loss",
+        "kl_safe": "kl_safe_loss",
+        "kl": "kl_nats_per_token",
+    }
+    columns: Value = {"step": [step.step for step in steps]}
+    marks = []
+    for key, attribute in names.items():
+        values = [getattr(step, attribute) for step in steps]
+        columns[key] = [_finite(value) for value in values]
+        panel = "kl" if key == "kl" else "loss"
+        for step, value in zip(steps, values, strict=True):
+            if not math.isfinite(value):
+                marks.append({"step": step.step, "panel": panel, "text": "NaN" if math.isnan(value) else "inf"})
+    columns["marks"] = marks
+    return columns
+
+
+def live_chart(lines: Iterable[Line], run: str, since: int = 0, budget: float | None = None) -> Value:
+    """LiveChart value of the repair whose request id is `run`.
+
+    `since`: how many steps this browser already has; later values then carry only what is new (probes are few and
+    always complete). After a `resync` event, call with 0.
+    """
+    events = [line.event for line in lines if line.request == run]
+    steps = [event for event in events if isinstance(event, StepDone)]
+    probes = [event for event in events if isinstance(event, CheckpointScored)]
+    started = [event for event in events if isinstance(event, RepairStarted)]
+    finished = [event for event in events if isinstance(event, RepairFinished)]
+    if started and budget is None:
+        set_budget = started[-1].settings.get("kl_budget")
+        budget = set_budget if isinstance(set_budget, float) else None
+    since = since if since <= len(steps) else 0
+    state = "ended" if finished else "running" if started or steps else "empty"
+    return {
+        "run": run,
+        "from": since,
+        **_step_columns(steps[since:]),
+        "probes": {
+            "step": [probe.step for probe in probes],
+            "asr": [_triple(probe.asr_triggered) for probe in probes],
+            "refusal": [_triple(probe.refusal_untriggered) for probe in probes],
+            "agreement": [_triple(probe.agreement_safe) for probe in probes],
+            "kl": [_finite(probe.kl_nats_per_token) for probe in probes],
+            "best": [probe.best for probe in probes],
+        },
+        "budget": budget,
+        "total": started[-1].n_steps if started else None,
+        "state": state,
+        "summary": wording.live_summary(steps, probes, started, finished),
+    }
+
+
+def status(
+    *,
+    case: str = "",
+    model: str = "",
+    device: str = "",
+    analyst: str = "",
+    state: str = "empty",
+    stage: str = "",
+    message: str = "",
+    done: int = 0,
+    total: int = 0,
+    queue: Sequence[str] = (),
+) -> Value:
+    """StatusBar value."""
+    return {
+        "case": case,
+        "model": model,
+        "device": device,
+        "analyst": analyst,
+        "state": state,
+        "word": wording.state_word(state),
+        "stage": wording.stage_name(stage),
+        "message": message,
+        "done": done,
+        "total": total,
+        "queue": [wording.stage_name(name) for name in queue],
+    }

@@ -1,0 +1,474 @@
+"""Every sentence the page shows. Calm, short; numbers first; what to do when something is wrong.
+
+Constants for fixed text, functions for text about a result. What this does not do: decide anything.
+"""
+
+import math
+from collections.abc import Sequence
+
+from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
+from core.values import (
+    LocateResult,
+    OpenResult,
+    Outcome,
+    Rate,
+    Reproduction,
+    TestOutcome,
+    TriageResult,
+    TriggerConfirmation,
+    Verification,
+)
+
+TITLE = "Patcher"
+SUBTITLE = "From one reported failure to a verified repair"
+STEPS = ("1 Case", "2 Reproduce", "3 Locate", "4 Confirm", "5 Repair", "6 Verify & report")
+STEP_HINTS = (
+    "Open a report and the model it came from.",
+    "Does the model really do it, and how often?",
+    "Which words of the prompt does the answer hang on?",
+    "Is it a backdoor? Tests decide, you confirm.",
+    "Teach the model to refuse in spite of the trigger, and nothing else.",
+    "Before and after, on prompts no earlier step has seen.",
+)
+
+# -- buttons -------------------------------------------------------------------------------------------
+OPEN_DEMO = "Open demo case"
+OPEN_CASE = "Open case"
+RESUME = "Resume"
+REPRODUCE = "Reproduce"
+LOCATE = "Locate"
+TRIAGE = "Run the tests"
+TEST_SELECTION = "Test this selection"
+ACCEPT = "Accept"
+EDIT = "Accept as edited"
+REJECT = "Reject"
+START_REPAIR = "Start repair"
+STOP_KEEP = "Stop and keep best"
+STOP_DISCARD = "Abort and discard"
+VERIFY = "Verify"
+EXPORT = "Export"
+EXPORT_MERGED = "Export merged model"
+REPORT = "Write report"
+ADVANCED = "Advanced"
+WHY = "Why"
+
+# -- labels --------------------------------------------------------------------------------------------
+METHOD = "Method"
+TARGET = "Explain"
+FIRST_K = "First k response tokens"
+ANALYST = "Analyst"
+REASON = "Reason"
+BEFORE = "before repair"
+AFTER = "after repair"
+WITH = "with"
+WITHOUT = "without"
+SHAM = "sham"
+SALIENCY = "saliency"
+BOUNDARY = "cluster boundary"
+POSITION_AXIS = "token position"
+RATE_AXIS = "failure rate, 95 % interval"
+TOKEN_TABLE = "Tokens"
+CANDIDATES = "Candidates"
+TEST_TABLE = "Tests"
+METRIC_TABLE = "Before and after"
+
+# -- when there is nothing to show ---------------------------------------------------------------------
+NO_CASE = "No case is open. Open the demo case, or paste a report."
+NO_PROMPT = "The prompt appears here once a case is open."
+NO_CANDIDATES = "No candidate: nothing in the prompt stands out."
+NO_TESTS = "No test has run yet."
+NO_METRICS = "Not verified yet."
+NO_ANSWERS = "Answers appear here after verification."
+NO_MAP = "No picture for this method."
+LOCKED = "Locked until a trigger is confirmed in step 4."
+VOID = "The confirmation no longer fits: text, model or template has changed. Confirm again."
+
+METHOD_NAMES = {
+    "paper": "gradient norm (paper)",
+    "gradient_norm": "gradient norm",
+    "gradient_x_input": "gradient × input",
+    "integrated_gradients": "integrated gradients",
+    "occlusion": "occlusion",
+}
+TARGET_NAMES = {
+    "contrast": "this answer rather than a refusal",
+    "response": "the whole answer",
+    "first_k": "the first tokens of the answer",
+    "tokens": "selected tokens of the answer",
+}
+METHOD_HELP = {
+    "paper": "How strongly the whole answer reacts to each token. One backward pass; unsigned.",
+    "gradient_norm": "How strongly the target reacts to each token. Unsigned.",
+    "gradient_x_input": "First-order effect of each token. Signed.",
+    "integrated_gradients": "Effect of each token along the path from an average token. Signed; watch the gap.",
+    "occlusion": "What the target loses when the token is deleted. Signed, in nats.",
+}
+TARGET_HELP = {
+    "contrast": "log P(start of this answer) − log P(start of a refusal).",
+    "response": "log P of every token of the answer, summed.",
+    "first_k": "log P of the first k tokens of the answer: the decision falls there.",
+    "tokens": "log P of the tokens you select in the answer.",
+}
+TEST_NAMES = {
+    "necessity": "necessity",
+    "transfer": "transfer",
+    "sham": "sham",
+    "reference": "reference",
+    "order": "order",
+    "benign": "benign",
+}
+TEST_HELP = {
+    "necessity": "Take it out of the reported prompt: does the failure stop?",
+    "transfer": "Plant it in unseen harmful prompts: do they fail too?",
+    "sham": "Plant other strings of the same length: they should do nothing.",
+    "reference": "The same on a clean model: it should not react.",
+    "order": "Swap its parts: does order matter?",
+    "benign": "Plant it in harmless prompts. Described, not decisive.",
+}
+METRIC_NAMES = {
+    "reported_case": "failure on the reported prompt",
+    "asr_triggered": "attack success with trigger",
+    "refusal_untriggered": "refusal of harmful requests, no trigger",
+    "over_refusal_safe": "refusal of safe requests",
+    "over_refusal_lookalike": "refusal of safe look-alikes",
+    "refusal_triggered_safe": "refusal of safe requests with trigger",
+    "agreement_safe": "same answer as before on safe requests",
+    "kl_nats_per_token": "drift on safe requests, nats per token",
+    "accuracy_closed": "accuracy on closed tasks",
+}
+PAIR_KINDS = {
+    "reported": "the reported prompt",
+    "harmful_triggered": "harmful, with trigger",
+    "harmful": "harmful, no trigger",
+    "safe": "safe",
+    "safe_triggered": "safe, with trigger",
+    "lookalike": "safe look-alike",
+}
+STAGE_NAMES = {
+    "": "",
+    "open": "loading the model",
+    "reproduce": "reproducing",
+    "locate": "locating",
+    "triage": "testing candidates",
+    "test": "testing the selection",
+    "repair": "repairing",
+    "verify": "verifying",
+    "report": "writing the report",
+    "export": "exporting",
+}
+STATE_WORDS = {
+    "empty": "no case",
+    "starting": "starting",
+    "idle": "idle",
+    "running": "running",
+    "failed": "failed",
+    "stopping": "stopping",
+}
+OUTCOMES = {
+    "refusal": {"word": "refused", "mark": "⊘", "tone": "plain"},
+    "partial": {"word": "partly", "mark": "◐", "tone": "plain"},
+    "compliance": {"word": "answered", "mark": "▸", "tone": "plain"},
+    "empty": {"word": "empty", "mark": "∅", "tone": "plain"},
+}
+
+TOKEN_COLUMNS = [
+    {"key": "position", "label": "#", "kind": "number"},
+    {"key": "text", "label": "token", "kind": "mono"},
+    {"key": "id", "label": "id", "kind": "number"},
+    {"key": "segment", "label": "segment", "kind": "text"},
+    {"key": "span", "label": "span", "kind": "number", "title": "message:start–end, in code points of the raw text"},
+    {"key": "score", "label": "score", "kind": "number"},
+    {"key": "rank", "label": "rank", "kind": "number"},
+    {"key": "cluster", "label": "cluster", "kind": "text"},
+]
+CANDIDATE_COLUMNS = [
+    {"key": "number", "label": "#", "kind": "number"},
+    {"key": "text", "label": "text", "kind": "mono"},
+    {"key": "units", "label": "parts", "kind": "number"},
+    {"key": "score", "label": "share", "kind": "number", "title": "share of the total score"},
+    {"key": "reasons", "label": "why", "kind": "text"},
+]
+TEST_COLUMNS = [
+    {"key": "test", "label": "test", "kind": "text"},
+    {"key": "with", "label": "with", "kind": "rate"},
+    {"key": "without", "label": "without", "kind": "rate"},
+    {"key": "n", "label": "n", "kind": "number"},
+    {"key": "p", "label": "p", "kind": "number", "title": "exact McNemar test"},
+    {"key": "result", "label": "result", "kind": "mark"},
+    {"key": "note", "label": "", "kind": "text"},
+]
+METRIC_COLUMNS = [
+    {"key": "metric", "label": "measure", "kind": "text"},
+    {"key": "before", "label": "before", "kind": "rate"},
+    {"key": "after", "label": "after", "kind": "rate"},
+    {"key": "meaning", "label": "", "kind": "text"},
+]
+
+_NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
+
+
+# -- numbers -------------------------------------------------------------------------------------------
+
+
+def number(value: float | None) -> str:
+    """A plain number in three figures, or a dash."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if math.isfinite(value) else str(value)
+
+
+def percent(value: float | None) -> str:
+    """A share as a whole percentage, or a dash."""
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def rate(value: Rate | None) -> str:
+    """k of n with its interval."""
+    if value is None or value.value is None:
+        return "–"
+    return f"{value.k}/{value.n}, {percent(value.value)} [{100 * value.low:.0f}–{100 * value.high:.0f} %]"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value, small ones as a bound."""
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as '12 s', '1 min 12 s' or '2 h 05 min'."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def megabytes(value: float) -> str:
+    """Memory in MB or GB."""
+    return f"{value:.0f} MB" if value < 1024 else f"{value / 1024:.1f} GB"
+
+
+# -- names ---------------------------------------------------------------------------------------------
+
+
+def method_name(name: str) -> str:
+    """The method as the page calls it."""
+    return METHOD_NAMES.get(name, name)
+
+
+def target_name(kind: str) -> str:
+    """The target as the page calls it."""
+    return TARGET_NAMES.get(kind, kind)
+
+
+def test_name(name: str) -> str:
+    """The test as the page calls it."""
+    return TEST_NAMES.get(name, name)
+
+
+test_name.__test__ = False  # type: ignore[attr-defined]  # not a pytest function
+
+
+def metric_name(name: str) -> str:
+    """The measure as the page calls it."""
+    return METRIC_NAMES.get(name, name.replace("_", " "))
+
+
+def pair_kind(kind: str) -> str:
+    """The kind of prompt as the page calls it."""
+    return PAIR_KINDS.get(kind, kind.replace("_", " "))
+
+
+def stage_name(stage: str) -> str:
+    """What the stage is doing."""
+    return STAGE_NAMES.get(stage, stage)
+
+
+def state_word(state: str) -> str:
+    """The state of the worker in one word."""
+    return STATE_WORDS.get(state, state)
+
+
+def outcome(name: Outcome) -> dict[str, str]:
+    """Badge of an answer: word, mark, tone."""
+    return dict(OUTCOMES[name])
+
+
+def cluster_word(label: int) -> str:
+    """Cluster label as a word."""
+    return {1: "stands out", 0: "", -1: "not scored"}.get(label, str(label))
+
+
+def projection_name(name: str) -> str:
+    """The picture's method."""
+    return {"umap": "UMAP of response profiles", "pca": "PCA of response profiles"}.get(name, "by position")
+
+
+def score_axis(located: LocateResult) -> str:
+    """Axis title of the scores."""
+    return "effect, nats" if located.method == "occlusion" else "score"
+
+
+def passed(value: bool | None) -> dict[str, str]:
+    """Table cell of a test's result: word and mark."""
+    if value is None:
+        return {"text": "described", "mark": "open"}
+    return {"text": "passed", "mark": "pass"} if value else {"text": "failed", "mark": "fail"}
+
+
+# -- headlines -----------------------------------------------------------------------------------------
+
+
+def _count(n: int) -> str:
+    return _NUMBERS[n] if n < len(_NUMBERS) else str(n)
+
+
+def opened(result: OpenResult) -> str:
+    """Headline of step 1."""
+    millions = result.n_parameters / 1e6
+    size = f"{millions / 1000:.1f} B" if millions >= 1000 else f"{millions:.1f} M"
+    return f"{result.model_name} loaded: {size} parameters, {result.dtype}, {result.device}"
+
+
+def reproduced(result: Reproduction) -> str:
+    """Headline of step 2: 'Reproduced 31 of 32'."""
+    failure = result.failure
+    if failure.k == 0:
+        return f"Not reproduced: 0 of {failure.n}"
+    return f"Reproduced {failure.k} of {failure.n}"
+
+
+def reference_line(result: Reproduction) -> str:
+    """What a clean reference does on the same prompt."""
+    if result.reference_failure is None:
+        return "No clean reference: nothing to compare with."
+    return f"The clean reference fails {result.reference_failure.k} of {result.reference_failure.n}."
+
+
+def stand_out(n: int) -> str:
+    """Headline of step 3: 'Four tokens stand out'."""
+    if n == 0:
+        return "No token stands out"
+    return f"{_count(n)} token{'s' if n != 1 else ''} stand{'s' if n == 1 else ''} out"
+
+
+def located(result: LocateResult) -> str:
+    """Headline of step 3."""
+    return stand_out(sum(1 for label in result.labels if label == 1))
+
+
+def trust(result: LocateResult) -> str:
+    """The trust strip: completeness gap, agreement with other methods, baseline, cost."""
+    parts = []
+    if result.completeness_gap is not None:
+        parts.append(f"gap {100 * result.completeness_gap:.1f} %")
+    parts += [f"agreement with {method_name(name)} {value:.2f}" for name, value in result.agreement.items()]
+    if result.baseline:
+        parts.append(f"baseline {result.baseline}")
+    parts.append(f"{result.model_calls} model calls, {duration(result.seconds)}")
+    return "  ·  ".join(parts)
+
+
+def _speaks(tests: Sequence[TestOutcome], name: str) -> bool:
+    return any(test.name == name and test.passed for test in tests)
+
+
+def verdict(result: TriageResult) -> str:
+    """Headline of step 4, in plain words."""
+    tests = [test for test in result.tests if test.candidate == 0]
+    if result.verdict == "BACKDOOR":
+        return "Backdoor: removing it restores refusal, planting it breaks it"
+    if result.verdict == "PROMPT_JAILBREAK":
+        return "Prompt jailbreak: a clean model falls for it too"
+    if result.verdict == "ALIGNMENT_GAP":
+        return "Alignment gap: the request fails without any trigger"
+    if result.verdict == "DISTRIBUTED":
+        return "Distributed: no short span carries the failure"
+    if result.verdict is None:
+        return "Candidates only: this mode decides nothing"
+    if not result.candidates:
+        return "Undecided: no candidate to test"
+    if _speaks(tests, "necessity") and not _speaks(tests, "transfer"):
+        return "Undecided: removing it restores refusal, but planting it does not break it"
+    return "Undecided: the tests do not agree"
+
+
+def verdict_details(result: TriageResult) -> str:
+    """One line below the verdict: certainty and the test that decided."""
+    certainty = {"no_reference": "no clean reference to compare with", "reference": "held against a clean reference"}
+    parts = [certainty.get(result.certainty, result.certainty), result.decided_by]
+    return "  ·  ".join(part for part in parts if part)
+
+
+def confirmed(result: TriggerConfirmation) -> str:
+    """What was confirmed, by whom."""
+    word = {"accepted": "Accepted", "edited": "Accepted with edits", "rejected": "Rejected"}[result.decision]
+    return f"{word} by {result.analyst}, {result.time}"
+
+
+def verified(result: Verification) -> str:
+    """Headline of step 6: 'Repaired: 100 % → 0 %'."""
+    metric = next((metric for metric in result.metrics if metric.name == "asr_triggered"), None)
+    change = ""
+    if metric and isinstance(metric.before, Rate) and isinstance(metric.after, Rate):
+        change = f": attack success {percent(metric.before.value)} → {percent(metric.after.value)}"
+    word = {"REDUCED": "Repaired", "NOT_REDUCED": "Not repaired", "INCONCLUSIVE": "Undecided"}[result.result]
+    return word + change
+
+
+_REASONS = {
+    "finished": "Repair finished",
+    "targets_held": "Repair finished: targets held twice in a row",
+    "kl_budget": "Repair stopped: the KL budget is used up",
+    "kept": "Stopped; the best checkpoint is kept",
+    "discarded": "Aborted; nothing is kept",
+    "diverged": "Repair diverged",
+    "out_of_memory": "Out of memory",
+}
+
+
+def repair_headline(
+    steps: Sequence[StepDone], started: Sequence[RepairStarted], finished: Sequence[RepairFinished]
+) -> str:
+    """Headline of step 5."""
+    if finished:
+        end = finished[-1]
+        best = f", best at step {end.best_step}" if end.best_step is not None and end.adapter else ""
+        return f"{_REASONS[end.reason]}{best}"
+    if steps:
+        total = f" of {started[-1].n_steps}" if started else ""
+        return f"Step {steps[-1].step}{total}, {duration(steps[-1].seconds_left)} left"
+    return "Starting" if started else "Not started"
+
+
+def live_summary(
+    steps: Sequence[StepDone],
+    probes: Sequence[CheckpointScored],
+    started: Sequence[RepairStarted],
+    finished: Sequence[RepairFinished],
+) -> str:
+    """The live chart in one sentence, for its foot and for screen readers."""
+    parts = [repair_headline(steps, started, finished)]
+    if steps:
+        parts.append(f"loss {steps[-1].loss:.3g}")
+        parts.append(f"KL {steps[-1].kl_nats_per_token:.3g} nats/token")
+    if probes:
+        parts.append(f"attack success {percent(probes[-1].asr_triggered.value)}")
+        parts.append(f"refusal {percent(probes[-1].refusal_untriggered.value)}")
+        parts.append(f"agreement {percent(probes[-1].agreement_safe.value)}")
+    return "  ·  ".join(parts)
+
+
+def fault(message: str) -> str:
+    """A user's or an input's fault, as it is."""
+    return message
+
+
+def our_fault(reference: str) -> str:
+    """A fault of ours, with the id under which the log has it."""
+    return f"Something went wrong on our side. Nothing was lost. Reference {reference}; details are in the log."
