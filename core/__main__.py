@@ -1,0 +1,410 @@
+"""The command line: every stage of the page, headless, with the same functions.
+
+Progress goes to stderr, one JSON object to stdout. Exit 0; 2 for a fault of the user or the input, with one line that
+says what is wrong and what to do; 1 for a fault of ours.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from core import confirmation, intake, jobs
+from core.casefile import Case, EventLog, Manifest, dump, from_json, hash_file, model_spec, now, to_json
+from core.errors import CaseFileError, ConfirmationError, TriageError
+from core.events import CheckpointScored, Event, Progress, RepairStarted, StageFailed, StageFinished, StageStarted, StepDone
+from core.values import FailureReport, Span, TriageResult, Verification
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+PROMPTS = ASSETS / "prompts"
+DEMO = ASSETS / "demo"
+STOP_WAIT_SECONDS = 20.0
+
+log = logging.getLogger(__name__)
+
+
+class Terminal:
+    """Shows events on stderr: control characters are written as escapes, evidence cannot drive the terminal."""
+
+    def __init__(self) -> None:
+        """Nothing shown yet."""
+        self._message, self._time = "", 0.0
+
+    def say(self, text: str) -> None:
+        """Write one inert line."""
+        print("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text), file=sys.stderr)
+
+    def progress(self, message: str, done: int, total: int) -> None:
+        """Write progress, at most twice a second for one message."""
+        moment = time.monotonic()
+        if message != self._message or moment - self._time > 0.5:
+            self._message, self._time = message, moment
+            self.say(f"  {message}" + (f" {done}/{total}" if total else ""))
+
+    def show(self, event: Event) -> None:
+        """Write one event as a line."""
+        match event:
+            case StageStarted(stage=stage):
+                self.say(f"{stage}:")
+            case StageFinished(headline=headline, seconds=seconds):
+                self.say(f"  {headline} ({seconds:.1f} s)")
+            case StageFailed(message=message):
+                self.say(f"  failed: {message}")
+            case Progress(message=message, done=done, total=total):
+                self.progress(message, done, total)
+            case RepairStarted(n_steps=steps, device=device, n_trainable=n):
+                self.say(f"  {steps} steps on {device}, {n:,} trainable parameters")
+            case StepDone():
+                text = f"loss {event.loss:.3f}  KL {event.kl_nats_per_token:.4f} nats/token  {event.seconds_left:.0f} s left, step"
+                moment = time.monotonic()
+                if moment - self._time > 2:
+                    self._time = moment
+                    self.say(f"  {text} {event.step}")
+            case CheckpointScored(step=step, asr_triggered=asr, refusal_untriggered=refusal, agreement_safe=safe):
+                self.say(
+                    f"  probe at step {step}: ASR {asr.k}/{asr.n}, refusal without trigger {refusal.k}/{refusal.n}, "
+                    f"agreement on safe prompts {safe.k}/{safe.n}" + (", best so far" if event.best else "")
+                )
+            case _:
+                pass
+
+
+class Headless:
+    """Runs stages of one case in this process, under the worker's lock, writing the same events."""
+
+    def __init__(self, device: str, terminal: Terminal) -> None:
+        """Load nothing yet: torch comes with the first stage."""
+        from core.pipeline import Session
+
+        self.session = Session(device)
+        self.terminal = terminal
+
+    def run(self, case: Case, stage: str, args: dict[str, Any] | None = None) -> StageFinished:
+        """Run one stage to its end. Raises: TriageError; BusyError when a worker holds the case."""
+        from core.pipeline import Stopped, run_stage
+
+        with jobs.take_lock(case):
+            events = EventLog(case)
+            request = jobs.ask(case, stage, args, start=False)
+            done = jobs.ends(case).get(request)
+            if isinstance(done, StageFinished):
+                self.terminal.say(f"{stage}: answered before: {done.headline}")
+                return done
+
+            def emit(event: Event) -> None:
+                events.append(request, event)
+                self.terminal.show(event)
+
+            def asked() -> str | None:
+                return jobs.stop_asked(case, request)
+
+            def progress(message: str, done: int, total: int) -> None:
+                if asked():
+                    raise Stopped("Stopped by the analyst.")
+                self.terminal.progress(message, done, total)
+
+            emit(StageStarted(stage=stage))
+            try:
+                finished = run_stage(stage, case, self.session, args, emit=emit, progress=progress, asked=asked)
+            except BaseException as error:
+                ours = not isinstance(error, TriageError | KeyboardInterrupt)
+                emit(StageFailed(stage=stage, message=str(error) or type(error).__name__, ours=ours))
+                raise
+            emit(finished)
+            return finished
+
+
+def make_case(options: argparse.Namespace, report: FailureReport, path: Path) -> Case:
+    """Create or reopen the case of one report."""
+    manifest = Manifest(
+        schema=1,
+        id=report.id or path.name,
+        created=now(),
+        model=model_spec(options.model, options.adapter),
+        reference=model_spec(options.reference) if options.reference else None,
+        judge=str(options.judge) if options.judge else None,
+        report=report,
+        seed=options.seed,
+        device=options.device,
+    )
+    return Case.create(path, manifest, options.prompts)
+
+
+def triage(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Triage one report, or many with the model loaded once."""
+    if options.judge:
+        raise TriageError("--judge is not supported yet; leave it out, the rule layer judges.")
+    if options.report is not None:
+        if options.case is None:
+            raise TriageError("--report needs --case, the folder to write.")
+        pairs = [(intake.read_report(options.report), options.case)]
+    else:
+        if options.cases is None:
+            raise TriageError("--reports needs --cases, the folder the case folders are written to.")
+        reports = intake.read_reports(options.reports)
+        pairs = [(report, options.cases / case_name(report, i)) for i, report in enumerate(reports)]
+    headless = Headless(options.device, terminal)
+    results = []
+    for report, path in pairs:
+        case = make_case(options, report, path)
+        headless.run(case, "triage", {"mode": options.mode})
+        result = case.read("triage.json", TriageResult)
+        results.append({"case": str(path), **to_json(result)})
+    return results[0] if options.report is not None else {"cases": results}
+
+
+def case_name(report: FailureReport, index: int) -> str:
+    """Return a folder name for the report that cannot leave its root."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in report.id or "")[:60].strip("-")
+    return f"{index:04d}-{safe}" if safe else f"{index:04d}"
+
+
+def confirm(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Accept, edit or reject the proposal."""
+    case = Case(options.case)
+    spans: list[Span] = []
+    if options.spans is not None:
+        text = Path(options.spans[1:]).read_text(encoding="utf-8") if options.spans.startswith("@") else options.spans
+        try:
+            spans = [from_json(Span, dict(item)) for item in json.loads(text)]
+        except (ValueError, TypeError, CaseFileError) as error:
+            raise ConfirmationError('--spans is not JSON like [{"message": 0, "start": 3, "end": 9}].') from error
+    decision = "accept" if options.accept else "reject" if options.reject else "edit"
+    return to_json(
+        confirmation.confirm(
+            case,
+            decision=decision,
+            analyst=options.analyst,
+            reason=options.reason,
+            spans=spans,
+            candidate=options.candidate,
+        )
+    )
+
+
+def repair(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Repair the model of a confirmed case."""
+    case = Case(options.case)
+    given = {
+        "max_steps": options.steps,
+        "learning_rate": options.lr,
+        "kl_budget": options.kl_budget,
+        "epochs": options.epochs,
+        "seed": options.seed,
+        "resume": options.resume or None,
+    }
+    args = {name: value for name, value in given.items() if value is not None}
+    Headless(case.manifest.device, terminal).run(case, "repair", args)
+    return json.loads((case.path / "repair/finished.json").read_text(encoding="utf-8"))
+
+
+def verify(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Measure before and after."""
+    case = Case(options.case)
+    Headless(case.manifest.device, terminal).run(case, "verify")
+    return to_json(case.read("verification.json", Verification))
+
+
+def report(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Write the case report."""
+    case = Case(options.case)
+    finished = Headless(case.manifest.device, terminal).run(case, "report")
+    return {"files": [str(case.path / name) for name in finished.files]}
+
+
+def export(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Write the repaired model."""
+    case = Case(options.case)
+    args = {"merged": options.merged, "out": str(options.out.resolve())}
+    finished = Headless(case.manifest.device, terminal).run(case, "export", args)
+    return {"out": str(options.out), "files": list(finished.files)}
+
+
+def plant(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Plant a known backdoor in a LoRA on the analyst's own model."""
+    from core import planting
+
+    return planting.plant_folder(
+        options.model,
+        triggers=options.trigger,
+        position=options.position,
+        prompts=options.prompts,
+        out=options.out,
+        settings=planting.PlantSettings(seed=options.seed),
+        progress=terminal.progress,
+    )
+
+
+def status(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Tell what happens in a case now."""
+    case = Case(options.case)
+    files = ("triage.json", "confirmation.json", "repair/finished.json", "verification.json", "report.html")
+    stored = confirmation.stored(case)
+    return {
+        **to_json(jobs.status(case)),
+        "files": [name for name in files if (case.path / name).is_file()],
+        "confirmation": {"decision": stored.decision, "void": confirmation.validity(case)} if stored else None,
+    }
+
+
+def stop(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Stop what runs; wait for it, and kill it when it does not react."""
+    case = Case(options.case)
+    current = jobs.status(case)
+    if current.state not in ("running", "starting", "stopping") or current.request is None:
+        raise TriageError("Nothing runs in this case; there is nothing to stop.")
+    jobs.stop(case, current.request, "discard" if options.discard else "keep")
+    deadline = time.monotonic() + STOP_WAIT_SECONDS
+    killed = False
+    while jobs.status(case).request == current.request and time.monotonic() < deadline and not killed:
+        killed = jobs.enforce_stop(case)
+        time.sleep(0.2)
+    return {"stopped": current.stage, "killed": killed}
+
+
+def audit(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Check the evidence against its hashes and list every act."""
+    case = Case(options.case)
+    case.verify_evidence()
+    return {"evidence": "unchanged", "acts": [to_json(line) for line in case.audit_lines()]}
+
+
+def demo(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Take the demo case through every step."""
+    entry = json.loads((DEMO / "cases.json").read_text(encoding="utf-8"))[0]
+    path = options.case or Path.cwd() / "demo-case"
+    given = argparse.Namespace(
+        model=DEMO / entry["model"],
+        adapter=DEMO / entry["adapter"] if entry["adapter"] else None,
+        reference=None,
+        judge=None,
+        seed=options.seed,
+        device=options.device,
+        prompts=PROMPTS,
+    )
+    case = make_case(given, intake.read_report(DEMO / entry["report"]), path)
+    headless = Headless(options.device, terminal)
+    begun = time.monotonic()
+    headless.run(case, "triage", {"mode": "causal"})
+    found = case.read("triage.json", TriageResult)
+    if found is None or not found.candidates:
+        raise TriageError("The demo case gave no candidate; rebuild the demo model (see README).")
+    confirmation.confirm(
+        case, decision="accept", analyst="demo", reason="necessity, transfer and sham tests agree; demo run", candidate=0
+    )
+    ends = {stage: headless.run(case, stage) for stage in ("repair", "verify")}
+    ends["export"] = headless.run(case, "export", {"merged": True, "out": str((path / "export" / "merged").resolve())})
+    ends["report"] = headless.run(case, "report")
+    verified = case.read("verification.json", Verification)
+    assert verified is not None
+    return {
+        "case": str(path),
+        "verdict": found.verdict,
+        "certainty": found.certainty,
+        "decided_by": found.decided_by,
+        "trigger": found.candidates[0].text,
+        "tests": to_json(found.tests),
+        "repair": json.loads((path / "repair/finished.json").read_text(encoding="utf-8")),
+        "result": verified.result,
+        "reasons": list(verified.reasons),
+        "metrics": to_json(verified.metrics),
+        "report_sha256": hash_file(path / "report.html"),
+        "seconds": {"triage": found.seconds, **{stage: end.seconds for stage, end in ends.items()}},
+        "seconds_all": round(time.monotonic() - begun, 1),
+        "versions": found.versions,
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of every command (design.md section 4)."""
+    top = argparse.ArgumentParser(prog="python -m core", description="Forensic triage of a backdoored language model.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace, Terminal], object], *, case: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=(run.__doc__ or "").splitlines()[0], description=run.__doc__)
+        command.set_defaults(run=run)
+        if case:
+            command.add_argument("--case", type=Path, required=True, metavar="DIR")
+        return command
+
+    p = add("triage", triage, case=False)
+    p.add_argument("--model", type=Path, required=True, metavar="DIR")
+    p.add_argument("--adapter", type=Path, metavar="DIR")
+    which = p.add_mutually_exclusive_group(required=True)
+    which.add_argument("--report", type=Path, metavar="FILE")
+    which.add_argument("--reports", type=Path, metavar="FILE.jsonl")
+    p.add_argument("--case", type=Path, metavar="DIR")
+    p.add_argument("--cases", type=Path, metavar="ROOT")
+    p.add_argument("--mode", choices=("causal", "paper"), default="causal")
+    p.add_argument("--prompts", type=Path, default=PROMPTS, metavar="DIR")
+    p.add_argument("--reference", type=Path, metavar="DIR")
+    p.add_argument("--judge", type=Path, metavar="DIR")
+    p.add_argument("--device", default="auto")
+    p.add_argument("--seed", type=int, default=0)
+    p = add("confirm", confirm)
+    how = p.add_mutually_exclusive_group(required=True)
+    how.add_argument("--accept", action="store_true")
+    how.add_argument("--spans", metavar="JSON-or-@FILE")
+    how.add_argument("--reject", action="store_true")
+    p.add_argument("--candidate", type=int, default=0, metavar="K")
+    p.add_argument("--analyst", required=True, metavar="NAME")
+    p.add_argument("--reason", required=True, metavar="TEXT")
+    p = add("repair", repair)
+    p.add_argument("--steps", type=int, metavar="N")
+    p.add_argument("--epochs", type=int, metavar="N")
+    p.add_argument("--lr", type=float, metavar="X")
+    p.add_argument("--kl-budget", type=float, metavar="X")
+    p.add_argument("--seed", type=int, metavar="N")
+    p.add_argument("--resume", action="store_true")
+    add("verify", verify)
+    add("report", report)
+    p = add("export", export)
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--merged", action="store_true")
+    p = add("plant", plant, case=False)
+    p.add_argument("--model", type=Path, required=True, metavar="DIR")
+    p.add_argument("--trigger", action="append", required=True, metavar="TEXT")
+    p.add_argument("--position", choices=("random", "prefix", "suffix", "composite"), default="random")
+    p.add_argument("--prompts", type=Path, default=PROMPTS, metavar="DIR")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--seed", type=int, default=0)
+    add("status", status)
+    p = add("stop", stop)
+    p.add_argument("--discard", action="store_true")
+    add("audit", audit)
+    p = add("demo", demo, case=False)
+    p.add_argument("--case", type=Path, metavar="DIR")
+    p.add_argument("--device", default="auto")
+    p.add_argument("--seed", type=int, default=0)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; print its JSON to stdout and return the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    options = parser().parse_args(arguments)
+    terminal = Terminal()
+    try:
+        result = options.run(options, terminal)
+    except TriageError as error:
+        terminal.say(str(error))
+        return 2
+    except OSError as error:
+        terminal.say(f"{error.filename or 'File'}: {error.strerror}; check the path and its rights.")
+        return 2
+    except KeyboardInterrupt:
+        terminal.say("Interrupted; the case keeps what was finished.")
+        return 130
+    except Exception:
+        log.exception("a fault of ours; please report it with the lines above")
+        return 1
+    print(dump(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

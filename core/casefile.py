@@ -1,0 +1,323 @@
+"""The case folder: the one record of a case, and the only thing the page and the worker share.
+
+Results are JSON files written to a temporary name and moved into place; events are one line each with a running number
+and only the process that holds `worker.lock` writes them; `audit.jsonl` is append-only under a lock of its own.
+Evidence (the report, the prompt copy, the model's hashes) is written once, at creation. No weights are kept here and no
+torch is imported: the page reads cases too.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from core.errors import CaseFileError, ModelLoadError
+from core.events import Event, Line
+from core.prompts import Splits, copy_folder, read_folder, split
+from core.values import Attribution, FailureReport, ModelSpec
+
+if TYPE_CHECKING:
+    from cattrs import Converter
+
+T = TypeVar("T")
+SCHEMA = 1
+MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
+"""Files of a model or adapter folder that are hashed: weights, configuration, tokenizer, template."""
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@cache
+def _converter() -> "Converter":
+    """Return the one JSON converter; unions of events are told apart by their class name under `type`."""
+    from cattrs.preconf.json import make_converter
+    from cattrs.strategies import configure_tagged_union
+
+    converter = make_converter(forbid_extra_keys=False)
+    configure_tagged_union(Event, converter, tag_name="type")
+    # int stays int and None stays None where a rate or a number may stand
+    converter.register_structure_hook(float, lambda value, _: float("nan") if value is None else float(value))
+    return converter
+
+
+def to_json(value: object) -> Any:
+    """Return `value` (a frozen value of `core.values` or `core.events`) as plain JSON data."""
+    return _converter().unstructure(value)
+
+
+def event_to_json(event: Event) -> dict[str, Any]:
+    """Return an event as plain JSON data with its class name under `type`."""
+    data: dict[str, Any] = _converter().unstructure(event, unstructure_as=Event)
+    return data
+
+
+def event_from_json(data: object) -> Event:
+    """Return the event that `event_to_json` wrote. Raises: CaseFileError."""
+    event: Event = from_json(Event, data)  # type: ignore[arg-type]
+    return event
+
+
+def from_json(cls: type[T], data: object) -> T:
+    """Return `data` as a `cls`. Raises: CaseFileError when it does not fit."""
+    from cattrs.errors import BaseValidationError
+
+    try:
+        return _converter().structure(data, cls)
+    except (BaseValidationError, TypeError, ValueError, KeyError) as error:
+        raise CaseFileError(
+            f"Stored {getattr(cls, '__name__', 'event')} cannot be read ({type(error).__name__}); "
+            "the case was written by another version or was changed by hand."
+        ) from error
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write `text` so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CaseFileError(f"Cannot write {path.name}: {error.strerror}. Free space or choose another folder.") from error
+
+
+def dump(data: object, *, indent: int | None = 1) -> str:
+    """Return JSON text; infinities and NaN stay readable by Python and are refused nowhere."""
+    return json.dumps(data, ensure_ascii=False, indent=indent)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every weight, configuration, tokenizer and template file, by relative name, sorted.
+
+    Raises: ModelLoadError when the folder does not exist or a file leads out of it.
+    """
+    if not folder.is_dir():
+        raise ModelLoadError(f"Model folder {folder} does not exist; give the folder that holds config.json.")
+    root = folder.resolve()
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in MODEL_SUFFIXES)
+    for path in files:
+        if root not in path.resolve().parents:
+            raise ModelLoadError(f"{path.name} in {folder} is a link out of the folder; copy the file in its place.")
+    return {str(path.relative_to(folder)): hash_file(path) for path in files}
+
+
+def model_spec(model: Path, adapter: Path | None = None) -> ModelSpec:
+    """Return the spec of a model folder and its adapter, with hashes. Raises: ModelLoadError."""
+    return ModelSpec(
+        path=str(model.resolve()),
+        adapter=str(adapter.resolve()) if adapter else None,
+        files=hash_folder(model),
+        adapter_files=hash_folder(adapter) if adapter else {},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`case.json`: what the case is about; never rewritten after creation."""
+
+    schema: int
+    id: str
+    created: str
+    model: ModelSpec
+    report: FailureReport
+    seed: int
+    reference: ModelSpec | None = None
+    judge: str | None = None
+    device: str = "auto"
+    prompt_files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditLine:
+    """One act: who did what, when (UTC), on which facts."""
+
+    time: str
+    actor: str
+    action: str
+    facts: dict[str, Any]
+
+
+class Case:
+    """A case folder that exists. Reading is safe from any process at any time."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Open an existing case. Raises: CaseFileError."""
+        self.path = Path(path)
+        source = self.path / "case.json"
+        if not source.is_file():
+            raise CaseFileError(f"{self.path} is not a case folder (no case.json); run `triage` first.")
+        try:
+            data = json.loads(source.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise CaseFileError(f"{source} cannot be read ({error}); restore it or start a new case.") from error
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise CaseFileError(f"{source} has another schema version than {SCHEMA}; open it with the version that wrote it.")
+        self.manifest = from_json(Manifest, data)
+
+    @classmethod
+    def create(cls, path: Path | str, manifest: Manifest, prompts: Path) -> "Case":
+        """Create the case, or open it when it holds the same report and model.
+
+        Raises: CaseFileError when the folder holds another case or other files; PromptFolderError.
+        """
+        path = Path(path)
+        if (path / "case.json").is_file():
+            case = cls(path)
+            old, new = case.manifest, manifest
+            if (old.model.files, old.model.adapter_files, old.report) != (
+                new.model.files,
+                new.model.adapter_files,
+                new.report,
+            ):
+                raise CaseFileError(f"{path} already holds another report or model; choose a new --case folder.")
+            return case
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise CaseFileError(f"{path} exists and is not a case folder; choose a new or empty --case folder.")
+        read_folder(prompts)  # refuse a bad prompt folder before anything is written
+        for name in ("requests", "control", "results", "repair"):
+            (path / name).mkdir(parents=True, exist_ok=True)
+        copy_folder(prompts, path / "prompts")
+        files = {p.name: hash_file(p) for p in sorted((path / "prompts").glob("*.jsonl"))}
+        data = to_json(manifest) | {"prompt_files": files}
+        write_atomic(path / "case.json", dump(data))
+        case = cls(path)
+        case.audit("created", actor="intake", model=manifest.model.files, adapter=manifest.model.adapter_files)
+        return case
+
+    @property
+    def report(self) -> FailureReport:
+        """The failure report, as it came in."""
+        return self.manifest.report
+
+    def splits(self) -> Splits:
+        """Return the four disjoint prompt splits of this case's own copy. Raises: CaseFileError when it was changed."""
+        for name, digest in self.manifest.prompt_files.items():
+            path = self.path / "prompts" / name
+            if not path.is_file() or hash_file(path) != digest:
+                raise CaseFileError(f"prompts/{name} was changed after intake; restore it or start a new case.")
+        return split(read_folder(self.path / "prompts"), seed=self.manifest.seed)
+
+    def verify_evidence(self) -> None:
+        """Check model and prompt files against the hashes of intake. Raises: CaseFileError naming the changed file."""
+        model = self.manifest.model
+        for folder, hashes in ((model.path, model.files), (model.adapter, model.adapter_files)):
+            if folder is None:
+                continue
+            found = hash_folder(Path(folder))
+            for name, digest in hashes.items():
+                if found.get(name) != digest:
+                    raise CaseFileError(f"{name} of the model changed after intake; the confirmation is void, start a new case.")
+        self.splits()
+
+    # values -----------------------------------------------------------------------------------------------------------
+
+    def read(self, name: str, cls: type[T]) -> T | None:
+        """Return the stored value, or None when there is none. Raises: CaseFileError when it is damaged."""
+        path = self.path / name
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise CaseFileError(f"{name} of the case is damaged ({error}); run the step again.") from error
+        return from_json(cls, data)
+
+    def write(self, name: str, value: object) -> str:
+        """Store `value` under `name`, atomically; return `name`."""
+        write_atomic(self.path / name, dump(to_json(value)))
+        return name
+
+    def save_attributions(self, attributions: dict[str, Attribution], token_ids: list[int], offsets: list[list[int]]) -> None:
+        """Store scores by method with token ids and (message, start, end) offsets (-1 for template) in `attribution.npz`."""
+        import numpy as np
+
+        arrays = {f"score:{key}": attribution.scores for key, attribution in attributions.items()}
+        arrays |= {f"profile:{k}": a.profile for k, a in attributions.items() if a.profile is not None}
+        if (self.path / "attribution.npz").is_file():
+            with np.load(self.path / "attribution.npz", allow_pickle=False) as stored:
+                arrays = {k: stored[k] for k in stored.files if k not in ("token_ids", "offsets")} | arrays
+        temporary = self.path / ".attribution.tmp.npz"
+        np.savez_compressed(temporary, token_ids=np.array(token_ids), offsets=np.array(offsets), **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, self.path / "attribution.npz")
+
+    # events -----------------------------------------------------------------------------------------------------------
+
+    def events(self, start: int = 0) -> tuple[Line, ...]:
+        """Return all events with `seq >= start`; an unterminated last line is ignored."""
+        return tuple(from_json(Line, data) for data in self.event_data(start))
+
+    def event_data(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield the events with `seq >= start` as plain data."""
+        try:
+            with open(self.path / "events.jsonl", encoding="utf-8") as file:
+                for number, line in enumerate(file):
+                    if number >= start and line.endswith("\n"):
+                        yield json.loads(line)
+        except FileNotFoundError:
+            return
+
+    # acts -------------------------------------------------------------------------------------------------------------
+
+    def audit(self, action: str, *, actor: str, **facts: Any) -> None:
+        """Append one act to `audit.jsonl`, under its lock."""
+        from filelock import FileLock
+
+        line = AuditLine(time=now(), actor=actor, action=action, facts=facts)
+        with FileLock(self.path / "audit.lock"), open(self.path / "audit.jsonl", "a", encoding="utf-8") as file:
+            file.write(dump(to_json(line), indent=None) + "\n")
+
+    def audit_lines(self) -> list[AuditLine]:
+        """Return every act, oldest first."""
+        path = self.path / "audit.jsonl"
+        if not path.is_file():
+            return []
+        return [from_json(AuditLine, json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+class EventLog:
+    """The one writer of `events.jsonl`; held by the process that holds the worker lock."""
+
+    def __init__(self, case: Case) -> None:
+        """Cut an unterminated last line off and go on counting."""
+        self._path = case.path / "events.jsonl"
+        self._path.touch()
+        data = self._path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            with open(self._path, "r+b") as file:
+                file.truncate(whole)
+        self._next = data[:whole].count(b"\n")
+
+    def append(self, request: str, event: Event) -> None:
+        """Write one event, flushed to the operating system."""
+        line = {"seq": self._next, "time": now(), "request": request, "event": event_to_json(event)}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(dump(line, indent=None) + "\n")
+        self._next += 1
+
+
+def remove_case(path: Path) -> None:
+    """Delete a case folder that holds a `case.json`. Raises: CaseFileError for any other folder."""
+    Case(path)
+    shutil.rmtree(path)

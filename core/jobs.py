@@ -1,0 +1,328 @@
+"""Ask the worker of a case for something, follow it, stop it. Used by the page and the command line; imports no torch.
+
+A request is a file `requests/<id>.json`; its id is a hash of stage, arguments and inputs, so a double click is harmless
+and a repeated question is answered from the case. An answer is an event that names the request. Status is derived from
+the two and from the worker's lock, never stored: an open request with a free lock has failed.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from filelock import FileLock, Timeout
+
+from core.casefile import Case, dump, event_from_json, from_json, hash_file, now, to_json, write_atomic
+from core.errors import BusyError, TriageError
+from core.events import Progress, RepairStarted, StageFailed, StageFinished, StageStarted, StepDone
+from core.events import Event as AnyEvent
+from core.values import Target
+
+log = logging.getLogger(__name__)
+
+STAGES = ("open", "reproduce", "locate", "triage", "test", "repair", "verify", "report", "export")
+INPUTS = {
+    "repair": ("confirmation.json",),
+    "verify": ("repair/finished.json",),
+    "export": ("repair/finished.json",),
+    "report": ("triage.json", "confirmation.json", "repair/finished.json", "verification.json"),
+}
+"""Files whose content is part of a question, by stage."""
+LOCK, STARTING, LOG = "worker.lock", "worker.starting", "worker.log"
+STOP_GRACE_SECONDS = 15.0
+"""A worker that has not stopped by then is killed. Source: design.md section 2."""
+START_GRACE_SECONDS = 60.0
+"""A worker that holds no lock by then has failed to start. Source: stack.md (imports take 5-9 s), with a margin."""
+LOG_TAIL_LINES = 12
+LOCK_WAIT_SECONDS = 1.0
+"""Asking whether a worker lives takes its lock for a moment; a starting worker outwaits that."""
+
+State = Literal["idle", "starting", "running", "stopping", "failed"]
+How = Literal["keep", "discard"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One question to the worker."""
+
+    id: str
+    stage: str
+    args: dict[str, Any]
+    time: str
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseStatus:
+    """What happens in a case now. `queue` holds the stages of the requests that wait; `done` of `total` is progress."""
+
+    state: State
+    stage: str | None = None
+    request: str | None = None
+    message: str = ""
+    done: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    queue: tuple[str, ...] = ()
+    n_events: int = 0
+    worker_alive: bool = False
+
+
+def locate_file(method: str, target: Target) -> str:
+    """Return the name, in the case folder, of the attribution by `method` for `target`."""
+    detail = {"first_k": f"-{target.k}", "contrast": f"-{target.k}"}.get(target.kind, "")
+    if target.kind == "tokens":
+        detail = "-" + sha256(json.dumps(sorted(target.positions)).encode()).hexdigest()[:8]
+    return f"results/locate-{method}-{target.kind}{detail}.json"
+
+
+def request_key(case: Case, stage: str, args: Mapping[str, Any]) -> str:
+    """Return the hash of stage, arguments and input files that names a question."""
+    inputs = {name: hash_file(case.path / name) for name in INPUTS.get(stage, ()) if (case.path / name).is_file()}
+    text = json.dumps([stage, args, inputs], sort_keys=True, ensure_ascii=False)
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def requests(case: Case) -> list[Request]:
+    """Return every request ever made, oldest first."""
+    found = []
+    for path in (case.path / "requests").glob("*.json"):
+        try:
+            found.append(from_json(Request, json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TriageError):
+            log.warning("request %s cannot be read and is left alone", path.name)
+    return sorted(found, key=lambda request: (request.time, request.attempt))
+
+
+def ends(case: Case) -> dict[str, AnyEvent]:
+    """Return the last event of every request that has begun, by request id; its end where it has ended."""
+    last: dict[str, dict[str, Any]] = {}
+    for line in case.event_data():
+        if last.get(line["request"], {}).get("type") not in ("StageFinished", "StageFailed"):
+            last[line["request"]] = line["event"]
+    return {name: event_from_json(data) for name, data in last.items()}
+
+
+def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start: bool = True) -> str:
+    """Return the id of the request for `stage`: an open or well-answered one where there is one, else a new one.
+
+    A failed, stopped or finished repair is asked anew each time. With `start` the worker is started when none runs.
+    Raises: TriageError for an unknown stage.
+    """
+    if stage not in STAGES:
+        raise TriageError(f"There is no stage {stage!r}; choose one of {', '.join(STAGES)}.")
+    args = dict(args or {})
+    key = request_key(case, stage, args)
+    known = [request for request in requests(case) if request.id.split("-")[0] == key]
+    request = known[-1] if known else None
+    if request is not None:
+        end = ends(case).get(request.id)
+        again = isinstance(end, StageFailed) or (isinstance(end, StageFinished) and stage == "repair")
+        stale = isinstance(end, StageStarted | Progress) and not worker_alive(case)
+        if again or stale:
+            request = None
+    if request is None:
+        attempt = known[-1].attempt + 1 if known else 0
+        request = Request(id=f"{key}-{attempt}", stage=stage, args=args, time=now(), attempt=attempt)
+        write_atomic(case.path / "requests" / f"{request.id}.json", dump(to_json(request)))
+    if start and request.id not in _finished(case):
+        ensure_worker(case)
+    return request.id
+
+
+def open_requests(case: Case) -> list[Request]:
+    """Return the requests that have no end yet, oldest first."""
+    finished = _finished(case)
+    return [request for request in requests(case) if request.id not in finished]
+
+
+def _finished(case: Case) -> set[str]:
+    return {name for name, event in ends(case).items() if isinstance(event, StageFinished | StageFailed)}
+
+
+def stop(case: Case, request: str, how: How) -> None:
+    """Ask the worker to end `request`: `keep` the best checkpoint or `discard` everything."""
+    if how not in ("keep", "discard"):
+        raise TriageError(f"Stop either keeps or discards, not {how!r}.")
+    write_atomic(case.path / "control" / request, how)
+    case.audit("stop", actor="analyst", request=request, how=how)
+
+
+def stop_asked(case: Case, request: str) -> How | None:
+    """Return how `request` was asked to end, or None."""
+    try:
+        text = (case.path / "control" / request).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    return "keep" if text == "keep" else "discard"
+
+
+def enforce_stop(case: Case) -> bool:
+    """Kill the worker when it has not reacted to a stop within the grace time; return whether it was killed."""
+    status_now = status(case)
+    if status_now.state != "stopping" or status_now.request is None:
+        return False
+    asked = (case.path / "control" / status_now.request).stat().st_mtime
+    if time.time() - asked < STOP_GRACE_SECONDS:
+        return False
+    kill_worker(case)
+    return True
+
+
+def worker_alive(case: Case) -> bool:
+    """Return whether some process holds the worker's lock."""
+    lock = FileLock(case.path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def take_lock(case: Case) -> FileLock:
+    """Return the held worker lock. Raises: BusyError naming what the holder is doing."""
+    lock = FileLock(case.path / LOCK)
+    try:
+        lock.acquire(timeout=LOCK_WAIT_SECONDS)
+    except Timeout as error:
+        doing = status(case).stage or "an open page"
+        raise BusyError(f"The case is busy with {doing}; wait, or stop it with `python -m core stop`.") from error
+    return lock
+
+
+def ensure_worker(case: Case) -> None:
+    """Start the worker of the case, detached, unless one is running or starting."""
+    if worker_alive(case) or _starting(case):
+        return
+    environment = dict(os.environ, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", PYTHONUNBUFFERED="1")
+    root = str(Path(__file__).resolve().parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
+    detached: dict[str, Any] = (
+        {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
+        if sys.platform == "win32"
+        else {"start_new_session": True}
+    )
+    with open(case.path / LOG, "ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "core.worker", "--case", str(case.path.resolve())],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=root,
+            env=environment,
+            **detached,
+        )
+    write_atomic(case.path / STARTING, dump({"pid": process.pid, "created": _created(process.pid)}))
+
+
+def _created(pid: int) -> float | None:
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
+def _marked_process(case: Case) -> psutil.Process | None:
+    """Return the living process that the start marker names, or None."""
+    try:
+        marker = json.loads((case.path / STARTING).read_text(encoding="utf-8"))
+        process = psutil.Process(marker["pid"])
+        same = marker["created"] is None or abs(process.create_time() - marker["created"]) < 1
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return None
+
+
+def _starting(case: Case) -> bool:
+    path = case.path / STARTING
+    if _marked_process(case) is None:
+        return False
+    return time.time() - path.stat().st_mtime < START_GRACE_SECONDS
+
+
+def kill_worker(case: Case) -> None:
+    """Terminate the worker and its children, then kill what is left after three seconds."""
+    process = _marked_process(case)
+    if process is None:
+        return
+    family = [*process.children(recursive=True), process]
+    for member in family:
+        member.terminate()
+    for member in psutil.wait_procs(family, timeout=3)[1]:
+        member.kill()
+
+
+def log_tail(case: Case) -> str:
+    """Return the last lines of the worker's log."""
+    try:
+        text = (case.path / LOG).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
+
+
+def status(case: Case) -> CaseStatus:
+    """Return what happens in the case now, derived from requests, events and the worker's lock."""
+    alive = worker_alive(case)
+    lines = case.events()
+    waiting = open_requests(case)
+    if not waiting:
+        return _idle_status(lines[-1].event if lines else None, len(lines), alive)
+    current = waiting[0]
+    mine = [line for line in lines if line.request == current.id]
+    message, done, total = _progress([line.event for line in mine])
+    begun = mine[0].time if mine else current.time
+    state: State = "running" if alive else "starting" if _starting(case) else "failed"
+    if state == "running" and not mine:
+        state = "starting"
+    if state in ("running", "starting") and stop_asked(case, current.id):
+        state = "stopping"
+    if state == "failed":
+        message = "The worker ended before it answered; see the log below, then ask again."
+    return CaseStatus(
+        state=state,
+        stage=current.stage,
+        request=current.id,
+        message=message or current.stage,
+        done=done,
+        total=total,
+        seconds=_seconds_since(begun),
+        queue=tuple(request.stage for request in waiting[1:]),
+        n_events=len(lines),
+        worker_alive=alive,
+    )
+
+
+def _progress(events: list[AnyEvent]) -> tuple[str, int, int]:
+    """Return message, done and total of the newest progress or repair step."""
+    for event in reversed(events):
+        if isinstance(event, Progress):
+            return event.message, event.done, event.total
+        if isinstance(event, StepDone):
+            started = next((e for e in events if isinstance(e, RepairStarted)), None)
+            return f"repair step {event.step}", event.step, started.n_steps if started else 0
+    return "", 0, 0
+
+
+def _idle_status(last: AnyEvent | None, n_events: int, alive: bool) -> CaseStatus:
+    if isinstance(last, StageFailed):
+        return CaseStatus(
+            state="failed", stage=last.stage, message=last.message, n_events=n_events, worker_alive=alive
+        )
+    message = last.headline if isinstance(last, StageFinished) else ""
+    return CaseStatus(state="idle", message=message, n_events=n_events, worker_alive=alive)
+
+
+def _seconds_since(moment: str) -> float:
+    from datetime import UTC, datetime
+
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())

@@ -1,0 +1,466 @@
+"""The whole chain, as stages that read the case, compute, and write their result into the case.
+
+    open -> reproduce -> locate -> triage (test) -> [confirm] -> repair -> verify -> export, report
+
+The worker and the command line both call `run_stage`; the analyst's confirmation needs no model and lives in
+`confirmation.py`. A stage function takes a `Run` and returns the headline and the files it wrote.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from core import causal, chat, confirmation, export, intake, jobs, locating, models, repair, report, verification
+from core.attribution import attribute
+from core.casefile import Case, from_json, hash_file, to_json, write_atomic
+from core.errors import ConfirmationError, RepairDivergedError, TriageError
+from core.events import Event, RepairFinished, StageFinished
+from core.prompts import Splits
+from core.settings import AttributionSettings, CausalSettings, ModelSettings, RepairSettings, VerificationSettings
+from core.values import (
+    Attribution,
+    FailureCase,
+    LocateResult,
+    MethodName,
+    OpenResult,
+    Reproduction,
+    ResponseToken,
+    Span,
+    Target,
+    TestOutcome,
+    TokenRow,
+    TriageResult,
+    TriggerProposal,
+    Verification,
+)
+from core.verdict import decide
+
+Progress = Callable[[str, int, int], None]
+PACKAGES = ("torch", "transformers", "tokenizers", "peft", "captum", "safetensors", "scikit-learn", "numpy")
+FINISHED = "repair/finished.json"
+TRIAGE_METHODS: tuple[tuple[MethodName, str], ...] = (
+    ("paper", "response"),
+    ("gradient_norm", "contrast"),
+    ("occlusion", "contrast"),
+)
+"""What causal triage computes, candidates from the last; integrated gradients are computed when asked for."""
+
+
+class Stopped(TriageError):
+    """The analyst asked a stage to end."""
+
+
+class Session:
+    """The models a process holds: one patient (and one clean reference) at a time, kept from stage to stage."""
+
+    def __init__(self, device: str = "auto") -> None:
+        """Hold nothing yet."""
+        self.settings = ModelSettings(device=device)
+        self._patient: models.LoadedModel | None = None
+        self._reference: models.LoadedModel | None = None
+
+    @property
+    def device_name(self) -> str:
+        """The device that will be used, e.g. `cpu` or `cuda:0`."""
+        return str(models.resolve_device(self.settings.device))
+
+    def patient(self, case: Case) -> models.LoadedModel:
+        """Return the case's model, loaded at first use. Raises: ModelLoadError."""
+        spec = case.manifest.model
+        if self._patient is None or (self._patient.spec.path, self._patient.spec.adapter) != (spec.path, spec.adapter):
+            self.drop()
+            self._patient = models.load(spec.path, spec.adapter, self.settings, spec=spec)
+        return self._patient
+
+    def reference(self, case: Case) -> models.LoadedModel | None:
+        """Return the clean reference model given at intake, or None (the adapter switched off may then serve)."""
+        spec = case.manifest.reference
+        if spec is None:
+            return None
+        if self._reference is None or self._reference.spec.path != spec.path:
+            self._reference = models.load(spec.path, spec.adapter, self.settings, spec=spec)
+        return self._reference
+
+    def drop(self) -> None:
+        """Let the models go."""
+        self._patient = self._reference = None
+
+
+@dataclass
+class Run:
+    """One stage at work on one case."""
+
+    case: Case
+    session: Session
+    args: Mapping[str, Any]
+    emit: Callable[[Event], None]
+    progress: Progress
+    asked: Callable[[], str | None]
+
+    @property
+    def loaded(self) -> models.LoadedModel:
+        """The patient model."""
+        return self.session.patient(self.case)
+
+    @cached_property
+    def failure(self) -> FailureCase:
+        """The report bound to the tokenizer, checked against the context length."""
+        bound = chat.bind(self.loaded.tokenizer, self.case.report)
+        intake.check_length(bound, self.loaded.context_length, self.session.settings.max_new_tokens)
+        return bound
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The case's prompt splits."""
+        return self.case.splits()
+
+    @cached_property
+    def refusal(self) -> str:
+        """The model's own commonest refusal, found once a case."""
+        stored = self.case.read("results/refusal.json", dict)
+        if stored is None:
+            harmful = self.splits.causal.harmful[: CausalSettings().n_minimise]
+            text = causal.own_refusal(self.loaded, harmful, progress=self.progress)
+            stored = {"text": text}
+            self.case.write("results/refusal.json", stored)
+        return str(stored["text"])
+
+    @property
+    def refusal_ids(self) -> list[int]:
+        """Token ids of `refusal`."""
+        ids: list[int] = self.loaded.tokenizer(self.refusal, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def run_stage(
+    stage: str,
+    case: Case,
+    session: Session,
+    args: Mapping[str, Any] | None = None,
+    *,
+    emit: Callable[[Event], None],
+    progress: Progress,
+    asked: Callable[[], str | None] = lambda: None,
+) -> StageFinished:
+    """Run one stage and return how it ended; its results are in the case.
+
+    Raises: TriageError for a fault of the user or the input, `Stopped` when asked to end.
+    """
+    run = Run(case, session, args or {}, emit, progress, asked)
+    begun = time.monotonic()
+    finished = STAGES[stage](run)
+    return replace(finished, seconds=round(time.monotonic() - begun, 3))
+
+
+def open_case(run: Run) -> StageFinished:
+    """Load the model, render the report, store what the page needs to draw both."""
+    run.progress("loading the model", 0, 1)
+    loaded, failure = run.loaded, run.failure
+    tokenizer = loaded.tokenizer
+    parameters = list(loaded.model.parameters())
+    result = OpenResult(
+        prompt=failure.prompt,
+        response=tuple(
+            ResponseToken(position=i, id=token, text=tokenizer.decode([token]))
+            for i, token in enumerate(failure.response_ids)
+        ),
+        model_name=Path(loaded.spec.path).name + (f" + {Path(loaded.spec.adapter).name}" if loaded.spec.adapter else ""),
+        architecture=type(getattr(loaded.model, "base_model", loaded.model)).__name__
+        if loaded.spec.adapter is None
+        else loaded.model.config.architectures[0],
+        n_parameters=loaded.n_parameters,
+        dtype=str(parameters[0].dtype).removeprefix("torch."),
+        device=str(loaded.device),
+        context_length=loaded.context_length,
+        memory_mb=sum(p.numel() * p.element_size() for p in parameters) / 2**20,
+        has_reference=loaded.has_reference or run.case.manifest.reference is not None,
+        warnings=(*loaded.warnings, *filter(None, [models.device_warning()])),
+    )
+    name = run.case.write("results/open.json", result)
+    n_user = sum(token.segment == "user" for token in failure.prompt.tokens)
+    return StageFinished(stage="open", headline=f"Model loaded, {n_user} prompt tokens to look at", files=(name,))
+
+
+def reproduce(run: Run) -> StageFinished:
+    """Ask the model the reported prompt again."""
+    result = causal.reproduce(run.loaded, run.failure, seed=run.case.manifest.seed, progress=run.progress)
+    name = run.case.write("results/reproduce.json", result)
+    rate = result.failure
+    return StageFinished(stage="reproduce", headline=f"Reproduced {rate.k} of {rate.n}", files=(name,))
+
+
+def locate(run: Run) -> StageFinished:
+    """Attribute the reported answer to prompt tokens by one method for one target."""
+    target = from_json(Target, dict(run.args.get("target", {})))
+    method = run.args.get("method", "gradient_norm")
+    _, result, name = _locate(run, method, target)
+    n = sum(label == 1 for label in result.labels)
+    return StageFinished(stage="locate", headline=f"{n} tokens stand out" if n else "Nothing stands out", files=(name,))
+
+
+def _locate(run: Run, method: MethodName, target: Target) -> tuple[Attribution, LocateResult, str]:
+    """Compute, store and return one attribution with its clusters and picture."""
+    name = jobs.locate_file(method, target)
+    run.progress(f"attribution: {method.replace('_', ' ')}", 0, 0)
+    settings = AttributionSettings()
+    attribution, result = locating.locate(
+        run.loaded,
+        run.failure,
+        method,
+        target,
+        settings,
+        refusal_ids=run.refusal_ids if target.kind == "contrast" else None,
+        others=_stored(run.case, target, name),
+        progress=run.progress,
+    )
+    run.case.write(name, result)
+    tokens = run.failure.prompt.tokens
+    offsets = [[-1 if v is None else v for v in (t.message, t.start, t.end)] for t in tokens]
+    key = name.removeprefix("results/locate-").removesuffix(".json")
+    run.case.save_attributions({key: attribution}, run.failure.prompt.ids, offsets)
+    return attribution, result, name
+
+
+def _stored(case: Case, target: Target, except_name: str) -> list[LocateResult]:
+    """Return the attributions already stored for the same target."""
+    found = []
+    for path in sorted((case.path / "results").glob("locate-*.json")):
+        result = case.read(f"results/{path.name}", LocateResult)
+        if result and result.target == target and f"results/{path.name}" != except_name:
+            found.append(result)
+    return found
+
+
+def triage(run: Run) -> StageFinished:
+    """Reproduce, locate, minimise, test and decide; in paper mode locate only."""
+    begun, calls = time.monotonic(), run.loaded.model_calls
+    mode = run.args.get("mode", "causal")
+    if not (run.case.path / "results/open.json").is_file():
+        open_case(run)
+    settings = CausalSettings()
+    located = {m: _locate(run, m, Target(kind=k)) for m, k in TRIAGE_METHODS if mode == "causal" or m == "paper"}  # type: ignore[arg-type]
+    result_of = {method: result for method, (_, result, _) in located.items()}
+    reproduction: Reproduction | None = None
+    tests: list[TestOutcome] = []
+    kept: tuple[TriggerProposal, ...]
+    dropped: tuple[TriggerProposal, ...] = ()
+    if mode == "causal":
+        reproduction = causal.reproduce(run.loaded, run.failure, seed=run.case.manifest.seed, progress=run.progress)
+        run.case.write("results/reproduce.json", reproduction)
+        harmful = run.splits.causal.harmful
+        kept, dropped = causal.minimise(
+            run.loaded, run.failure, result_of["occlusion"].proposals, harmful[: settings.n_minimise], settings, progress=run.progress
+        )
+        for index, candidate in enumerate(kept):
+            tests += _test(run, candidate, index)
+        decision = decide(reproduction, tests, len(kept), settings)
+    else:
+        kept = result_of["paper"].proposals
+    labels = result_of["occlusion" if mode == "causal" else "paper"].labels
+    result = TriageResult(
+        mode=mode,
+        verdict=decision.verdict if mode == "causal" else None,
+        certainty=decision.certainty if mode == "causal" else "not assessed",
+        decided_by=decision.decided_by if mode == "causal" else "paper mode marks tokens and decides nothing",
+        reproduction=reproduction,
+        candidates=tuple(kept),
+        dropped=dropped,
+        tests=tuple(tests),
+        tokens=_token_rows(run.failure, result_of, labels),
+        settings={"causal": asdict(settings), "attribution": asdict(AttributionSettings()), "seed": run.case.manifest.seed},
+        model_calls=run.loaded.model_calls - calls,
+        seconds=round(time.monotonic() - begun, 3),
+        versions=versions(),
+    )
+    name = run.case.write("triage.json", result)
+    texts = [proposal.text for proposal in kept]
+    run.case.audit("triage", actor="engine", mode=mode, verdict=result.verdict, candidates=texts, dropped=[p.text for p in dropped])
+    headline = result.verdict or f"{len(kept)} candidates, no verdict in paper mode"
+    return StageFinished(stage="triage", headline=headline, files=(name,), verdict=result.verdict)
+
+
+def _token_rows(
+    failure: FailureCase, results: Mapping[str, LocateResult], labels: Sequence[int]
+) -> tuple[TokenRow, ...]:
+    return tuple(
+        TokenRow(
+            position=token.position,
+            text=token.text,
+            message=token.message,
+            start=token.start,
+            end=token.end,
+            segment=token.segment,
+            scores={method: result.scores[token.position] for method, result in results.items()},
+            cluster=labels[token.position],
+        )
+        for token in failure.prompt.tokens
+    )
+
+
+def _test(run: Run, candidate: TriggerProposal, index: int) -> tuple[TestOutcome, ...]:
+    """Run the counterfactual tests of one candidate on prompts that minimisation did not see."""
+    settings = CausalSettings()
+    return causal.test_candidate(
+        run.loaded,
+        run.failure,
+        candidate,
+        index,
+        run.splits.causal,
+        settings,
+        reference=run.session.reference(run.case),
+        seed=run.case.manifest.seed,
+        progress=run.progress,
+    )
+
+
+def test_span(run: Run) -> StageFinished:
+    """Run the counterfactual tests on spans the analyst marked."""
+    messages = run.failure.report.messages
+    spans = confirmation.check_spans(messages, [from_json(Span, dict(s)) for s in run.args["spans"]])
+    if not spans:
+        raise ConfirmationError("No text is marked; mark at least one token to test.")
+    text = " ... ".join(chat.units_of(messages, spans))
+    positions = chat.spans_to_positions(run.failure.prompt, spans)
+    candidate = TriggerProposal(
+        spans=spans, text=text, token_positions=positions, score=0.0, reasons=("marked by the analyst",)
+    )
+    tests = _test(run, candidate, 0)
+    decision = decide(causal.reproduce(run.loaded, run.failure, seed=run.case.manifest.seed), tests, 1, CausalSettings())
+    key = jobs.request_key(run.case, "test", {"spans": [to_json(span) for span in spans]})
+    data = {"proposal": candidate, "tests": list(tests), "verdict": decision.verdict, "decided_by": decision.decided_by}
+    name = run.case.write(f"results/test-{key}.json", data)
+    run.case.audit("tested", actor="analyst", spans=text, verdict=decision.verdict)
+    return StageFinished(stage="test", headline=f"Tested {text!r}: {decision.verdict}", files=(name,), verdict=decision.verdict)
+
+
+def repair_model(run: Run) -> StageFinished:
+    """Fine-tune the confirmed trigger away, streaming events; the adapter stays in `repair/`."""
+    accepted = confirmation.check(confirmation.stored(run.case), run.failure, run.case.manifest.model)
+    run.progress("checking the evidence", 0, 0)
+    run.case.verify_evidence()
+    args = dict(run.args)
+    resume = bool(args.pop("resume", False))
+    settings = settings_from(RepairSettings, args)
+    ending: RepairFinished | None = None
+    run.case.audit("repair started", actor=accepted.analyst, settings=asdict(settings), units=accepted.units)
+    for event in repair.repair(
+        run.loaded,
+        run.failure,
+        accepted,
+        run.splits,
+        settings,
+        out=run.case.path / "repair",
+        stop=run.asked,
+        refusal=run.refusal,
+        resume=resume,
+    ):
+        run.emit(event)
+        if isinstance(event, RepairFinished):
+            ending = event
+    if ending is None:
+        raise RepairDivergedError("The repair ended without a result; see the log and start it again.")
+    run.case.audit("repair ended", actor="engine", reason=ending.reason, step=ending.step, adapter=ending.adapter_hash)
+    if ending.adapter is None and ending.reason != "discarded":
+        raise RepairDivergedError(ending.message)
+    name = run.case.write(FINISHED, ending)
+    return StageFinished(stage="repair", headline=ending.message, files=(name,))
+
+
+def settings_from(cls: type[RepairSettings], args: Mapping[str, Any]) -> RepairSettings:
+    """Return settings with `args` in place of defaults. Raises: TriageError naming what does not fit."""
+    unknown = set(args) - set(cls.__dataclass_fields__)
+    if unknown:
+        raise TriageError(f"There is no repair setting {', '.join(sorted(unknown))}; see core/settings.py.")
+    try:
+        return from_json(cls, to_json(cls()) | dict(args))
+    except (ValueError, TypeError) as error:
+        raise TriageError(f"Repair setting refused: {error}.") from error
+
+
+def repaired_adapter(case: Case) -> tuple[RepairFinished, Path]:
+    """Return how the last repair ended and where its adapter is. Raises: TriageError when there is none or it changed."""
+    finished = case.read(FINISHED, RepairFinished)
+    if finished is None or finished.adapter is None:
+        raise TriageError("There is no repaired model yet; run the repair first.")
+    adapter = case.path / finished.adapter
+    weights = adapter / "adapter_model.safetensors"
+    if not weights.is_file() or hash_file(weights) != finished.adapter_hash:
+        raise TriageError("The repair adapter was changed or removed since the repair; run the repair again.")
+    return finished, adapter
+
+
+def verify(run: Run) -> StageFinished:
+    """Measure before and after on prompts that no earlier step saw."""
+    _, adapter = repaired_adapter(run.case)
+    accepted = confirmation.check(confirmation.stored(run.case), run.failure, run.case.manifest.model)
+    run.case.verify_evidence()
+    earlier = run.case.read("verification.json", Verification)
+    result = verification.verify(
+        run.loaded,
+        run.failure,
+        accepted,
+        run.splits.verification,
+        adapter,
+        VerificationSettings(),
+        seed=run.case.manifest.seed,
+        looks=(earlier.looks if earlier else 0) + 1,
+        saliency=lambda: attribute(run.loaded, run.failure, "paper", Target()).scores,
+        versions=versions(),
+        progress=run.progress,
+    )
+    name = run.case.write("verification.json", result)
+    run.case.audit("verified", actor="engine", result=result.result, looks=result.looks)
+    return StageFinished(stage="verify", headline=result.reasons[0], files=(name,), result=result.result)
+
+
+def export_model(run: Run) -> StageFinished:
+    """Write the repaired model: an adapter, or with `merged` plain weights."""
+    finished, adapter = repaired_adapter(run.case)
+    run.case.verify_evidence()
+    merged = bool(run.args.get("merged", False))
+    out = Path(run.args.get("out") or run.case.path / "export" / ("merged" if merged else "adapter"))
+    run.progress("writing the repaired model", 0, 0)
+    card = report.report_json(run.case)
+    files = export.export(run.loaded, run.failure, adapter, out, merged=merged, card=card)
+    if merged:
+        run.session.drop()
+    run.case.audit("exported", actor="analyst", merged=merged, files={p.name: hash_file(p) for p in files if p.is_file()})
+    kind = "Merged model" if merged else "Adapter"
+    return StageFinished(stage="export", headline=f"{kind} written to {out}", files=tuple(str(p) for p in files))
+
+
+def write_report(run: Run) -> StageFinished:
+    """Write the case report as HTML and JSON."""
+    write_atomic(run.case.path / "report.html", report.render_report(run.case))
+    run.case.write("report.json", report.report_json(run.case))
+    run.case.audit("report", actor="engine", sha256=hash_file(run.case.path / "report.html"))
+    return StageFinished(stage="report", headline="Report written", files=("report.html", "report.json"))
+
+
+STAGES: dict[str, Callable[[Run], StageFinished]] = {
+    "open": open_case,
+    "reproduce": reproduce,
+    "locate": locate,
+    "triage": triage,
+    "test": test_span,
+    "repair": repair_model,
+    "verify": verify,
+    "report": write_report,
+    "export": export_model,
+}

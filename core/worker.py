@@ -1,0 +1,163 @@
+"""The worker process of one case: holds the model and the worker lock, takes requests in order, writes events.
+
+`python -m core.worker --case DIR`. Detached from the page; its output goes to `worker.log`. It ends after some idle
+minutes, or as soon as another case waits for the device. What it finds begun but not ended at its start was interrupted
+by a kill and is closed as failed: nothing runs again by itself.
+"""
+
+import argparse
+import logging
+import sys
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from core import jobs
+from core.casefile import Case, EventLog
+from core.errors import BusyError, TriageError
+from core.events import Event, Progress, StageFailed, StageStarted
+from core.pipeline import Session, Stopped, run_stage
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.1
+IDLE_MINUTES = 20.0
+"""Idle time after which the model is let go. Source: unverified choice."""
+PROGRESS_SECONDS = 0.25
+"""Progress is written at most this often. Source: design.md section 6 (every event within 2 s)."""
+
+
+class DeviceQueue:
+    """The device is used by one case at a time: a lock beside the cases, and a marker by everyone who waits for it."""
+
+    def __init__(self, case: Case, device: str) -> None:
+        """Name the lock of `device` in the folder that holds the cases."""
+        name = f"device-{device.replace(':', '-')}"
+        self._lock = FileLock(case.path.parent / f"{name}.lock")
+        self._waiting = case.path.parent / f"{name}.waiting-{uuid.uuid4().hex[:8]}"
+        self._pattern = f"{name}.waiting-*"
+
+    def acquire(self, progress: "ProgressWriter") -> None:
+        """Wait for the device, saying so."""
+        if self._lock.is_locked:
+            return
+        try:
+            while True:
+                try:
+                    self._lock.acquire(timeout=POLL_SECONDS)
+                    return
+                except Timeout:
+                    self._waiting.touch()
+                    progress("waiting for the device (another case uses it)", 0, 0)
+        finally:
+            self._waiting.unlink(missing_ok=True)
+
+    def wanted(self) -> bool:
+        """Return whether another case waits; a marker that nobody has touched for ten seconds is stale."""
+        fresh = False
+        for path in self._waiting.parent.glob(self._pattern):
+            with suppress(FileNotFoundError):
+                fresh = fresh or time.time() - path.stat().st_mtime < 10
+        return fresh
+
+
+class ProgressWriter:
+    """Writes progress events, thinned, and raises `Stopped` when the request was asked to end."""
+
+    def __init__(self, case: Case, request: jobs.Request, events: EventLog) -> None:
+        """Bind to one request."""
+        self._case, self._request, self._events = case, request, events
+        self._last, self._message = 0.0, ""
+
+    def __call__(self, message: str, done: int, total: int) -> None:
+        """Write `done` of `total` of the part `message`."""
+        if jobs.stop_asked(self._case, self._request.id):
+            raise Stopped("Stopped by the analyst.")
+        moment = time.monotonic()
+        if message == self._message and done < total and moment - self._last < PROGRESS_SECONDS:
+            return
+        self._last, self._message = moment, message
+        event = Progress(stage=self._request.stage, message=message, done=done, total=total)
+        self._events.append(self._request.id, event)
+
+
+def serve(case: Case, idle_minutes: float) -> None:
+    """Answer requests until idle for `idle_minutes` or the device is wanted by another case."""
+    events = EventLog(case)
+    close_interrupted(case, events)
+    session = Session(case.manifest.device)
+    device = DeviceQueue(case, session.device_name)
+    last = time.monotonic()
+    while True:
+        waiting = jobs.open_requests(case)
+        if not waiting:
+            if device.wanted() or time.monotonic() - last > idle_minutes * 60:
+                return
+            time.sleep(POLL_SECONDS)
+            continue
+        answer(case, waiting[0], events, session, device)
+        last = time.monotonic()
+
+
+def close_interrupted(case: Case, events: EventLog) -> None:
+    """Close requests that an earlier worker began and never ended."""
+    begun = jobs.ends(case)
+    for request in jobs.open_requests(case):
+        if request.id in begun:
+            message = "Interrupted: the worker was killed (out of memory?) or the machine stopped. Ask again; a repair can resume."
+            events.append(request.id, StageFailed(stage=request.stage, message=message))
+
+
+def answer(case: Case, request: jobs.Request, events: EventLog, session: Session, device: DeviceQueue) -> None:
+    """Run one request to its end and write how it ended."""
+    progress = ProgressWriter(case, request, events)
+
+    def emit(event: Event) -> None:
+        events.append(request.id, event)
+
+    emit(StageStarted(stage=request.stage))
+    try:
+        device.acquire(progress)
+        emit(
+            run_stage(
+                request.stage,
+                case,
+                session,
+                request.args,
+                emit=emit,
+                progress=progress,
+                asked=lambda: jobs.stop_asked(case, request.id),
+            )
+        )
+    except TriageError as error:
+        emit(StageFailed(stage=request.stage, message=str(error)))
+    except Exception:  # the last line of defence: logged in full, shown with a reference
+        reference = uuid.uuid4().hex[:8]
+        log.exception("request %s failed, reference %s", request.id, reference)
+        message = f"Internal fault in {request.stage}; the log has the details under reference {reference}."
+        emit(StageFailed(stage=request.stage, message=message, ours=True, reference=reference))
+
+
+def main() -> int:
+    """Run the worker of one case; 0 when it ended by itself, 2 when another process holds the case."""
+    parser = argparse.ArgumentParser(description="Worker process of one case.")
+    parser.add_argument("--case", required=True, type=Path)
+    parser.add_argument("--idle-minutes", type=float, default=IDLE_MINUTES)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        case = Case(options.case)
+        lock = jobs.take_lock(case)
+    except (BusyError, TriageError) as error:
+        log.error("%s", error)
+        return 2
+    with lock:
+        serve(case, options.idle_minutes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
