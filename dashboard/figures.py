@@ -19,7 +19,6 @@ from core.values import (
     OpenResult,
     Rate,
     TestOutcome,
-    TriggerProposal,
     Verification,
 )
 from dashboard import wording
@@ -49,20 +48,16 @@ def _label(text: str, limit: int = LABEL_LENGTH) -> str:
     return html.escape(shown(text, limit).strip() or "␠")
 
 
-def _finite(number: float | None) -> float | None:
+def finite(number: float | None) -> float | None:
+    """`number` in six figures, None when there is none or it is not finite."""
     return None if number is None or not math.isfinite(number) else float(f"{number:.6g}")
-
-
-def _rate(rate: Rate | None) -> Value | None:
-    if rate is None:
-        return None
-    return {"value": rate.value, "k": rate.k, "n": rate.n, "low": rate.low, "high": rate.high}
 
 
 # ---------------------------------------------------------------------------------------------- tokens
 
 
-def _tokens(opened: OpenResult, messages: Sequence[Message]) -> list[Value]:
+def token_rows(opened: OpenResult, messages: Sequence[Message]) -> list[Value]:
+    """The tokens as TokenView wants them; with `messages` each text is its exact slice of the raw evidence."""
     rows: list[Value] = []
     for token in opened.prompt.tokens:
         text = token.text
@@ -104,10 +99,10 @@ def token_view(
     scores: list[float | None] = [None] * count
     labels = [-1] * count
     if located:
-        scores = [_finite(s) if use else None for s, use in zip(located.scores, located.scored, strict=True)]
+        scores = [finite(s) if use else None for s, use in zip(located.scores, located.scored, strict=True)]
         labels = list(located.labels)
     return {
-        "tokens": _tokens(opened, messages),
+        "tokens": token_rows(opened, messages),
         "scores": scores,
         "signed": bool(located and located.signed),
         "labels": labels,
@@ -126,9 +121,7 @@ def response_view(opened: OpenResult, selected: Iterable[int] = ()) -> Value:
     tokens = []
     for token in opened.response:
         start, end = end, end + len(token.text)
-        tokens.append(
-            {"text": token.text, "segment": "user", "message": 0, "start": start, "end": end, "id": token.id}
-        )
+        tokens.append({"text": token.text, "segment": "user", "message": 0, "start": start, "end": end, "id": token.id})
     return {
         "tokens": tokens,
         "scores": [None] * len(tokens),
@@ -150,67 +143,15 @@ def saliency_views(
     before, after = verification.saliency_before, verification.saliency_after
     scored = [token.segment == "user" for token in opened.prompt.tokens]
     together = [value for values in (before, after) for value, use in zip(values, scored, strict=False) if use]
-    legend = _legend([_finite(value) for value in together], wording.SALIENCY)
+    legend = _legend([finite(value) for value in together], wording.SALIENCY)
     signed = any(value < 0 for value in together)
     views = []
     for values in (before, after):
         view = token_view(opened, messages=messages)
-        view["scores"] = [_finite(v) if use else None for v, use in zip(values, scored, strict=False)]
+        view["scores"] = [finite(v) if use else None for v, use in zip(values, scored, strict=False)]
         view["signed"], view["legend"] = signed, legend
         views.append(view)
     return views[0], views[1]
-
-
-def token_table(opened: OpenResult, located: LocateResult, messages: Sequence[Message] = ()) -> Value:
-    """TableView value: the sortable twin of heat map, strip and map. Row keys are token positions."""
-    order = sorted(
-        (i for i, use in enumerate(located.scored) if use), key=lambda i: abs(located.scores[i]), reverse=True
-    )
-    rank = {position: index + 1 for index, position in enumerate(order)}
-    rows = []
-    for position, token in enumerate(_tokens(opened, messages)):
-        scored = located.scored[position]
-        cells = {
-            "position": position,
-            "text": {"text": shown(str(token["text"])), "csv": token["text"]},
-            "id": token["id"],
-            "segment": token["segment"],
-            "span": "" if token["start"] is None else f"{token['message']}:{token['start']}–{token['end']}",
-            "score": _finite(located.scores[position]) if scored else None,
-            "rank": rank.get(position),
-            "cluster": wording.cluster_word(located.labels[position]),
-        }
-        rows.append({"key": position, "cells": cells})
-    return {
-        "caption": wording.TOKEN_TABLE,
-        "file": "tokens.csv",
-        "empty": wording.NO_PROMPT,
-        "columns": wording.TOKEN_COLUMNS,
-        "rows": rows,
-        "selected": None,
-    }
-
-
-def candidate_table(proposals: Sequence[TriggerProposal], selected: int | None = None) -> Value:
-    """TableView value: candidates, best first; row keys are their numbers."""
-    rows = []
-    for number, proposal in enumerate(proposals):
-        cells = {
-            "number": number + 1,
-            "text": {"text": shown(proposal.text, 120), "csv": proposal.text},
-            "units": len(proposal.spans),
-            "score": _finite(proposal.score),
-            "reasons": "; ".join(proposal.reasons),
-        }
-        rows.append({"key": number, "cells": cells})
-    return {
-        "caption": wording.CANDIDATES,
-        "file": None,
-        "empty": wording.NO_CANDIDATES,
-        "columns": wording.CANDIDATE_COLUMNS,
-        "rows": rows,
-        "selected": selected,
-    }
 
 
 # ---------------------------------------------------------------------------------------------- still figures
@@ -247,8 +188,8 @@ def strip(
     opened: OpenResult, located: LocateResult, messages: Sequence[Message] = (), highlight: Iterable[int] = ()
 ) -> Value:
     """PlotlyView value: score by position in the text, with the cluster boundary."""
-    texts = [str(token["text"]) for token in _tokens(opened, messages)]
-    scored = [i for i, use in enumerate(located.scored) if use and _finite(located.scores[i]) is not None]
+    texts = [str(token["text"]) for token in token_rows(opened, messages)]
+    scored = [i for i, use in enumerate(located.scored) if use and finite(located.scores[i]) is not None]
     top = set(sorted(scored, key=lambda i: abs(located.scores[i]), reverse=True)[:LABELLED_POINTS])
     data: list[Value] = []
     for group, members in _point_groups(located, scored):
@@ -258,7 +199,7 @@ def strip(
                 "mode": "markers+text",
                 "cliponaxis": False,
                 "x": members,
-                "y": [_finite(located.scores[p]) for p in members],
+                "y": [finite(located.scores[p]) for p in members],
                 "customdata": members,
                 "hovertext": [_hover(p, texts[p], located.scores[p]) for p in members],
                 "hoverinfo": "text",
@@ -303,7 +244,7 @@ def token_map(
     opened: OpenResult, located: LocateResult, messages: Sequence[Message] = (), highlight: Iterable[int] = ()
 ) -> Value:
     """PlotlyView value: the picture of the scored tokens; clicks and `highlight` link it to the text."""
-    texts = [str(token["text"]) for token in _tokens(opened, messages)]
+    texts = [str(token["text"]) for token in token_rows(opened, messages)]
     where = dict(zip(located.positions, located.coordinates, strict=True))
     data: list[Value] = []
     for group, members in _point_groups(located, list(located.positions)):
@@ -324,9 +265,7 @@ def token_map(
             }
         )
     bare = {"showticklabels": False, "zeroline": False, "showgrid": False, "ticks": ""}
-    layout = _layout(
-        xaxis={**bare, "title": {"text": wording.projection_name(located.projection)}}, yaxis=dict(bare)
-    )
+    layout = _layout(xaxis={**bare, "title": {"text": wording.projection_name(located.projection)}}, yaxis=dict(bare))
     layout["margin"] = {"l": 16, "r": 16, "t": 8, "b": 28}
     return {
         "data": data,
@@ -381,7 +320,7 @@ def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
         xaxis={"range": [-0.02, 1.02], "tickformat": ".0%", "title": {"text": wording.RATE_AXIS}, "zeroline": False},
         yaxis={
             "tickvals": list(range(len(rows))),
-            "ticktext": [wording.test_name(t.name) for t in rows],
+            "ticktext": [wording.named_test(t.name) for t in rows],
             "range": [-0.6, max(0.6, len(rows) - 0.4)],
             "showgrid": False,
             "zeroline": False,
@@ -399,87 +338,11 @@ def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
     }
 
 
-# ---------------------------------------------------------------------------------------------- tables
-
-
-def test_table(tests: Sequence[TestOutcome], candidate: int | None = None) -> Value:
-    """TableView value: every test with its rates, p-value and result."""
-    rows = []
-    for test in tests:
-        if candidate is not None and test.candidate != candidate:
-            continue
-        cells = {
-            "test": wording.test_name(test.name),
-            "with": _rate(test.with_unit),
-            "without": _rate(test.without_unit),
-            "n": test.n,
-            "p": {"text": wording.p_value(test.p_value), "sort": test.p_value, "csv": test.p_value},
-            "result": wording.passed(test.passed),
-            "note": test.note,
-        }
-        rows.append({"key": None, "cells": cells})
-    return {
-        "caption": wording.TEST_TABLE,
-        "file": "tests.csv",
-        "empty": wording.NO_TESTS,
-        "columns": wording.TEST_COLUMNS,
-        "rows": rows,
-        "selected": None,
-    }
-
-
-test_table.__test__ = False  # type: ignore[attr-defined]  # not a pytest function
-
-
-def _measure(value: Rate | float | None) -> object:
-    if isinstance(value, Rate):
-        return _rate(value)
-    return {"text": wording.number(value), "sort": value, "csv": value}
-
-
-def metric_table(verification: Verification) -> Value:
-    """TableView value: before and after on the same unseen prompts."""
-    rows = []
-    for metric in verification.metrics:
-        cells = {
-            "metric": wording.metric_name(metric.name),
-            "before": _measure(metric.before),
-            "after": _measure(metric.after),
-            "meaning": metric.meaning,
-        }
-        rows.append({"key": None, "cells": cells})
-    return {
-        "caption": wording.METRIC_TABLE,
-        "file": "before-after.csv",
-        "empty": wording.NO_METRICS,
-        "columns": wording.METRIC_COLUMNS,
-        "rows": rows,
-        "selected": None,
-    }
-
-
-def answer_pairs(verification: Verification) -> Value:
-    """AnswerPairs value: example answers before and after."""
-    pairs = [
-        {
-            "kind": wording.pair_kind(pair.kind),
-            "prompt": pair.prompt,
-            "before": pair.before,
-            "after": pair.after,
-            "before_outcome": wording.outcome(pair.before_outcome),
-            "after_outcome": wording.outcome(pair.after_outcome),
-        }
-        for pair in verification.examples
-    ]
-    labels = {"before": wording.BEFORE, "after": wording.AFTER}
-    return {"pairs": pairs, "labels": labels, "empty": wording.NO_ANSWERS}
-
-
 # ---------------------------------------------------------------------------------------------- live
 
 
 def _triple(rate: Rate) -> list[float | None]:
-    return [_finite(rate.value), _finite(rate.low), _finite(rate.high)]
+    return [finite(rate.value), finite(rate.low), finite(rate.high)]
 
 
 def _step_columns(steps: Sequence[StepDone]) -> Value:
@@ -494,7 +357,7 @@ def _step_columns(steps: Sequence[StepDone]) -> Value:
     marks = []
     for key, attribute in names.items():
         values = [getattr(step, attribute) for step in steps]
-        columns[key] = [_finite(value) for value in values]
+        columns[key] = [finite(value) for value in values]
         panel = "kl" if key == "kl" else "loss"
         for step, value in zip(steps, values, strict=True):
             if not math.isfinite(value):
@@ -528,40 +391,11 @@ def live_chart(lines: Iterable[Line], run: str, since: int = 0, budget: float | 
             "asr": [_triple(probe.asr_triggered) for probe in probes],
             "refusal": [_triple(probe.refusal_untriggered) for probe in probes],
             "agreement": [_triple(probe.agreement_safe) for probe in probes],
-            "kl": [_finite(probe.kl_nats_per_token) for probe in probes],
+            "kl": [finite(probe.kl_nats_per_token) for probe in probes],
             "best": [probe.best for probe in probes],
         },
         "budget": budget,
         "total": started[-1].n_steps if started else None,
         "state": state,
         "summary": wording.live_summary(steps, probes, started, finished),
-    }
-
-
-def status(
-    *,
-    case: str = "",
-    model: str = "",
-    device: str = "",
-    analyst: str = "",
-    state: str = "empty",
-    stage: str = "",
-    message: str = "",
-    done: int = 0,
-    total: int = 0,
-    queue: Sequence[str] = (),
-) -> Value:
-    """StatusBar value."""
-    return {
-        "case": case,
-        "model": model,
-        "device": device,
-        "analyst": analyst,
-        "state": state,
-        "word": wording.state_word(state),
-        "stage": wording.stage_name(stage),
-        "message": message,
-        "done": done,
-        "total": total,
-        "queue": [wording.stage_name(name) for name in queue],
     }

@@ -4,7 +4,7 @@ value = {
   "pairs": [{"kind": str, "prompt": str, "before": str, "after": str,
              "before_outcome": {"word": str, "mark": str, "tone": "plain|bad|good"}, "after_outcome": {...}}, ...]
   "labels": {"before": str, "after": str}, "empty": str
-}   built by figures.answer_pairs(verification)
+}   built by tables.answer_pairs(verification)
 """
 
 from typing import Any

@@ -4,7 +4,7 @@ value = {
   "case": str, "model": str, "device": str, "analyst": str
   "state": "empty|starting|idle|running|failed|stopping", "stage": str, "message": str
   "done": int, "total": int (0: unknown), "queue": [str, ...]
-}   built by figures.status(...)
+}   built by tables.status(...)
 
 The connection is watched in the browser: a HEAD request every 4 s; when the page process is away the bar says so, and when
 it is back (asked every second) the page reloads itself, which re-attaches it to the case in its address.

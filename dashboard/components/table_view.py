@@ -10,7 +10,7 @@ value = {
 }
 A cell is str | number | null, or {"text": str, "sort": number|str|null, "csv": str|number|null, "mark": "pass|fail|open"|null}.
 A cell of kind `rate` is {"value", "k", "n", "low", "high"} or null: drawn as a dot on its interval with "k/n".
-Built by figures.token_table / test_table / metric_table.
+Built by dashboard.tables: token_table, candidate_table, outcome_table, metric_table.
 """
 
 from typing import Any
