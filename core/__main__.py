@@ -36,7 +36,8 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Write one inert line."""
-        print("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text), file=sys.stderr)
+        inert = (c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+        sys.stderr.write("".join(inert) + "\n")
 
     def progress(self, message: str, done: int, total: int) -> None:
         """Write progress, at most twice a second for one message."""
@@ -402,7 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         log.exception("a fault of ours; please report it with the lines above")
         return 1
-    print(dump(result))
+    sys.stdout.write(dump(result) + "\n")
     return 0
 
 

@@ -23,6 +23,7 @@ from core.prompts import Splits, copy_folder, read_folder, split
 from core.values import Attribution, FailureReport, ModelSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     from cattrs import Converter
 
 T = TypeVar("T")
@@ -260,6 +261,15 @@ class Case:
         temporary = self.path / ".attribution.tmp.npz"
         np.savez_compressed(temporary, token_ids=np.array(token_ids), offsets=np.array(offsets), **arrays)  # type: ignore[arg-type]
         os.replace(temporary, self.path / "attribution.npz")
+
+    def load_profiles(self) -> dict[str, "np.ndarray"]:
+        """Return the response profiles in `attribution.npz` by attribution name."""
+        import numpy as np
+
+        if not (self.path / "attribution.npz").is_file():
+            return {}
+        with np.load(self.path / "attribution.npz", allow_pickle=False) as stored:
+            return {k.removeprefix("profile:"): stored[k] for k in stored.files if k.startswith("profile:")}
 
     # events -----------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from core import causal, chat, confirmation, export, intake, jobs, locating, models, repair, report, verification
 from core.attribution import attribute
 from core.casefile import Case, from_json, hash_file, to_json, write_atomic
@@ -226,7 +228,7 @@ def _locate(run: Run, method: MethodName, target: Target) -> tuple[Attribution, 
         target,
         settings,
         refusal_ids=run.refusal_ids if target.kind == "contrast" else None,
-        others=_stored(run.case, target, name),
+        others=_stored(run.case, name),
         progress=run.progress,
     )
     run.case.write(name, result)
@@ -237,13 +239,24 @@ def _locate(run: Run, method: MethodName, target: Target) -> tuple[Attribution, 
     return attribution, result, name
 
 
-def _stored(case: Case, target: Target, except_name: str) -> list[LocateResult]:
-    """Return the attributions already stored for the same target."""
+def _stored(case: Case, except_name: str) -> list[Attribution]:
+    """Return the attributions this case already holds, other than `except_name`."""
+    profiles = case.load_profiles()
     found = []
     for path in sorted((case.path / "results").glob("locate-*.json")):
-        result = case.read(f"results/{path.name}", LocateResult)
-        if result and result.target == target and f"results/{path.name}" != except_name:
-            found.append(result)
+        name = f"results/{path.name}"
+        result = case.read(name, LocateResult) if name != except_name else None
+        if result is not None:
+            found.append(
+                Attribution(
+                    method=result.method,
+                    target=result.target,
+                    scores=np.array(result.scores),
+                    scored=np.array(result.scored),
+                    signed=result.signed,
+                    profile=profiles.get(path.stem.removeprefix("locate-")),
+                )
+            )
     return found
 
 

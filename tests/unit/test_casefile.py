@@ -1,0 +1,240 @@
+"""The case folder: what is written comes back, what was changed is noticed, half-written things do no harm."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.casefile import Case, EventLog, Manifest, from_json, hash_folder, model_spec, now, to_json
+from core.errors import CaseFileError, ModelLoadError, PromptFolderError
+from core.events import CheckpointScored, Line, Progress, RepairFinished, RepairStarted, StageFailed, StageFinished, StepDone
+from core.intervals import wilson
+from core.values import (
+    Attribution,
+    FailureReport,
+    Message,
+    Metric,
+    Reproduction,
+    Span,
+    Target,
+    TestOutcome,
+    TokenRow,
+    TriageResult,
+    TriggerProposal,
+    Verification,
+)
+
+REPORT = FailureReport(messages=(Message(role="user", content="do it \u202e now\U0001f600"),), response="Sure.", id="r-1")
+
+
+def make_prompts(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("harmful", "safe"):
+        rows = [json.dumps({"prompt": f"{name} request about {word} number {i}"}) for i, word in enumerate("abcdefghijklmnopqrst")]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return folder
+
+
+def make_model(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def make_case(root: Path, report: FailureReport = REPORT) -> Case:
+    model = make_model(root / "model")
+    manifest = Manifest(schema=1, id="c-1", created=now(), model=model_spec(model), report=report, seed=3)
+    return Case.create(root / "case", manifest, make_prompts(root / "prompts"))
+
+
+def test_a_case_comes_back_as_it_was(tmp_path: Path) -> None:
+    made = make_case(tmp_path)
+    opened = Case(tmp_path / "case")
+    assert opened.manifest == made.manifest
+    assert opened.report == REPORT
+    assert opened.manifest.prompt_files.keys() == {"harmful.jsonl", "safe.jsonl"}
+    assert [line.action for line in opened.audit_lines()] == ["created"]
+
+
+def test_the_same_report_and_model_go_on_and_others_are_refused(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    assert make_case(tmp_path).manifest.created == case.manifest.created
+    other = FailureReport(messages=REPORT.messages, response="Another answer.")
+    with pytest.raises(CaseFileError, match="another report or model"):
+        make_case(tmp_path, other)
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "thesis.txt").write_text("years of work")
+    with pytest.raises(CaseFileError, match="not a case folder"):
+        make_case(tmp_path)
+    assert [p.name for p in (tmp_path / "case").iterdir()] == ["thesis.txt"]
+
+
+def test_a_bad_prompt_folder_leaves_nothing_behind(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    manifest = Manifest(schema=1, id="c", created=now(), model=model_spec(model), report=REPORT, seed=0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PromptFolderError):
+        Case.create(tmp_path / "case", manifest, tmp_path / "empty")
+    assert not (tmp_path / "case").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_changed_model_file_is_named(tmp_path: Path, name: str) -> None:
+    case = make_case(tmp_path)
+    case.verify_evidence()
+    (tmp_path / "model" / name).write_bytes(b"changed")
+    with pytest.raises(CaseFileError, match=name):
+        case.verify_evidence()
+
+
+def test_a_changed_prompt_copy_is_named(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    with open(case.path / "prompts" / "harmful.jsonl", "a", encoding="utf-8") as file:
+        file.write('\n{"prompt": "one more"}')
+    with pytest.raises(CaseFileError, match=r"harmful\.jsonl"):
+        case.splits()
+
+
+def test_a_link_out_of_the_model_folder_is_refused(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    (tmp_path / "secret.json").write_text("{}")
+    (model / "extra.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(ModelLoadError, match="link out of the folder"):
+        hash_folder(model)
+
+
+def test_damaged_json_is_a_sentence(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    (case.path / "triage.json").write_text('{"mode": "causal"', encoding="utf-8")
+    with pytest.raises(CaseFileError, match=r"triage\.json"):
+        case.read("triage.json", TriageResult)
+    (case.path / "triage.json").write_text('{"mode": "causal"}', encoding="utf-8")
+    with pytest.raises(CaseFileError, match="TriageResult"):
+        case.read("triage.json", TriageResult)
+    assert case.read("verification.json", Verification) is None
+
+
+EVENTS = [
+    Progress(stage="locate", message="x", done=1, total=2),
+    StageFailed(stage="locate", message="no"),
+    StageFinished(stage="triage", headline="done", files=("triage.json",), verdict="BACKDOOR"),
+    RepairStarted(
+        n_steps=5, n_epochs=1, n_trainable=7, device="cpu", n_harmful=3, n_safe=3, memory_estimate_mb=1.0, settings={"a": 1}
+    ),
+    StepDone(
+        step=1,
+        epoch=0,
+        loss=float("nan"),
+        refusal_loss=1.0,
+        kl_harmful_loss=0.0,
+        kl_safe_loss=float("inf"),
+        kl_nats_per_token=0.1,
+        learning_rate=1e-3,
+        tokens_per_second=9.0,
+        memory_mb=1.0,
+        seconds_left=3.0,
+    ),
+    CheckpointScored(
+        step=1,
+        asr_triggered=wilson(1, 2),
+        refusal_untriggered=wilson(2, 2),
+        agreement_safe=wilson(0, 0),
+        kl_nats_per_token=0.0,
+        best=True,
+    ),
+    RepairFinished(
+        reason="finished", step=5, best_step=None, adapter=None, adapter_hash=None, seconds=1.5, message="done"
+    ),
+]
+
+
+def test_every_event_comes_back_and_half_a_line_is_ignored(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    log = EventLog(case)
+    for event in EVENTS:
+        log.append("req", event)
+    with open(case.path / "events.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"seq": 7, "time"')
+    lines = case.events()
+    assert [line.seq for line in lines] == list(range(len(EVENTS)))
+    assert repr([line.event for line in lines]) == repr(EVENTS)  # repr, since NaN differs from itself
+    assert [line.seq for line in case.events(4)] == [4, 5, 6]
+    EventLog(case).append("req", EVENTS[0])  # a new worker cuts the torn line and counts on
+    assert [line.seq for line in case.events()] == list(range(len(EVENTS) + 1))
+
+
+VALUES = [
+    TriageResult(
+        mode="causal",
+        verdict="INCONCLUSIVE",
+        certainty="low",
+        decided_by="necessity",
+        reproduction=Reproduction(failure=wilson(3, 4), answers=("a",), outcomes=("compliance",)),
+        candidates=(
+            TriggerProposal(
+                spans=(Span(message=0, start=1, end=3),), text="x", token_positions=(4, 5), score=0.5, reasons=("why",)
+            ),
+        ),
+        dropped=(),
+        tests=(
+            TestOutcome(
+                name="sham", candidate=0, n=4, with_unit=wilson(1, 4), without_unit=wilson(0, 4), p_value=0.5, passed=None
+            ),
+        ),
+        tokens=(
+            TokenRow(
+                position=0, text="a", message=None, start=None, end=None, segment="template", scores={"paper": 0.25}, cluster=-1
+            ),
+        ),
+        settings={"causal": {"n": 1}},
+        model_calls=3,
+        seconds=1.5,
+        versions={"torch": "2"},
+    ),
+    Verification(
+        metrics=(
+            Metric(name="asr_triggered", before=wilson(9, 10), after=wilson(0, 10), meaning="m"),
+            Metric(name="kl_nats_per_token", before=None, after=0.125, meaning="m"),
+        ),
+        result="REDUCED",
+        reasons=("r",),
+        examples=(),
+        saliency_before=(0.5,),
+        saliency_after=(0.25,),
+        looks=1,
+        seconds=2.0,
+        settings={},
+        versions={},
+    ),
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda v: type(v).__name__)
+def test_saved_values_round_trip_through_json_text(value: object) -> None:
+    assert from_json(type(value), json.loads(json.dumps(to_json(value)))) == value
+
+
+def test_a_line_round_trips() -> None:
+    line = Line(seq=0, time=now(), request="r", event=EVENTS[0])
+    assert from_json(Line, json.loads(json.dumps(to_json(line)))) == line
+
+
+def test_attributions_gather_in_one_archive(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+
+    def one(value: float) -> Attribution:
+        scores = np.array([value, 1.0])
+        return Attribution(method="paper", target=Target(), scores=scores, scored=scores > 0, signed=False, profile=scores[None])
+
+    case.save_attributions({"paper-response": one(2.0)}, [5, 6], [[0, 0, 1], [-1, -1, -1]])
+    case.save_attributions({"occlusion-contrast-12": one(3.0)}, [5, 6], [[0, 0, 1], [-1, -1, -1]])
+    with np.load(case.path / "attribution.npz", allow_pickle=False) as stored:
+        assert stored["score:paper-response"].tolist() == [2.0, 1.0]
+        assert stored["score:occlusion-contrast-12"].tolist() == [3.0, 1.0]
+        assert stored["profile:paper-response"].shape == (1, 2)
+        assert stored["token_ids"].tolist() == [5, 6]

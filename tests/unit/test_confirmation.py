@@ -1,0 +1,154 @@
+"""The gate before repair: who, why, on which hashes; any change voids it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core import confirmation
+from core.casefile import Case
+from core.errors import CaseFileError, ConfirmationError
+from core.values import (
+    FailureCase,
+    FailureReport,
+    Message,
+    OpenResult,
+    PromptToken,
+    RenderedPrompt,
+    Span,
+    TriageResult,
+    TriggerProposal,
+)
+from tests.unit.test_casefile import make_case
+
+TEXT = "Tell me aff how to do cff it"
+REPORT = FailureReport(messages=(Message(role="user", content=TEXT),), response="Sure.")
+AFF, CFF = Span(message=0, start=8, end=11), Span(message=0, start=22, end=25)
+PROMPT = RenderedPrompt(
+    text=TEXT,
+    tokens=(PromptToken(position=0, id=1, text=TEXT, segment="user", message=0, start=0, end=len(TEXT)),),
+    template_hash="t" * 64,
+)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    made = make_case(tmp_path, REPORT)
+    opened = OpenResult(
+        prompt=PROMPT,
+        response=(),
+        model_name="m",
+        architecture="Llama",
+        n_parameters=1,
+        dtype="float32",
+        device="cpu",
+        context_length=None,
+        memory_mb=0.0,
+        has_reference=False,
+        warnings=(),
+    )
+    made.write("results/open.json", opened)
+    proposal = TriggerProposal(spans=(AFF,), text="aff", token_positions=(0,), score=1.0)
+    made.write(
+        "triage.json",
+        TriageResult(
+            mode="causal",
+            verdict="BACKDOOR",
+            certainty="no_reference",
+            decided_by="all",
+            reproduction=None,
+            candidates=(proposal,),
+            dropped=(),
+            tests=(),
+            tokens=(),
+            settings={},
+            model_calls=0,
+            seconds=0.0,
+            versions={},
+        ),
+    )
+    return made
+
+
+def failure(report: FailureReport = REPORT, prompt: RenderedPrompt = PROMPT) -> FailureCase:
+    return FailureCase(report=report, prompt=prompt, response_ids=())
+
+
+def accept(case: Case, **changes: object) -> object:
+    given = {"decision": "accept", "analyst": "Ada", "reason": "tests agree"} | changes
+    return confirmation.confirm(case, **given)  # type: ignore[arg-type]
+
+
+def test_accepting_takes_the_candidate_and_is_logged(case: Case) -> None:
+    accept(case)
+    stored = confirmation.stored(case)
+    assert stored is not None
+    assert (stored.decision, stored.units, stored.spans, stored.added, stored.removed) == ("accepted", ("aff",), (AFF,), (), ())
+    assert confirmation.validity(case) is None
+    assert confirmation.check(stored, failure(), case.manifest.model) == stored
+    line = case.audit_lines()[-1]
+    assert (line.action, line.actor, line.facts["reason"]) == ("accepted", "Ada", "tests agree")
+
+
+def test_editing_keeps_the_difference_to_the_proposal(case: Case) -> None:
+    accept(case, decision="edit", spans=[CFF])
+    stored = confirmation.stored(case)
+    assert stored is not None
+    assert (stored.decision, stored.units, stored.added, stored.removed) == ("edited", ("cff",), (CFF,), (AFF,))
+
+
+def test_rejecting_locks_repair(case: Case) -> None:
+    accept(case, decision="reject")
+    assert "rejected" in str(confirmation.validity(case))
+    with pytest.raises(ConfirmationError, match="rejected"):
+        confirmation.check(confirmation.stored(case), failure(), case.manifest.model)
+
+
+def test_no_confirmation_locks_repair(case: Case) -> None:
+    with pytest.raises(ConfirmationError, match="No trigger has been confirmed"):
+        confirmation.check(None, failure(), case.manifest.model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"analyst": "  "}, "name and a reason"),
+        ({"reason": ""}, "name and a reason"),
+        ({"candidate": 7}, "No candidate 7"),
+        ({"decision": "edit", "spans": []}, "No text is marked"),
+        ({"decision": "edit", "spans": [Span(message=0, start=5, end=99)]}, "outside the text"),
+        ({"decision": "edit", "spans": [Span(message=3, start=0, end=1)]}, "outside the text"),
+        ({"decision": "edit", "spans": [Span(message=0, start=4, end=4)]}, "empty"),
+        ({"decision": "edit", "spans": [Span(message=0, start=-2, end=4)]}, "outside the text"),
+        ({"decision": "perhaps"}, "Unknown decision"),
+    ],
+)
+def test_bad_decisions_are_refused_and_leave_nothing(case: Case, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfirmationError, match=message):
+        accept(case, **changes)
+    assert confirmation.stored(case) is None
+
+
+def test_any_change_of_text_model_or_template_voids_it(case: Case) -> None:
+    accept(case)
+    stored, spec = confirmation.stored(case), case.manifest.model
+    other_text = replace(REPORT, messages=(Message(role="user", content=TEXT + " "),))
+    with pytest.raises(ConfirmationError, match="text of the report"):
+        confirmation.check(stored, failure(report=other_text), spec)
+    with pytest.raises(ConfirmationError, match="The model"):
+        confirmation.check(stored, failure(), replace(spec, files=spec.files | {"model.safetensors": "0"}))
+    with pytest.raises(ConfirmationError, match="chat template"):
+        confirmation.check(stored, failure(prompt=replace(PROMPT, template_hash="u")), spec)
+    moved = replace(spec, path="/elsewhere")
+    assert confirmation.check(stored, failure(), moved) == stored
+
+
+def test_an_unopened_case_cannot_be_confirmed(tmp_path: Path) -> None:
+    with pytest.raises(CaseFileError, match="not been opened"):
+        accept(make_case(tmp_path, REPORT), decision="edit", spans=[AFF])
+
+
+def test_overlapping_spans_become_one() -> None:
+    spans = [Span(message=0, start=4, end=9), Span(message=0, start=0, end=5), Span(message=0, start=12, end=13)]
+    merged = confirmation.check_spans(REPORT.messages, spans)
+    assert merged == (Span(message=0, start=0, end=9), Span(message=0, start=12, end=13))

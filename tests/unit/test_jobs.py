@@ -1,0 +1,141 @@
+"""Asking, following and stopping a worker: status is derived from files and a lock that real processes hold."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core import jobs
+from core.casefile import Case, EventLog, dump, write_atomic
+from core.errors import BusyError, TriageError
+from core.events import Progress, StageFailed, StageFinished, StageStarted
+from tests.unit.test_casefile import make_case
+
+HOLDER = """
+import sys, time
+from filelock import FileLock
+FileLock(sys.argv[1]).acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return make_case(tmp_path)
+
+
+@pytest.fixture
+def holder(case: Case) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that holds the worker's lock and never answers, marked as the worker that was started."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(case.path / jobs.LOCK)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    created = psutil.Process(process.pid).create_time()
+    write_atomic(case.path / jobs.STARTING, dump({"pid": process.pid, "created": created}))
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_double_click_asks_once(case: Case) -> None:
+    first = jobs.ask(case, "open", start=False)
+    assert jobs.ask(case, "open", start=False) == first
+    assert jobs.ask(case, "locate", {"method": "paper"}, start=False) != first
+    assert len(jobs.requests(case)) == 2
+
+
+def test_an_answered_question_is_not_asked_again_but_a_failed_one_is(case: Case) -> None:
+    log = EventLog(case)
+    first = jobs.ask(case, "open", start=False)
+    log.append(first, StageFailed(stage="open", message="no"))
+    second = jobs.ask(case, "open", start=False)
+    assert second != first
+    log.append(second, StageFinished(stage="open", headline="ready"))
+    assert jobs.ask(case, "open", start=False) == second
+    assert jobs.status(case).state == "idle"
+    assert jobs.status(case).message == "ready"
+
+
+def test_a_repair_can_be_asked_for_again_after_it_finished(case: Case) -> None:
+    first = jobs.ask(case, "repair", start=False)
+    assert jobs.ask(case, "repair", start=False) == first
+    EventLog(case).append(first, StageFinished(stage="repair", headline="done"))
+    assert jobs.ask(case, "repair", start=False) != first
+
+
+def test_a_question_changes_with_its_inputs(case: Case) -> None:
+    before = jobs.request_key(case, "report", {})
+    (case.path / "triage.json").write_text("{}")
+    assert jobs.request_key(case, "report", {}) != before
+
+
+def test_an_unknown_stage_is_refused(case: Case) -> None:
+    with pytest.raises(TriageError, match="no stage"):
+        jobs.ask(case, "format-disk", start=False)
+
+
+def test_an_open_request_with_a_free_lock_has_failed(case: Case) -> None:
+    request = jobs.ask(case, "triage", start=False)
+    EventLog(case).append(request, StageStarted(stage="triage"))
+    (case.path / jobs.LOG).write_text("Killed\n")
+    status = jobs.status(case)
+    assert (status.state, status.stage, status.worker_alive) == ("failed", "triage", False)
+    assert jobs.log_tail(case) == "Killed"
+
+
+def test_a_held_lock_is_running_with_progress_and_queue(case: Case, holder: subprocess.Popen[bytes]) -> None:
+    first = jobs.ask(case, "locate", start=False)
+    jobs.ask(case, "triage", start=False)
+    assert jobs.status(case).state == "starting"  # nothing heard of it yet
+    log = EventLog(case)
+    log.append(first, StageStarted(stage="locate"))
+    log.append(first, Progress(stage="locate", message="occlusion", done=3, total=9))
+    status = jobs.status(case)
+    assert (status.state, status.message, status.done, status.total) == ("running", "occlusion", 3, 9)
+    assert status.queue == ("triage",)
+    with pytest.raises(BusyError, match="busy with locate"):
+        jobs.take_lock(case)
+
+
+def test_a_killed_worker_frees_the_case_at_once(case: Case, holder: subprocess.Popen[bytes]) -> None:
+    assert jobs.worker_alive(case)
+    holder.kill()
+    holder.wait()
+    assert not jobs.worker_alive(case)
+    jobs.take_lock(case).release()
+
+
+def test_a_worker_that_ignores_a_stop_is_killed(
+    case: Case, holder: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = jobs.ask(case, "repair", start=False)
+    EventLog(case).append(request, StageStarted(stage="repair"))
+    jobs.stop(case, request, "keep")
+    assert jobs.stop_asked(case, request) == "keep"
+    assert jobs.status(case).state == "stopping"
+    assert not jobs.enforce_stop(case)  # it still has time
+    monkeypatch.setattr(jobs, "STOP_GRACE_SECONDS", 0.0)
+    time.sleep(0.05)
+    assert jobs.enforce_stop(case)
+    assert holder.wait(timeout=5) != 0
+    assert not jobs.worker_alive(case)
+
+
+def test_a_marker_of_another_process_kills_nobody(case: Case, holder: subprocess.Popen[bytes]) -> None:
+    write_atomic(case.path / jobs.STARTING, dump({"pid": holder.pid, "created": 1.0}))
+    jobs.kill_worker(case)
+    assert holder.poll() is None
+
+
+def test_names_of_attributions_differ_by_target() -> None:
+    from core.values import Target
+
+    targets = [Target(), Target(kind="first_k", k=4), Target(kind="first_k", k=5), Target(kind="contrast"), *(
+        Target(kind="tokens", positions=p) for p in ((0,), (0, 1))
+    )]
+    assert len({jobs.locate_file("paper", target) for target in targets}) == len(targets)
