@@ -1,0 +1,387 @@
+"""Conversations as the model reads them: chat template, token and character offsets, spans of text.
+
+1. The template is rendered twice: with the conversation, and with a random sentinel in the place of each content.
+2. The second text gives the fixed pieces between contents; where outer white space was trimmed is measured the same
+   way. Fixed pieces and contents must then make up the first text exactly, so no content is ever searched for.
+3. The first text is tokenised once, as in real use (a special token typed by the user is that special token), and the
+   tokenizer's offsets are laid over it. Characters no token claims belong to the token after them.
+4. Spans are half-open code point ranges of one message's raw content.
+
+A template is hostile input: it runs in the library's sandbox, and whatever it raises becomes one line.
+What this does not do: guess. A template that drops, repeats or rewrites a message is refused, and says so.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from core.errors import ConfirmationError, ReportError, TokenMismatchError
+from core.values import FailureCase, FailureReport, Message, PromptToken, RenderedPrompt, Segment, Span
+
+FALLBACK_TEMPLATE = (
+    "{{ bos }}{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""What is used, in words of this template language, when a tokenizer has no chat template."""
+MAX_RENDERED = 8_000_000
+"""Characters a rendered conversation may have; a hostile template could grow without bound."""
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Code points `[start, end)` of the rendered text that are `content[first : first + end - start]` of a message."""
+
+    message: int
+    start: int
+    end: int
+    first: int
+
+
+def render(tokenizer: object, messages: Sequence[Message], add_generation_prompt: bool = True) -> RenderedPrompt:
+    """Return the conversation as tokens, each with its segment and, in a message, its span of the raw content.
+
+    Raises: TokenMismatchError when the template refuses, drops, repeats or rewrites a message.
+    """
+    template = chat_template(tokenizer)
+    text = render_text(tokenizer, messages, add_generation_prompt)
+    ranges = _locate_contents(tokenizer, messages, add_generation_prompt, text)
+    ids, offsets = _encode(tokenizer, text)
+    tokens = _lay_over(tokenizer, messages, text, ranges, ids, offsets)
+    digest = hashlib.sha256((template or FALLBACK_TEMPLATE).encode("utf-8", "surrogatepass")).hexdigest()
+    return RenderedPrompt(text=text, tokens=tuple(tokens), template_hash=digest, fallback_template=template is None)
+
+
+def prompt_ids(tokenizer: object, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+    """Return the token ids of the conversation, the same as `render(...).ids`, without working out offsets."""
+    return _encode(tokenizer, render_text(tokenizer, messages, add_generation_prompt))[0]
+
+
+def chat_template(tokenizer: object) -> str | None:
+    """Return the tokenizer's chat template, or None when it has none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        return tokenizer.get_chat_template()
+    except Exception as error:  # several named templates and no default one
+        raise TokenMismatchError(f"the tokenizer's chat template cannot be used: {_one_line(error)}") from error
+
+
+def render_text(tokenizer: object, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    """Return the conversation's text with the tokenizer's chat template, or the plain fallback without one."""
+    if not messages:
+        raise TokenMismatchError("a conversation without messages cannot be rendered: add a user message")
+    template = chat_template(tokenizer)
+    if template is None:
+        bos = getattr(tokenizer, "bos_token", None) or ""
+        turns = "".join(f"{message.role.capitalize()}: {message.content}\n" for message in messages)
+        return (bos if _adds_bos(tokenizer) else "") + turns + ("Assistant:" if add_generation_prompt else "")
+    data = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        text = tokenizer.apply_chat_template(data, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # the template is hostile input
+        raise TokenMismatchError(_template_fault(messages, error)) from error
+    if not isinstance(text, str) or len(text) > MAX_RENDERED:
+        raise TokenMismatchError(f"the chat template made no text of at most {MAX_RENDERED:,} characters: shorten the report")
+    return text
+
+
+def _template_fault(messages: Sequence[Message], error: Exception) -> str:
+    """Return one line on why the template failed and what to do."""
+    what = _one_line(error)
+    if messages[0].role == "system" and "system" in what.lower():
+        return (
+            f"this model's chat template has no system role ({what}): put the system text where the deployment put it, "
+            "usually in front of the first user message"
+        )
+    roles = ", ".join(message.role for message in messages)
+    return f"this model's chat template refuses the conversation ({what}; roles: {roles}): check the order of the messages"
+
+
+def _one_line(error: BaseException) -> str:
+    """Return an exception's message on one line, shortened."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _adds_bos(tokenizer: object) -> bool:
+    """Whether the tokenizer starts plain text with its begin-of-sequence token."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+
+
+def _locate_contents(tokenizer: object, messages: Sequence[Message], add: bool, text: str) -> list[_Range]:
+    """Return where each content lies in `text`; contents that are empty have no range."""
+    places = [index for index, message in enumerate(messages) if message.content]
+    marks = {index: f"x{secrets.token_hex(12)}x" for index in places}
+
+    def skeleton(index: int | None = None, lead: str = "", trail: str = "") -> str:
+        """Return the text with sentinels for contents, white space around that of message `index`."""
+        changed = list(messages)
+        for place, mark in marks.items():
+            changed[place] = replace(messages[place], content=lead + mark + trail if place == index else mark)
+        return render_text(tokenizer, changed, add)
+
+    bare = skeleton()
+    pieces = _cut(bare, [marks[index] for index in places], [messages[index].role for index in places])
+    expected, ranges = pieces[0], []
+    for index, piece in zip(places, pieces[1:], strict=True):
+        content = messages[index].content
+        first, last = 0, len(content)
+        lead = content[: len(content) - len(content.lstrip())]
+        trail = content[len(content.rstrip()) :] if lead != content else ""
+        if lead:
+            first = len(lead) - (len(skeleton(index, lead=lead)) - len(bare))
+        if trail:
+            last = len(content) - (len(trail) - (len(skeleton(index, trail=trail)) - len(bare)))
+        ranges.append(_Range(index, len(expected), len(expected) + last - first, first))
+        expected += content[first:last] + piece
+    if expected != text:
+        raise TokenMismatchError(
+            "this model's chat template rewrites the text of a message, so tokens cannot be traced to the report: "
+            "check the template, or give the text as the model received it"
+        )
+    return ranges
+
+
+def _cut(text: str, marks: list[str], roles: list[str]) -> list[str]:
+    """Return the pieces of `text` between the marks, which must each occur once and in order."""
+    pieces = []
+    for number, mark in enumerate(marks):
+        n_found = text.count(mark)
+        before, found, after = text.partition(mark)
+        if n_found != 1 or not found:
+            how = "leaves out" if sum(map(len, pieces)) == 0 and n_found == 0 else "leaves out, repeats or reorders"
+            raise TokenMismatchError(
+                f"this model's chat template {how} the {roles[number]} message (number {number} of those with text), "
+                "so the model never read the report as it stands: remove or move that message"
+            )
+        pieces.append(before)
+        text = after
+    return [*pieces, text]
+
+
+def _encode(tokenizer: object, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return token ids and their code point offsets in `text`, nothing added at either end."""
+    try:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    except Exception as error:  # no offsets, or text that is no Unicode
+        raise TokenMismatchError(f"the tokenizer cannot read the conversation ({_one_line(error)})") from error
+    ids, offsets = list(encoded["input_ids"]), [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+    if not ids:
+        raise TokenMismatchError("the conversation has no tokens: give it some text")
+    if any(not 0 <= start <= end <= len(text) for start, end in offsets):
+        raise TokenMismatchError("the tokenizer gives offsets outside the text: its tokenizer.json is damaged")
+    return ids, offsets
+
+
+def _lay_over(
+    tokenizer: object,
+    messages: Sequence[Message],
+    text: str,
+    ranges: list[_Range],
+    ids: list[int],
+    offsets: list[tuple[int, int]],
+) -> list[PromptToken]:
+    """Return the tokens with segment and span; characters no token claims go to the next token, at the end to the last."""
+    covered, claimed = 0, []
+    for start, end in offsets:
+        claimed.append((min(start, covered), max(end, min(start, covered))))
+        covered = max(covered, end)
+    if claimed and covered < len(text):
+        claimed[-1] = (claimed[-1][0], len(text))
+    tokens, waiting = [], 0
+    for position, (token_id, (start, end)) in enumerate(zip(ids, claimed, strict=True)):
+        while waiting < len(ranges) and ranges[waiting].end <= start:
+            waiting += 1
+        found = _most_of(ranges, waiting, start, end)
+        shown = text[start:end] or str(tokenizer.convert_ids_to_tokens(token_id))
+        if found is None:
+            tokens.append(PromptToken(position=position, id=token_id, text=shown, segment="template"))
+            continue
+        segment: Segment = messages[found.message].role
+        shift = found.first - found.start
+        low, high = max(start, found.start) + shift, min(end, found.end) + shift
+        tokens.append(
+            PromptToken(
+                position=position, id=token_id, text=shown, segment=segment, message=found.message, start=low, end=high
+            )
+        )
+    return tokens
+
+
+def _most_of(ranges: list[_Range], first: int, start: int, end: int) -> _Range | None:
+    """Return the content that most of `[start, end)` lies in, or None."""
+    best, most = None, 0
+    for one in ranges[first:]:
+        if one.start >= end:
+            break
+        shared = min(end, one.end) - max(start, one.start)
+        if shared > most:
+            best, most = one, shared
+    return best
+
+
+def bind(tokenizer: object, report: FailureReport) -> FailureCase:
+    """Return the report as the model read it, with the ids of its response.
+
+    Given `response_ids` must decode to the response. Otherwise the response is tokenised as the continuation of the
+    prompt, and by itself where it would merge into the prompt's last token. Raises: TokenMismatchError.
+    """
+    prompt = render(tokenizer, report.messages)
+    if report.response_ids is not None:
+        ids = list(report.response_ids)
+        largest = len(tokenizer)
+        if any(not 0 <= one < largest for one in ids):
+            raise TokenMismatchError(f"response_ids holds an id outside the vocabulary of {largest}: leave response_ids out")
+        decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        plain = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if report.response.strip() not in (decoded.strip(), plain.strip()):
+            raise TokenMismatchError(
+                f"response_ids decode to {decoded[:60]!r}, the response reads {report.response[:60]!r}: leave response_ids out"
+            )
+    else:
+        ids = continuation_ids(tokenizer, prompt, report.response)
+    if not ids:
+        raise TokenMismatchError("the response has no tokens: give the answer that should not have come")
+    return FailureCase(report=report, prompt=prompt, response_ids=tuple(ids))
+
+
+def continuation_ids(tokenizer: object, prompt: RenderedPrompt, response: str) -> list[int]:
+    """Return the ids of a response as they follow the prompt's."""
+    if prompt.fallback_template and not response[:1].isspace():
+        response = " " + response
+    joint = _encode(tokenizer, prompt.text + response)[0]
+    if joint[: len(prompt.tokens)] == prompt.ids:
+        return joint[len(prompt.tokens) :]
+    return _encode(tokenizer, response)[0] if response else []
+
+
+def positions_to_spans(prompt: RenderedPrompt, positions: Iterable[int]) -> tuple[Span, ...]:
+    """Return the text of the tokens as spans, in order; touching ones are joined, template tokens have none.
+
+    Raises: TokenMismatchError for a position outside the prompt.
+    """
+    spans = []
+    for position in positions:
+        if not 0 <= position < len(prompt.tokens):
+            raise TokenMismatchError(f"token position {position} is outside the prompt of {len(prompt.tokens)} tokens")
+        token = prompt.tokens[position]
+        if token.message is not None and token.start is not None and token.end is not None:
+            spans.append(Span(message=token.message, start=token.start, end=token.end))
+    return merge_spans(spans)
+
+
+def spans_to_positions(prompt: RenderedPrompt, spans: Iterable[Span]) -> tuple[int, ...]:
+    """Return the positions of all tokens that share a character with a span, ascending."""
+    wanted = merge_spans(spans)
+    return tuple(
+        token.position
+        for token in prompt.tokens
+        if token.start is not None
+        and token.end is not None
+        and any(one.message == token.message and one.start < token.end and token.start < one.end for one in wanted)
+    )
+
+
+def merge_spans(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """Return the spans in order of message and place; overlapping and touching ones are joined, empty ones dropped."""
+    merged: list[Span] = []
+    for one in sorted(spans, key=lambda span: (span.message, span.start, span.end)):
+        if one.start >= one.end:
+            continue
+        if merged and merged[-1].message == one.message and one.start <= merged[-1].end:
+            merged[-1] = replace(merged[-1], end=max(merged[-1].end, one.end))
+        else:
+            merged.append(one)
+    return tuple(merged)
+
+
+def check_spans(messages: Sequence[Message], spans: Iterable[Span]) -> None:
+    """Raise ConfirmationError unless every span lies in its message and holds at least one character."""
+    for one in spans:
+        if not 0 <= one.message < len(messages):
+            raise ConfirmationError(f"a span names message {one.message}, but there are {len(messages)} (from 0)")
+        length = len(messages[one.message].content)
+        if not 0 <= one.start < one.end <= length:
+            raise ConfirmationError(
+                f"the span {one.start}-{one.end} is not inside message {one.message}, which has {length} characters"
+            )
+
+
+def close_to_words(messages: Sequence[Message], spans: Iterable[Span]) -> tuple[Span, ...]:
+    """Return the spans without outer white space, widened to whole words; only white space between two joins them.
+
+    A word is a run of characters that are not white space. Spans of white space alone are dropped.
+    """
+    check = tuple(spans)
+    check_spans(messages, check)
+    closed: list[Span] = []
+    for one in merge_spans(check):
+        content = messages[one.message].content
+        start, end = one.start, one.end
+        while start < end and content[start].isspace():
+            start += 1
+        while start < end and content[end - 1].isspace():
+            end -= 1
+        if start == end:
+            continue
+        while start > 0 and not content[start - 1].isspace():
+            start -= 1
+        while end < len(content) and not content[end].isspace():
+            end += 1
+        before = closed[-1] if closed else None
+        if before and before.message == one.message and not content[before.end : start].strip():
+            closed[-1] = replace(before, end=max(before.end, end))
+        else:
+            closed.append(Span(message=one.message, start=start, end=end))
+    return tuple(closed)
+
+
+def span_text(messages: Sequence[Message], span: Span) -> str:
+    """Return the characters of a span."""
+    check_spans(messages, [span])
+    return messages[span.message].content[span.start : span.end]
+
+
+def units_of(messages: Sequence[Message], spans: Iterable[Span]) -> tuple[str, ...]:
+    """Return one text a span, without outer white space unless there is nothing else."""
+    texts = [span_text(messages, one) for one in spans]
+    return tuple(text.strip() or text for text in texts)
+
+
+def delete_spans(messages: Sequence[Message], spans: Iterable[Span]) -> tuple[Message, ...]:
+    """Return the messages without the text of the spans.
+
+    Of two runs of white space that meet, one is kept: the one that is not a single space, the left one when in doubt.
+    A run that would newly stand at the edge of the text goes too.
+    """
+    check = tuple(spans)
+    check_spans(messages, check)
+    contents = [message.content for message in messages]
+    for one in reversed(merge_spans(check)):
+        left, right = contents[one.message][: one.start], contents[one.message][one.end :]
+        words_left, words_right = left.rstrip(), right.lstrip()
+        run_left, run_right = left[len(words_left) :], right[: len(right) - len(words_right)]
+        if not left or not right:
+            kept = ""
+        elif run_left and run_right:
+            kept = run_left if run_left != " " else run_right
+        else:
+            kept = run_left + run_right
+        contents[one.message] = words_left + kept + words_right
+    return tuple(replace(message, content=content) for message, content in zip(messages, contents, strict=True))
+
+
+def replace_content(messages: Sequence[Message], index: int, content: str) -> tuple[Message, ...]:
+    """Return the messages with another content in place `index`."""
+    changed = list(messages)
+    changed[index] = replace(changed[index], content=content)
+    return tuple(changed)
+
+
+def last_user(messages: Sequence[Message]) -> int:
+    """Return the index of the last user message. Raises: ReportError when there is none."""
+    for index in range(len(messages) - 1, -1, -1):
+        if messages[index].role == "user":
+            return index
+    raise ReportError("the report has no user message: add the prompt that was answered")

@@ -1,0 +1,295 @@
+"""Models in: the only `from_pretrained` of the project.
+
+1. A folder is checked before any library reads it: safetensors only, no code of the folder is run, no network.
+2. fp32 on the CPU, bf16 on CUDA, evaluation mode, every weight frozen.
+3. Weights that are missing, of another shape or not finite are refused, never initialised at random.
+4. A reported adapter (LoRA) is attached under the name "reported"; switching it off gives the clean reference.
+
+What it does not do: quantise, shard over several devices, or merge adapters. Running a model is in loaded.py.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from core.errors import ModelLoadError
+from core.loaded import REPAIR, REPORTED, LoadedModel, active_adapters, current_adapters, set_adapters
+from core.settings import ModelSettings
+from core.values import ModelSpec
+
+__all__ = [
+    "REPAIR", "REPORTED", "LoadedModel", "active_adapters", "current_adapters", "device_warning", "load",
+    "resolve_device", "set_adapters",
+]  # fmt: skip
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+_PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", None)
+"""Ways of starting a LoRA that leave the base weights alone (PEFT's pissa, olora, corda, loftq change them)."""
+_MESSAGE_LENGTH = 240
+"""Characters of a library's message that are quoted, so that an error stays one line."""
+
+
+def load(
+    model: Path | str,
+    adapter: Path | str | None = None,
+    settings: ModelSettings | None = None,
+    spec: ModelSpec | None = None,
+) -> LoadedModel:
+    """Return the model of a local folder, with its adapter attached and on. Nothing is downloaded, no code is run.
+
+    Raises: ModelLoadError, one line, for every folder that is missing, unsafe, damaged or does not fit.
+    """
+    settings = settings or ModelSettings()
+    device = resolve_device(settings.device)
+    folder = _check_model_folder(Path(model))
+    adapter_folder = None if adapter is None else _check_adapter_folder(Path(adapter))
+    tokenizer = _load_tokenizer(folder)
+    weights, warnings = _load_weights(folder, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    _check_vocabulary(weights, tokenizer, folder)
+    _check_finite(weights, folder)
+    if adapter_folder is not None:
+        weights = _attach_adapter(weights, adapter_folder)
+        _check_finite(weights, adapter_folder)
+    if device.type == "cpu" and (warning := device_warning()):
+        warnings.append(warning)
+    if not getattr(tokenizer, "chat_template", None):
+        warnings.append("The tokenizer has no chat template: a plain one (User: ... Assistant:) is used instead.")
+    length = getattr(weights.config.get_text_config(), "max_position_embeddings", None)
+    return LoadedModel(
+        spec=spec or ModelSpec(path=str(folder), adapter=None if adapter_folder is None else str(adapter_folder)),
+        model=_to_device(weights, device).eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        device=device,
+        settings=settings,
+        context_length=length if isinstance(length, int) and length > 0 else None,
+        warnings=tuple(warnings),
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`. Raises: ModelLoadError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelLoadError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ModelLoadError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= n_cuda:
+        raise ModelLoadError(f"device {name!r} is not there ({n_cuda} CUDA devices are usable): use --device cpu")
+    return device
+
+
+def device_warning() -> str | None:
+    """Return a sentence when a GPU is present that this torch cannot use, else None."""
+    present = any(Path("/dev").glob("nvidia[0-9]*")) or (os.name == "nt" and shutil.which("nvidia-smi") is not None)
+    if not present or torch.cuda.is_available():
+        return None
+    build = "is a CPU build" if torch.version.cuda is None else f"needs a driver for CUDA {torch.version.cuda}"
+    return f"An NVIDIA GPU is present, but this torch {build}: everything runs on the CPU. See the README, CPU or CUDA."
+
+
+def _check_model_folder(folder: Path) -> Path:
+    """Return the absolute folder of a model that is safe to hand to the library."""
+    if not folder.is_dir():
+        raise ModelLoadError(f"the model folder {folder} does not exist: give the path of a local Hugging Face folder")
+    folder = folder.resolve()
+    if (folder / "adapter_config.json").exists():
+        raise ModelLoadError(
+            f"{folder} holds an adapter (adapter_config.json): give the base model's folder as the model and this "
+            "adapter, in a folder of its own, as the adapter"
+        )
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(f"{folder} has no config.json, so it is not a Hugging Face model folder: check the path")
+    config = _read_json(folder / "config.json")
+    if any("/" in str(config.get(key) or "") for key in ("attn_implementation", "_attn_implementation")):
+        raise ModelLoadError(f"{folder}/config.json asks for an attention kernel from the network: remove that entry")
+    _check_safetensors(folder, "model")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelLoadError(f"{folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model there")
+    return folder
+
+
+def _check_adapter_folder(folder: Path) -> Path:
+    """Return the absolute folder of a LoRA adapter that can be switched on and off."""
+    if not folder.is_dir():
+        raise ModelLoadError(f"the adapter folder {folder} does not exist: give the path of a local PEFT adapter")
+    folder = folder.resolve()
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelLoadError(f"{folder} has no adapter_config.json, so it is not a PEFT adapter: check the path")
+    config = _read_json(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        raise ModelLoadError(f"{folder} is an adapter of type {config.get('peft_type')!r}: only LoRA adapters can be used")
+    if config.get("init_lora_weights", True) not in _PLAIN_INITIALISATIONS or config.get("bias", "none") != "none":
+        raise ModelLoadError(
+            f"{folder} also changes weights of the base model (init_lora_weights={config.get('init_lora_weights')!r}, "
+            f"bias={config.get('bias')!r}): convert it to a plain LoRA adapter, or merge it and give the merged model"
+        )
+    _check_safetensors(folder, "adapter_model")
+    return folder
+
+
+def _check_safetensors(folder: Path, stem: str) -> None:
+    """Raise ModelLoadError unless the weights are there as complete safetensors files."""
+    index = folder / f"{stem}.safetensors.index.json"
+    names = [f"{stem}.safetensors"]
+    if index.is_file() and not (folder / names[0]).is_file():
+        table = _read_json(index).get("weight_map")
+        names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
+        if not names or any("/" in name or "\\" in name for name in names):
+            raise ModelLoadError(f"{index} does not name the weight files of its folder: copy the model again")
+    elif not (folder / names[0]).is_file():
+        pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
+        if pickles:
+            raise ModelLoadError(
+                f"{folder} has pickle weights only ({pickles[0]}), which can run code when read: convert them to safetensors"
+            )
+        raise ModelLoadError(f"{folder} has no {names[0]}: copy the model's safetensors files there")
+    from safetensors import SafetensorError, safe_open
+
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise ModelLoadError(f"{folder} lacks {name}, which its index names: copy that file too")
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelLoadError(
+                f"{path} is damaged or cut short ({path.stat().st_size:,} bytes; {one_line(error)}): copy it again"
+            ) from error
+
+
+def _read_json(path: Path) -> dict:
+    """Return the object of a JSON file. Raises: ModelLoadError when it is no JSON object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{path} cannot be read as JSON ({one_line(error)}): copy the file again") from error
+    if not isinstance(data, dict):
+        raise ModelLoadError(f"{path} holds no JSON object: copy the file again")
+    return data
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, shortened, or its class name."""
+    lines = str(error).strip().splitlines()
+    return (lines[0][:_MESSAGE_LENGTH] if lines else "") or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the library's progress bars and reports while it loads."""
+    from transformers.utils import logging as library
+
+    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if bars:
+            library.enable_progress_bar()
+
+
+def _load_tokenizer(folder: Path) -> object:
+    """Return the folder's tokenizer, which must know character offsets."""
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # any library may raise anything on a hostile folder
+        raise ModelLoadError(
+            f"the tokenizer in {folder} cannot be loaded ({one_line(error)}): copy tokenizer.json and tokenizer_config.json again"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelLoadError(f"the tokenizer in {folder} gives no character offsets: it needs a tokenizer.json")
+    return tokenizer
+
+
+def _load_weights(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
+    """Return the folder's model and what is to be said about it."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with _quiet():
+            weights, info = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype,
+                output_loading_info=True,
+            )  # fmt: skip
+    except Exception as error:  # any library may raise anything on a hostile folder
+        raise ModelLoadError(
+            f"the model in {folder} cannot be loaded ({one_line(error)}): it must be a causal language model whose "
+            "config.json fits its weights"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing or info.get("mismatched_keys"):
+        name = missing[0] if missing else str(next(iter(info["mismatched_keys"])))
+        raise ModelLoadError(f"the weights in {folder} do not fit its config.json (for instance {name}): copy the model again")
+    unexpected = sorted(info["unexpected_keys"])
+    if not unexpected:
+        return weights, []
+    return weights, [f"{len(unexpected)} tensors of the model files are not used (for instance {unexpected[0][:80]})."]
+
+
+def _check_vocabulary(weights: nn.Module, tokenizer: object, folder: Path) -> None:
+    """Raise ModelLoadError when the tokenizer has ids that the embedding lacks."""
+    n_rows = weights.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest < 0:
+        raise ModelLoadError(f"the tokenizer in {folder} has no vocabulary: copy its tokenizer.json again")
+    if largest >= n_rows:
+        raise ModelLoadError(
+            f"the tokenizer in {folder} has token ids up to {largest}, but the model has {n_rows} embedding rows: "
+            "use the tokenizer that belongs to this model"
+        )
+
+
+def _check_finite(weights: nn.Module, folder: Path) -> None:
+    """Raise ModelLoadError when a weight is not finite."""
+    for name, parameter in weights.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelLoadError(f"the weights in {folder} hold values that are not finite ({name}): copy the model again")
+
+
+def _attach_adapter(weights: nn.Module, folder: Path) -> nn.Module:
+    """Return the model with the folder's adapter attached, every tensor of which must have found its place."""
+    from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    fault = f"the adapter in {folder} does not fit this model"
+    remedy = "give the base model it was trained on"
+    try:
+        with _quiet():
+            config = LoraConfig.from_pretrained(str(folder), local_files_only=True)
+            config.inference_mode = True
+            model = PeftModel(weights, config, adapter_name=REPORTED)
+            result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"), REPORTED)
+    except Exception as error:  # any library may raise anything on a hostile folder
+        raise ModelLoadError(f"{fault} ({one_line(error)}): {remedy}") from error
+    unfilled = [name for name in result.missing_keys if f".{REPORTED}." in name]
+    stray = sorted(result.unexpected_keys) + unfilled
+    if stray:
+        raise ModelLoadError(f"{fault} (no place or no value for {stray[0]}): {remedy}")
+    return model
+
+
+def _to_device(weights: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model on the device. Raises: ModelLoadError when it does not fit there."""
+    try:
+        return weights.to(device)
+    except torch.OutOfMemoryError as error:
+        n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in weights.parameters())
+        raise ModelLoadError(
+            f"the model needs {n_bytes / 1e9:.1f} GB and {device} has not that much free: free memory there or use --device cpu"
+        ) from error
