@@ -214,17 +214,19 @@ class TestOutcome:
     without_unit: Rate
     p_value: float | None = None
     passed: bool | None = None
+    gain_high: float | None = None
     note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """How often the model fails on the report itself, with example answers."""
+    """How often the model fails on the report itself, with example answers; `note` says what n counts."""
 
     failure: Rate
     answers: tuple[str, ...]
     outcomes: tuple[Outcome, ...]
     reference_failure: Rate | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
