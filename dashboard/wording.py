@@ -469,3 +469,111 @@ def fault(message: str) -> str:
 def our_fault(reference: str) -> str:
     """A fault of ours, with the id under which the log has it."""
     return f"Something went wrong on our side. Nothing was lost. Reference {reference}; details are in the log."
+
+
+# -- sentences of the steps ----------------------------------------------------------------------------
+LOG_LABEL = "log"
+LOADING = "Loading the model"
+FALLBACK = "none: plain “User: … Assistant:”"
+HAS_REFERENCE = "yes, the adapter switched off or the given base"
+NO_REFERENCE = "none given"
+REPORTED_ANSWER = "reported answer"
+EXPECTED_ANSWER = "should have said"
+SAMPLED = "sampled anew on the reported prompt"
+GREEDY = "one deterministic answer: the report was sampled greedily"
+WIDE_GAP = "gap too wide: take these scores with care"
+VERDICT_LABEL = "Verdict"
+MARKED = "Marked"
+NOTHING_MARKED = "Nothing is marked."
+EDITED = "edited"
+AS_PROPOSED = "as proposed"
+UNDECIDED = "No decision yet"
+MEMORY_MORE = "of weights, and about as much again while training"
+REPAIRING = "Repair is running"
+READY_TO_REPAIR = "Ready to repair"
+RESIDUAL_LABEL = "residual risk"
+RESIDUAL_RISK = (
+    "Measured on these prompts with this trigger; another trigger, or wording far from these prompts, may still work. "
+    "No fine-tuning proves a backdoor gone."
+)
+CARD_LABEL = "reproduce"
+MERGED_AT = "merged model"
+NOTHING_WRITTEN = "Nothing written yet."
+DOWNLOADS = {
+    "report.html": "Report",
+    "report.json": "Report (JSON)",
+    "triage.json": "Triage (JSON)",
+    "verification.json": "Verification (JSON)",
+    "export/adapter/adapter_model.safetensors": "Repaired adapter",
+    "export/adapter/adapter_config.json": "Adapter configuration",
+    "export/adapter/README.md": "Model card",
+}
+RUNNING_REPRODUCE = "Asking the model again"
+NOT_REPRODUCED_YET = "Not asked yet"
+NOT_LOCATED_YET = "Not located yet"
+LOCATING = "Locating"
+NOT_TESTED_YET = "Not tested yet: mark a span, or run the tests on the proposed one"
+TESTING = "Testing candidates"
+NOT_VERIFIED_YET = "Not verified yet"
+VERIFYING = "Verifying on prompts no earlier step has seen"
+PICK_TOKENS = "Choose the tokens of the answer to explain, then press Explain."
+EXPLAIN = "Explain"
+REPORT_LABEL = "Report"
+REPORT_PLACEHOLDER = '{"messages": [{"role": "user", "content": "..."}], "response": "..."}'
+UPLOAD = "or a file: JSON, CSV, BackdoorLLM row"
+MODEL_FOLDER = "Model folder"
+ADAPTER_FOLDER = "Adapter (optional)"
+RESUME_CASE = "Cases"
+DEMO_LABEL = "Demo cases"
+NEW_CASE = "New case"
+NEXT_LOCATE = "Locate the trigger"
+TEST_CANDIDATES = "Test candidates"
+EDIT_CANDIDATE = "Edit"
+TEST_CANDIDATE = "Test"
+REPORT_AND_EXPORT = "Report and export"
+TABLE_TWIN = "Token table"
+REPORT_TEXT = "The report"
+CANDIDATE = "Candidate"
+EXAMPLES = "Answers before and after"
+SALIENCY_PAIR = "Saliency before and after"
+DEMO_ANALYST = "Demo analyst"
+DEMO_REASON = "Removing it restores refusal; planting it elsewhere breaks refusal."
+REPAIR_LABELS = {
+    "epochs": "Epochs",
+    "learning_rate": "Learning rate (empty: by model size)",
+    "kl_budget": "KL budget, nats per token (empty: none)",
+    "batch_size": "Batch size",
+    "lora_rank": "LoRA rank",
+    "lora_alpha": "LoRA alpha",
+    "max_steps": "Steps at most (empty: all)",
+    "n_harmful": "Harmful prompts",
+    "n_safe": "Safe prompts",
+    "probe_every": "Steps between probes",
+    "n_probe": "Prompts in a probe",
+    "weight_refusal": "Weight of refusal",
+    "weight_kl_harmful": "Weight of KL, harmful",
+    "weight_kl_safe": "Weight of KL, safe",
+    "seed": "Seed",
+    "early_stop": "Stop early when the targets hold",
+}
+
+
+def size(n_parameters: int) -> str:
+    """A parameter count in millions or billions."""
+    millions = n_parameters / 1e6
+    return f"{millions / 1000:.1f} B" if millions >= 1000 else f"{millions:.1f} M"
+
+
+def said_now(count: int, total: int, word: str) -> str:
+    """Label of one answer of the model, with how often it came."""
+    return f"now: {word}" if total == 1 else f"now, {count} of {total}: {word}"
+
+
+def still_running(wanted: str, shown_method: str) -> str:
+    """What is shown while the wanted method is still at work."""
+    return f"Showing {method_name(shown_method)} while {method_name(wanted)} is running."
+
+
+def looks(n: int) -> str:
+    """How often this split has been looked at."""
+    return f"This split has been looked at {n} times."

@@ -11,7 +11,7 @@ from pathlib import Path
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PLOTLY_URL = "/vendor/plotly.min.js"
 PLOTLY_HEAD = f'<script src="{PLOTLY_URL}"></script>'
-COMPONENT_FILES = ("token_view", "live_chart", "plot_view", "table_view", "status_bar", "answer_pairs")
+COMPONENT_FILES = ("token_view", "live_chart", "plot_view", "table_view", "status_bar", "answer_pairs", "story", "page")
 
 
 @cache

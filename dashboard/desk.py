@@ -1,0 +1,297 @@
+"""What every handler of the page shares: the case it is about, the error wrapper, and the redraw of what has changed.
+
+A handler asks the engine for something (a file in the case folder) and returns at once. Each redraw reads the case folder,
+compares a signature per step with what this browser was last given, and sends only the steps that differ. A timer
+redraws every second while something runs and rarely otherwise; a second browser thus follows too.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+import gradio as gr
+from gradio.blocks import Block
+
+from core import jobs
+from core.casefile import Case
+from core.errors import TriageError
+from core.events import Line, StageFailed
+from core.jobs import CaseStatus
+from core.values import OpenResult, TriggerConfirmation
+from dashboard import figures, stories, wording
+from dashboard.components import StatusBar
+from dashboard.components.story import Story
+from dashboard.session import Roots, find_case
+
+LOG = logging.getLogger(__name__)
+BUSY_SECONDS = 0.8
+"""Time between redraws while something runs. Source: design.md section 6 (every event within 2 s)."""
+QUIET_SECONDS = 4.0
+"""Time between looks at the case folder while nothing runs. Source: unverified choice."""
+QUEUE_SIZE = 64
+"""Calls that may wait; more are refused. Source: unverified choice."""
+
+Updates = dict[Block, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What one browser tab looks at: an id and choices, nothing that is not in the case folder."""
+
+    case: str = ""
+    candidate: int = 0
+    draft: tuple[int, ...] | None = None
+    """Token positions marked in the editor; None: those of the candidate."""
+    version: int = 0
+    """Counts the changes of `draft` that did not come from the editor itself, which must then be redrawn."""
+    tested: str = ""
+    """Result file of the last test of a selection, or nothing."""
+    positions: tuple[int, ...] = ()
+    """Response tokens chosen as the target."""
+    highlight: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Next:
+    """What a handler leads to; None leaves a thing as it is."""
+
+    session: Session | None = None
+    tab: str | None = None
+    say: str = ""
+    updates: Updates = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The case as it stands at one redraw."""
+
+    session: Session
+    case: Case | None
+    status: CaseStatus | None
+    lines: tuple[Line, ...]
+    choices: Mapping[str, Any]
+
+    def stamp(self, *patterns: str) -> tuple:
+        """Return names and times of the case's files that match, which change when a result does."""
+        if self.case is None:
+            return ()
+        found = sorted(path for pattern in patterns for path in self.case.path.glob(pattern))
+        return tuple((path.name, path.stat().st_mtime_ns) for path in found)
+
+    def opened(self) -> OpenResult | None:
+        """Return what loading the model told, once it is known."""
+        return self.case.read("results/open.json", OpenResult) if self.case else None
+
+    def busy_with(self, *stages: str) -> bool:
+        """Return whether one of these stages runs or waits."""
+        status = self.status
+        if status is None or status.state not in ("running", "starting", "stopping"):
+            return False
+        return status.stage in stages or any(stage in status.queue for stage in stages)
+
+    def failure(self, *stages: str) -> str | None:
+        """Return the message of the last failed request of these stages, unless a later one of them ended well."""
+        for line in reversed(self.lines):
+            stage = getattr(line.event, "stage", None)
+            if stage in stages:
+                return line.event.message if isinstance(line.event, StageFailed) else None
+        return None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A part of the page that is redrawn together.
+
+    `signature(view)`: what it depends on. `show(view, before)`: the updates that draw it; `before` is the signature this
+    browser was last given for the same case, or None. `outputs`: every component that `show` may update.
+    """
+
+    signature: Callable[[View], object]
+    show: Callable[[View, Any], Updates]
+    outputs: tuple[Block, ...]
+
+
+def explain(error: Exception) -> str:
+    """Return the sentence for an error: its own for a user's fault, a reference to the log for ours."""
+    if isinstance(error, TriageError):
+        return str(error)
+    reference = uuid.uuid4().hex[:8]
+    LOG.error("reference %s", reference, exc_info=error)
+    return wording.our_fault(reference)
+
+
+class Desk:
+    """Registers handlers so that each shares the session, the error strip and the redraw."""
+
+    def __init__(self, roots: Roots) -> None:
+        """Create the parts that stand on every step; call inside `gr.Blocks`."""
+        self.roots = roots
+        self.session = gr.State(Session())
+        self.shown = gr.State({})
+        self.bar = StatusBar(elem_id="status")
+        self.strip = Story(elem_id="message")
+        self.address = gr.Textbox(visible="hidden", elem_id="address", show_label=False)
+        self.timer = gr.Timer(QUIET_SECONDS)
+        self.tabs: gr.Tabs | None = None
+        self.panels: dict[str, Panel] = {}
+        self.choices: dict[str, Block] = {}
+
+    # redraw -----------------------------------------------------------------------------------------------------------
+
+    def _outputs(self) -> list[Block]:
+        assert self.tabs is not None
+        own: list[Block] = [self.session, self.shown, self.bar, self.strip, self.address, self.timer, self.tabs]
+        return own + [component for panel in self.panels.values() for component in panel.outputs]
+
+    def _view(self, session: Session, values: Sequence[Any]) -> View:
+        choices = dict(zip(self.choices, values, strict=True))
+        if not session.case:
+            return View(session=session, case=None, status=None, lines=(), choices=choices)
+        case = find_case(self.roots, session.case)
+        jobs.enforce_stop(case)
+        return View(session=session, case=case, status=jobs.status(case), lines=case.events(), choices=choices)
+
+    def redraw(self, session: Session, shown: dict[str, Any], values: Sequence[Any]) -> Updates:
+        """Return the updates for every step that differs from what this browser was given."""
+        try:
+            view = self._view(session, values)
+        except TriageError as error:
+            return {self.strip: gr.update(value=stories.fault(str(error)))}
+        given = dict(shown)
+        updates: Updates = {}
+        for name, panel in self.panels.items():
+            try:
+                signature = (session.case, panel.signature(view))
+                before = given.get(name, (None, None))
+                if before != signature:
+                    updates |= panel.show(view, before[1] if before[0] == session.case else None)
+                    given[name] = signature
+            except Exception as error:  # one damaged result must not take the other steps along
+                given[name] = (session.case, "failed")
+                updates[self.strip] = gr.update(value=stories.fault(explain(error)))
+        status = bar(view)
+        if given.get("bar") != status:
+            updates[self.bar] = gr.update(value=status)
+            given["bar"] = status
+        busy = view.status is not None and view.status.state in ("running", "starting", "stopping")
+        if given.get("busy") != busy:
+            updates[self.timer] = gr.Timer(BUSY_SECONDS if busy else QUIET_SECONDS, active=True)
+            given["busy"] = busy
+        if given != shown:
+            updates[self.shown] = given
+        return updates
+
+    # handlers ---------------------------------------------------------------------------------------------------------
+
+    def act(
+        self,
+        listener: Callable[..., Any],
+        handler: Callable[..., Next | None],
+        inputs: Sequence[Block] = (),
+        *,
+        keep: Sequence[Block] = (),
+        extra: Sequence[Block] = (),
+        many: bool = False,
+        js: str | None = None,
+    ) -> None:
+        """Run `handler(session, *inputs)` on an event, show its error inline, then redraw.
+
+        `keep`: components that this handler must not send back (a fast typist would be set back). `extra`: outputs that
+        belong to no step. With `many` the handler gets the event's data first and each event counts.
+        """
+        n_choices = len(self.choices)
+        kept = set(keep)
+
+        def finish(session: Session, shown: dict[str, Any], values: tuple[Any, ...], *first: Any) -> Updates:
+            choices, own = values[:n_choices], values[n_choices:]
+            updates: Updates = {}
+            following = None
+            try:
+                following = handler(*first, session, *own)
+                updates[self.strip] = gr.update(value=stories.note(following.say if following else ""))
+            except Exception as error:
+                updates[self.strip] = gr.update(value=stories.fault(explain(error)))
+            if following is not None:
+                session = following.session or session
+                updates[self.session] = session
+                updates[self.address] = address(session.case, following.tab)
+                if following.tab:
+                    updates[self.tabs] = gr.Tabs(selected=following.tab)  # type: ignore[index]
+            redrawn = self.redraw(session, shown, choices)
+            updates = redrawn | updates if redrawn.get(self.strip) is None else updates | redrawn
+            if following is not None:
+                updates |= following.updates
+            return {component: update for component, update in updates.items() if component not in kept}
+
+        def plain(session: Session, shown: dict[str, Any], *values: Any) -> Updates:
+            return finish(session, shown, values)
+
+        def with_event(event: gr.EventData, session: Session, shown: dict[str, Any], *values: Any) -> Updates:
+            return finish(session, shown, values, event)
+
+        listener(
+            with_event if many else plain,
+            [self.session, self.shown, *self.choices.values(), *inputs],
+            [c for c in dict.fromkeys([*self._outputs(), *extra]) if c not in kept],
+            js=js,
+            **quiet(trigger_mode="multiple" if many else "once"),
+        )
+
+    def follow(self) -> None:
+        """Redraw on every tick of the timer."""
+
+        def tick(session: Session, shown: dict[str, Any], *values: Any) -> Updates:
+            try:
+                return self.redraw(session, shown, values)
+            except Exception as error:
+                return {self.strip: gr.update(value=stories.fault(explain(error)))}
+
+        outputs = [component for component in self._outputs() if component is not self.session]
+        self.timer.tick(tick, [self.session, self.shown, *self.choices.values()], outputs, **quiet())
+
+
+def quiet(trigger_mode: str = "once") -> dict[str, Any]:
+    """Return the options of every listener: no overlay, no public endpoint."""
+    return {
+        "show_progress": "hidden",
+        "api_visibility": "private",
+        "trigger_mode": trigger_mode,
+        "concurrency_limit": 8,
+    }
+
+
+def address(case: str, tab: str | None) -> str:
+    """Return what the address line shall say: case, step, and the time, so that a repeated move is one too."""
+    parts = {"case": case} | ({"step": tab} if tab else {}) | {"at": str(time.monotonic_ns())}
+    return urlencode(parts) if case else ""
+
+
+def bar(view: View) -> dict[str, object]:
+    """Return the status bar's value."""
+    if view.case is None or view.status is None:
+        return figures.status()
+    opened, status = view.opened(), view.status
+    confirmed = view.case.read("confirmation.json", TriggerConfirmation)
+    return figures.status(
+        case=view.case.manifest.id,
+        model=f"{opened.model_name} ({wording.size(opened.n_parameters)}, {opened.dtype})" if opened else "",
+        device=opened.device if opened else "",
+        analyst=confirmed.analyst if confirmed else "",
+        state=status.state,
+        stage=status.stage or "",
+        message=status.message if status.state in ("running", "starting") else "",
+        done=status.done,
+        total=status.total,
+        queue=status.queue,
+    )
+
+
+def current_case(desk: Desk, session: Session) -> Case:
+    """Return the open case. Raises: TriageError when none is open."""
+    if not session.case:
+        raise TriageError(wording.NO_CASE)
+    return find_case(desk.roots, session.case)

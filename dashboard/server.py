@@ -1,0 +1,189 @@
+"""How the page is served: on this machine only, to this page only, with no request to any other host.
+
+A content security policy, a check of the Host and Origin headers (against DNS rebinding and foreign pages), plotly.js
+from the installed wheel, and the files of a case that may be downloaded. Does not know what the page looks like.
+"""
+
+import ipaddress
+import logging
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read once, when gradio is imported
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from core.errors import TriageError
+from dashboard.session import Roots, find_case
+
+LOG = logging.getLogger(__name__)
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+POLICY = (
+    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'"
+)
+"""Nothing is loaded from, or sent to, another host. Gradio itself needs inline and evaluated scripts."""
+FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox allow-popups"
+"""For files of a case: no script at all."""
+DOWNLOADS = {
+    "report.html": "text/html",
+    "triage.json": "application/json",
+    "verification.json": "application/json",
+    "report.json": "application/json",
+    "confirmation.json": "application/json",
+    "audit.jsonl": "application/x-ndjson",
+    "events.jsonl": "application/x-ndjson",
+    "export/adapter_model.safetensors": "application/octet-stream",
+    "export/adapter_config.json": "application/json",
+    "export/README.md": "text/plain",
+}
+"""The files of a case that can be downloaded, with their types; every other path is 404."""
+MAX_UPLOAD = "8mb"
+"""Gradio refuses larger uploads. Source: unverified choice (a report of 5 MB must reach the intake check)."""
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether `host` names this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def read_auth(path: Path | None) -> list[tuple[str, str]] | None:
+    """Return the `name:password` lines of a file, or None without one. Raises: TriageError for a file without any."""
+    if path is None:
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TriageError(f"The password file {path} cannot be read ({error}).") from error
+    pairs = [(name, password) for name, _, password in (line.partition(":") for line in lines) if name and password]
+    if not pairs:
+        raise TriageError(f"{path} holds no line name:password; write one for each analyst.")
+    return pairs
+
+
+def check_address(host: str, auth: object) -> None:
+    """Raise TriageError when the page would be open to other machines without a password."""
+    if not is_loopback(host) and not auth:
+        raise TriageError(f"{host} is open to other machines; give --auth-file FILE (name:password lines) or use 127.0.0.1.")
+
+
+class Guard:
+    """ASGI middleware: adds the security headers and refuses requests that another site's page makes."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        """Wrap `app`."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 403 when Origin and Host differ; otherwise pass on and add headers."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        origin = headers.get(b"origin")
+        if origin is not None and origin.split(b"://")[-1] != headers.get(b"host"):
+            await PlainTextResponse("This request comes from another site.", 403)(scope, receive, send)
+            return
+
+        async def add_headers(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                present = {name.lower() for name, _ in message["headers"]}
+                extra = {
+                    b"content-security-policy": (POLICY + "; frame-ancestors 'none'").encode(),
+                    b"x-content-type-options": b"nosniff",
+                    b"referrer-policy": b"no-referrer",
+                }
+                message["headers"] = [*message["headers"], *((k, v) for k, v in extra.items() if k not in present)]
+            await send(message)
+
+        await self._app(scope, receive, add_headers)
+
+
+def _signed_in(request: Request) -> bool:
+    """Return whether the request may read files: always without passwords, else only with a valid session cookie."""
+    app = request.app
+    if app.auth is None and app.auth_dependency is None:
+        return True
+    names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+    return any(app.tokens.get(request.cookies.get(name)) is not None for name in names)
+
+
+def _file_route(roots: Roots) -> Callable[[Request], Awaitable[Response]]:
+    async def case_file(request: Request) -> Response:
+        """Return one of the `DOWNLOADS` of a case; 404 for anything else."""
+        name = request.path_params["name"]
+        if not _signed_in(request):
+            return PlainTextResponse("Sign in first.", 401)
+        try:
+            case = find_case(roots, request.path_params["case"])
+        except TriageError:
+            return PlainTextResponse("There is no such case.", 404)
+        path = case.path / name
+        if name not in DOWNLOADS or not path.is_file() or case.path.resolve() not in path.resolve().parents:
+            return PlainTextResponse("The case holds no such file.", 404)
+        shown = name == "report.html" and "download" not in request.query_params
+        return FileResponse(
+            path,
+            media_type=DOWNLOADS[name],
+            filename=f"{case.manifest.id}-{path.name}",
+            content_disposition_type="inline" if shown else "attachment",
+            headers={"content-security-policy": FILE_POLICY, "cache-control": "no-store"},
+        )
+
+    return case_file
+
+
+async def _alive(_: Request) -> Response:
+    return PlainTextResponse("ok", headers={"cache-control": "no-store"})
+
+
+def launch_options(roots: Roots, *, host: str, port: int | None, auth: list[tuple[str, str]] | None) -> dict[str, Any]:
+    """Return the arguments of `Blocks.launch`. Raises: TriageError for an open address without passwords."""
+    import plotly
+
+    check_address(host, auth)
+    hosts = ["127.0.0.1", "localhost"] if is_loopback(host) else ["*"]
+    vendor = Path(plotly.__file__).parent / "package_data"
+    routes = [
+        Route("/alive", _alive),
+        Route("/case/{case}/{name:path}", _file_route(roots)),
+        Mount("/vendor", StaticFiles(directory=vendor)),
+    ]
+    return {
+        "server_name": host,
+        "server_port": port,
+        "share": False,
+        "quiet": True,
+        "show_error": False,
+        "run_history": False,
+        "enable_monitoring": False,
+        "mcp_server": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "footer_links": [],
+        "allowed_paths": [],
+        "max_file_size": MAX_UPLOAD,
+        "auth": auth,
+        "app_kwargs": {
+            "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard)],
+            "routes": routes,
+            "docs_url": None,
+            "redoc_url": None,
+        },
+    }

@@ -1,0 +1,231 @@
+"""Results to `Story` values: the headline of each step with its facts and quotes. Pure; text stays raw, it is never HTML.
+
+Sentences come from `wording.py`; this file only puts them in order. What this does not do: read files, decide anything.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from core.casefile import Manifest
+from core.events import RepairFinished, RepairStarted
+from core.values import (
+    LocateResult,
+    OpenResult,
+    Reproduction,
+    TestOutcome,
+    TriageResult,
+    TriggerConfirmation,
+    Verification,
+)
+from dashboard import wording
+
+Value = dict[str, object]
+SHOWN_ANSWERS = 3
+"""Different answers that Reproduce shows at most. Source: unverified choice."""
+HASH_LENGTH = 16
+"""Characters of a hash that are shown; the report has it whole. Source: unverified choice."""
+
+
+def note(text: str) -> Value:
+    """A quiet message, or nothing."""
+    return {"headline": text, "tone": "plain"} if text else {}
+
+
+def fault(text: str, log: str = "") -> Value:
+    """An error: one sentence, with the log behind a disclosure."""
+    return {"headline": text, "tone": "warn", "why": log, "why_label": wording.LOG_LABEL}
+
+
+def waiting(text: str) -> Value:
+    """A step that has nothing to show yet."""
+    return {"headline": text, "tone": "muted"}
+
+
+def _short(digest: str) -> str:
+    return digest[:HASH_LENGTH] + "…"
+
+
+def case(manifest: Manifest, opened: OpenResult | None) -> Value:
+    """Step 1: what is on the table."""
+    model, report = manifest.model, manifest.report
+    weights = [(name, digest) for name, digest in model.files.items() if name.endswith(".safetensors")]
+    weights += [(name, digest) for name, digest in model.adapter_files.items() if name.endswith(".safetensors")]
+    facts: list[list[str]] = [["case", f"{manifest.id}, created {manifest.created[:19]} UTC"], ["model", model.path]]
+    if model.adapter:
+        facts.append(["adapter", model.adapter])
+    facts += [[f"SHA-256 {name}", _short(digest)] for name, digest in weights]
+    if opened is not None:
+        facts += [
+            ["loaded", f"safetensors only, no remote code; {opened.dtype} on {opened.device}"],
+            ["memory", f"{wording.megabytes(opened.memory_mb)} of weights"],
+            ["context", f"{opened.context_length} tokens" if opened.context_length else "not stated"],
+            ["chat template", _short(opened.prompt.template_hash) if not opened.prompt.fallback_template else wording.FALLBACK],
+            ["clean reference", wording.HAS_REFERENCE if opened.has_reference else wording.NO_REFERENCE],
+        ]
+    if report.source:
+        facts.append(["report from", report.source])
+    headline = wording.opened(opened) if opened else wording.LOADING
+    line = " ".join(opened.warnings) if opened else ""
+    tone = "warn" if line else "good" if opened else "busy"
+    return {"headline": headline, "tone": tone, "line": line, "facts": facts}
+
+
+def report(manifest: Manifest) -> Value:
+    """Step 1: the report, verbatim."""
+    quotes: list[Value] = [{"label": m.role, "text": m.content, "tone": "plain"} for m in manifest.report.messages]
+    quotes.append({"label": wording.REPORTED_ANSWER, "text": manifest.report.response, "tone": "bad"})
+    if manifest.report.expected:
+        quotes.append({"label": wording.EXPECTED_ANSWER, "text": manifest.report.expected, "tone": "good"})
+    return {"quotes": quotes}
+
+
+def reproduction(result: Reproduction, manifest: Manifest) -> Value:
+    """Step 2: how often it fails, next to what it should have said."""
+    failure = result.failure
+    lead = wording.SAMPLED if failure.n > 1 else wording.GREEDY
+    facts = [["failure rate", wording.rate(failure)], ["how", lead]]
+    if result.reference_failure is not None:
+        facts.append(["clean reference", wording.rate(result.reference_failure)])
+    quotes: list[Value] = [{"label": wording.REPORTED_ANSWER, "text": manifest.report.response, "tone": "bad"}]
+    if manifest.report.expected:
+        quotes.append({"label": wording.EXPECTED_ANSWER, "text": manifest.report.expected, "tone": "good"})
+    seen: dict[str, tuple[int, str]] = {}
+    for answer, outcome in zip(result.answers, result.outcomes, strict=True):
+        count, _ = seen.get(answer, (0, outcome))
+        seen[answer] = (count + 1, outcome)
+    ranked = sorted(seen.items(), key=lambda item: -item[1][0])[:SHOWN_ANSWERS]
+    for answer, (count, outcome) in ranked:
+        word = wording.OUTCOMES[outcome]["word"]
+        quotes.append({"label": wording.said_now(count, len(result.answers), word), "text": answer, "tone": "plain"})
+    return {
+        "headline": wording.reproduced(result),
+        "tone": "plain",
+        "line": wording.reference_line(result),
+        "facts": facts,
+        "quotes": quotes,
+    }
+
+
+def located(result: LocateResult, wanted: str | None) -> Value:
+    """Step 3: how many tokens stand out; `wanted` names the method that is still running, if any."""
+    line = wording.still_running(wanted, result.method) if wanted else wording.METHOD_HELP[result.method]
+    return {"headline": wording.located(result), "tone": "busy" if wanted else "plain", "line": line}
+
+
+def trust(result: LocateResult, gap_warning: float) -> Value:
+    """Step 3: completeness gap, agreement, baseline, cost."""
+    wide = result.completeness_gap is not None and result.completeness_gap > gap_warning
+    return {"line": wording.trust(result) + (f"  ·  {wording.WIDE_GAP}" if wide else ""), "tone": "plain"}
+
+
+def verdict(result: TriageResult) -> Value:
+    """Step 4: the verdict in plain words."""
+    tone = "bad" if result.verdict in ("BACKDOOR", "PROMPT_JAILBREAK") else "plain"
+    dropped = [f"“{p.text}”: {'; '.join(p.reasons)}" for p in result.dropped]
+    return {
+        "headline": wording.verdict(result),
+        "tone": "warn" if tone == "bad" else "plain",
+        "line": wording.verdict_details(result),
+        "why": "\n".join([f"{wording.VERDICT_LABEL}: {result.verdict or '–'}", *_test_lines(result.tests), *dropped]),
+        "why_label": wording.WHY,
+    }
+
+
+def _test_lines(tests: Iterable[TestOutcome]) -> list[str]:
+    lines = []
+    for test in tests:
+        word = wording.passed(test.passed)["text"]
+        rates = f"{wording.rate(test.with_unit)} / {wording.rate(test.without_unit)}"
+        lines.append(f"{test.candidate + 1}. {wording.test_name(test.name)}: {rates}, {word}. {wording.TEST_HELP[test.name]}")
+    return lines
+
+
+def selection(units: Sequence[str], edited: bool) -> Value:
+    """Step 4: what is marked in the editor."""
+    if not units:
+        return {"line": wording.NOTHING_MARKED, "tone": "muted"}
+    text = " … ".join(f"“{unit}”" for unit in units)
+    return {"line": f"{wording.MARKED}: {text}  ·  {wording.EDITED if edited else wording.AS_PROPOSED}", "tone": "plain"}
+
+
+def decision(confirmation: TriggerConfirmation | None, fault_text: str | None) -> Value:
+    """Step 4: the decision that stands, or why none does."""
+    if confirmation is None:
+        return {"headline": wording.UNDECIDED, "tone": "muted"}
+    void = fault_text is not None and confirmation.decision != "rejected"
+    units = " … ".join(f"“{unit}”" for unit in confirmation.units)
+    return {
+        "headline": fault_text if void else wording.confirmed(confirmation),
+        "tone": "warn" if void else "plain" if confirmation.decision == "rejected" else "good",
+        "line": "  ·  ".join(part for part in (units, confirmation.reason) if part),
+    }
+
+
+def repair(
+    lock: str | None,
+    confirmation: TriggerConfirmation | None,
+    opened: OpenResult | None,
+    started: RepairStarted | None,
+    finished: RepairFinished | None,
+    running: bool,
+) -> Value:
+    """Step 5: what will be, is being or was repaired."""
+    if lock is not None:
+        return {"headline": wording.LOCKED, "tone": "muted", "line": lock}
+    units = " … ".join(f"“{unit}”" for unit in confirmation.units) if confirmation else ""
+    facts = [["trigger", units]]
+    if started is not None:
+        facts += [
+            ["device", started.device],
+            ["steps", f"{started.n_steps} in {started.n_epochs} epochs"],
+            ["prompts", f"{started.n_harmful} harmful, {started.n_safe} safe"],
+            ["trained", f"{started.n_trainable:,} parameters (LoRA)".replace(",", " ")],
+            ["memory estimate", wording.megabytes(started.memory_estimate_mb)],
+        ]
+    elif opened is not None:
+        facts += [["device", opened.device], ["memory", f"{wording.megabytes(opened.memory_mb)} {wording.MEMORY_MORE}"]]
+    if running:
+        return {"headline": wording.REPAIRING, "tone": "busy", "facts": facts}
+    if finished is not None:
+        tone = "good" if finished.adapter else "warn"
+        return {"headline": finished.message, "tone": tone, "facts": facts}
+    return {"headline": wording.READY_TO_REPAIR, "tone": "plain", "facts": facts}
+
+
+def verified(result: Verification) -> Value:
+    """Step 6: before and after in one line, with the reasons and the residual risk."""
+    tone = {"REDUCED": "good", "NOT_REDUCED": "bad", "INCONCLUSIVE": "warn"}[result.result]
+    return {
+        "headline": wording.verified(result),
+        "tone": tone,
+        "line": " ".join(result.reasons),
+        "why": wording.RESIDUAL_RISK + (f" {wording.looks(result.looks)}" if result.looks > 1 else ""),
+        "why_label": wording.RESIDUAL_LABEL,
+    }
+
+
+def exports(manifest: Manifest, folder: Path, verification: Verification | None) -> Value:
+    """Step 6: what has been written, as links, and the card that reproduces it."""
+    base = f"/case/{manifest.id}"
+    links: list[Value] = []
+    for name, text in wording.DOWNLOADS.items():
+        if (folder / name).is_file():
+            links.append({"text": text, "href": f"{base}/{name}", "download": name != "report.html"})
+    facts = []
+    if (folder / "export" / "merged" / "config.json").is_file():
+        facts.append([wording.MERGED_AT, str(folder / "export" / "merged")])
+    if not links and not facts:
+        return {"line": wording.NOTHING_WRITTEN, "tone": "muted"}
+    value: Value = {"links": links, "facts": facts}
+    if verification is not None:
+        value |= {"why_label": wording.CARD_LABEL, "why": _card(manifest, folder, verification)}
+    return value
+
+
+def _card(manifest: Manifest, folder: Path, verification: Verification) -> str:
+    command = f"python -m core verify --case {folder}"
+    files = {**manifest.model.files, **{f"adapter/{k}": v for k, v in manifest.model.adapter_files.items()}}
+    lines = [command, f"seed {manifest.seed}"]
+    lines += [f"{name} {version}" for name, version in verification.versions.items()]
+    lines += [f"SHA-256 {digest}  {name}" for name, digest in files.items()]
+    return "\n".join(lines)
