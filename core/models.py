@@ -202,12 +202,16 @@ def _quiet() -> Iterator[None]:
 
 
 def _load_tokenizer(folder: Path) -> object:
-    """Return the folder's tokenizer, which must know character offsets."""
-    from transformers import AutoTokenizer
+    """Return the folder's tokenizer, which must know character offsets.
 
+    A tokenizer.json is taken as it stands: AutoTokenizer rebuilds it for some families (Qwen2), with other token ids.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
     try:
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # any library may raise anything on a hostile folder
         raise ModelLoadError(
             f"the tokenizer in {folder} cannot be loaded ({one_line(error)}): copy tokenizer.json and tokenizer_config.json again"
