@@ -15,9 +15,7 @@ from core.values import Attribution, Target
 def attribution(scores, scored=None, method="occlusion", signed=True, profile=None):
     scores = np.asarray(scores, dtype=np.float32)
     scored = np.ones(len(scores), bool) if scored is None else np.asarray(scored, bool)
-    return Attribution(
-        method=method, target=Target(), scores=scores, scored=scored, signed=signed, profile=profile
-    )
+    return Attribution(method=method, target=Target(), scores=scores, scored=scored, signed=signed, profile=profile)
 
 
 def cost(values, labels):
@@ -28,9 +26,7 @@ def cost(values, labels):
 def test_two_means_is_the_best_of_all_assignments(values):
     values = np.array(values)
     result = two_means(values)
-    assignments = [
-        np.array([(code >> i) & 1 for i in range(len(values))]) for code in range(2 ** len(values))
-    ]
+    assignments = [np.array([(code >> i) & 1 for i in range(len(values))]) for code in range(2 ** len(values))]
     best = min(cost(values, labels) for labels in assignments)  # splits of any kind, not only of the sorted values
     # 1e-9: sums of at most nine squares below 625, in float64.
     assert cost(values, result.labels) <= best + 1e-9
@@ -130,8 +126,7 @@ def planted(seed, n=40, size=4, factor=10.0):
 
 def test_adaptive_clusters_find_what_three_methods_see():
     exact = sum(
-        np.flatnonzero(adaptive_clusters(planted(seed)).labels == 1).tolist() == [10, 11, 12, 13]
-        for seed in range(20)
+        np.flatnonzero(adaptive_clusters(planted(seed)).labels == 1).tolist() == [10, 11, 12, 13] for seed in range(20)
     )
     assert exact >= 18  # seeded; a mixture may part the planted tokens now and then
 

@@ -12,9 +12,7 @@ def attribution(n, rows=6, scored=None, seed=0):
     profile = np.random.default_rng(seed).normal(size=(rows, n)).astype(np.float32) if rows else None
     scores = np.arange(n, dtype=np.float32) / 2 if profile is None else profile.sum(0)
     scored = np.ones(n, bool) if scored is None else np.asarray(scored, bool)
-    return Attribution(
-        method="occlusion", target=Target(), scores=scores, scored=scored, signed=True, profile=profile
-    )
+    return Attribution(method="occlusion", target=Target(), scores=scores, scored=scored, signed=True, profile=profile)
 
 
 @pytest.mark.parametrize(("n", "rows"), [(0, 6), (1, 6), (3, 6), (20, 0), (20, 1)])

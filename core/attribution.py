@@ -1,0 +1,355 @@
+"""How much each prompt token supports the reported answer: one table of methods, one number per token.
+
+`paper` (norm of the loss gradient, the whole response), `gradient_norm`, `gradient_x_input` and
+`integrated_gradients` (Captum) differentiate the log-probability of the answer with respect to the prompt's input
+embeddings; `occlusion` deletes each token and scores the answer again. All explain one `Target`.
+The weights are frozen meanwhile and nothing about the model is left changed. No method says whether a high score is
+a trigger: only the counterfactual tests do.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from core.errors import AttributionError
+from core.loaded import LoadedModel, Progress, is_out_of_memory
+from core.settings import AttributionSettings
+from core.values import Attribution, FailureCase, MethodName, Target, read_only
+
+EMBEDDING_ROWS = 4096
+"""Rows of the vocabulary averaged at once for the mean baseline, so that a large one needs no second copy."""
+SMALLEST_DIFFERENCE = 1e-9
+"""|F(x) - F(baseline)| in nats below which a completeness gap as a share of it has no meaning."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RawScores:
+    """What a method returns: scores (n_prompt,), profile (n_target, n_prompt) or None, and its completeness gap."""
+
+    scores: torch.Tensor
+    profile: torch.Tensor | None = None
+    completeness_gap: float | None = None
+    baseline: str | None = None
+
+
+class TargetLogProb:
+    """The explained quantity F as a function of the prompt's input embeddings, in nats.
+
+    F = sum over the answers a of sign_a * sum over the explained positions j of log P(answer_a[j] | prompt, answer_a
+    before j). One answer with sign +1 is the log-probability of (a part of) the response; the contrast has the
+    response with +1 and the refusal with -1, both cut to the same length. Only positions that predict an explained
+    token go through the LM head.
+    """
+
+    def __init__(self, loaded: LoadedModel, case: FailureCase, target: Target, refusal_ids: Sequence[int] | None):
+        """Bind F to a case. Raises: AttributionError when the target or the case cannot be explained."""
+        answers, self.signs, explained = _answers(case, target, refusal_ids)
+        prompt_ids = case.prompt.ids
+        _check_length(len(prompt_ids), len(answers[0]), loaded.context_length)
+        self.loaded = loaded
+        self.embedding = loaded.model.get_input_embeddings()
+        self.answers = torch.tensor(answers, device=loaded.device)
+        self.explained = torch.tensor(explained, device=loaded.device)
+        self.first = min(explained)
+        self.scored = np.array([token.segment == "user" for token in case.prompt.tokens], dtype=bool)
+        with torch.no_grad():
+            ids = torch.tensor([prompt_ids], device=loaded.device)
+            self.prompt = self.embedding(ids).float()  # (1, n_prompt, hidden)
+            self.context = self.embedding(self.answers[:, :-1])  # (n_answers, n_answer - 1, hidden)
+
+    @property
+    def n_target(self) -> int:
+        """Number of explained token positions, the rows of a profile."""
+        return len(self.explained)
+
+    def leaf(self) -> torch.Tensor:
+        """Return a fresh copy (1, n_prompt, hidden) of the prompt's embeddings that gradients can be taken of."""
+        return self.prompt.clone().requires_grad_()
+
+    def tokens(self, prompt: torch.Tensor) -> torch.Tensor:
+        """Return F split by explained position, (n, n_target), for prompts (n, any length, hidden)."""
+        n, n_answers = prompt.shape[0], len(self.signs)
+        rows = prompt.to(self.context.dtype).repeat(n_answers, 1, 1)  # answer by answer
+        context = self.context.repeat_interleave(n, dim=0)
+        answers = self.answers.repeat_interleave(n, dim=0)
+        keep = self.answers.shape[1] - self.first
+        inputs = torch.cat([rows, context], dim=1)
+        output = self.loaded.model(inputs_embeds=inputs, use_cache=False, logits_to_keep=keep)
+        self.loaded.model_calls += n * n_answers
+        logits = output.logits[:, -keep:].float()
+        chosen = logits.gather(-1, answers[:, self.first :, None])[..., 0]
+        logprobs = (chosen - logits.logsumexp(-1))[:, self.explained - self.first]
+        signs = torch.tensor(self.signs, device=logprobs.device, dtype=logprobs.dtype)
+        return (logprobs.view(n_answers, n, -1) * signs[:, None, None]).sum(0)
+
+    def __call__(self, prompt: torch.Tensor) -> torch.Tensor:
+        """Return F (n,) for prompts (n, any length, hidden)."""
+        return self.tokens(prompt).sum(-1)
+
+
+def attribute(
+    loaded: LoadedModel,
+    case: FailureCase,
+    method: MethodName,
+    target: Target,
+    settings: AttributionSettings | None = None,
+    *,
+    refusal_ids: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> Attribution:
+    """Return the scores of every prompt token of `case`; only the user's own tokens are marked as scored.
+
+    `paper` always explains the whole response. `refusal_ids` is needed by the contrast target alone.
+
+    Raises: AttributionError when the method or target does not exist, prompt and answer exceed the context, memory
+    runs out, or a score is not finite.
+    """
+    settings = settings or AttributionSettings()
+    if method not in METHODS:
+        raise AttributionError(f"There is no attribution method {method!r}: choose one of {', '.join(METHODS)}.")
+    if method == "paper":
+        target = Target(kind="response")
+    started = time.perf_counter()
+    with loaded.lock, _frozen(loaded.model):
+        calls_before = loaded.model_calls
+        function = TargetLogProb(loaded, case, target, refusal_ids)
+        try:
+            raw = METHODS[method](function, settings, progress)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise AttributionError(
+                f"{method} ran out of memory on {len(case.prompt.tokens)} prompt and {function.n_target} response "
+                "tokens: explain the first k response tokens, lower the batch settings, or use the CPU."
+            ) from error
+        calls = loaded.model_calls - calls_before
+    scores = _finite(raw.scores, method, loaded)
+    return Attribution(
+        method=method,
+        target=target,
+        scores=scores,
+        scored=read_only(function.scored),
+        signed=method not in UNSIGNED,
+        profile=None if raw.profile is None else _finite(raw.profile, method, loaded),
+        completeness_gap=raw.completeness_gap,
+        baseline=raw.baseline,
+        seconds=time.perf_counter() - started,
+        model_calls=calls,
+    )
+
+
+def _paper(function: TargetLogProb, settings: AttributionSettings, progress: Progress | None) -> RawScores:
+    """Return ||d L / d e_i||_2 with L = -sum over all response tokens of log P: one forward, one backward.
+
+    Source: Patcher, arXiv 2606.02995, section on trigger localisation (method.md section 2).
+    """
+    embeddings = function.leaf()
+    (gradient,) = torch.autograd.grad(-function(embeddings).sum(), embeddings)
+    return RawScores(scores=gradient[0].norm(dim=-1))
+
+
+def _gradient_norm(function: TargetLogProb, settings: AttributionSettings, progress: Progress | None) -> RawScores:
+    """Return ||g_i||_2 of the target's gradient g; the profile projects each response token's gradient on g_i / ||g_i||.
+
+    Norms do not add up over response tokens; these projections do: they sum to ||g_i||.
+    """
+    from captum.attr import Saliency
+
+    gradient = Saliency(function).attribute(function.leaf(), abs=False)[0]
+    norm = gradient.norm(dim=-1)
+    direction = gradient / norm.clamp_min(torch.finfo(norm.dtype).tiny)[:, None]
+    return RawScores(scores=norm, profile=_gradient_profile(function, direction, settings, progress))
+
+
+def _gradient_x_input(function: TargetLogProb, settings: AttributionSettings, progress: Progress | None) -> RawScores:
+    """Return g_i . e_i, signed; the profile holds the same for each response token and sums to it."""
+    from captum.attr import InputXGradient
+
+    scores = InputXGradient(function).attribute(function.leaf())[0].sum(-1)
+    return RawScores(scores=scores, profile=_gradient_profile(function, function.prompt[0], settings, progress))
+
+
+def _integrated_gradients(
+    function: TargetLogProb, settings: AttributionSettings, progress: Progress | None
+) -> RawScores:
+    """Return integrated gradients from a baseline that replaces the user's own tokens and keeps the template.
+
+    The scores of the scored tokens then sum to F(x) - F(baseline) up to the completeness gap.
+    Source: Sundararajan, Taly and Yan 2017, arXiv 1703.01365; Gauss-Legendre points (Captum's default).
+    """
+    from captum.attr import IntegratedGradients
+
+    baseline = function.prompt.clone()
+    scored = torch.from_numpy(function.scored).to(baseline.device)
+    baseline[0, scored] = _baseline_embedding(function, settings.ig_baseline)
+    done = 0
+
+    def counted(prompt: torch.Tensor) -> torch.Tensor:
+        nonlocal done
+        done += prompt.shape[0]
+        if progress is not None:
+            progress("integrated gradients", min(done, settings.ig_steps), settings.ig_steps)
+        return function(prompt)
+
+    attributed = IntegratedGradients(counted).attribute(
+        function.leaf(), baselines=baseline, n_steps=settings.ig_steps, internal_batch_size=settings.ig_batch
+    )
+    scores = attributed[0].sum(-1).detach()
+    with torch.no_grad():
+        here, there = function(torch.cat([function.prompt, baseline])).tolist()
+    difference = abs(here - there)
+    gap = abs(float(scores.sum()) - (here - there)) / difference if difference > SMALLEST_DIFFERENCE else None
+    return RawScores(scores=scores, completeness_gap=gap, baseline=settings.ig_baseline)
+
+
+def _occlusion(function: TargetLogProb, settings: AttributionSettings, progress: Progress | None) -> RawScores:
+    """Return how much F falls, in nats, when each scored token is deleted; unscored tokens have 0.
+
+    Prompts that miss one token all have the same length, so batches need no padding. Out of memory halves the batch.
+    """
+    positions = np.flatnonzero(function.scored)
+    n_prompt = function.prompt.shape[1]
+    if len(positions) and n_prompt < 2:
+        raise AttributionError("The prompt is a single token, so nothing is left without it: use another method.")
+    batch, done = settings.occlusion_batch, 0
+    profile = torch.zeros(function.n_target, n_prompt, device=function.prompt.device)
+    everywhere = torch.arange(n_prompt)
+    with torch.no_grad():
+        whole = function.tokens(function.prompt)[0]
+        while done < len(positions):
+            chunk = positions[done : done + batch]
+            try:
+                kept = torch.stack([everywhere[everywhere != int(i)] for i in chunk])
+                without = function.tokens(function.prompt[0][kept])
+            except (RuntimeError, MemoryError) as error:
+                if batch == 1 or not is_out_of_memory(error):
+                    raise
+                batch = max(1, batch // 2)
+                continue
+            profile[:, torch.from_numpy(chunk)] = (whole[None] - without).T
+            done += len(chunk)
+            if progress is not None:
+                progress("occlusion", done, len(positions))
+    return RawScores(scores=profile.sum(0), profile=profile)
+
+
+METHODS: dict[MethodName, Callable[[TargetLogProb, AttributionSettings, Progress | None], RawScores]] = {
+    "paper": _paper,
+    "gradient_norm": _gradient_norm,
+    "gradient_x_input": _gradient_x_input,
+    "integrated_gradients": _integrated_gradients,
+    "occlusion": _occlusion,
+}
+UNSIGNED: frozenset[MethodName] = frozenset({"paper", "gradient_norm"})
+
+
+def _gradient_profile(
+    function: TargetLogProb, direction: torch.Tensor, settings: AttributionSettings, progress: Progress | None
+) -> torch.Tensor | None:
+    """Return each explained token's gradient times `direction` (n_prompt, hidden), summed: (n_target, n_prompt).
+
+    One forward pass and one backward pass a row; None for more rows than `settings.profile_tokens`.
+    """
+    if function.n_target > settings.profile_tokens:
+        return None
+    embeddings = function.leaf()
+    values = function.tokens(embeddings)[0]
+    rows = []
+    for j in range(function.n_target):
+        (gradient,) = torch.autograd.grad(values[j], embeddings, retain_graph=j + 1 < function.n_target)
+        rows.append((gradient[0] * direction).sum(-1))
+        if progress is not None:
+            progress("response profile", j + 1, function.n_target)
+    return torch.stack(rows)
+
+
+def _baseline_embedding(function: TargetLogProb, name: str) -> torch.Tensor:
+    """Return the baseline embedding (hidden,): the vocabulary's mean, zeros, or the end-of-sequence token's.
+
+    Always through the embedding module: some models scale inside it.
+    """
+    embedding, device = function.embedding, function.prompt.device
+    if name == "zeros":
+        return torch.zeros_like(function.prompt[0, 0])
+    with torch.no_grad():
+        if name == "eos":
+            eos_ids = list(function.loaded.eos_ids)
+            if not eos_ids:
+                raise AttributionError("This model has no end-of-sequence token: choose the mean baseline.")
+            return embedding(torch.tensor(eos_ids[:1], device=device))[0].float()
+        n_rows = embedding.weight.shape[0]
+        total = torch.zeros_like(function.prompt[0, 0])
+        for ids in torch.arange(n_rows, device=device).split(EMBEDDING_ROWS):
+            total += embedding(ids).float().sum(0)
+        return total / n_rows
+
+
+def _answers(
+    case: FailureCase, target: Target, refusal_ids: Sequence[int] | None
+) -> tuple[list[list[int]], list[float], list[int]]:
+    """Return the answers (all of one length), their signs, and the explained positions in them."""
+    response = list(case.response_ids)
+    if not response or not case.prompt.tokens:
+        raise AttributionError("There is no response to explain: the report needs a prompt and a response.")
+    if target.kind in ("first_k", "contrast") and target.k < 1:
+        raise AttributionError(f"k is {target.k}: explain at least the first response token.")
+    if target.kind == "response":
+        return [response], [1.0], list(range(len(response)))
+    if target.kind == "first_k":
+        n = min(target.k, len(response))
+        return [response[:n]], [1.0], list(range(n))
+    if target.kind == "contrast":
+        if not refusal_ids:
+            raise AttributionError("The contrast target needs a refusal to compare with: pass its token ids.")
+        n = min(target.k, len(response), len(refusal_ids))
+        return [response[:n], list(refusal_ids)[:n]], [1.0, -1.0], list(range(n))
+    if target.kind != "tokens":
+        raise AttributionError(f"There is no target {target.kind!r}: response, first_k, tokens or contrast.")
+    positions = sorted(set(target.positions))
+    if not positions or positions[0] < 0 or positions[-1] >= len(response):
+        raise AttributionError(
+            f"Response positions {list(target.positions)} do not all exist: choose from 0 to {len(response) - 1}."
+        )
+    return [response[: positions[-1] + 1]], [1.0], positions
+
+
+def _check_length(n_prompt: int, n_answer: int, context_length: int | None) -> None:
+    if context_length is not None and n_prompt + n_answer > context_length:
+        raise AttributionError(
+            f"Prompt and answer have {n_prompt + n_answer} tokens, the model reads {context_length}: "
+            "explain the first k response tokens or shorten the report."
+        )
+
+
+@contextmanager
+def _frozen(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, weights without gradients, gradients on; every flag as it was afterwards."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True
+
+
+def _finite(values: torch.Tensor, method: str, loaded: LoadedModel) -> np.ndarray:
+    """Return `values` as a read-only float32 array. Raises: AttributionError when one is not finite."""
+    array = values.detach().float().cpu().numpy()
+    if not np.isfinite(array).all():
+        n_bad = int((~np.isfinite(array)).sum())
+        raise AttributionError(
+            f"{method} gave {n_bad} of {array.size} scores that are not finite: the model overflows in "
+            f"{next(loaded.model.parameters()).dtype}; load it in float32, or check its weights."
+        )
+    return read_only(array)

@@ -1,0 +1,106 @@
+"""Localisation for the page, in one call: scores, groups, candidates, picture, and agreement between methods.
+
+Composes attribution, clustering, proposals and projection; computes nothing itself but rank agreement. A method
+without a response profile (paper mode, integrated gradients) borrows one for its picture from another method.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from core.attribution import attribute
+from core.clustering import adaptive_clusters, average_ranks, occlusion_clusters, paper_clusters
+from core.loaded import LoadedModel, Progress
+from core.projection import project, umap_is_warm
+from core.proposals import propose
+from core.settings import AttributionSettings
+from core.values import Attribution, FailureCase, LocateResult, MethodName, Target, TokenClusters
+
+
+def locate(
+    loaded: LoadedModel,
+    case: FailureCase,
+    method: MethodName,
+    target: Target,
+    settings: AttributionSettings | None = None,
+    *,
+    refusal_ids: Sequence[int] | None = None,
+    others: Sequence[Attribution] = (),
+    progress: Progress | None = None,
+) -> tuple[Attribution, LocateResult]:
+    """Return the attribution and all the page shows of it. `others`: attributions of this case made before.
+
+    Agreement and the adaptive groups use those of `others` that explain the same target. The picture is drawn by
+    UMAP once that is compiled in this process (`projection.warm_umap`), by PCA before.
+
+    Raises: AttributionError as `attribute` does.
+    """
+    settings = settings or AttributionSettings()
+    attribution = attribute(loaded, case, method, target, settings, refusal_ids=refusal_ids, progress=progress)
+    peers = [other for other in others if other.method != method and other.target == attribution.target]
+    clusters = clusters_of(attribution, settings)
+    adaptive = adaptive_clusters([attribution, *peers], settings)
+    pictured = attribution
+    if attribution.profile is None:
+        profile = next((peer.profile for peer in peers if peer.profile is not None), None)
+        if profile is None:
+            short = _short_target(case, attribution.target, settings)
+            profile = attribute(
+                loaded, case, "gradient_x_input", short, settings, refusal_ids=refusal_ids, progress=progress
+            ).profile
+        pictured = replace(attribution, profile=profile)
+    projection = project(pictured, settings, allow_umap=umap_is_warm())
+    result = LocateResult(
+        method=method,
+        target=attribution.target,
+        scores=tuple(attribution.scores.tolist()),
+        scored=tuple(attribution.scored.tolist()),
+        signed=attribution.signed,
+        labels=tuple(clusters.labels.tolist()),
+        adaptive_labels=tuple(adaptive.labels.tolist()),
+        boundary=clusters.boundary,
+        positions=projection.positions,
+        coordinates=tuple((float(x), float(y)) for x, y in projection.coordinates),
+        projection=projection.method,
+        proposals=propose(case, clusters, attribution.scores),
+        completeness_gap=attribution.completeness_gap,
+        baseline=attribution.baseline,
+        agreement=rank_agreement(attribution, peers),
+        seconds=attribution.seconds,
+        model_calls=attribution.model_calls,
+    )
+    return attribution, result
+
+
+def clusters_of(attribution: Attribution, settings: AttributionSettings) -> TokenClusters:
+    """Return the method's own groups: drops by the occlusion rule, all other scores by the paper's 2-means."""
+    if attribution.method == "occlusion":
+        return occlusion_clusters(attribution, settings)
+    return paper_clusters(attribution)
+
+
+def rank_agreement(attribution: Attribution, others: Sequence[Attribution]) -> dict[str, float]:
+    """Return Spearman's rank correlation (-1..1) of |scores| over the scored tokens with each other method.
+
+    A method whose ranks do not vary (or fewer than two tokens) has no correlation and is left out.
+    Source: Spearman 1904; ties share their mean rank.
+    """
+    own = average_ranks(np.abs(attribution.scores[attribution.scored]))
+    agreement = {}
+    for other in others:
+        theirs = average_ranks(np.abs(other.scores[attribution.scored]))
+        if own.size < 2 or own.std() == 0 or theirs.std() == 0:
+            continue
+        agreement[other.method] = float(np.corrcoef(own, theirs)[0, 1])
+    return agreement
+
+
+def _short_target(case: FailureCase, target: Target, settings: AttributionSettings) -> Target:
+    """Return the target cut to as many response tokens as a gradient profile may have."""
+    most = settings.profile_tokens
+    if target.kind == "tokens":
+        return replace(target, positions=tuple(sorted(set(target.positions)))[:most])
+    if target.kind == "response":
+        return target if len(case.response_ids) <= most else Target(kind="first_k", k=most)
+    return replace(target, k=min(target.k, most))

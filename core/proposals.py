@@ -1,0 +1,62 @@
+"""Groups of tokens to candidates a person can read: character spans closed to whole words, best first.
+
+All tokens that stand out together are the first candidate, with several units when they are scattered (a composite
+trigger); then each unit alone. An empty tuple is a finding. A candidate is not a trigger until the tests say so.
+"""
+
+import numpy as np
+
+from core.chat import close_to_words, positions_to_spans, spans_to_positions, units_of
+from core.values import FailureCase, Span, TokenClusters, TriggerProposal
+
+UNIT_SEPARATOR = " … "
+"""Between the units of one candidate in its `text`; shown only, never inserted into a prompt."""
+
+
+def propose(case: FailureCase, clusters: TokenClusters, scores: np.ndarray) -> tuple[TriggerProposal, ...]:
+    """Return candidates from the tokens labelled 1: the whole set first, then its units by score; possibly none.
+
+    Adjacent tokens form a unit; units are widened to whole words, and units that only white space parts are one.
+    `score` is the share (0..1) of all support on scored tokens; `scores` (n_prompt,), negative ones count as 0.
+    """
+    messages = case.report.messages
+    marked = [int(i) for i in np.flatnonzero(clusters.labels > 0)]
+    if not marked:
+        return ()
+    spans = close_to_words(messages, positions_to_spans(case.prompt, marked))
+    if not spans:  # white space alone cannot be moved to another prompt
+        return ()
+    scored = clusters.labels >= 0
+    support = np.where(scored, np.maximum(scores, 0.0), 0.0)
+    reasons = [_marked_reason(clusters, len(marked), int(scored.sum()))]
+    whole = _candidate(case, spans, support, reasons, len(marked))
+    if len(spans) == 1:
+        return (whole,)
+    part = (f"One of the {len(spans)} units that stand out together.",)
+    units = [_candidate(case, (span,), support, list(part), None) for span in spans]
+    return (whole, *sorted(units, key=lambda unit: (-unit.score, unit.token_positions)))
+
+
+def _candidate(
+    case: FailureCase, spans: tuple[Span, ...], support: np.ndarray, reasons: list[str], n_marked: int | None
+) -> TriggerProposal:
+    messages = case.report.messages
+    positions = tuple(spans_to_positions(case.prompt, spans))
+    total = float(support.sum())
+    score = float(support[list(positions)].sum()) / total if total > 0 else 0.0
+    reasons.append(f"It carries {score:.0%} of the support for the reported answer.")
+    if n_marked is not None and len(positions) > n_marked:
+        reasons.append(f"Widened from {n_marked} to {len(positions)} tokens, to whole words.")
+    if len(spans) > 1:
+        reasons.append(f"{len(spans)} separate units: they may work only together.")
+    text = UNIT_SEPARATOR.join(units_of(messages, spans))
+    return TriggerProposal(spans=spans, text=text, token_positions=positions, score=score, reasons=tuple(reasons))
+
+
+def _marked_reason(clusters: TokenClusters, n_marked: int, n_scored: int) -> str:
+    boundary = "" if clusters.boundary is None else f" above {clusters.boundary:.3g}"
+    tokens = "token stands" if n_marked == 1 else "tokens stand"
+    reason = f"{n_marked} of {n_scored} {tokens} out{boundary} ({clusters.method.replace('_', ' ')})."
+    if 2 * n_marked > n_scored:
+        reason += " That is more than half of the text: a style or a scenario rather than a phrase."
+    return reason
