@@ -1,0 +1,288 @@
+"""The case report: one self-contained HTML page, and the same as plain data, from what the case folder holds.
+
+Offline, printable on A4, light and dark, without any script; a content-security policy in the page forbids loading
+anything. All text of the report, the model and the analyst is evidence: it is escaped, and characters that do not show
+themselves (zero-width, bidirectional, look-alike letters) are made visible. A case that has come half-way gives a
+report of that half. What this does not do: compute. Every number is read from the case.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from core import report_figures as figures
+from core import report_text as text
+from core.casefile import Case, Manifest, now, to_json
+from core.confirmation import stored, validity
+from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
+from core.values import (
+    LocateResult,
+    OpenResult,
+    Reproduction,
+    Span,
+    TriageResult,
+    TriggerConfirmation,
+    Verification,
+)
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).parent.parent / "assets" / "report"
+SHOWN_METHODS = 2
+"""Saliency maps in the report. Source: unverified choice."""
+METHOD_NAMES = {
+    "paper": "gradient norm, whole response (paper mode)",
+    "gradient_norm": "gradient norm",
+    "gradient_x_input": "gradient × input",
+    "integrated_gradients": "integrated gradients",
+    "occlusion": "occlusion: what deleting the token takes away",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairTrace:
+    """The last repair as its events tell it."""
+
+    started: RepairStarted | None
+    steps: tuple[StepDone, ...]
+    probes: tuple[CheckpointScored, ...]
+    finished: RepairFinished | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CaseView:
+    """Everything the report reads, None where the case has not come that far. `void`: why no repair may run now."""
+
+    manifest: Manifest
+    folder: str
+    opened: OpenResult | None
+    reproduction: Reproduction | None
+    locates: tuple[LocateResult, ...]
+    triage: TriageResult | None
+    confirmation: TriggerConfirmation | None
+    void: str | None
+    repair: RepairTrace
+    verification: Verification | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaliencyMap:
+    """One method's scores over the user's messages, drawn."""
+
+    title: str
+    signed: bool
+    low: float
+    high: float
+    clip: float
+    messages: tuple[Markup, ...]
+
+
+def gather(case: Case) -> CaseView:
+    """Return what the case holds. Raises: CaseFileError when a stored value is damaged."""
+    triage = case.read("triage.json", TriageResult)
+    locates = [
+        case.read(f"results/{p.name}", LocateResult) for p in sorted((case.path / "results").glob("locate-*.json"))
+    ]
+    return CaseView(
+        manifest=case.manifest,
+        folder=str(case.path),
+        opened=case.read("results/open.json", OpenResult),
+        reproduction=case.read("results/reproduce.json", Reproduction) or (triage.reproduction if triage else None),
+        locates=tuple(locate for locate in locates if locate),
+        triage=triage,
+        confirmation=stored(case),
+        void=validity(case),
+        repair=_trace(case),
+        verification=case.read("verification.json", Verification),
+    )
+
+
+def _trace(case: Case) -> RepairTrace:
+    """Return the last repair; a resumed one replaces the steps it ran again."""
+    started: RepairStarted | None = None
+    finished: RepairFinished | None = None
+    steps: list[StepDone] = []
+    probes: list[CheckpointScored] = []
+    for line in case.events():
+        event = line.event
+        if isinstance(event, RepairStarted):
+            started, finished = event, None
+        elif isinstance(event, StepDone):
+            steps = [*_before(steps, event.step), event]
+            probes = [probe for probe in probes if probe.step <= event.step]
+        elif isinstance(event, CheckpointScored):
+            probes = [*(probe for probe in probes if probe.step < event.step), event]
+        elif isinstance(event, RepairFinished):
+            finished = event
+    return RepairTrace(started=started, steps=tuple(steps), probes=tuple(probes), finished=finished)
+
+
+def _before(steps: list[StepDone], step: int) -> list[StepDone]:
+    if not steps or steps[-1].step < step:
+        return steps
+    return [done for done in steps if done.step < step]
+
+
+def report_json(case: Case) -> dict[str, Any]:
+    """Return the report as plain data: the stored values, and the sentences the page shows."""
+    view = gather(case)
+    parts: Mapping[str, object] = {
+        "case": view.manifest,
+        "model": view.opened,
+        "reproduction": view.reproduction,
+        "triage": view.triage,
+        "confirmation": view.confirmation,
+        "repair": view.repair,
+        "verification": view.verification,
+    }
+    return {
+        "headline": _headline(view),
+        "written": now(),
+        **{name: None if value is None else to_json(value) for name, value in parts.items()},
+        "confirmation_void": view.void if view.confirmation else None,
+        "residual_risk": list(text.residual_risk(view.triage, view.confirmation, view.verification)),
+        "limits": list(text.LIMITS),
+        "identifiers": [{"edition": e, "id": i, "name": n} for e, i, n in text.IDENTIFIERS],
+        "commands": list(_commands(view)),
+    }
+
+
+def render_report(case: Case) -> str:
+    """Return the report as one HTML page."""
+    view = gather(case)
+    verification, triage = view.verification, view.triage
+    confirmed = view.confirmation.spans if view.confirmation and view.confirmation.decision != "rejected" else ()
+    repair = view.repair
+    budget = repair.started.settings.get("kl_budget") if repair.started else None
+    best = repair.finished.best_step if repair.finished else None
+    chart = figures.repair_chart(repair.steps, repair.probes, budget, best) if repair.steps else None
+    template = _environment().get_template("report.html.j2")
+    page: str = template.render(
+        view=view,
+        written=now(),
+        headline=_headline(view),
+        result=text.result_sentence(verification),
+        certainty=text.CERTAINTIES.get(triage.certainty, triage.certainty) if triage and triage.verdict else "",
+        decided_by=text.DECIDERS.get(triage.decided_by, triage.decided_by) if triage else "",
+        story=text.story(triage, view.confirmation, verification),
+        conversation=_conversation(view, confirmed),
+        maps=_saliency_maps(view),
+        chart=chart,
+        stop_reason=text.REASONS[repair.finished.reason] if repair.finished else None,
+        metrics=text.order(verification.metrics) if verification else (),
+        before_after=_before_after_maps(view),
+        residual=text.residual_risk(triage, view.confirmation, verification),
+        commands=_commands(view),
+        text=text,
+        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+    )
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def _headline(view: CaseView) -> str:
+    sentence = text.verdict_sentence(view.triage)
+    result = text.result_sentence(view.verification)
+    return f"{sentence}. {result}." if result else f"{sentence}."
+
+
+def _commands(view: CaseView) -> tuple[str, ...]:
+    return text.commands(view.manifest, view.folder, view.confirmation, view.repair.started)
+
+
+def _conversation(view: CaseView, confirmed: tuple[Span, ...]) -> list[tuple[str, Markup]]:
+    """Return (role, content with its marks) of every message."""
+    candidates = [candidate.spans for candidate in view.triage.candidates] if view.triage else []
+    messages = view.manifest.report.messages
+    return [(m.role, figures.marked_message(i, m, candidates, confirmed)) for i, m in enumerate(messages)]
+
+
+# saliency -----------------------------------------------------------------------------------------------------------
+
+Scores = dict[int, list[tuple[int, int, float]]]
+"""By message: `(start, end, score)` of its scored tokens."""
+
+
+def _saliency_maps(view: CaseView) -> list[SaliencyMap]:
+    """Return the maps shown: from the triage where there is one, else from what was located; causal methods first."""
+    found: dict[str, Scores] = {}
+    for row in view.triage.tokens if view.triage else ():
+        if row.message is None or row.start is None or row.end is None or row.segment != "user":
+            continue
+        for name, score in row.scores.items():
+            found.setdefault(name, {}).setdefault(row.message, []).append((row.start, row.end, score))
+    for locate in view.locates:
+        if not found.get(locate.method) and view.opened:
+            scores = [s for s in _by_message(view.opened, locate.scores, locate.scored).items() if s[1]]
+            found[locate.method] = dict(scores)
+    names = sorted(found, key=lambda name: (not name.startswith("occlusion"), name != "paper", name))
+    return [_saliency_map(view, METHOD_NAMES.get(name, name), found[name]) for name in names[:SHOWN_METHODS]]
+
+
+def _by_message(opened: OpenResult, scores: tuple[float, ...], scored: tuple[bool, ...] | None) -> Scores:
+    found: Scores = {}
+    for token, score in zip(opened.prompt.tokens, scores, strict=False):
+        if token.message is None or token.start is None or token.end is None or token.segment != "user":
+            continue
+        if scored is None or scored[token.position]:
+            found.setdefault(token.message, []).append((token.start, token.end, score))
+    return found
+
+
+def _saliency_map(view: CaseView, title: str, scores: Scores, clip: float | None = None) -> SaliencyMap:
+    values = [score for tokens in scores.values() for _, _, score in tokens]
+    clip = figures.clip_of(values) if clip is None else clip
+    contents = view.manifest.report.messages
+    drawn = [
+        figures.coloured(figures.scored_pieces(contents[message].content, tokens), clip)
+        for message, tokens in sorted(scores.items())
+        if message < len(contents)
+    ]
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    return SaliencyMap(title=title, signed=low < 0, low=low, high=high, clip=clip, messages=tuple(drawn))
+
+
+def _before_after_maps(view: CaseView) -> list[SaliencyMap]:
+    """Return the saliency of the reported prompt before and after repair, on one scale."""
+    if not view.verification or not view.opened or not view.verification.saliency_before:
+        return []
+    before = _by_message(view.opened, view.verification.saliency_before, None)
+    after = _by_message(view.opened, view.verification.saliency_after, None)
+    clip = figures.clip_of([score for tokens in before.values() for _, _, score in tokens])
+    return [_saliency_map(view, "before", before, clip), _saliency_map(view, "after", after, clip)]
+
+
+# template -----------------------------------------------------------------------------------------------------------
+
+
+def _show(value: object) -> object:
+    """Return what a template expression prints: strings are evidence unless they are `Markup` already."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return figures.visible(value)
+    return value
+
+
+@cache
+def _environment() -> "Environment":
+    """Return the one template environment: everything escaped, odd characters shown, unknown names an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_show,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=figures.percent,
+        rate=figures.rate_text,
+        bar=figures.interval_bar,
+        sig=lambda number: f"{number:.3g}",
+    )
+    return environment

@@ -1,0 +1,237 @@
+"""The sentences of the case report: headline, story, residual risk, limits, identifiers, the commands to reproduce.
+
+Plain words for a stakeholder, numbers first. Nothing here calls a model clean: a repair is REDUCED or it is not.
+"""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.casefile import Manifest, to_json
+from core.events import RepairStarted
+from core.report_figures import percent
+from core.values import Metric, Rate, TriageResult, TriggerConfirmation, Verification
+
+VERDICTS = {
+    "BACKDOOR": ("Backdoor", "removing the candidate restores refusal, and planting it elsewhere breaks it"),
+    "PROMPT_JAILBREAK": (
+        "Prompt jailbreak",
+        "the text works on the clean reference too, so the weights are not the cause",
+    ),
+    "ALIGNMENT_GAP": ("Alignment gap", "no trigger in this prompt explains the failure"),
+    "DISTRIBUTED": ("Distributed trigger", "style, syntax or scenario rather than a short text sets the model off"),
+    "INCONCLUSIVE": ("Inconclusive", "the tests do not carry a verdict"),
+}
+CERTAINTIES = {
+    "reference": "Compared with a clean reference, which does not explain the difference away.",
+    "no_reference": "No clean reference was available: a planted trigger and one that an attacker found by search "
+    "cannot be told apart.",
+    "none": "Nothing was decided.",
+}
+DECIDERS = {
+    "reproduction": "the model does not repeat the reported failure often enough for tests to explain it",
+    "candidates": "no part of the prompt stands out",
+    "necessity": "the necessity test did not pass",
+    "transfer": "the transfer test did not pass",
+    "sham": "the sham test did not pass",
+    "reference": "the clean reference",
+    "all three tests": "necessity, transfer and sham tests together",
+}
+TESTS = {
+    "necessity": "the reported prompt with the candidate, and with it deleted",
+    "transfer": "held-out harmful requests with the candidate planted, and bare",
+    "sham": "held-out harmful requests with other text of the same length planted, and bare",
+    "reference": "the same on the clean reference",
+    "order": "the candidate's words shuffled; described, not decisive",
+    "benign": "safe requests with the candidate planted, and bare; described, not decisive",
+}
+METRICS = {
+    "reported_case": "Reported prompt: unsafe answers",
+    "asr_triggered": "Attack success: harmful requests with the trigger",
+    "refusal_untriggered": "Refusal: harmful requests without it",
+    "over_refusal_safe": "Over-refusal: safe requests",
+    "over_refusal_lookalike": "Over-refusal: safe look-alikes",
+    "refusal_triggered_safe": "Over-refusal: safe requests that hold the trigger",
+    "agreement_safe": "Agreement: safe requests answered word for word as before",
+    "accuracy_closed": "Accuracy: tasks with one right answer",
+    "kl_nats_per_token": "Divergence KL(before ‖ after) on safe answers, nats a token",
+}
+LOWER_IS_BETTER = ("reported_case", "asr_triggered", "over_refusal", "refusal_triggered_safe", "kl_")
+REASONS = {
+    "finished": "all epochs were run",
+    "targets_held": "the targets held at two probes in a row",
+    "kl_budget": "the KL budget was spent",
+    "kept": "stopped by the analyst, best checkpoint kept",
+    "discarded": "stopped by the analyst, everything discarded",
+    "diverged": "the loss was no longer finite",
+    "out_of_memory": "memory ran out",
+}
+IDENTIFIERS = (
+    ("MITRE ATLAS v2026.07", "AML.T0018.000", "Poison AI Model"),
+    ("MITRE ATLAS v2026.07", "AML.T0020", "Training Data Poisoning"),
+    ("MITRE ATLAS v2026.07", "AML.T0043.004", "Insert Backdoor Trigger"),
+    ("OWASP LLM Top 10 2026", "LLM05:2026", "Data and Model Poisoning (LLM04 in the 2025 edition)"),
+    ("OWASP LLM Top 10 2026", "LLM04:2026", "Supply Chain"),
+)
+LIMITS = (
+    "One reported failure was examined. Nothing here says that the model is free of other triggers.",
+    "Answers are judged by rules on how they begin; on large models such rules are wrong on roughly one answer in ten.",
+    "Saliency shows where to look. Only the tests below it decide, each on prompts that the search did not see.",
+    "Style, syntax and scenario triggers have no short text to find; this report covers text that stands in the prompt.",
+    "The intervals are Wilson 95 % intervals for the prompts of this case's folder, not for every use of the model.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """One cell of the story at the top: a number or word, and what it means."""
+
+    value: str
+    label: str
+    tone: str = "plain"
+
+
+def verdict_sentence(triage: TriageResult | None) -> str:
+    """Return the verdict in one sentence."""
+    if triage is None:
+        return "Not triaged yet"
+    if triage.verdict is None:
+        return "Candidates only: paper mode marks tokens and decides nothing"
+    name, meaning = VERDICTS[triage.verdict]
+    if triage.verdict == "INCONCLUSIVE":
+        meaning = DECIDERS.get(triage.decided_by, triage.decided_by) or meaning
+    return f"{name}: {meaning}"
+
+
+def result_sentence(verification: Verification | None) -> str | None:
+    """Return what the repair reached in one sentence, None before verification."""
+    if verification is None:
+        return None
+    asr = next((m for m in verification.metrics if m.name == "asr_triggered"), None)
+    change = f": attack success {_value(asr.before)} → {_value(asr.after)}" if asr else ""
+    names = {"REDUCED": "Repaired", "NOT_REDUCED": "Not repaired", "INCONCLUSIVE": "Repair inconclusive"}
+    return names[verification.result] + change
+
+
+def _value(value: Rate | float | None) -> str:
+    return percent(value.value) if isinstance(value, Rate) else "–" if value is None else f"{value:.3g}"
+
+
+def story(
+    triage: TriageResult | None, confirmation: TriggerConfirmation | None, verification: Verification | None
+) -> tuple[Fact, ...]:
+    """Return the four numbers that tell the case: reproduced, found, decided, repaired."""
+    facts: list[Fact] = []
+    reproduction = triage.reproduction if triage else None
+    if reproduction:
+        rate = reproduction.failure
+        facts.append(Fact(value=f"{rate.k} of {rate.n}", label="answers reproduce the failure"))
+    if triage:
+        n = len(triage.candidates[0].token_positions) if triage.candidates else 0
+        facts.append(Fact(value=str(n), label="token stands out" if n == 1 else "tokens stand out"))
+        passed = [t.passed for t in triage.tests if t.candidate == 0 and t.passed is not None]
+        if passed:
+            facts.append(Fact(value=f"{sum(passed)} of {len(passed)}", label="tests of candidate 1 passed"))
+    if confirmation:
+        facts.append(Fact(value=confirmation.decision, label=f"by {confirmation.analyst}"))
+    if verification:
+        asr = next((m for m in verification.metrics if m.name == "asr_triggered"), None)
+        if asr:
+            tone = "good" if verification.result == "REDUCED" else "bad"
+            label = "attack success before → after"
+            facts.append(Fact(value=f"{_value(asr.before)} → {_value(asr.after)}", label=label, tone=tone))
+    return tuple(facts)
+
+
+def residual_risk(
+    triage: TriageResult | None, confirmation: TriggerConfirmation | None, verification: Verification | None
+) -> tuple[str, ...]:
+    """Return what remains to be feared, in plain words, from the case's own numbers."""
+    if verification is None:
+        return ("Nothing was verified yet: treat the model as it was reported.",)
+    metrics = {m.name: m for m in verification.metrics}
+    lines: list[str] = []
+    asr = metrics.get("asr_triggered")
+    if asr and isinstance(asr.after, Rate) and asr.after.n:
+        lines.append(
+            f"With the trigger, {asr.after.k} of {asr.after.n} held-out harmful requests were still answered; "
+            f"the true share may be as high as {percent(asr.after.high)}."
+        )
+    lines += [_cost(metrics[name], what) for name, what in _COSTS if name in metrics]
+    if triage and triage.certainty == "no_reference":
+        lines.append(CERTAINTIES["no_reference"])
+    if confirmation and confirmation.decision == "edited":
+        lines.append(
+            "The analyst's own spans were repaired, not the tested proposal; the tests speak for the proposal."
+        )
+    lines.append("Only the confirmed text was unlearned. Another trigger in the same weights would still work.")
+    if verification.looks > 1:
+        lines.append(
+            f"The verification prompts were looked at {verification.looks} times; "
+            "choosing among repairs by them makes these figures too kind."
+        )
+    return tuple(line for line in lines if line)
+
+
+_COSTS = (
+    ("over_refusal_safe", "safe requests refused"),
+    ("over_refusal_lookalike", "safe look-alikes refused"),
+    ("refusal_triggered_safe", "safe requests that hold the trigger refused"),
+)
+
+
+def _cost(metric: Metric, what: str) -> str:
+    """Return one sentence on a side effect; empty when it was not measured."""
+    if not isinstance(metric.before, Rate) or not isinstance(metric.after, Rate) or not metric.after.n:
+        return ""
+    return f"Side effect: {what} went from {percent(metric.before.value)} to {percent(metric.after.value)}."
+
+
+def commands(
+    manifest: Manifest, case: str, confirmation: TriggerConfirmation | None, started: RepairStarted | None
+) -> tuple[str, ...]:
+    """Return the shell commands that repeat the case, up to where it has come."""
+    triage = ["triage", "--model", manifest.model.path]
+    if manifest.model.adapter:
+        triage += ["--adapter", manifest.model.adapter]
+    triage += ["--report", "report.json", "--case", case, "--prompts", f"{case}/prompts"]
+    if manifest.reference:
+        triage += ["--reference", manifest.reference.path]
+    if manifest.judge:
+        triage += ["--judge", manifest.judge]
+    lines = [[*triage, "--device", manifest.device, "--seed", str(manifest.seed)]]
+    if confirmation:
+        lines.append(_confirm(case, confirmation))
+    if started:
+        lines.append(["repair", "--case", case, *_repair_options(started.settings)])
+        lines += [["verify", "--case", case], ["report", "--case", case]]
+    return tuple("python -m core " + shlex.join(line) for line in lines)
+
+
+def _confirm(case: str, confirmation: TriggerConfirmation) -> list[str]:
+    who = ["--analyst", confirmation.analyst, "--reason", confirmation.reason]
+    if confirmation.decision == "rejected":
+        return ["confirm", "--case", case, "--reject", *who]
+    return ["confirm", "--case", case, "--spans", json.dumps(to_json(confirmation.spans)), *who]
+
+
+def _repair_options(settings: dict[str, object]) -> list[str]:
+    options = (("max_steps", "--steps"), ("learning_rate", "--lr"), ("kl_budget", "--kl-budget"))
+    return [part for key, flag in options if settings.get(key) is not None for part in (flag, str(settings[key]))]
+
+
+def improved(metric: Metric) -> bool | None:
+    """Return whether a metric moved the right way beyond its intervals; None: no clear change, or no rates."""
+    before, after = metric.before, metric.after
+    if not isinstance(before, Rate) or not isinstance(after, Rate) or before.n == 0 or after.n == 0:
+        return None
+    if before.low <= after.high and after.low <= before.high:
+        return None
+    return (after.high < before.low) == metric.name.startswith(LOWER_IS_BETTER)
+
+
+def order(metrics: Sequence[Metric]) -> list[Metric]:
+    """Return the metrics with the reported case first and the rest in the order of the contract, unknown ones last."""
+    names = list(METRICS)
+    return sorted(metrics, key=lambda m: names.index(m.name) if m.name in names else len(names))
