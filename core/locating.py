@@ -87,7 +87,7 @@ def rank_agreement(attribution: Attribution, others: Sequence[Attribution]) -> d
     Source: Spearman 1904; ties share their mean rank.
     """
     own = average_ranks(np.abs(attribution.scores[attribution.scored]))
-    agreement = {}
+    agreement: dict[str, float] = {}
     for other in others:
         theirs = average_ranks(np.abs(other.scores[attribution.scored]))
         if own.size < 2 or own.std() == 0 or theirs.std() == 0:
