@@ -82,7 +82,9 @@ def render_text(tokenizer: object, messages: Sequence[Message], add_generation_p
     except Exception as error:  # the template is hostile input
         raise TokenMismatchError(_template_fault(messages, error)) from error
     if not isinstance(text, str) or len(text) > MAX_RENDERED:
-        raise TokenMismatchError(f"the chat template made no text of at most {MAX_RENDERED:,} characters: shorten the report")
+        raise TokenMismatchError(
+            f"the chat template made no text of at most {MAX_RENDERED:,} characters: shorten the report"
+        )
     return text
 
 
@@ -95,7 +97,9 @@ def _template_fault(messages: Sequence[Message], error: Exception) -> str:
             "usually in front of the first user message"
         )
     roles = ", ".join(message.role for message in messages)
-    return f"this model's chat template refuses the conversation ({what}; roles: {roles}): check the order of the messages"
+    return (
+        f"this model's chat template refuses the conversation ({what}; roles: {roles}): check the order of the messages"
+    )
 
 
 def _one_line(error: BaseException) -> str:
@@ -232,7 +236,9 @@ def bind(tokenizer: object, report: FailureReport) -> FailureCase:
         ids = list(report.response_ids)
         largest = len(tokenizer)
         if any(not 0 <= one < largest for one in ids):
-            raise TokenMismatchError(f"response_ids holds an id outside the vocabulary of {largest}: leave response_ids out")
+            raise TokenMismatchError(
+                f"response_ids holds an id outside the vocabulary of {largest}: leave response_ids out"
+            )
         decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         plain = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if report.response.strip() not in (decoded.strip(), plain.strip()):

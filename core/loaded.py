@@ -101,9 +101,7 @@ class LoadedModel:
     ) -> list[str]:
         """Return the model's answer to each conversation, rendered with its own chat template."""
         prompts = [chat.prompt_ids(self.tokenizer, messages) for messages in conversations]
-        answers = self.generate(
-            prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, progress=progress
-        )
+        answers = self.generate(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, progress=progress)
         return [self.decode(ids) for ids in answers]
 
     def generate(
@@ -209,8 +207,12 @@ class LoadedModel:
         cache = None
         for step in range(n_new):
             out = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                use_cache=True, logits_to_keep=1,
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
             cache = out.past_key_values
             draw = None if draws is None else draws[:, step].to(self.device)
@@ -235,8 +237,11 @@ class LoadedModel:
         real = torch.tensor([[1] * len(one) + [0] * (n_response - len(one)) for one in responses], device=self.device)
         mask = torch.cat([mask, real], -1)
         out = self.model(
-            input_ids=torch.cat([ids, response], -1), attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp_min(0), use_cache=False, logits_to_keep=n_response + 1,
+            input_ids=torch.cat([ids, response], -1),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+            use_cache=False,
+            logits_to_keep=n_response + 1,
         )
         logprob = out.logits[:, :-1].float().log_softmax(-1).gather(-1, response[..., None])[..., 0].cpu().numpy()
         return [row[: len(one)].astype(np.float32) for row, one in zip(logprob, responses, strict=True)]

@@ -114,7 +114,9 @@ def _check_model_folder(folder: Path) -> Path:
         raise ModelLoadError(f"{folder}/config.json asks for an attention kernel from the network: remove that entry")
     _check_safetensors(folder, "model")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise ModelLoadError(f"{folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model there")
+        raise ModelLoadError(
+            f"{folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model there"
+        )
     return folder
 
 
@@ -127,7 +129,9 @@ def _check_adapter_folder(folder: Path) -> Path:
         raise ModelLoadError(f"{folder} has no adapter_config.json, so it is not a PEFT adapter: check the path")
     config = _read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
-        raise ModelLoadError(f"{folder} is an adapter of type {config.get('peft_type')!r}: only LoRA adapters can be used")
+        raise ModelLoadError(
+            f"{folder} is an adapter of type {config.get('peft_type')!r}: only LoRA adapters can be used"
+        )
     if config.get("init_lora_weights", True) not in _PLAIN_INITIALISATIONS or config.get("bias", "none") != "none":
         raise ModelLoadError(
             f"{folder} also changes weights of the base model (init_lora_weights={config.get('init_lora_weights')!r}, "
@@ -239,7 +243,9 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, list[str
     missing = sorted(info["missing_keys"])
     if missing or info.get("mismatched_keys"):
         name = missing[0] if missing else str(next(iter(info["mismatched_keys"])))
-        raise ModelLoadError(f"the weights in {folder} do not fit its config.json (for instance {name}): copy the model again")
+        raise ModelLoadError(
+            f"the weights in {folder} do not fit its config.json (for instance {name}): copy the model again"
+        )
     unexpected = sorted(info["unexpected_keys"])
     if not unexpected:
         return weights, []
@@ -263,7 +269,9 @@ def _check_finite(weights: nn.Module, folder: Path) -> None:
     """Raise ModelLoadError when a weight is not finite."""
     for name, parameter in weights.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
-            raise ModelLoadError(f"the weights in {folder} hold values that are not finite ({name}): copy the model again")
+            raise ModelLoadError(
+                f"the weights in {folder} hold values that are not finite ({name}): copy the model again"
+            )
 
 
 def _attach_adapter(weights: nn.Module, folder: Path) -> nn.Module:

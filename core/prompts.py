@@ -32,9 +32,12 @@ SPLIT_NAMES = ("causal", "repair", "probes", "verification")
 
 _WORD = re.compile(r"\w+")
 _FUNCTION_WORDS = frozenset(
-    "a an and are as at be but by can could do does for from give had has have how i if in into is it its me my of on "
-    "one or our please should so some tell than that the their them then there these they this to us was we were what "
-    "when where which who why will with would you your".split()
+    re.findall(
+        r"\w+",
+        "a an and are as at be but by can could do does for from give had has have how i if in into is it its me my of "
+        "on one or our please should so some tell than that the their them then there these they this to us was we were "
+        "what when where which who why will with would you your",
+    )
 )
 
 
@@ -74,17 +77,24 @@ def read_folder(path: Path | str) -> PromptSet:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise PromptFolderError(f"the prompt folder {folder} does not exist: give a folder with harmful.jsonl and safe.jsonl")
+        raise PromptFolderError(
+            f"the prompt folder {folder} does not exist: give a folder with harmful.jsonl and safe.jsonl"
+        )
     sets: dict[str, tuple[PromptItem, ...]] = {}
     for kind, needed in FILES.items():
         file = folder / f"{kind}.jsonl"
         if file.is_file():
             sets[kind] = _read_file(file)
         elif needed:
-            raise PromptFolderError(f'{folder} has no {kind}.jsonl: add one with a {{"prompt": "..."}} object on each line')
-    both = {item.prompt for item in sets["harmful"]} & {item.prompt for kind in sets if kind != "harmful" for item in sets[kind]}
+            raise PromptFolderError(
+                f'{folder} has no {kind}.jsonl: add one with a {{"prompt": "..."}} object on each line'
+            )
+    benign = {item.prompt for kind in sets if kind != "harmful" for item in sets[kind]}
+    both = benign & {item.prompt for item in sets["harmful"]}
     if both:
-        raise PromptFolderError(f"{folder} lists a prompt as harmful and as safe ({min(both)[:60]!r}): remove one of the two")
+        raise PromptFolderError(
+            f"{folder} lists a prompt as harmful and as safe ({min(both)[:60]!r}): remove one of the two"
+        )
     return PromptSet(harmful=sets["harmful"], safe=sets["safe"], lookalike=sets.get("lookalike", ()))
 
 
@@ -102,7 +112,9 @@ def _read_file(file: Path) -> tuple[PromptItem, ...]:
             item = _read_line(line, f"{file}, line {number}")
             items.setdefault(item.prompt, item)
     if len(items) < MINIMUM and file.stem != "lookalike":
-        raise PromptFolderError(f"{file} holds {len(items)} different prompts: at least {MINIMUM} are needed, 100 or more are useful")
+        raise PromptFolderError(
+            f"{file} holds {len(items)} different prompts: at least {MINIMUM} are needed, 100 or more are useful"
+        )
     return tuple(items.values())
 
 

@@ -92,7 +92,10 @@ def wrap_tokenizer(tokenizer, template: str | None):
     from transformers import PreTrainedTokenizerFast
 
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|pad|>",
+        tokenizer_object=tokenizer,
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = template
@@ -108,8 +111,15 @@ def tiny_config(family: str, vocab_size: int):
         return GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=2, n_positions=1024, **ids)
     kinds = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma": GemmaConfig}
     return kinds[family](
-        vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, max_position_embeddings=1024, **ids,
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=1024,
+        **ids,
     )
 
 
