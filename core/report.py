@@ -165,7 +165,7 @@ def render_report(case: Case) -> str:
     page: str = template.render(
         view=view,
         written=now(),
-        headline=_headline(view),
+        headline=text.verdict_sentence(triage),
         result=text.result_sentence(verification),
         certainty=text.CERTAINTIES.get(triage.certainty, triage.certainty) if triage and triage.verdict else "",
         decided_by=text.DECIDERS.get(triage.decided_by, triage.decided_by) if triage else "",
@@ -283,6 +283,7 @@ def _environment() -> "Environment":
         percent=figures.percent,
         rate=figures.rate_text,
         bar=figures.interval_bar,
+        when=text.when,
         sig=lambda number: f"{number:.3g}",
     )
     return environment

@@ -19,6 +19,8 @@ CLIP_PERCENTILE = 98
 """Scores beyond this percentile of |score| get the full colour. Source: ui.md section 3."""
 RANKED = 5
 """Tokens that carry their rank as a number. Source: unverified choice."""
+RANKED_FROM = 0.25
+"""Share of the full colour from which a token may carry its rank. Source: unverified choice."""
 MAX_POINTS = 400
 """Points of a line that are drawn; the table keeps all. Source: unverified choice."""
 
@@ -152,18 +154,16 @@ def clip_of(scores: Sequence[float]) -> float:
 def coloured(pieces: Sequence[ScoredPiece], clip: float) -> Markup:
     """Return the pieces as tokens coloured by score; sign and rank are also written, never colour alone."""
     ranked = sorted((p.score for p in pieces if p.score is not None and math.isfinite(p.score)), key=abs, reverse=True)
-    top = {score: rank for rank, score in reversed(list(enumerate(ranked[:RANKED], start=1))) if score}
+    top = {score: rank for rank, score in reversed(list(enumerate(ranked[:RANKED], start=1)))}
     out = Markup("")
     for piece in pieces:
         if piece.score is None or not math.isfinite(piece.score):
             out += visible(piece.text)
             continue
         strength = min(1.0, abs(piece.score) / clip) if clip else 0.0
-        note = (
-            Markup("<sup>{}{}</sup>").format(top[piece.score], "−" if piece.score < 0 else "")
-            if piece.score in top
-            else ""
-        )
+        note = Markup("")
+        if strength >= RANKED_FROM and piece.score in top:
+            note = Markup("<sup>{}{}</sup>").format(top[piece.score], "−" if piece.score < 0 else "")
         sign = "neg" if piece.score < 0 else "pos"
         out += Markup('<span class="t {}" style="--s:{}">{}{}</span>').format(
             sign, f"{strength:.2f}", visible(piece.text), note

@@ -7,6 +7,8 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
 
 from core.casefile import Manifest, to_json
 from core.events import RepairStarted
@@ -221,14 +223,27 @@ def _repair_options(settings: dict[str, object]) -> list[str]:
     return [part for key, flag in options if settings.get(key) is not None for part in (flag, str(settings[key]))]
 
 
-def improved(metric: Metric) -> bool | None:
-    """Return whether a metric moved the right way beyond its intervals; None: no clear change, or no rates."""
+Change = Literal["better", "worse", "within error", "one answer", ""]
+
+
+def change(metric: Metric) -> Change:
+    """Return how a metric moved: better or worse only when the intervals do not meet; empty for plain values."""
     before, after = metric.before, metric.after
     if not isinstance(before, Rate) or not isinstance(after, Rate) or before.n == 0 or after.n == 0:
-        return None
+        return ""
+    if before.n == after.n == 1:
+        return "one answer"
     if before.low <= after.high and after.low <= before.high:
-        return None
-    return (after.high < before.low) == metric.name.startswith(LOWER_IS_BETTER)
+        return "within error"
+    return "better" if (after.high < before.low) == metric.name.startswith(LOWER_IS_BETTER) else "worse"
+
+
+def when(time: str) -> str:
+    """Return an ISO 8601 time to the second, in UTC; anything else as it stands."""
+    try:
+        return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except ValueError:
+        return time
 
 
 def order(metrics: Sequence[Metric]) -> list[Metric]:
