@@ -113,19 +113,9 @@ def attribute(
         raise AttributionError(f"There is no attribution method {method!r}: choose one of {', '.join(METHODS)}.")
     if method == "paper":
         target = Target(kind="response")
-    started = time.perf_counter()
-    with loaded.lock, _frozen(loaded.model):
-        calls_before = loaded.model_calls
-        function = TargetLogProb(loaded, case, target, refusal_ids)
-        try:
-            raw = METHODS[method](function, settings, progress)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise AttributionError(
-                f"{method} ran out of memory on {len(case.prompt.tokens)} prompt and {function.n_target} response "
-                "tokens: explain the first k response tokens, lower the batch settings, or use the CPU."
-            ) from error
+    started, calls_before = time.perf_counter(), loaded.model_calls
+    with _explaining(loaded, case, target, refusal_ids, method) as function:
+        raw = METHODS[method](function, settings, progress)
         calls = loaded.model_calls - calls_before
     scores = _finite(raw.scores, method, loaded)
     return Attribution(
@@ -140,6 +130,46 @@ def attribute(
         seconds=time.perf_counter() - started,
         model_calls=calls,
     )
+
+
+def response_profile(
+    loaded: LoadedModel,
+    case: FailureCase,
+    target: Target,
+    settings: AttributionSettings | None = None,
+    *,
+    refusal_ids: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Return gradient x input of each explained response token, (n_rows, n_prompt), at most `profile_tokens` rows.
+
+    For the picture of a method that has no profile of its own; one forward and one backward a row, without Captum.
+
+    Raises: AttributionError as `attribute` does.
+    """
+    settings = settings or AttributionSettings()
+    with _explaining(loaded, case, target, refusal_ids, "the response profile") as function:
+        n_rows = min(function.n_target, settings.profile_tokens)
+        profile = _gradient_rows(function, function.prompt[0], n_rows, progress)
+    return _finite(profile, "the response profile", loaded)
+
+
+@contextmanager
+def _explaining(
+    loaded: LoadedModel, case: FailureCase, target: Target, refusal_ids: Sequence[int] | None, what: str
+) -> Iterator[TargetLogProb]:
+    """Bind the target with the model locked and frozen; out of memory becomes one sentence."""
+    with loaded.lock, _frozen(loaded.model):
+        function = TargetLogProb(loaded, case, target, refusal_ids)
+        try:
+            yield function
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise AttributionError(
+                f"{what} ran out of memory on {len(case.prompt.tokens)} prompt and {function.n_target} response "
+                "tokens: explain the first k response tokens, lower the batch settings, or use the CPU."
+            ) from error
 
 
 def _paper(function: TargetLogProb, settings: AttributionSettings, progress: Progress | None) -> RawScores:
@@ -250,20 +280,27 @@ UNSIGNED: frozenset[MethodName] = frozenset({"paper", "gradient_norm"})
 def _gradient_profile(
     function: TargetLogProb, direction: torch.Tensor, settings: AttributionSettings, progress: Progress | None
 ) -> torch.Tensor | None:
-    """Return each explained token's gradient times `direction` (n_prompt, hidden), summed: (n_target, n_prompt).
-
-    One forward pass and one backward pass a row; None for more rows than `settings.profile_tokens`.
-    """
+    """Return the rows of all explained tokens, or None when they are more than `settings.profile_tokens`."""
     if function.n_target > settings.profile_tokens:
         return None
+    return _gradient_rows(function, direction, function.n_target, progress)
+
+
+def _gradient_rows(
+    function: TargetLogProb, direction: torch.Tensor, n_rows: int, progress: Progress | None
+) -> torch.Tensor:
+    """Return the first explained tokens' gradients times `direction` (n_prompt, hidden), summed: (n_rows, n_prompt).
+
+    One forward pass for all, one backward pass a row.
+    """
     embeddings = function.leaf()
     values = function.tokens(embeddings)[0]
     rows = []
-    for j in range(function.n_target):
-        (gradient,) = torch.autograd.grad(values[j], embeddings, retain_graph=j + 1 < function.n_target)
+    for j in range(n_rows):
+        (gradient,) = torch.autograd.grad(values[j], embeddings, retain_graph=j + 1 < n_rows)
         rows.append((gradient[0] * direction).sum(-1))
         if progress is not None:
-            progress("response profile", j + 1, function.n_target)
+            progress("response profile", j + 1, n_rows)
     return torch.stack(rows)
 
 

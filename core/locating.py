@@ -1,7 +1,7 @@
 """Localisation for the page, in one call: scores, groups, candidates, picture, and agreement between methods.
 
 Composes attribution, clustering, proposals and projection; computes nothing itself but rank agreement. A method
-without a response profile (paper mode, integrated gradients) borrows one for its picture from another method.
+without a response profile (paper mode, integrated gradients) borrows one for its picture: from another method, or gradient x input.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from core.attribution import attribute
+from core.attribution import attribute, response_profile
 from core.clustering import adaptive_clusters, average_ranks, occlusion_clusters, paper_clusters
 from core.loaded import LoadedModel, Progress
 from core.projection import project, umap_is_warm
@@ -45,10 +45,9 @@ def locate(
     if attribution.profile is None:
         profile = next((peer.profile for peer in peers if peer.profile is not None), None)
         if profile is None:
-            short = _short_target(case, attribution.target, settings)
-            profile = attribute(
-                loaded, case, "gradient_x_input", short, settings, refusal_ids=refusal_ids, progress=progress
-            ).profile
+            profile = response_profile(
+                loaded, case, attribution.target, settings, refusal_ids=refusal_ids, progress=progress
+            )
         pictured = replace(attribution, profile=profile)
     projection = project(pictured, settings, allow_umap=umap_is_warm())
     result = LocateResult(
@@ -94,13 +93,3 @@ def rank_agreement(attribution: Attribution, others: Sequence[Attribution]) -> d
             continue
         agreement[other.method] = float(np.corrcoef(own, theirs)[0, 1])
     return agreement
-
-
-def _short_target(case: FailureCase, target: Target, settings: AttributionSettings) -> Target:
-    """Return the target cut to as many response tokens as a gradient profile may have."""
-    most = settings.profile_tokens
-    if target.kind == "tokens":
-        return replace(target, positions=tuple(sorted(set(target.positions)))[:most])
-    if target.kind == "response":
-        return target if len(case.response_ids) <= most else Target(kind="first_k", k=most)
-    return replace(target, k=min(target.k, most))

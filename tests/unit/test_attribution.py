@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.attribution import METHODS, UNSIGNED, attribute
+from core.attribution import METHODS, UNSIGNED, attribute, response_profile
 from core.errors import AttributionError
 from core.loaded import LoadedModel
 from core.models import load
@@ -223,6 +223,8 @@ def test_a_long_answer_has_no_gradient_profile_but_the_same_scores(tiny_loaded):
     assert result.profile is None
     full = attribute(tiny_loaded, make_case(), "gradient_x_input", Target())
     np.testing.assert_array_equal(result.scores, full.scores)
+    picture = response_profile(tiny_loaded, make_case(), Target(), few)  # the first rows only
+    np.testing.assert_allclose(picture, full.profile[:4], atol=1e-5 * np.abs(full.profile).max())
 
 
 @pytest.mark.parametrize("method", list(METHODS))
