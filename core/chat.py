@@ -15,9 +15,13 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from core.errors import ConfirmationError, ReportError, TokenMismatchError
 from core.values import FailureCase, FailureReport, Message, PromptToken, RenderedPrompt, Segment, Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 FALLBACK_TEMPLATE = (
     "{{ bos }}{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}\n{% endfor %}"
@@ -38,7 +42,9 @@ class _Range:
     first: int
 
 
-def render(tokenizer: object, messages: Sequence[Message], add_generation_prompt: bool = True) -> RenderedPrompt:
+def render(
+    tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message], add_generation_prompt: bool = True
+) -> RenderedPrompt:
     """Return the conversation as tokens, each with its segment and, in a message, its span of the raw content.
 
     Raises: TokenMismatchError when the template refuses, drops, repeats or rewrites a message.
@@ -52,12 +58,14 @@ def render(tokenizer: object, messages: Sequence[Message], add_generation_prompt
     return RenderedPrompt(text=text, tokens=tuple(tokens), template_hash=digest, fallback_template=template is None)
 
 
-def prompt_ids(tokenizer: object, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+def prompt_ids(
+    tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message], add_generation_prompt: bool = True
+) -> list[int]:
     """Return the token ids of the conversation, the same as `render(...).ids`, without working out offsets."""
     return _encode(tokenizer, render_text(tokenizer, messages, add_generation_prompt))[0]
 
 
-def chat_template(tokenizer: object) -> str | None:
+def chat_template(tokenizer: "PreTrainedTokenizerFast") -> str | None:
     """Return the tokenizer's chat template, or None when it has none."""
     if not getattr(tokenizer, "chat_template", None):
         return None
@@ -67,7 +75,9 @@ def chat_template(tokenizer: object) -> str | None:
         raise TokenMismatchError(f"the tokenizer's chat template cannot be used: {_one_line(error)}") from error
 
 
-def render_text(tokenizer: object, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+def render_text(
+    tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message], add_generation_prompt: bool = True
+) -> str:
     """Return the conversation's text with the tokenizer's chat template, or the plain fallback without one."""
     if not messages:
         raise TokenMismatchError("a conversation without messages cannot be rendered: add a user message")
@@ -107,13 +117,15 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _adds_bos(tokenizer: object) -> bool:
+def _adds_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
     """Whether the tokenizer starts plain text with its begin-of-sequence token."""
     bos = getattr(tokenizer, "bos_token_id", None)
     return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
 
 
-def _locate_contents(tokenizer: object, messages: Sequence[Message], add: bool, text: str) -> list[_Range]:
+def _locate_contents(
+    tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message], add: bool, text: str
+) -> list[_Range]:
     """Return where each content lies in `text`; contents that are empty have no range."""
     places = [index for index, message in enumerate(messages) if message.content]
     marks = {index: f"x{secrets.token_hex(12)}x" for index in places}
@@ -149,12 +161,16 @@ def _locate_contents(tokenizer: object, messages: Sequence[Message], add: bool, 
 
 def _cut(text: str, marks: list[str], roles: list[str]) -> list[str]:
     """Return the pieces of `text` between the marks, which must each occur once and in order."""
-    pieces = []
+    pieces: list[str] = []
     for number, mark in enumerate(marks):
         n_found = text.count(mark)
         before, found, after = text.partition(mark)
         if n_found != 1 or not found:
-            how = "leaves out" if sum(map(len, pieces)) == 0 and n_found == 0 else "leaves out, repeats or reorders"
+            how = (
+                "leaves out"
+                if n_found == 0 and not any(one in text for one in marks)
+                else "leaves out, repeats or reorders"
+            )
             raise TokenMismatchError(
                 f"this model's chat template {how} the {roles[number]} message (number {number} of those with text), "
                 "so the model never read the report as it stands: remove or move that message"
@@ -164,7 +180,7 @@ def _cut(text: str, marks: list[str], roles: list[str]) -> list[str]:
     return [*pieces, text]
 
 
-def _encode(tokenizer: object, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+def _encode(tokenizer: "PreTrainedTokenizerFast", text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Return token ids and their code point offsets in `text`, nothing added at either end."""
     try:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -179,14 +195,14 @@ def _encode(tokenizer: object, text: str) -> tuple[list[int], list[tuple[int, in
 
 
 def _lay_over(
-    tokenizer: object,
+    tokenizer: "PreTrainedTokenizerFast",
     messages: Sequence[Message],
     text: str,
     ranges: list[_Range],
     ids: list[int],
     offsets: list[tuple[int, int]],
 ) -> list[PromptToken]:
-    """Return the tokens with segment and span; characters no token claims go to the next token, at the end to the last."""
+    """Return the tokens with segment and span; characters no token claims go to the next one, at the end to the last."""
     covered, claimed = 0, []
     for start, end in offsets:
         claimed.append((min(start, covered), max(end, min(start, covered))))
@@ -225,7 +241,7 @@ def _most_of(ranges: list[_Range], first: int, start: int, end: int) -> _Range |
     return best
 
 
-def bind(tokenizer: object, report: FailureReport) -> FailureCase:
+def bind(tokenizer: "PreTrainedTokenizerFast", report: FailureReport) -> FailureCase:
     """Return the report as the model read it, with the ids of its response.
 
     Given `response_ids` must decode to the response. Otherwise the response is tokenised as the continuation of the
@@ -243,7 +259,8 @@ def bind(tokenizer: object, report: FailureReport) -> FailureCase:
         plain = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if report.response.strip() not in (decoded.strip(), plain.strip()):
             raise TokenMismatchError(
-                f"response_ids decode to {decoded[:60]!r}, the response reads {report.response[:60]!r}: leave response_ids out"
+                f"response_ids decode to {decoded[:60]!r}, but the response reads {report.response[:60]!r}: "
+                "leave response_ids out"
             )
     else:
         ids = continuation_ids(tokenizer, prompt, report.response)
@@ -252,7 +269,7 @@ def bind(tokenizer: object, report: FailureReport) -> FailureCase:
     return FailureCase(report=report, prompt=prompt, response_ids=tuple(ids))
 
 
-def continuation_ids(tokenizer: object, prompt: RenderedPrompt, response: str) -> list[int]:
+def continuation_ids(tokenizer: "PreTrainedTokenizerFast", prompt: RenderedPrompt, response: str) -> list[int]:
     """Return the ids of a response as they follow the prompt's."""
     if prompt.fallback_template and not response[:1].isspace():
         response = " " + response

@@ -77,25 +77,29 @@ def _read(source: str | bytes | Path, limit: int) -> list[FailureReport]:
 
 def _text(source: str | bytes | Path, limit: int) -> str:
     """Return the text of a source, checked for size and encoding."""
-    if isinstance(source, Path):
-        try:
-            n_bytes = source.stat().st_size if source.is_file() else -1
-            if n_bytes < 0:
-                raise ReportError(f"the report file {source} does not exist: check the path")
-            _check_size(n_bytes, limit)
-            source = source.read_bytes()
-        except OSError as error:
-            raise ReportError(
-                f"the report file {source} cannot be read ({error.strerror}): check the path and its rights"
-            ) from error
-    _check_size(len(source), limit)
     if isinstance(source, str):
+        _check_size(len(source), limit)
         return source.removeprefix("\ufeff")
+    data = _file_bytes(source, limit) if isinstance(source, Path) else source
+    _check_size(len(data), limit)
     try:
-        return source.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ReportError(
-            f"the report is not UTF-8 (byte {error.start} is {source[error.start]:#04x}): save it as UTF-8"
+            f"the report is not UTF-8 (byte {error.start} is {data[error.start]:#04x}): save it as UTF-8"
+        ) from error
+
+
+def _file_bytes(path: Path, limit: int) -> bytes:
+    """Return the bytes of a file that is not too large."""
+    try:
+        if not path.is_file():
+            raise ReportError(f"the report file {path} does not exist: check the path")
+        _check_size(path.stat().st_size, limit)
+        return path.read_bytes()
+    except OSError as error:
+        raise ReportError(
+            f"the report file {path} cannot be read ({error.strerror}): check the path and its rights"
         ) from error
 
 
@@ -299,6 +303,6 @@ def check_length(case: FailureCase, context_length: int | None, max_new_tokens: 
     n_answer = max(n_response, max_new_tokens)
     if context_length is not None and n_prompt + n_answer > context_length:
         raise ReportError(
-            f"the prompt has {n_prompt:,} tokens and its answer up to {n_answer:,}, but the model reads {context_length:,} "
-            "at most: shorten the prompt or the response, or give the model that was reported"
+            f"the prompt has {n_prompt:,} tokens and its answer up to {n_answer:,}, but the model reads at most "
+            f"{context_length:,}: shorten the prompt or the response, or give the model that was reported"
         )

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from core import chat
 from core.errors import TokenMismatchError, TriageError
 from core.settings import ModelSettings
 from core.values import Message, ModelSpec, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Progress = Callable[[str, int, int], None]
 REPORTED, REPAIR = "reported", "repair"
@@ -34,7 +38,7 @@ class LoadedModel:
 
     spec: ModelSpec
     model: nn.Module
-    tokenizer: object
+    tokenizer: "PreTrainedTokenizerFast"
     device: torch.device
     settings: ModelSettings
     context_length: int | None
@@ -163,8 +167,8 @@ class LoadedModel:
             raise TokenMismatchError("a prompt without tokens cannot be run: give it some text")
         if self.context_length is not None and n_prompt + n_new > self.context_length:
             raise TokenMismatchError(
-                f"the prompt has {n_prompt} tokens and its answer up to {n_new}, but the model reads {self.context_length}: "
-                "shorten the prompt"
+                f"the prompt has {n_prompt} tokens and its answer up to {n_new}, but the model reads "
+                f"{self.context_length}: shorten the prompt"
             )
 
     def _in_batches(

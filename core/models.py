@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -22,6 +23,9 @@ from core.errors import ModelLoadError
 from core.loaded import REPAIR, REPORTED, LoadedModel, active_adapters, current_adapters, set_adapters
 from core.settings import ModelSettings
 from core.values import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = [
     "REPAIR", "REPORTED", "LoadedModel", "active_adapters", "current_adapters", "device_warning", "load",
@@ -154,7 +158,8 @@ def _check_safetensors(folder: Path, stem: str) -> None:
         pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
         if pickles:
             raise ModelLoadError(
-                f"{folder} has pickle weights only ({pickles[0]}), which can run code when read: convert them to safetensors"
+                f"{folder} has pickle weights only ({pickles[0]}), which can run code when read: "
+                "convert them to safetensors"
             )
         raise ModelLoadError(f"{folder} has no {names[0]}: copy the model's safetensors files there")
     from safetensors import SafetensorError, safe_open
@@ -205,7 +210,7 @@ def _quiet() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def _load_tokenizer(folder: Path) -> object:
+def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """Return the folder's tokenizer, which must know character offsets.
 
     A tokenizer.json is taken as it stands: AutoTokenizer rebuilds it for some families (Qwen2), with other token ids.
@@ -218,7 +223,8 @@ def _load_tokenizer(folder: Path) -> object:
             tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # any library may raise anything on a hostile folder
         raise ModelLoadError(
-            f"the tokenizer in {folder} cannot be loaded ({one_line(error)}): copy tokenizer.json and tokenizer_config.json again"
+            f"the tokenizer in {folder} cannot be loaded ({one_line(error)}): "
+            "copy tokenizer.json and tokenizer_config.json again"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelLoadError(f"the tokenizer in {folder} gives no character offsets: it needs a tokenizer.json")
@@ -252,7 +258,7 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, list[str
     return weights, [f"{len(unexpected)} tensors of the model files are not used (for instance {unexpected[0][:80]})."]
 
 
-def _check_vocabulary(weights: nn.Module, tokenizer: object, folder: Path) -> None:
+def _check_vocabulary(weights: nn.Module, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
     """Raise ModelLoadError when the tokenizer has ids that the embedding lacks."""
     n_rows = weights.get_input_embeddings().weight.shape[0]
     largest = max(tokenizer.get_vocab().values(), default=-1)
@@ -303,5 +309,6 @@ def _to_device(weights: nn.Module, device: torch.device) -> nn.Module:
     except torch.OutOfMemoryError as error:
         n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in weights.parameters())
         raise ModelLoadError(
-            f"the model needs {n_bytes / 1e9:.1f} GB and {device} has not that much free: free memory there or use --device cpu"
+            f"the model needs {n_bytes / 1e9:.1f} GB and {device} has not that much free: "
+            "free memory there or use --device cpu"
         ) from error

@@ -35,8 +35,8 @@ _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
         "a an and are as at be but by can could do does for from give had has have how i if in into is it its me my of "
-        "on one or our please should so some tell than that the their them then there these they this to us was we were "
-        "what when where which who why will with would you your",
+        "on one or our please should so some tell than that the their them then there these they this to us was we "
+        "were what when where which who why will with would you your",
     )
 )
 
@@ -181,8 +181,8 @@ def split(prompts: PromptSet, settings: SplitSettings | None = None, seed: int =
         groups = near_duplicates(items, settings.near_duplicate)
         if len(groups) < MINIMUM and FILES[kind]:
             raise PromptFolderError(
-                f"the {len(items)} {kind} prompts are too few or too alike: they form {len(groups)} groups of near-duplicates, "
-                f"{MINIMUM} are needed, so add prompts on other subjects"
+                f"the {len(items)} {kind} prompts are too few or too alike: they form {len(groups)} groups of "
+                f"near-duplicates, {MINIMUM} are needed, so add prompts on other subjects"
             )
         for part, chosen in zip(parts, _share_out(groups, shares, random.Random(f"{seed}:{kind}")), strict=True):
             part[kind] = chosen
