@@ -137,6 +137,7 @@ class Desk:
         self.address = gr.Textbox(visible="hidden", elem_id="address", show_label=False)
         self.timer = gr.Timer(QUIET_SECONDS)
         self.tabs: gr.Tabs | None = None
+        self._waiting: list[Callable[[], None]] = []
         self.panels: dict[str, Panel] = {}
         self.choices: dict[str, Block] = {}
 
@@ -203,11 +204,10 @@ class Desk:
         `keep`: components that this handler must not send back (a fast typist would be set back). `extra`: outputs that
         belong to no step. With `many` the handler gets the event's data first and each event counts.
         """
-        n_choices = len(self.choices)
         kept = set(keep)
 
         def finish(session: Session, shown: dict[str, Any], values: tuple[Any, ...], *first: Any) -> Updates:
-            choices, own = values[:n_choices], values[n_choices:]
+            choices, own = values[: len(self.choices)], values[len(self.choices) :]
             updates: Updates = {}
             following = None
             try:
@@ -233,15 +233,24 @@ class Desk:
         def with_event(event: gr.EventData, session: Session, shown: dict[str, Any], *values: Any) -> Updates:
             return finish(session, shown, values, event)
 
-        listener(
-            with_event if many else plain,
-            [self.session, self.shown, *self.choices.values(), *inputs],
-            [c for c in dict.fromkeys([*self._outputs(), *extra]) if c not in kept],
-            js=js,
-            **quiet(trigger_mode="multiple" if many else "once"),
-        )
+        def register() -> None:
+            listener(
+                with_event if many else plain,
+                [self.session, self.shown, *self.choices.values(), *inputs],
+                [c for c in dict.fromkeys([*self._outputs(), *extra]) if c not in kept],
+                js=js,
+                **quiet(trigger_mode="multiple" if many else "once"),
+            )
 
-    def follow(self) -> None:
+        self._waiting.append(register)
+
+    def wire(self) -> None:
+        """Connect every handler, once all panels and choices are known; start following."""
+        for register in self._waiting:
+            register()
+        self._follow()
+
+    def _follow(self) -> None:
         """Redraw on every tick of the timer."""
 
         def tick(session: Session, shown: dict[str, Any], *values: Any) -> Updates:

@@ -131,6 +131,11 @@ def verdict(result: TriageResult) -> Value:
     }
 
 
+def tested(text: str, tests: Sequence[TestOutcome]) -> Value:
+    """Step 4: how the analyst's own selection fared."""
+    return {"headline": wording.tested(text, tests), "why": "\n".join(_test_lines(tests)), "why_label": wording.WHY}
+
+
 def _test_lines(tests: Iterable[TestOutcome]) -> list[str]:
     lines = []
     for test in tests:

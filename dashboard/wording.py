@@ -266,7 +266,7 @@ def target_name(kind: str) -> str:
     return TARGET_NAMES.get(kind, kind)
 
 
-def named_test(name: str) -> str:
+def test_name(name: str) -> str:
     """The test as the page calls it."""
     return TEST_NAMES.get(name, name)
 
@@ -577,3 +577,20 @@ def still_running(wanted: str, shown_method: str) -> str:
 def looks(n: int) -> str:
     """How often this split has been looked at."""
     return f"This split has been looked at {n} times."
+
+
+def uploaded(n_messages: int) -> str:
+    """A report file was read."""
+    return f"Report read: {n_messages} message{'s' if n_messages != 1 else ''}. Choose the model and open the case."
+
+
+STOPPING = "Stopping after this step."
+REPAIR_AGAIN = "Repair again"
+WRITING = "Writing"
+
+
+def tested(text: str, tests: Sequence[TestOutcome]) -> str:
+    """Headline of step 4 for a selection of the analyst."""
+    decisive = [test for test in tests if test.passed is not None]
+    n_passed = sum(bool(test.passed) for test in decisive)
+    return f"Selection “{text}”: {n_passed} of {len(decisive)} tests passed"

@@ -1,0 +1,1 @@
+"""One module per step of the page: `build` draws it and connects it."""

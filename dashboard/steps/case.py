@@ -1,0 +1,145 @@
+"""Step 1, Case: open a demo case with one click, resume a case, or start one from a report and a model folder.
+
+Opening asks the worker for `open` and `reproduce` and leads on to step 2. What this does not do: load a model.
+"""
+
+from functools import partial
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import gradio as gr
+
+from core import jobs
+from core.casefile import Case, dump, to_json
+from core.errors import CaseFileError
+from dashboard import session as intake
+from dashboard import stories, wording
+from dashboard.components.story import Story
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View
+
+Fields = tuple[gr.Textbox, gr.Textbox]
+Lists = tuple[gr.Dropdown, gr.Dropdown, gr.Dropdown]
+SEARCH_JS = "(...values) => { values[values.length - 1] = window.location.search; return values; }"
+"""Gives the load handler the query string of the page as its last value."""
+
+
+def build(desk: Desk, page: gr.Blocks, fields: Fields) -> None:
+    """Draw step 1 inside the current tab; `fields` (analyst, reason) are filled in for demo cases."""
+    summary = Story(elem_id="case-summary")
+    with gr.Row(elem_classes="pt-columns"):
+        with gr.Column(scale=2):
+            gr.Markdown(wording.DEMO_LABEL, elem_classes="pt-label")
+            for demo in intake.demo_cases(desk.roots):
+                button = gr.Button(demo.title, elem_id=f"demo-{demo.id}", elem_classes="pt-choice")
+                desk.act(button.click, partial(_open_demo, desk, fields, demo.id), extra=fields)
+            gr.Markdown(wording.RESUME_CASE, elem_classes="pt-label")
+            with gr.Row(elem_classes="pt-line-row"):
+                cases = gr.Dropdown([], show_label=False, container=False, elem_id="case-list", scale=4)
+                resume = gr.Button(wording.RESUME, elem_id="case-resume", scale=1, min_width=88)
+        with gr.Column(scale=3):
+            gr.Markdown(wording.NEW_CASE, elem_classes="pt-label")
+            pasted = gr.Textbox(
+                label=wording.REPORT_LABEL, placeholder=wording.REPORT_PLACEHOLDER, lines=5, max_lines=12, elem_id="report-text"
+            )
+            with gr.Row():
+                models = gr.Dropdown([], label=wording.MODEL_FOLDER, elem_id="model-folder")
+                adapters = gr.Dropdown([], label=wording.ADAPTER_FOLDER, elem_id="adapter-folder")
+            with gr.Row(elem_classes="pt-line-row"):
+                upload = gr.UploadButton(wording.UPLOAD, file_types=[".json", ".jsonl", ".csv", ".txt"], elem_id="report-file")
+                create = gr.Button(wording.OPEN_CASE, variant="primary", elem_id="case-open")
+    with gr.Accordion(wording.REPORT_TEXT, open=False):
+        report = Story(elem_id="case-report")
+
+    lists = (cases, models, adapters)
+    desk.panels["case"] = Panel(
+        lambda view: (view.stamp("case.json", "results/open.json"), view.failure("open")),
+        lambda view, _: _show(view, summary, report),
+        (summary, report),
+    )
+    box = gr.Textbox(visible=False)
+    desk.act(page.load, partial(_attach, desk, lists, fields), [box], extra=(*lists, *fields), js=SEARCH_JS)
+    desk.act(resume.click, partial(_resume, desk, fields), [cases], extra=fields)
+    desk.act(upload.upload, partial(_uploaded, pasted), [upload], extra=(pasted,))
+    desk.act(create.click, partial(_create, desk), [pasted, models, adapters])
+
+
+def _show(view: View, summary: Story, report: Story) -> Updates:
+    if view.case is None:
+        return {summary: gr.update(value=stories.waiting(wording.NO_CASE)), report: gr.update(value={})}
+    manifest = view.case.manifest
+    value = stories.case(manifest, view.opened())
+    failure = view.failure("open")
+    if failure is not None:
+        value |= {"headline": failure, "tone": "warn"}
+    return {summary: gr.update(value=value), report: gr.update(value=stories.report(manifest))}
+
+
+def _begin(case: Case) -> None:
+    jobs.ask(case, "open")
+    jobs.ask(case, "reproduce")
+
+
+def _open_demo(desk: Desk, fields: Fields, demo_id: str, _: Session) -> Next:
+    case = intake.create_demo(desk.roots, demo_id)
+    _begin(case)
+    return Next(session=Session(case=case.manifest.id), tab="reproduce", updates=_prefill(desk, fields, case))
+
+
+def _prefill(desk: Desk, fields: Fields, case: Case) -> Updates:
+    """Fill in what a demo's analyst would type; leave the fields of any other case empty."""
+    demo = desk.roots.demo.resolve() in Path(case.manifest.model.path).parents
+    words = (wording.DEMO_ANALYST, wording.DEMO_REASON) if demo else ("", "")
+    return {field: gr.update(value=text) for field, text in zip(fields, words, strict=True)}
+
+
+def _resume(desk: Desk, fields: Fields, _: Session, case_id: str | None) -> Next:
+    case = intake.find_case(desk.roots, case_id)
+    jobs.ask(case, "open")
+    return Next(session=Session(case=case.manifest.id), tab=reached(case), updates=_prefill(desk, fields, case))
+
+
+def _uploaded(pasted: gr.Textbox, session: Session, path: str | None) -> Next:
+    """Check the uploaded report and show it, in the format of the project, where a pasted one would stand."""
+    report = intake.read_intake(None, path)
+    text = dump(to_json(report), indent=1)
+    return Next(session=session, say=wording.uploaded(len(report.messages)), updates={pasted: gr.update(value=text)})
+
+
+def _create(desk: Desk, _: Session, pasted: str | None, model: str | None, adapter: str | None) -> Next:
+    report = intake.read_intake(pasted, None)
+    folder = intake.named_folder(desk.roots, model or "", "model")
+    extra = intake.named_folder(desk.roots, adapter, "adapter") if adapter else None
+    case = intake.create_case(desk.roots, report.id or folder.name, report, folder, extra)
+    _begin(case)
+    return Next(session=Session(case=case.manifest.id), tab="reproduce")
+
+
+def _attach(desk: Desk, lists: Lists, fields: Fields, _: Session, search: str | None) -> Next:
+    """Fill the lists, and re-attach to the case that the address names."""
+    names = (intake.list_cases(desk.roots), intake.list_models(desk.roots), ["", *intake.list_adapters(desk.roots)])
+    updates: Updates = {box: gr.update(choices=found) for box, found in zip(lists, names, strict=True)}
+    query = parse_qs((search or "").lstrip("?"))
+    wanted = query.get("case", [""])[0]
+    if not wanted:
+        return Next(session=Session(), updates=updates)
+    try:
+        case = intake.find_case(desk.roots, wanted)
+    except CaseFileError as error:
+        return Next(session=Session(), updates=updates, say=str(error))
+    step = query.get("step", [""])[0]
+    tab = step if step in STEP_IDS else reached(case)
+    return Next(session=Session(case=case.manifest.id), tab=tab, updates=updates | _prefill(desk, fields, case))
+
+
+STEP_IDS = ("case", "reproduce", "locate", "confirm", "repair", "verify")
+
+
+def reached(case: Case) -> str:
+    """Return the furthest step that the case has something for."""
+    marks = (
+        ("verify", "verification.json"),
+        ("repair", "confirmation.json"),
+        ("confirm", "triage.json"),
+        ("reproduce", "results/reproduce.json"),
+    )
+    return next((step for step, name in marks if (case.path / name).is_file()), "reproduce")

@@ -1,0 +1,272 @@
+"""Step 3, Locate: which tokens the answer hangs on, by a chosen method for a chosen target, and the candidates they give.
+
+Gradient norm comes first because it is one backward pass; it stands in while a slower method runs. Every result is kept in
+the case, so a second look costs nothing. What this does not do: decide whether a candidate is a trigger.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import gradio as gr
+
+from core import jobs
+from core.casefile import Case, to_json
+from core.chat import positions_to_spans
+from core.errors import AttributionError
+from core.settings import AttributionSettings
+from core.values import LocateResult, OpenResult, Target, TriggerProposal
+from dashboard import figures, stories, wording
+from dashboard.components import PlotlyView, TableView, TokenView
+from dashboard.components.story import Story
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
+
+METHODS = ("occlusion", "integrated_gradients", "gradient_x_input", "gradient_norm", "paper")
+TARGETS = ("contrast", "response", "first_k", "tokens")
+FIRST_LOOK = "gradient_norm"
+"""The method that stands in while the chosen one runs. Source: ui.md section 3."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The components of this step that results are drawn into."""
+
+    story: Story
+    text: TokenView
+    strip: PlotlyView
+    picture: PlotlyView
+    trust: Story
+    tokens: TableView
+    candidates: TableView
+    response: TokenView
+    explain: gr.Button
+    pick: gr.Column
+
+
+def build(desk: Desk, arrive: gr.Button) -> gr.Button:
+    """Draw step 3 inside the current tab, reached by the button `arrive`; return the button that leads on to step 4."""
+    with gr.Row(elem_classes="pt-head"):
+        story = Story(elem_id="locate-story")
+        method = gr.Dropdown(
+            [(wording.method_name(name), name) for name in METHODS],
+            value="occlusion",
+            label=wording.METHOD,
+            elem_id="locate-method",
+            min_width=176,
+            scale=0,
+        )
+        target = gr.Dropdown(
+            [(wording.target_name(name), name) for name in TARGETS],
+            value="contrast",
+            label=wording.TARGET,
+            elem_id="locate-target",
+            min_width=248,
+            scale=0,
+        )
+        k = gr.Number(
+            AttributionSettings().first_k, label=wording.FIRST_K, precision=0, minimum=1, elem_id="locate-k", min_width=120, scale=0
+        )
+    desk.choices |= {"method": method, "target": target, "k": k}
+    with gr.Column(visible=False) as pick:
+        gr.Markdown(wording.PICK_TOKENS, elem_classes="pt-label")
+        with gr.Row(elem_classes="pt-line-row"):
+            response = TokenView(mode="edit", elem_id="locate-response")
+            explain = gr.Button(wording.EXPLAIN, elem_id="locate-explain", scale=0, min_width=96)
+    with gr.Row(elem_classes="pt-columns"):
+        with gr.Column(scale=3):
+            text = TokenView(mode="heat", elem_id="locate-text")
+            trust = Story(elem_id="locate-trust")
+            candidates = TableView(elem_id="locate-candidates")
+            with gr.Row(elem_classes="pt-actions"):
+                onward = gr.Button(wording.TEST_CANDIDATES, variant="primary", elem_id="to-confirm")
+                test = gr.Button(wording.TEST_CANDIDATE, elem_id="locate-test")
+                edit = gr.Button(wording.EDIT_CANDIDATE, elem_id="locate-edit")
+        with gr.Column(scale=2):
+            strip = PlotlyView(elem_id="locate-strip")
+            picture = PlotlyView(elem_id="locate-map")
+    with gr.Accordion(wording.TABLE_TWIN, open=False):
+        tokens = TableView(elem_id="locate-tokens")
+
+    parts = Parts(story, text, strip, picture, trust, tokens, candidates, response, explain, pick)
+    drawn = (story, text, strip, picture, trust, tokens, candidates, pick)
+    desk.panels["locate"] = Panel(_signature, lambda view, _: _show(view, parts), drawn)
+    desk.panels["response"] = Panel(
+        lambda view: view.stamp("results/open.json"), lambda view, _: _show_response(view, parts), (response,)
+    )
+    chosen = [method, target, k]
+    desk.act(arrive.click, partial(_arrive, desk), chosen)
+    for selector in chosen:
+        desk.act(selector.change, partial(_choose, desk), chosen, keep=(selector,))
+    desk.act(explain.click, partial(_explain, desk), [*chosen, response])
+    for linked in (text, strip, picture):
+        desk.act(linked.select, _highlight, keep=(), many=True)
+    desk.act(tokens.select, _highlight_row, many=True)
+    desk.act(candidates.select, _select_candidate, many=True)
+    desk.act(onward.click, partial(_triage, desk))
+    desk.act(test.click, partial(_test, desk), chosen)
+    desk.act(edit.click, partial(_edit, desk), chosen)
+    return onward
+
+
+# choices --------------------------------------------------------------------------------------------------------------
+
+
+def target_of(session: Session, kind: str, k: float | None) -> Target:
+    """Return the target that the selectors name; fields that do not matter for its kind keep their defaults."""
+    if kind == "tokens":
+        return Target(kind="tokens", positions=session.positions)
+    default = AttributionSettings().first_k
+    wanted = int(k or default)
+    return Target(kind=kind, k=wanted if kind in ("first_k", "contrast") else Target().k)  # type: ignore[arg-type]
+
+
+def _ask(case: Case, method: str, target: Target) -> None:
+    if method == "paper":
+        target = Target()
+    if target.kind == "tokens" and not target.positions:
+        return
+    if not (case.path / jobs.locate_file(method, target)).is_file():
+        jobs.ask(case, "locate", {"method": method, "target": to_json(target)})
+
+
+def _arrive(desk: Desk, session: Session, method: str, kind: str, k: float | None) -> Next:
+    case = current_case(desk, session)
+    _ask(case, FIRST_LOOK, Target())
+    _ask(case, method, target_of(session, kind, k))
+    return Next(session=session, tab="locate")
+
+
+def _choose(desk: Desk, session: Session, method: str, kind: str, k: float | None) -> Next:
+    if session.case:
+        _ask(current_case(desk, session), method, target_of(session, kind, k))
+    return Next(session=session)
+
+
+def _explain(desk: Desk, session: Session, method: str, kind: str, k: float | None, response: dict) -> Next:
+    case = current_case(desk, session)
+    opened = _opened(case)
+    marked = sorted(int(position) for position in (response or {}).get("selected", []))
+    if not marked or not all(0 <= position < len(opened.response) for position in marked):
+        raise AttributionError(wording.PICK_TOKENS)
+    session = replace(session, positions=tuple(marked))
+    _ask(case, method, target_of(session, kind, k))
+    return Next(session=session)
+
+
+def _opened(case: Case) -> OpenResult:
+    opened = case.read("results/open.json", OpenResult)
+    if opened is None:
+        raise AttributionError(wording.LOADING + ".")
+    return opened
+
+
+def _highlight(event: gr.EventData, session: Session) -> Next:
+    return Next(session=replace(session, highlight=(int(event.position),)))
+
+
+def _highlight_row(event: gr.EventData, session: Session) -> Next:
+    return Next(session=replace(session, highlight=(int(event.key),)))
+
+
+def _select_candidate(event: gr.EventData, session: Session) -> Next:
+    return Next(session=replace(session, candidate=int(event.key)))
+
+
+# candidates -----------------------------------------------------------------------------------------------------------
+
+
+def _triage(desk: Desk, session: Session) -> Next:
+    jobs.ask(current_case(desk, session), "triage", {"mode": "causal"})
+    session = replace(session, candidate=0, draft=None, version=session.version + 1, tested="")
+    return Next(session=session, tab="confirm")
+
+
+def _proposal(desk: Desk, session: Session, method: str, kind: str, k: float | None) -> tuple[Case, TriggerProposal]:
+    """Return the case and the selected candidate of what is shown. Raises: AttributionError when there is none."""
+    case = current_case(desk, session)
+    result = case.read(jobs.locate_file(*_file_key(method, target_of(session, kind, k))), LocateResult)
+    proposals = result.proposals if result else ()
+    if not proposals:
+        raise AttributionError(wording.NO_CANDIDATES)
+    return case, proposals[min(session.candidate, len(proposals) - 1)]
+
+
+def _test(desk: Desk, session: Session, method: str, kind: str, k: float | None) -> Next:
+    case, proposal = _proposal(desk, session, method, kind, k)
+    spans = [to_json(span) for span in positions_to_spans(_opened(case).prompt, proposal.token_positions)]
+    jobs.ask(case, "test", {"spans": spans})
+    tested = f"results/test-{jobs.request_key(case, 'test', {'spans': spans})}.json"
+    marks = proposal.token_positions
+    return Next(session=replace(session, draft=marks, version=session.version + 1, tested=tested), tab="confirm")
+
+
+def _edit(desk: Desk, session: Session, method: str, kind: str, k: float | None) -> Next:
+    _, proposal = _proposal(desk, session, method, kind, k)
+    return Next(session=replace(session, draft=proposal.token_positions, version=session.version + 1), tab="confirm")
+
+
+# drawing --------------------------------------------------------------------------------------------------------------
+
+
+def _file_key(method: str, target: Target) -> tuple[str, Target]:
+    return method, Target() if method == "paper" else target
+
+
+def _wanted(view: View) -> tuple[str, Target]:
+    target = target_of(view.session, view.choices["target"], view.choices["k"])
+    return _file_key(view.choices["method"], target)
+
+
+def _signature(view: View) -> object:
+    result = view.stamp(jobs.locate_file(*_wanted(view)), jobs.locate_file(FIRST_LOOK, Target()), "results/open.json")
+    busy = view.busy_with("open", "locate", "triage")
+    choice = (view.choices["target"] == "tokens", view.session.highlight, view.session.candidate)
+    return result, busy, choice, view.failure("locate"), view.case is None
+
+
+def _show_response(view: View, parts: Parts) -> Updates:
+    opened = view.opened()
+    return {parts.response: gr.update(value=figures.response_view(opened) if opened else {"tokens": []})}
+
+
+def _show(view: View, parts: Parts) -> Updates:
+    opened = view.opened()
+    pick: Updates = {parts.pick: gr.update(visible=view.choices["target"] == "tokens")}
+    if view.case is None or opened is None:
+        empty = {"tokens": [], "empty": wording.NO_PROMPT}
+        return pick | {
+            parts.story: gr.update(value=stories.waiting(wording.NO_CASE if view.case is None else wording.LOADING)),
+            parts.text: gr.update(value=empty),
+        }
+    messages = view.case.report.messages
+    method, target = _wanted(view)
+    result = view.case.read(jobs.locate_file(method, target), LocateResult)
+    shown = result or view.case.read(jobs.locate_file(FIRST_LOOK, Target()), LocateResult)
+    busy = view.busy_with("open", "locate", "triage")
+    failure = view.failure("locate")
+    marks = view.session.highlight
+    if shown is None:
+        value = stories.waiting(wording.LOCATING if busy else wording.NOT_LOCATED_YET)
+        if failure and not busy:
+            value = stories.fault(failure)
+        return pick | {
+            parts.story: gr.update(value=value),
+            parts.text: gr.update(value=figures.token_view(opened, messages=messages)),
+        }
+    story = stories.located(shown, None if result or not busy else method)
+    if result is None and not busy:
+        story = stories.fault(failure) if failure else stories.waiting(wording.NOT_LOCATED_YET)
+    proposals = shown.proposals
+    stands_out = [position for position, label in enumerate(shown.labels) if label == 1]
+    return pick | {
+        parts.story: gr.update(value=story),
+        parts.text: gr.update(
+            value=figures.token_view(opened, shown, messages=messages, suggested=stands_out, highlight=marks)
+        ),
+        parts.strip: gr.update(value=figures.strip(opened, shown, messages, marks)),
+        parts.picture: gr.update(value=figures.token_map(opened, shown, messages, marks)),
+        parts.trust: gr.update(value=stories.trust(shown, AttributionSettings().ig_gap_warning)),
+        parts.tokens: gr.update(value=figures.token_table(opened, shown, messages)),
+        parts.candidates: gr.update(
+            value=figures.candidate_table(proposals, min(view.session.candidate, max(0, len(proposals) - 1)))
+        ),
+    }

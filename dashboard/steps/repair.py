@@ -1,0 +1,223 @@
+"""Step 5, Repair: start, follow and stop the fine-tuning that the worker runs.
+
+The form shows the settings that really run while a repair runs. The chart is sent only what this browser lacks; it follows the
+case's events, so a refresh, a second tab or a restarted page see the whole history. What this does not do: train.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from core import confirmation, jobs
+from core.errors import ConfirmationError, TriageError
+from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
+from core.jobs import How
+from core.settings import RepairSettings
+from core.values import TriggerConfirmation
+from dashboard import figures, stories, wording
+from dashboard.components import LiveChart
+from dashboard.components.story import Story
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
+
+FEW = ("epochs", "learning_rate", "kl_budget")
+ADVANCED = (
+    "batch_size",
+    "lora_rank",
+    "lora_alpha",
+    "max_steps",
+    "n_harmful",
+    "n_safe",
+    "probe_every",
+    "n_probe",
+    "weight_refusal",
+    "weight_kl_harmful",
+    "weight_kl_safe",
+    "seed",
+    "early_stop",
+)
+NUMBERS = {"learning_rate", "kl_budget", "weight_refusal", "weight_kl_harmful", "weight_kl_safe"}
+"""Settings that are not whole numbers."""
+FINISHED = "repair/finished.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The components of this step that results are drawn into."""
+
+    story: Story
+    chart: LiveChart
+    start: gr.Button
+    resume: gr.Button
+    keep: gr.Button
+    discard: gr.Button
+    onward: gr.Button
+    form: Mapping[str, gr.Number | gr.Checkbox]
+
+
+def build(desk: Desk) -> gr.Button:
+    """Draw step 5 inside the current tab; return the button that leads on to step 6."""
+    with gr.Row(elem_classes="pt-columns"):
+        with gr.Column(scale=1, min_width=280):
+            story = Story(elem_id="repair-story")
+            with gr.Row(elem_classes="pt-actions"):
+                start = gr.Button(wording.START_REPAIR, variant="primary", elem_id="repair-start", interactive=False)
+                onward = gr.Button(wording.VERIFY, variant="primary", elem_id="to-verify", visible=False)
+                resume = gr.Button(wording.RESUME, elem_id="repair-resume", visible=False)
+            with gr.Row(elem_classes="pt-actions"):
+                keep = gr.Button(wording.STOP_KEEP, elem_id="repair-keep", interactive=False)
+                discard = gr.Button(wording.STOP_DISCARD, elem_id="repair-discard", interactive=False)
+            form = {name: _field(name) for name in FEW}
+            with gr.Accordion(wording.ADVANCED, open=False):
+                form |= {name: _field(name) for name in ADVANCED}
+        with gr.Column(scale=3):
+            chart = LiveChart(elem_id="repair-chart")
+
+    parts = Parts(story, chart, start, resume, keep, discard, onward, form)
+    drawn = (story, start, resume, keep, discard, onward, *form.values())
+    desk.panels["repair"] = Panel(_signature, lambda view, _: _show(view, parts), drawn)
+    desk.panels["repair.chart"] = Panel(_chart_signature, lambda view, before: _show_chart(view, before, parts), (chart,))
+    desk.act(start.click, partial(_start, desk, False), list(form.values()))
+    desk.act(resume.click, partial(_start, desk, True), list(form.values()))
+    desk.act(keep.click, partial(_stop, desk, "keep"))
+    desk.act(discard.click, partial(_stop, desk, "discard"))
+    desk.act(chart.resync, partial(_resync, desk, chart), many=True)
+    return onward
+
+
+def _field(name: str) -> gr.Number | gr.Checkbox:
+    value = getattr(RepairSettings(), name)
+    label = wording.REPAIR_LABELS[name]
+    if isinstance(value, bool):
+        return gr.Checkbox(value, label=label, elem_id=f"setting-{name}")
+    return gr.Number(value, label=label, precision=None if name in NUMBERS else 0, elem_id=f"setting-{name}")
+
+
+# handlers -------------------------------------------------------------------------------------------------------------
+
+
+def changed_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that differ from the defaults. Raises: TriageError for a value out of range."""
+    defaults = RepairSettings()
+    changed = {}
+    for name, value in values.items():
+        default = getattr(defaults, name)
+        if value is None and default is not None and name not in ("learning_rate", "kl_budget", "max_steps"):
+            continue
+        if value is not None and not isinstance(value, bool):
+            value = float(value) if name in NUMBERS else int(value)
+        if value == 0 and name in ("learning_rate", "kl_budget", "max_steps"):
+            value = None
+        if value != default:
+            changed[name] = value
+    try:
+        RepairSettings(**changed)
+    except (ValueError, TypeError) as error:
+        raise TriageError(f"These settings do not work: {error}.") from error
+    return changed
+
+
+def _start(desk: Desk, resume: bool, session: Session, *values: Any) -> Next:
+    case = current_case(desk, session)
+    reason = confirmation.validity(case)
+    if reason is not None:
+        raise ConfirmationError(reason)
+    names = [*FEW, *ADVANCED]
+    changed = changed_settings(dict(zip(names, values, strict=True)))
+    jobs.ask(case, "repair", changed | ({"resume": True} if resume else {}))
+    return Next(session=session, tab="repair")
+
+
+def _stop(desk: Desk, how: How, session: Session) -> Next:
+    case = current_case(desk, session)
+    running = [request for request in jobs.open_requests(case) if request.stage == "repair"]
+    if not running:
+        raise TriageError("No repair is running.")
+    jobs.stop(case, running[0].id, how)
+    return Next(session=session, say=wording.STOPPING)
+
+
+def _resync(desk: Desk, chart: LiveChart, event: gr.EventData, session: Session) -> Next:
+    case = current_case(desk, session)
+    lines = case.events()
+    run = last_run(View(session=session, case=case, status=None, lines=lines, choices={}))
+    return Next(session=session, updates={chart: gr.update(value=figures.live_chart(lines, run))} if run else {})
+
+
+# reading --------------------------------------------------------------------------------------------------------------
+
+
+def last_run(view: View) -> str:
+    """Return the id of the latest repair request that has begun to train, or nothing."""
+    for line in reversed(view.lines):
+        if isinstance(line.event, RepairStarted):
+            return line.request
+    return ""
+
+
+def _started(view: View) -> RepairStarted | None:
+    found = [line.event for line in view.lines if isinstance(line.event, RepairStarted)]
+    return found[-1] if found else None
+
+
+def _can_resume(view: View) -> bool:
+    """Return whether the last repair broke off and left a checkpoint to go on from."""
+    return view.case is not None and view.failure("repair") is not None and bool(view.stamp("repair/*resume*", "repair/state*"))
+
+
+# drawing --------------------------------------------------------------------------------------------------------------
+
+
+def _signature(view: View) -> object:
+    stopping = view.status is not None and view.status.state == "stopping"
+    files = view.stamp("confirmation.json", FINISHED, "results/open.json")
+    return files, view.busy_with("repair"), stopping, last_run(view), view.failure("repair"), view.case is None
+
+
+def _show(view: View, parts: Parts) -> Updates:
+    running = view.busy_with("repair")
+    started = _started(view)
+    lock = confirmation.validity(view.case) if view.case else wording.NO_CASE
+    finished = view.case.read(FINISHED, RepairFinished) if view.case else None
+    accepted = view.case.read(confirmation.FILE, TriggerConfirmation) if view.case else None
+    failure = view.failure("repair")
+    story = stories.repair(lock, accepted, view.opened(), started if running or finished else None, finished, running)
+    if failure is not None and not running and lock is None:
+        story |= {"headline": failure, "tone": "warn", "why": jobs.log_tail(view.case) if view.case else ""}
+    stopping = view.status is not None and view.status.state == "stopping"
+    repaired = finished is not None and finished.adapter is not None and not running and failure is None
+    updates: Updates = {
+        parts.story: gr.update(value=story),
+        parts.start: gr.update(
+            interactive=lock is None and not running,
+            variant="secondary" if repaired else "primary",
+            value=wording.REPAIR_AGAIN if repaired else wording.START_REPAIR,
+        ),
+        parts.resume: gr.update(visible=_can_resume(view) and not running),
+        parts.keep: gr.update(interactive=running and not stopping),
+        parts.discard: gr.update(interactive=running and not stopping),
+        parts.onward: gr.update(visible=repaired),
+    }
+    real = started.settings if running and started is not None and view.status and view.status.request == last_run(view) else {}
+    for name, box in parts.form.items():
+        updates[box] = gr.update(value=real[name], interactive=False) if name in real else gr.update(interactive=not running)
+    return updates
+
+
+def _chart_signature(view: View) -> tuple[str, int, int, bool]:
+    run = last_run(view)
+    mine = [line.event for line in view.lines if line.request == run]
+    counts = [sum(isinstance(event, kind) for event in mine) for kind in (StepDone, CheckpointScored)]
+    return run, counts[0], counts[1], any(isinstance(event, RepairFinished) for event in mine)
+
+
+def _show_chart(view: View, before: tuple[str, int, int, bool] | None, parts: Parts) -> Updates:
+    run = last_run(view)
+    if not run:
+        return {parts.chart: gr.update(value={"run": "", "from": 0, "state": "empty"})}
+    since = before[1] if before is not None and before[0] == run else 0
+    return {parts.chart: gr.update(value=figures.live_chart(view.lines, run, since))}
+
+

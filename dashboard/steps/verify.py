@@ -1,0 +1,142 @@
+"""Step 6, Verify and report: before and after on unseen prompts, answers side by side, saliency, and what to take away."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import gradio as gr
+
+from core import jobs
+from core.casefile import Case
+from core.values import Verification
+from dashboard import figures, stories, wording
+from dashboard.components import AnswerPairs, TableView, TokenView
+from dashboard.components.story import Story
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The components of this step that results are drawn into."""
+
+    story: Story
+    metrics: TableView
+    pairs: AnswerPairs
+    before: TokenView
+    after: TokenView
+    verify: gr.Button
+    export: gr.Button
+    merged: gr.Button
+    files: Story
+
+
+def build(desk: Desk, arrive: gr.Button) -> None:
+    """Draw step 6 inside the current tab, reached by the button `arrive`."""
+    story = Story(elem_id="verify-story")
+    with gr.Row(elem_classes="pt-columns"):
+        with gr.Column(scale=3):
+            metrics = TableView(elem_id="verify-metrics")
+        with gr.Column(scale=2):
+            with gr.Row(elem_classes="pt-actions"):
+                verify = gr.Button(wording.VERIFY, elem_id="verify-run", visible=False)
+                export = gr.Button(wording.REPORT_AND_EXPORT, variant="primary", elem_id="verify-export", interactive=False)
+                merged = gr.Button(wording.EXPORT_MERGED, elem_id="verify-merged", interactive=False)
+            files = Story(elem_id="verify-files")
+    gr.Markdown(wording.EXAMPLES, elem_classes="pt-label")
+    pairs = AnswerPairs(elem_id="verify-pairs")
+    gr.Markdown(wording.SALIENCY_PAIR, elem_classes="pt-label")
+    with gr.Row(elem_classes="pt-columns"):
+        with gr.Column():
+            gr.Markdown(wording.BEFORE, elem_classes="pt-label")
+            before = TokenView(mode="heat", elem_id="verify-before")
+        with gr.Column():
+            gr.Markdown(wording.AFTER, elem_classes="pt-label")
+            after = TokenView(mode="heat", elem_id="verify-after")
+
+    parts = Parts(story, metrics, pairs, before, after, verify, export, merged, files)
+    desk.panels["verify"] = Panel(
+        _signature, lambda view, _: _show(view, parts), (story, metrics, pairs, before, after, verify, export, merged)
+    )
+    desk.panels["verify.files"] = Panel(_files_signature, lambda view, _: _show_files(view, parts), (files,))
+    desk.act(arrive.click, partial(_verify, desk))
+    desk.act(verify.click, partial(_verify, desk))
+    desk.act(export.click, partial(_write, desk, False))
+    desk.act(merged.click, partial(_write, desk, True))
+
+
+def _verify(desk: Desk, session: Session) -> Next:
+    jobs.ask(current_case(desk, session), "verify")
+    return Next(session=session, tab="verify")
+
+
+def _write(desk: Desk, merged: bool, session: Session) -> Next:
+    case = current_case(desk, session)
+    if merged:
+        jobs.ask(case, "export", {"merged": True})
+    else:
+        jobs.ask(case, "report")
+        jobs.ask(case, "export", {"merged": False})
+    return Next(session=session)
+
+
+def _repaired(case: Case | None) -> bool:
+    return case is not None and (case.path / "repair/finished.json").is_file()
+
+
+def _signature(view: View) -> object:
+    files = view.stamp("verification.json", "repair/finished.json", "results/open.json")
+    return files, view.busy_with("verify"), view.failure("verify"), view.case is None
+
+
+def _show(view: View, parts: Parts) -> Updates:
+    result = view.case.read("verification.json", Verification) if view.case else None
+    opened = view.opened()
+    busy = view.busy_with("verify")
+    failure = view.failure("verify")
+    repaired = _repaired(view.case)
+    if view.case is None:
+        story = stories.waiting(wording.NO_CASE)
+    elif busy:
+        story = {"headline": wording.VERIFYING, "tone": "busy"}
+    elif failure is not None:
+        story = stories.fault(failure)
+    elif result is not None:
+        story = stories.verified(result)
+    else:
+        story = stories.waiting(wording.NOT_VERIFIED_YET)
+    updates: Updates = {
+        parts.story: gr.update(value=story),
+        parts.verify: gr.update(visible=repaired and result is None and not busy),
+        parts.export: gr.update(interactive=view.case is not None and repaired),
+        parts.merged: gr.update(interactive=repaired),
+    }
+    if result is None or opened is None or view.case is None:
+        empty = {"tokens": [], "empty": ""}
+        return updates | {
+            parts.metrics: gr.update(value={"columns": [], "rows": [], "empty": wording.NO_METRICS}),
+            parts.pairs: gr.update(value={"pairs": [], "empty": wording.NO_ANSWERS}),
+            parts.before: gr.update(value=empty),
+            parts.after: gr.update(value=empty),
+        }
+    before, after = figures.saliency_views(opened, result, view.case.report.messages)
+    return updates | {
+        parts.metrics: gr.update(value=figures.metric_table(result)),
+        parts.pairs: gr.update(value=figures.answer_pairs(result)),
+        parts.before: gr.update(value=before),
+        parts.after: gr.update(value=after),
+    }
+
+
+def _files_signature(view: View) -> object:
+    stages = ("report", "export")
+    files = view.stamp(*wording.DOWNLOADS, "export/merged/config.json")
+    return files, view.busy_with(*stages), view.failure(*stages)
+
+
+def _show_files(view: View, parts: Parts) -> Updates:
+    if view.case is None:
+        return {parts.files: gr.update(value={})}
+    failure = view.failure("report", "export")
+    if view.busy_with("report", "export"):
+        return {parts.files: gr.update(value={"headline": wording.WRITING, "tone": "busy"})}
+    value = stories.exports(view.case.manifest, view.case.path, view.case.read("verification.json", Verification))
+    return {parts.files: gr.update(value=value | ({"headline": failure, "tone": "warn"} if failure else {}))}
