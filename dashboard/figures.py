@@ -320,7 +320,7 @@ def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
         xaxis={"range": [-0.02, 1.02], "tickformat": ".0%", "title": {"text": wording.RATE_AXIS}, "zeroline": False},
         yaxis={
             "tickvals": list(range(len(rows))),
-            "ticktext": [wording.named_test(t.name) for t in rows],
+            "ticktext": [wording.test_name(t.name) for t in rows],
             "range": [-0.6, max(0.6, len(rows) - 0.4)],
             "showgrid": False,
             "zeroline": False,

@@ -76,7 +76,7 @@ def outcome_table(tests: Sequence[TestOutcome], candidate: int | None = None) ->
         if candidate is not None and test.candidate != candidate:
             continue
         cells = {
-            "test": wording.named_test(test.name),
+            "test": wording.test_name(test.name),
             "with": _rate(test.with_unit),
             "without": _rate(test.without_unit),
             "n": test.n,

@@ -1,1 +1,71 @@
-// status_bar
+/* One line: what is open, what runs, whether the page process is there. Only what changed is rewritten. */
+const root = element.querySelector(".pt-status");
+root.removeAttribute("role");
+root.removeAttribute("aria-live");
+const part = (name) => { const node = el("span", "pt-status-" + name); root.append(node); return node; };
+const brand = part("brand");
+const fields = { case: part("case"), model: part("model"), device: part("device") };
+const state = part("state");
+const mark = el("span", "pt-dot");
+const word = el("span", "pt-status-word");
+const track = el("progress", "pt-progress");
+const count = el("span", "pt-status-count");
+state.setAttribute("role", "status");
+state.setAttribute("aria-live", "polite");
+state.append(mark, word);
+const progress = part("progress");
+progress.append(track, count);
+const queue = part("queue");
+const gap = part("gap");
+const analyst = part("analyst");
+const link = part("link");
+link.setAttribute("role", "status");
+setText(brand, "Patcher");
+
+function draw() {
+  const v = props.value || {};
+  for (const [name, node] of Object.entries(fields)) {
+    setText(node, v[name] || "");
+    node.title = v[name] || "";
+    node.hidden = !v[name];
+  }
+  const now = v.state || "empty";
+  root.dataset.state = now;
+  setText(word, [v.word || now, now === "idle" || now === "empty" ? "" : v.stage, v.message].filter(Boolean).join(" · "));
+  const active = ["running", "starting", "stopping"].includes(now);
+  progress.hidden = !active;
+  if (active && v.total > 0) { track.max = v.total; track.value = Math.min(v.done || 0, v.total); } else track.removeAttribute("value");
+  track.setAttribute("aria-label", "progress");
+  setText(count, active && v.total > 0 ? (v.done || 0) + "/" + v.total : "");
+  const waiting = v.queue || [];
+  queue.hidden = !waiting.length;
+  setText(queue, waiting.length ? "then " + waiting.join(", ") : "");
+  analyst.hidden = !v.analyst;
+  setText(analyst, v.analyst || "");
+}
+
+/* Connection: lost after two missed answers; once it is back the page reloads and re-attaches. */
+let missed = 0, lost = false;
+const connected = (there) => {
+  missed = there ? 0 : missed + 1;
+  if (there && lost) { location.reload(); return; }
+  lost = missed >= 2;
+  root.classList.toggle("pt-lost", lost);
+  setText(link, lost ? "page process away, trying again" : "connected");
+};
+async function ask() {
+  if (!element.isConnected) return;
+  if (!document.hidden || lost) {
+    const stop = new AbortController();
+    const timer = setTimeout(() => stop.abort(), 3000);
+    try {
+      const answer = await fetch(props.watch_url, { method: "HEAD", cache: "no-store", signal: stop.signal });
+      connected(answer.status < 500);
+    } catch { connected(false); }
+    clearTimeout(timer);
+  }
+  setTimeout(ask, missed ? 1000 : 4000);
+}
+watch("value", draw);
+draw();
+ask();

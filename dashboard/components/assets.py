@@ -11,7 +11,7 @@ from pathlib import Path
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PLOTLY_URL = "/vendor/plotly.min.js"
 PLOTLY_HEAD = f'<script src="{PLOTLY_URL}"></script>'
-COMPONENT_FILES = ("token_view", "live_chart", "plot_view", "table_view", "status_bar", "answer_pairs", "story", "page")
+WATCH_URL = "/alive"
 
 
 @cache
@@ -26,9 +26,8 @@ def script(name: str) -> str:
 @cache
 def page_css() -> str:
     """All style rules of the page: `style.css`, then the component files."""
-    files = [ASSETS / "style.css"]
-    files += [ASSETS / "components" / f"{name}.css" for name in COMPONENT_FILES]
-    return "\n".join(file.read_text(encoding="utf-8") for file in files if file.exists())
+    files = [ASSETS / "style.css", *sorted((ASSETS / "components").glob("*.css"))]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def page_head() -> str:

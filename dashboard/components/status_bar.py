@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from dashboard.components.assets import PLOTLY_URL, script
+from dashboard.components.assets import WATCH_URL, script
 
 _TEMPLATE = '<div class="pt-status" role="status" aria-live="polite"></div>'
 
@@ -22,7 +22,7 @@ _TEMPLATE = '<div class="pt-status" role="status" aria-live="polite"></div>'
 class StatusBar(gr.HTML):
     """The status line; see the module docstring for its value."""
 
-    def __init__(self, value: dict | None = None, *, watch_url: str = PLOTLY_URL, **options: Any) -> None:
+    def __init__(self, value: dict | None = None, *, watch_url: str = WATCH_URL, **options: Any) -> None:
         """`watch_url` is a small path of this page that answers HEAD while the page process lives."""
         super().__init__(
             value=value or {"state": "empty"},
