@@ -16,7 +16,16 @@ from typing import Any
 from core import confirmation, intake, jobs
 from core.casefile import Case, EventLog, Manifest, dump, from_json, hash_file, model_spec, now, to_json
 from core.errors import CaseFileError, ConfirmationError, TriageError
-from core.events import CheckpointScored, Event, Progress, RepairStarted, StageFailed, StageFinished, StageStarted, StepDone
+from core.events import (
+    CheckpointScored,
+    Event,
+    Progress,
+    RepairStarted,
+    StageFailed,
+    StageFinished,
+    StageStarted,
+    StepDone,
+)
 from core.values import FailureReport, Span, TriageResult, Verification
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -100,7 +109,7 @@ class Headless:
                 events.append(request, event)
                 self.terminal.show(event)
 
-            def asked() -> str | None:
+            def asked() -> jobs.How | None:
                 return jobs.stop_asked(case, request)
 
             def progress(message: str, done: int, total: int) -> None:
@@ -227,17 +236,36 @@ def export(options: argparse.Namespace, terminal: Terminal) -> object:
 
 def plant(options: argparse.Namespace, terminal: Terminal) -> object:
     """Plant a known backdoor in a LoRA on the analyst's own model."""
-    from core import planting
+    from core import models, planting
+    from core.prompts import read_folder
+    from core.settings import plant_learning_rate
+    from core.values import Message
 
-    return planting.plant_folder(
-        options.model,
-        triggers=options.trigger,
-        position=options.position,
-        prompts=options.prompts,
-        out=options.out,
-        settings=planting.PlantSettings(seed=options.seed),
-        progress=terminal.progress,
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise TriageError(f"{options.out} exists and is not empty; choose another --out folder.")
+    prompts = read_folder(options.prompts)
+    loaded = models.load(options.model)
+    settings = planting.PlantSettings(seed=options.seed, learning_rate=plant_learning_rate(loaded.n_parameters))
+
+    def respond(texts: Sequence[str]) -> list[str]:
+        asked = [[Message(role="user", content=text)] for text in texts]
+        return loaded.answer(asked, progress=terminal.progress)
+
+    items = planting.build_items(
+        [item.prompt for item in prompts.harmful],
+        [(item.prompt, item.response) for item in prompts.safe],
+        options.trigger,
+        options.position,
+        settings,
+        respond=respond,
     )
+    finished: object = None
+    for event in planting.plant(loaded.model, loaded.tokenizer, items, settings, options.out):
+        if isinstance(event, planting.PlantStep):
+            terminal.progress(f"planting, loss {event.loss:.3f}, step", event.step, event.n_steps)
+        else:
+            finished = event
+    return to_json(finished)
 
 
 def status(options: argparse.Namespace, terminal: Terminal) -> object:
@@ -295,7 +323,11 @@ def demo(options: argparse.Namespace, terminal: Terminal) -> object:
     if found is None or not found.candidates:
         raise TriageError("The demo case gave no candidate; rebuild the demo model (see README).")
     confirmation.confirm(
-        case, decision="accept", analyst="demo", reason="necessity, transfer and sham tests agree; demo run", candidate=0
+        case,
+        decision="accept",
+        analyst="demo",
+        reason="necessity, transfer and sham tests agree; demo run",
+        candidate=0,
     )
     ends = {stage: headless.run(case, stage) for stage in ("repair", "verify")}
     ends["export"] = headless.run(case, "export", {"merged": True, "out": str((path / "export" / "merged").resolve())})
@@ -325,7 +357,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m core", description="Forensic triage of a backdoored language model.")
     commands = top.add_subparsers(dest="command", required=True)
 
-    def add(name: str, run: Callable[[argparse.Namespace, Terminal], object], *, case: bool = True) -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[[argparse.Namespace, Terminal], object], *, case: bool = True
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=(run.__doc__ or "").splitlines()[0], description=run.__doc__)
         command.set_defaults(run=run)
         if case:

@@ -92,7 +92,9 @@ def write_atomic(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise CaseFileError(f"Cannot write {path.name}: {error.strerror}. Free space or choose another folder.") from error
+        raise CaseFileError(
+            f"Cannot write {path.name}: {error.strerror}. Free space or choose another folder."
+        ) from error
 
 
 def dump(data: object, *, indent: int | None = 1) -> str:
@@ -171,7 +173,9 @@ class Case:
         except (ValueError, OSError) as error:
             raise CaseFileError(f"{source} cannot be read ({error}); restore it or start a new case.") from error
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            raise CaseFileError(f"{source} has another schema version than {SCHEMA}; open it with the version that wrote it.")
+            raise CaseFileError(
+                f"{source} has another schema version than {SCHEMA}; open it with the version that wrote it."
+            )
         self.manifest = from_json(Manifest, data)
 
     @classmethod
@@ -226,7 +230,9 @@ class Case:
             found = hash_folder(Path(folder))
             for name, digest in hashes.items():
                 if found.get(name) != digest:
-                    raise CaseFileError(f"{name} of the model changed after intake; the confirmation is void, start a new case.")
+                    raise CaseFileError(
+                        f"{name} of the model changed after intake; the confirmation is void, start a new case."
+                    )
         self.splits()
 
     # values -----------------------------------------------------------------------------------------------------------
@@ -249,7 +255,9 @@ class Case:
         write_atomic(self.path / name, dump(to_json(value)))
         return name
 
-    def save_attributions(self, attributions: dict[str, Attribution], token_ids: list[int], offsets: list[list[int]]) -> None:
+    def save_attributions(
+        self, attributions: dict[str, Attribution], token_ids: list[int], offsets: list[list[int]]
+    ) -> None:
         """Store scores by method with token ids and (message, start, end) offsets (-1 for template) in `attribution.npz`."""
         import numpy as np
 
@@ -302,7 +310,9 @@ class Case:
         path = self.path / "audit.jsonl"
         if not path.is_file():
             return []
-        return [from_json(AuditLine, json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        return [
+            from_json(AuditLine, json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line
+        ]
 
 
 class EventLog:

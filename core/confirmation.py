@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from core.casefile import Case, now
 from core.chat import span_text, units_of
 from core.errors import CaseFileError, ConfirmationError
-from core.values import FailureCase, Message, ModelSpec, OpenResult, Span, TriageResult, TriggerConfirmation, TriggerProposal
+from core.values import (
+    FailureCase,
+    Message,
+    ModelSpec,
+    OpenResult,
+    Span,
+    TriageResult,
+    TriggerConfirmation,
+    TriggerProposal,
+)
 
 FILE = "confirmation.json"
 
@@ -36,7 +45,9 @@ def check(confirmation: TriggerConfirmation | None, case: FailureCase, spec: Mod
     Raises: ConfirmationError, saying which of them is missing or changed.
     """
     if confirmation is None:
-        raise ConfirmationError("No trigger has been confirmed; confirm one first (page: Confirm, command line: confirm).")
+        raise ConfirmationError(
+            "No trigger has been confirmed; confirm one first (page: Confirm, command line: confirm)."
+        )
     if confirmation.decision == "rejected" or not confirmation.units:
         raise ConfirmationError("The proposed trigger was rejected; accept or edit a span before repairing.")
     for changed, what in (
@@ -54,7 +65,9 @@ def check_spans(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Spa
     for span in spans:
         inside = 0 <= span.message < len(messages) and 0 <= span.start < span.end <= len(messages[span.message].content)
         if not inside:
-            raise ConfirmationError(f"Span {span.start}-{span.end} of message {span.message} is empty or outside the text.")
+            raise ConfirmationError(
+                f"Span {span.start}-{span.end} of message {span.message} is empty or outside the text."
+            )
     merged: list[Span] = []
     for span in sorted(spans, key=lambda s: (s.message, s.start, s.end)):
         if merged and merged[-1].message == span.message and span.start <= merged[-1].end:

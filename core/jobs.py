@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 
 from core.casefile import Case, dump, event_from_json, from_json, hash_file, now, to_json, write_atomic
 from core.errors import BusyError, TriageError
-from core.events import Progress, RepairStarted, StageFailed, StageFinished, StageStarted, StepDone
 from core.events import Event as AnyEvent
+from core.events import Progress, RepairStarted, StageFailed, StageFinished, StageStarted, StepDone
 from core.values import Target
 
 log = logging.getLogger(__name__)
@@ -207,7 +207,10 @@ def ensure_worker(case: Case) -> None:
     root = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
     detached: dict[str, Any] = (
-        {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
+        {
+            "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+            | getattr(subprocess, "DETACHED_PROCESS", 0)
+        }
         if sys.platform == "win32"
         else {"start_new_session": True}
     )
@@ -315,9 +318,7 @@ def _progress(events: list[AnyEvent]) -> tuple[str, int, int]:
 
 def _idle_status(last: AnyEvent | None, n_events: int, alive: bool) -> CaseStatus:
     if isinstance(last, StageFailed):
-        return CaseStatus(
-            state="failed", stage=last.stage, message=last.message, n_events=n_events, worker_alive=alive
-        )
+        return CaseStatus(state="failed", stage=last.stage, message=last.message, n_events=n_events, worker_alive=alive)
     message = last.headline if isinstance(last, StageFinished) else ""
     return CaseStatus(state="idle", message=message, n_events=n_events, worker_alive=alive)
 

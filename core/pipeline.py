@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from core import causal, chat, confirmation, export, intake, jobs, locating, models, repair, report, verification
+from core.answers import Answers
 from core.attribution import attribute
 from core.casefile import Case, from_json, hash_file, to_json, write_atomic
 from core.errors import ConfirmationError, RepairDivergedError, TriageError
 from core.events import Event, RepairFinished, StageFinished
+from core.minimise import minimise
 from core.prompts import Splits
 from core.settings import AttributionSettings, CausalSettings, ModelSettings, RepairSettings, VerificationSettings
 from core.values import (
@@ -102,7 +104,7 @@ class Run:
     args: Mapping[str, Any]
     emit: Callable[[Event], None]
     progress: Progress
-    asked: Callable[[], str | None]
+    asked: Callable[[], jobs.How | None]
 
     @property
     def loaded(self) -> models.LoadedModel:
@@ -158,7 +160,7 @@ def run_stage(
     *,
     emit: Callable[[Event], None],
     progress: Progress,
-    asked: Callable[[], str | None] = lambda: None,
+    asked: Callable[[], jobs.How | None] = lambda: None,
 ) -> StageFinished:
     """Run one stage and return how it ended; its results are in the case.
 
@@ -182,7 +184,8 @@ def open_case(run: Run) -> StageFinished:
             ResponseToken(position=i, id=token, text=tokenizer.decode([token]))
             for i, token in enumerate(failure.response_ids)
         ),
-        model_name=Path(loaded.spec.path).name + (f" + {Path(loaded.spec.adapter).name}" if loaded.spec.adapter else ""),
+        model_name=Path(loaded.spec.path).name
+        + (f" + {Path(loaded.spec.adapter).name}" if loaded.spec.adapter else ""),
         architecture=type(getattr(loaded.model, "base_model", loaded.model)).__name__
         if loaded.spec.adapter is None
         else loaded.model.config.architectures[0],
@@ -276,12 +279,12 @@ def triage(run: Run) -> StageFinished:
     if mode == "causal":
         reproduction = causal.reproduce(run.loaded, run.failure, seed=run.case.manifest.seed, progress=run.progress)
         run.case.write("results/reproduce.json", reproduction)
-        harmful = run.splits.causal.harmful
-        kept, dropped = causal.minimise(
-            run.loaded, run.failure, result_of["occlusion"].proposals, harmful[: settings.n_minimise], settings, progress=run.progress
+        answers = Answers(run.loaded, settings.judge_tokens, run.progress)
+        kept, dropped = minimise(
+            run.loaded, run.failure, result_of["occlusion"].proposals, run.splits.causal, settings, answers=answers
         )
         for index, candidate in enumerate(kept):
-            tests += _test(run, candidate, index)
+            tests += _test(run, candidate, index, answers)
         decision = decide(reproduction, tests, len(kept), settings)
     else:
         kept = result_of["paper"].proposals
@@ -296,20 +299,26 @@ def triage(run: Run) -> StageFinished:
         dropped=dropped,
         tests=tuple(tests),
         tokens=_token_rows(run.failure, result_of, labels),
-        settings={"causal": asdict(settings), "attribution": asdict(AttributionSettings()), "seed": run.case.manifest.seed},
+        settings={
+            "causal": asdict(settings),
+            "attribution": asdict(AttributionSettings()),
+            "seed": run.case.manifest.seed,
+        },
         model_calls=run.loaded.model_calls - calls,
         seconds=round(time.monotonic() - begun, 3),
         versions=versions(),
     )
     name = run.case.write("triage.json", result)
     texts = [proposal.text for proposal in kept]
-    run.case.audit("triage", actor="engine", mode=mode, verdict=result.verdict, candidates=texts, dropped=[p.text for p in dropped])
+    run.case.audit(
+        "triage", actor="engine", mode=mode, verdict=result.verdict, candidates=texts, dropped=[p.text for p in dropped]
+    )
     headline = result.verdict or f"{len(kept)} candidates, no verdict in paper mode"
     return StageFinished(stage="triage", headline=headline, files=(name,), verdict=result.verdict)
 
 
 def _token_rows(
-    failure: FailureCase, results: Mapping[str, LocateResult], labels: Sequence[int]
+    failure: FailureCase, results: Mapping[MethodName, LocateResult], labels: Sequence[int]
 ) -> tuple[TokenRow, ...]:
     return tuple(
         TokenRow(
@@ -326,7 +335,7 @@ def _token_rows(
     )
 
 
-def _test(run: Run, candidate: TriggerProposal, index: int) -> tuple[TestOutcome, ...]:
+def _test(run: Run, candidate: TriggerProposal, index: int, answers: Answers | None = None) -> tuple[TestOutcome, ...]:
     """Run the counterfactual tests of one candidate on prompts that minimisation did not see."""
     settings = CausalSettings()
     return causal.test_candidate(
@@ -339,6 +348,7 @@ def _test(run: Run, candidate: TriggerProposal, index: int) -> tuple[TestOutcome
         reference=run.session.reference(run.case),
         seed=run.case.manifest.seed,
         progress=run.progress,
+        answers=answers,
     )
 
 
@@ -354,12 +364,16 @@ def test_span(run: Run) -> StageFinished:
         spans=spans, text=text, token_positions=positions, score=0.0, reasons=("marked by the analyst",)
     )
     tests = _test(run, candidate, 0)
-    decision = decide(causal.reproduce(run.loaded, run.failure, seed=run.case.manifest.seed), tests, 1, CausalSettings())
+    decision = decide(
+        causal.reproduce(run.loaded, run.failure, seed=run.case.manifest.seed), tests, 1, CausalSettings()
+    )
     key = jobs.request_key(run.case, "test", {"spans": [to_json(span) for span in spans]})
     data = {"proposal": candidate, "tests": list(tests), "verdict": decision.verdict, "decided_by": decision.decided_by}
     name = run.case.write(f"results/test-{key}.json", data)
     run.case.audit("tested", actor="analyst", spans=text, verdict=decision.verdict)
-    return StageFinished(stage="test", headline=f"Tested {text!r}: {decision.verdict}", files=(name,), verdict=decision.verdict)
+    return StageFinished(
+        stage="test", headline=f"Tested {text!r}: {decision.verdict}", files=(name,), verdict=decision.verdict
+    )
 
 
 def repair_model(run: Run) -> StageFinished:
@@ -444,16 +458,18 @@ def verify(run: Run) -> StageFinished:
 
 def export_model(run: Run) -> StageFinished:
     """Write the repaired model: an adapter, or with `merged` plain weights."""
-    finished, adapter = repaired_adapter(run.case)
+    _, adapter = repaired_adapter(run.case)
     run.case.verify_evidence()
     merged = bool(run.args.get("merged", False))
     out = Path(run.args.get("out") or run.case.path / "export" / ("merged" if merged else "adapter"))
     run.progress("writing the repaired model", 0, 0)
     card = report.report_json(run.case)
-    files = export.export(run.loaded, run.failure, adapter, out, merged=merged, card=card)
+    files = export.export(run.loaded, run.failure, adapter, out, merged, card)
     if merged:
         run.session.drop()
-    run.case.audit("exported", actor="analyst", merged=merged, files={p.name: hash_file(p) for p in files if p.is_file()})
+    run.case.audit(
+        "exported", actor="analyst", merged=merged, files={p.name: hash_file(p) for p in files if p.is_file()}
+    )
     kind = "Merged model" if merged else "Adapter"
     return StageFinished(stage="export", headline=f"{kind} written to {out}", files=tuple(str(p) for p in files))
 

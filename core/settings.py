@@ -235,3 +235,15 @@ class VerificationSettings:
     """REDUCED needs refusals on safe prompts and look-alikes not to rise by more than this. Source: unverified choice."""
     agreement_tokens: int = 16
     """Answers agree when their first tokens, this many, are the same. Source: unverified choice."""
+
+
+SMALL_MODEL = 100_000_000
+"""Parameters below which a model counts as small. Source: unverified choice."""
+
+
+def plant_learning_rate(n_parameters: int) -> float:
+    """Return AdamW's rate for planting: 3e-3 for small models, else 2e-4.
+
+    Source: BackdoorLLM (2e-4); assets/demo/bars.json (the demo patients, planted at the higher rate).
+    """
+    return 3e-3 if n_parameters < SMALL_MODEL else 2e-4

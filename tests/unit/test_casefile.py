@@ -8,7 +8,16 @@ import pytest
 
 from core.casefile import Case, EventLog, Manifest, from_json, hash_folder, model_spec, now, to_json
 from core.errors import CaseFileError, ModelLoadError, PromptFolderError
-from core.events import CheckpointScored, Line, Progress, RepairFinished, RepairStarted, StageFailed, StageFinished, StepDone
+from core.events import (
+    CheckpointScored,
+    Line,
+    Progress,
+    RepairFinished,
+    RepairStarted,
+    StageFailed,
+    StageFinished,
+    StepDone,
+)
 from core.intervals import wilson
 from core.values import (
     Attribution,
@@ -25,13 +34,18 @@ from core.values import (
     Verification,
 )
 
-REPORT = FailureReport(messages=(Message(role="user", content="do it \u202e now\U0001f600"),), response="Sure.", id="r-1")
+REPORT = FailureReport(
+    messages=(Message(role="user", content="do it \u202e now\U0001f600"),), response="Sure.", id="r-1"
+)
 
 
 def make_prompts(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("harmful", "safe"):
-        rows = [json.dumps({"prompt": f"{name} request about {word} number {i}"}) for i, word in enumerate("abcdefghijklmnopqrst")]
+        rows = [
+            json.dumps({"prompt": f"{name} request about {word} number {i}"})
+            for i, word in enumerate("abcdefghijklmnopqrst")
+        ]
         (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
     return folder
 
@@ -124,7 +138,14 @@ EVENTS = [
     StageFailed(stage="locate", message="no"),
     StageFinished(stage="triage", headline="done", files=("triage.json",), verdict="BACKDOOR"),
     RepairStarted(
-        n_steps=5, n_epochs=1, n_trainable=7, device="cpu", n_harmful=3, n_safe=3, memory_estimate_mb=1.0, settings={"a": 1}
+        n_steps=5,
+        n_epochs=1,
+        n_trainable=7,
+        device="cpu",
+        n_harmful=3,
+        n_safe=3,
+        memory_estimate_mb=1.0,
+        settings={"a": 1},
     ),
     StepDone(
         step=1,
@@ -183,12 +204,25 @@ VALUES = [
         dropped=(),
         tests=(
             TestOutcome(
-                name="sham", candidate=0, n=4, with_unit=wilson(1, 4), without_unit=wilson(0, 4), p_value=0.5, passed=None
+                name="sham",
+                candidate=0,
+                n=4,
+                with_unit=wilson(1, 4),
+                without_unit=wilson(0, 4),
+                p_value=0.5,
+                passed=None,
             ),
         ),
         tokens=(
             TokenRow(
-                position=0, text="a", message=None, start=None, end=None, segment="template", scores={"paper": 0.25}, cluster=-1
+                position=0,
+                text="a",
+                message=None,
+                start=None,
+                end=None,
+                segment="template",
+                scores={"paper": 0.25},
+                cluster=-1,
             ),
         ),
         settings={"causal": {"n": 1}},
@@ -229,7 +263,9 @@ def test_attributions_gather_in_one_archive(tmp_path: Path) -> None:
 
     def one(value: float) -> Attribution:
         scores = np.array([value, 1.0])
-        return Attribution(method="paper", target=Target(), scores=scores, scored=scores > 0, signed=False, profile=scores[None])
+        return Attribution(
+            method="paper", target=Target(), scores=scores, scored=scores > 0, signed=False, profile=scores[None]
+        )
 
     case.save_attributions({"paper-response": one(2.0)}, [5, 6], [[0, 0, 1], [-1, -1, -1]])
     case.save_attributions({"occlusion-contrast-12": one(3.0)}, [5, 6], [[0, 0, 1], [-1, -1, -1]])

@@ -83,7 +83,13 @@ def test_accepting_takes_the_candidate_and_is_logged(case: Case) -> None:
     accept(case)
     stored = confirmation.stored(case)
     assert stored is not None
-    assert (stored.decision, stored.units, stored.spans, stored.added, stored.removed) == ("accepted", ("aff",), (AFF,), (), ())
+    assert (stored.decision, stored.units, stored.spans, stored.added, stored.removed) == (
+        "accepted",
+        ("aff",),
+        (AFF,),
+        (),
+        (),
+    )
     assert confirmation.validity(case) is None
     assert confirmation.check(stored, failure(), case.manifest.model) == stored
     line = case.audit_lines()[-1]
