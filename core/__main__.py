@@ -11,21 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from core import confirmation, intake, jobs
-from core.casefile import Case, EventLog, Manifest, dump, from_json, hash_file, model_spec, now, to_json
+from core.casefile import Case, Manifest, dump, from_json, hash_file, model_spec, now, to_json
 from core.errors import CaseFileError, ConfirmationError, TriageError
-from core.events import (
-    CheckpointScored,
-    Event,
-    Progress,
-    RepairStarted,
-    StageFailed,
-    StageFinished,
-    StageStarted,
-    StepDone,
-)
+from core.headless import Headless, Terminal
 from core.values import FailureReport, Span, TriageResult, Verification
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -34,98 +24,6 @@ DEMO = ASSETS / "demo"
 STOP_WAIT_SECONDS = 20.0
 
 log = logging.getLogger(__name__)
-
-
-class Terminal:
-    """Shows events on stderr: control characters are written as escapes, evidence cannot drive the terminal."""
-
-    def __init__(self) -> None:
-        """Nothing shown yet."""
-        self._message, self._time = "", 0.0
-
-    def say(self, text: str) -> None:
-        """Write one inert line."""
-        inert = (c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-        sys.stderr.write("".join(inert) + "\n")
-
-    def progress(self, message: str, done: int, total: int) -> None:
-        """Write progress, at most twice a second for one message."""
-        moment = time.monotonic()
-        if message != self._message or moment - self._time > 0.5:
-            self._message, self._time = message, moment
-            self.say(f"  {message}" + (f" {done}/{total}" if total else ""))
-
-    def show(self, event: Event) -> None:
-        """Write one event as a line."""
-        match event:
-            case StageStarted(stage=stage):
-                self.say(f"{stage}:")
-            case StageFinished(headline=headline, seconds=seconds):
-                self.say(f"  {headline} ({seconds:.1f} s)")
-            case StageFailed(message=message):
-                self.say(f"  failed: {message}")
-            case Progress(message=message, done=done, total=total):
-                self.progress(message, done, total)
-            case RepairStarted(n_steps=steps, device=device, n_trainable=n):
-                self.say(f"  {steps} steps on {device}, {n:,} trainable parameters")
-            case StepDone():
-                text = f"loss {event.loss:.3f}  KL {event.kl_nats_per_token:.4f} nats/token  {event.seconds_left:.0f} s left, step"
-                moment = time.monotonic()
-                if moment - self._time > 2:
-                    self._time = moment
-                    self.say(f"  {text} {event.step}")
-            case CheckpointScored(step=step, asr_triggered=asr, refusal_untriggered=refusal, agreement_safe=safe):
-                self.say(
-                    f"  probe at step {step}: ASR {asr.k}/{asr.n}, refusal without trigger {refusal.k}/{refusal.n}, "
-                    f"agreement on safe prompts {safe.k}/{safe.n}" + (", best so far" if event.best else "")
-                )
-            case _:
-                pass
-
-
-class Headless:
-    """Runs stages of one case in this process, under the worker's lock, writing the same events."""
-
-    def __init__(self, device: str, terminal: Terminal) -> None:
-        """Load nothing yet: torch comes with the first stage."""
-        from core.pipeline import Session
-
-        self.session = Session(device)
-        self.terminal = terminal
-
-    def run(self, case: Case, stage: str, args: dict[str, Any] | None = None) -> StageFinished:
-        """Run one stage to its end. Raises: TriageError; BusyError when a worker holds the case."""
-        from core.pipeline import Stopped, run_stage
-
-        with jobs.take_lock(case):
-            events = EventLog(case)
-            request = jobs.ask(case, stage, args, start=False)
-            done = jobs.ends(case).get(request)
-            if isinstance(done, StageFinished):
-                self.terminal.say(f"{stage}: answered before: {done.headline}")
-                return done
-
-            def emit(event: Event) -> None:
-                events.append(request, event)
-                self.terminal.show(event)
-
-            def asked() -> jobs.How | None:
-                return jobs.stop_asked(case, request)
-
-            def progress(message: str, done: int, total: int) -> None:
-                if asked():
-                    raise Stopped("Stopped by the analyst.")
-                self.terminal.progress(message, done, total)
-
-            emit(StageStarted(stage=stage))
-            try:
-                finished = run_stage(stage, case, self.session, args, emit=emit, progress=progress, asked=asked)
-            except BaseException as error:
-                ours = not isinstance(error, TriageError | KeyboardInterrupt)
-                emit(StageFailed(stage=stage, message=str(error) or type(error).__name__, ours=ours))
-                raise
-            emit(finished)
-            return finished
 
 
 def make_case(options: argparse.Namespace, report: FailureReport, path: Path) -> Case:

@@ -10,7 +10,8 @@
      |- ConfirmationError       repair without a valid confirmation, spans that do not lie in the text
      |- RepairDivergedError     a loss that is not finite, out of memory: says what to try
      |- CaseFileError           a case folder that is damaged, of another version or of other content
-     '- BusyError               another process holds this case or this device
+     |- BusyError               another process holds this case or this device
+     '- Stopped                 the analyst asked a stage to end
 
 Everything else that is raised is a fault of ours.
 """
@@ -54,3 +55,7 @@ class CaseFileError(TriageError):
 
 class BusyError(TriageError):
     """Another process works on this case or device."""
+
+
+class Stopped(TriageError):
+    """The analyst asked a stage to end."""

@@ -9,23 +9,22 @@ The worker and the command line both call `run_stage`; the analyst's confirmatio
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from core import causal, chat, confirmation, export, intake, jobs, locating, models, repair, report, verification
+from core import causal, chat, confirmation, export, jobs, locating, models, repair, report, verification
 from core.answers import Answers
 from core.attribution import attribute
 from core.casefile import Case, from_json, hash_file, to_json, write_atomic
 from core.errors import ConfirmationError, RepairDivergedError, TriageError
 from core.events import Event, RepairFinished, StageFinished
 from core.minimise import minimise
-from core.prompts import Splits
-from core.settings import AttributionSettings, CausalSettings, ModelSettings, RepairSettings, VerificationSettings
+from core.session import Progress, Run, Session
+from core.settings import AttributionSettings, CausalSettings, RepairSettings, VerificationSettings
 from core.values import (
     Attribution,
     FailureCase,
@@ -44,7 +43,6 @@ from core.values import (
 )
 from core.verdict import decide
 
-Progress = Callable[[str, int, int], None]
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "captum", "safetensors", "scikit-learn", "numpy")
 FINISHED = "repair/finished.json"
 TRIAGE_METHODS: tuple[tuple[MethodName, str], ...] = (
@@ -53,92 +51,6 @@ TRIAGE_METHODS: tuple[tuple[MethodName, str], ...] = (
     ("occlusion", "contrast"),
 )
 """What causal triage computes, candidates from the last; integrated gradients are computed when asked for."""
-
-
-class Stopped(TriageError):
-    """The analyst asked a stage to end."""
-
-
-class Session:
-    """The models a process holds: one patient (and one clean reference) at a time, kept from stage to stage."""
-
-    def __init__(self, device: str = "auto") -> None:
-        """Hold nothing yet."""
-        self.settings = ModelSettings(device=device)
-        self._patient: models.LoadedModel | None = None
-        self._reference: models.LoadedModel | None = None
-
-    @property
-    def device_name(self) -> str:
-        """The device that will be used, e.g. `cpu` or `cuda:0`."""
-        return str(models.resolve_device(self.settings.device))
-
-    def patient(self, case: Case) -> models.LoadedModel:
-        """Return the case's model, loaded at first use. Raises: ModelLoadError."""
-        spec = case.manifest.model
-        if self._patient is None or (self._patient.spec.path, self._patient.spec.adapter) != (spec.path, spec.adapter):
-            self.drop()
-            self._patient = models.load(spec.path, spec.adapter, self.settings, spec=spec)
-        return self._patient
-
-    def reference(self, case: Case) -> models.LoadedModel | None:
-        """Return the clean reference model given at intake, or None (the adapter switched off may then serve)."""
-        spec = case.manifest.reference
-        if spec is None:
-            return None
-        if self._reference is None or self._reference.spec.path != spec.path:
-            self._reference = models.load(spec.path, spec.adapter, self.settings, spec=spec)
-        return self._reference
-
-    def drop(self) -> None:
-        """Let the models go."""
-        self._patient = self._reference = None
-
-
-@dataclass
-class Run:
-    """One stage at work on one case."""
-
-    case: Case
-    session: Session
-    args: Mapping[str, Any]
-    emit: Callable[[Event], None]
-    progress: Progress
-    asked: Callable[[], jobs.How | None]
-
-    @property
-    def loaded(self) -> models.LoadedModel:
-        """The patient model."""
-        return self.session.patient(self.case)
-
-    @cached_property
-    def failure(self) -> FailureCase:
-        """The report bound to the tokenizer, checked against the context length."""
-        bound = chat.bind(self.loaded.tokenizer, self.case.report)
-        intake.check_length(bound, self.loaded.context_length, self.session.settings.max_new_tokens)
-        return bound
-
-    @cached_property
-    def splits(self) -> Splits:
-        """The case's prompt splits."""
-        return self.case.splits()
-
-    @cached_property
-    def refusal(self) -> str:
-        """The model's own commonest refusal, found once a case."""
-        stored = self.case.read("results/refusal.json", dict)
-        if stored is None:
-            harmful = self.splits.causal.harmful[: CausalSettings().n_minimise]
-            text = causal.own_refusal(self.loaded, harmful, progress=self.progress)
-            stored = {"text": text}
-            self.case.write("results/refusal.json", stored)
-        return str(stored["text"])
-
-    @property
-    def refusal_ids(self) -> list[int]:
-        """Token ids of `refusal`."""
-        ids: list[int] = self.loaded.tokenizer(self.refusal, add_special_tokens=False)["input_ids"]
-        return ids
 
 
 def versions() -> dict[str, str]:

@@ -17,9 +17,10 @@ from filelock import FileLock, Timeout
 
 from core import jobs
 from core.casefile import Case, EventLog
-from core.errors import BusyError, TriageError
+from core.errors import BusyError, Stopped, TriageError
 from core.events import Event, Progress, StageFailed, StageStarted
-from core.pipeline import Session, Stopped, run_stage
+from core.pipeline import run_stage
+from core.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,97 @@
+"""What a process that runs stages holds: the models in memory, and one stage at work on one case."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from core import causal, chat, intake, jobs, models
+from core.casefile import Case
+from core.events import Event
+from core.prompts import Splits
+from core.settings import CausalSettings, ModelSettings
+from core.values import FailureCase
+
+Progress = Callable[[str, int, int], None]
+
+
+class Session:
+    """The models a process holds: one patient (and one clean reference) at a time, kept from stage to stage."""
+
+    def __init__(self, device: str = "auto") -> None:
+        """Hold nothing yet."""
+        self.settings = ModelSettings(device=device)
+        self._patient: models.LoadedModel | None = None
+        self._reference: models.LoadedModel | None = None
+
+    @property
+    def device_name(self) -> str:
+        """The device that will be used, e.g. `cpu` or `cuda:0`."""
+        return str(models.resolve_device(self.settings.device))
+
+    def patient(self, case: Case) -> models.LoadedModel:
+        """Return the case's model, loaded at first use. Raises: ModelLoadError."""
+        spec = case.manifest.model
+        if self._patient is None or (self._patient.spec.path, self._patient.spec.adapter) != (spec.path, spec.adapter):
+            self.drop()
+            self._patient = models.load(spec.path, spec.adapter, self.settings, spec=spec)
+        return self._patient
+
+    def reference(self, case: Case) -> models.LoadedModel | None:
+        """Return the clean reference model given at intake, or None (the adapter switched off may then serve)."""
+        spec = case.manifest.reference
+        if spec is None:
+            return None
+        if self._reference is None or self._reference.spec.path != spec.path:
+            self._reference = models.load(spec.path, spec.adapter, self.settings, spec=spec)
+        return self._reference
+
+    def drop(self) -> None:
+        """Let the models go."""
+        self._patient = self._reference = None
+
+
+@dataclass
+class Run:
+    """One stage at work on one case."""
+
+    case: Case
+    session: Session
+    args: Mapping[str, Any]
+    emit: Callable[[Event], None]
+    progress: Progress
+    asked: Callable[[], jobs.How | None]
+
+    @property
+    def loaded(self) -> models.LoadedModel:
+        """The patient model."""
+        return self.session.patient(self.case)
+
+    @cached_property
+    def failure(self) -> FailureCase:
+        """The report bound to the tokenizer, checked against the context length."""
+        bound = chat.bind(self.loaded.tokenizer, self.case.report)
+        intake.check_length(bound, self.loaded.context_length, self.session.settings.max_new_tokens)
+        return bound
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The case's prompt splits."""
+        return self.case.splits()
+
+    @cached_property
+    def refusal(self) -> str:
+        """The model's own commonest refusal, found once a case."""
+        stored = self.case.read("results/refusal.json", dict)
+        if stored is None:
+            harmful = self.splits.causal.harmful[: CausalSettings().n_minimise]
+            text = causal.own_refusal(self.loaded, harmful, progress=self.progress)
+            stored = {"text": text}
+            self.case.write("results/refusal.json", stored)
+        return str(stored["text"])
+
+    @property
+    def refusal_ids(self) -> list[int]:
+        """Token ids of `refusal`."""
+        ids: list[int] = self.loaded.tokenizer(self.refusal, add_special_tokens=False)["input_ids"]
+        return ids
