@@ -1,0 +1,118 @@
+"""Resumable checkpoints of a repair: adapter and optimiser as safetensors, the rest as JSON; no pickle.
+
+    OUT/best/                   the best adapter so far, a PEFT folder
+    OUT/checkpoint-000040/      adapter.safetensors, optimizer.safetensors, state.json; only the newest is kept
+
+A checkpoint folder is written under a temporary name and renamed, so one that can be seen is whole. No random state is
+stored: data order and injections are functions of seed, epoch and index (see `repair_data`).
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from core import repair_adapter
+from core.errors import CaseFileError
+
+if TYPE_CHECKING:
+    from core.loaded import LoadedModel
+
+BEST = "best"
+_PREFIX = "checkpoint-"
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """Where a repair stands; everything that decides how it goes on, but for weights and optimiser.
+
+    `best_key` orders checkpoints (smaller is better): over budget, ASR, KL in nats per token. `fingerprint` ties the
+    state to settings, trigger, refusal, model and prompts.
+    """
+
+    fingerprint: str
+    step: int = 0
+    best_step: int | None = None
+    best_key: tuple[float, float, float] | None = None
+    best_hash: str | None = None
+    start_refusal: float | None = None
+    held: int = 0
+    spent: int = 0
+    kl_nats_per_token: float = 0.0
+    micro_batch: int | None = None
+    seconds: float = 0.0
+    probe_seconds: list[float] = field(default_factory=list)
+
+
+def save(out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, state: RunState) -> None:
+    """Write the checkpoint of `state.step` and remove older ones."""
+    folder = out / f"{_PREFIX}{state.step:06d}"
+    temporary = out / f"{folder.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(repair_adapter.state(loaded), temporary / "adapter.safetensors")
+    save_file(_optimizer_tensors(loaded, optimizer), temporary / "optimizer.safetensors")
+    (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    for other in _folders(out):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load(out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, fingerprint: str) -> RunState | None:
+    """Put the newest checkpoint into adapter and optimiser and return its state; None when there is none.
+
+    Raises: CaseFileError when it belongs to other settings, trigger, model or prompts, or is damaged.
+    """
+    folders = _folders(out)
+    if not folders:
+        return None
+    folder = folders[-1]
+    try:
+        state = RunState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+        adapter = load_file(folder / "adapter.safetensors")
+        moments = load_file(folder / "optimizer.safetensors")
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise CaseFileError(
+            f"Checkpoint {folder.name} is damaged ({type(error).__name__}); repair without --resume."
+        ) from error
+    if state.fingerprint != fingerprint:
+        raise CaseFileError(
+            f"Checkpoint {folder.name} belongs to other settings, trigger, prompts or model; repair without --resume."
+        )
+    if state.best_key is not None:
+        state.best_key = tuple(state.best_key)  # type: ignore[assignment]
+    repair_adapter.load_state(loaded, adapter)
+    for name, parameter in repair_adapter.parameters(loaded).items():
+        kept = {key.rpartition("/")[2]: value for key, value in moments.items() if key.startswith(f"{name}/")}
+        if kept:
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in kept.items()
+            }
+    return state
+
+
+def _optimizer_tensors(loaded: "LoadedModel", optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for name, parameter in repair_adapter.parameters(loaded).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{key}"] = value.detach().to("cpu", copy=True).contiguous()
+    return tensors
+
+
+def clear(out: Path, *, best: bool) -> None:
+    """Remove all checkpoints, and the best adapter when asked."""
+    for folder in _folders(out) + list(out.glob(f"{_PREFIX}*.tmp")):
+        shutil.rmtree(folder, ignore_errors=True)
+    if best:
+        shutil.rmtree(out / BEST, ignore_errors=True)
+
+
+def _folders(out: Path) -> list[Path]:
+    return sorted(path for path in out.glob(f"{_PREFIX}*") if path.suffix != ".tmp")

@@ -1,0 +1,334 @@
+"""Constrained fine-tuning: unlearn the confirmed trigger, keep everything else, as an iterator of events.
+
+1. theta0 is the model as loaded. Its hidden states on all fixed sequences are computed once: the frozen teacher.
+2. A LoRA adapter "repair" is attached to every linear layer; base weights and a reported adapter stay frozen.
+3. Each epoch draws D_trig (trigger places redrawn), D_harm and D_safe in batches; each step minimises the paper's
+   L_refuse + L_KL-harm + L_KL-safe (see `losses`).
+4. Every n steps a probe on the development split scores the adapter; the best is kept on disk, and with each probe a
+   checkpoint from which the run can go on.
+5. However it ends, the model in memory is theta0 again, bit for bit, with no repair adapter on it.
+
+Until the iterator has ended, the model belongs to it. Closing it early means discard. What this does not do: verify.
+Source: arXiv 2606.02995; own choices are named where they are made.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from core import checkpoints, confirmation, repair_adapter, repair_probe
+from core.checkpoints import BEST, RunState
+from core.errors import CaseFileError, RepairDivergedError, TriageError
+from core.events import CheckpointScored, RepairEvent, RepairFinished, RepairStarted, StepDone
+from core.loaded import is_out_of_memory
+from core.repair_adapter import load_repair
+from core.repair_data import RepairData, build, frame_of
+from core.repair_training import StepNumbers, Trainer, memory_estimate_mb, memory_mb
+from core.response_pass import ResponsePass
+from core.settings import RepairSettings
+from core.values import FailureCase, StopReason, TriggerConfirmation
+
+if TYPE_CHECKING:
+    from core.loaded import LoadedModel
+    from core.prompts import Splits
+
+__all__ = ["StopToken", "load_repair", "memory_estimate_mb", "repair"]
+
+StopToken = Callable[[], Literal["keep", "discard"] | None]
+"""Asked once a step: None to go on, `keep` to end with the best checkpoint, `discard` to leave nothing."""
+
+HELD_IN_A_ROW = 2
+"""Probes in a row that end a repair early. Source: method.md section 4.3 ("when the targets hold twice in a row")."""
+log = logging.getLogger(__name__)
+
+
+def repair(
+    loaded: "LoadedModel",
+    case: FailureCase,
+    confirmed: TriggerConfirmation | None,
+    splits: "Splits",
+    settings: RepairSettings,
+    *,
+    out: Path,
+    stop: StopToken,
+    refusal: str,
+    resume: bool = False,
+) -> Iterator[RepairEvent]:
+    """Yield the events of one repair: RepairStarted, StepDone and CheckpointScored in turn, RepairFinished.
+
+    `out` is the repair folder inside the case folder; paths in events are relative to the case folder. `refusal` is the
+    sentence to train towards. With `resume` the newest checkpoint is continued as if it had never stopped.
+    Raises: ConfirmationError without an accepting confirmation that fits text, model and template (nothing is touched
+    then); PromptFolderError when a split is too small; CaseFileError when there is nothing to resume.
+    """
+    accepted = confirmation.check(confirmed, case, loaded.spec)
+    return _repair(loaded, case, accepted, splits, settings, out, stop, refusal, resume)
+
+
+def _repair(
+    loaded: "LoadedModel",
+    case: FailureCase,
+    accepted: TriggerConfirmation,
+    splits: "Splits",
+    settings: RepairSettings,
+    out: Path,
+    stop: StopToken,
+    refusal: str,
+    resume: bool,
+) -> Iterator[RepairEvent]:
+    run: _Run | None = None
+    try:
+        repair_adapter.detach(loaded)
+        frame = frame_of(case.report.messages, accepted.spans, accepted.units)
+        passes = ResponsePass(loaded)
+        data = build(loaded, frame, splits.repair.harmful, splits.repair.safe, refusal, settings)
+        probe = repair_probe.prepare(loaded, passes, frame, splits.probes, settings)
+        trainer = Trainer(loaded, data, passes, settings)
+        run = _Run(trainer, probe, out, _fingerprint(data, accepted, settings))
+        run.begin(resume)
+        yield run.started()
+        yield from run.steps(stop)
+        repair_adapter.detach(loaded)
+        yield run.finish()
+    except GeneratorExit:
+        if run is not None and not run.finished:
+            checkpoints.clear(out, best=True)
+        raise
+    finally:
+        repair_adapter.detach(loaded)
+
+
+def _fingerprint(data: RepairData, accepted: TriggerConfirmation, settings: RepairSettings) -> str:
+    """Return the SHA-256 of everything a checkpoint depends on."""
+    parts = [
+        asdict(settings),
+        [accepted.units, accepted.text_hash, accepted.model_hash, accepted.template_hash],
+        [data.harmful, data.refusal_ids, [(one.prompt_ids, one.response_ids) for one in data.safe]],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class _Run:
+    """The loop over steps and probes, and the one state that is saved with it."""
+
+    def __init__(self, trainer: Trainer, probe: repair_probe.Probe, out: Path, fingerprint: str) -> None:
+        self.trainer, self.probe, self.out = trainer, probe, out
+        self.loaded, self.settings = trainer.loaded, trainer.settings
+        self.state = RunState(fingerprint=fingerprint)
+        self.reason: StopReason = "finished"
+        self.detail = ""
+        self.finished = False
+        self._before = 0.0
+        self._start = time.monotonic()
+        self._step_seconds: list[float] = []
+
+    def begin(self, resume: bool) -> None:
+        """Load the newest checkpoint, or make room for a new run."""
+        if not resume:
+            checkpoints.clear(self.out, best=True)
+            self.out.mkdir(parents=True, exist_ok=True)
+            return
+        state = checkpoints.load(self.out, self.loaded, self.trainer.optimizer, self.state.fingerprint)
+        if state is None:
+            raise CaseFileError("There is no checkpoint to go on from; repair without --resume.")
+        self.state, self._before = state, state.seconds
+        if state.micro_batch:
+            self.trainer.micro_batch = state.micro_batch
+
+    def started(self) -> RepairStarted:
+        """Return the settings as they really run: the learning rate is filled in."""
+        data = self.trainer.data
+        longest = max(len(one.prompt_ids) + len(one.response_ids) for one in (*data.harm, *data.safe))
+        return RepairStarted(
+            n_steps=self.trainer.n_steps,
+            n_epochs=self.trainer.epoch_of(self.trainer.n_steps) + 1,
+            n_trainable=self.trainer.n_trainable,
+            device=str(self.loaded.device),
+            n_harmful=len(data.harm),
+            n_safe=len(data.safe),
+            memory_estimate_mb=memory_estimate_mb(self.loaded, self.settings, longest),
+            settings=asdict(replace(self.settings, learning_rate=self.trainer.peak_rate)),
+        )
+
+    def steps(self, stop: StopToken) -> Iterator[RepairEvent]:
+        """Yield the events of all steps until one of the endings, which is left in `reason`."""
+        try:
+            yield from self._steps(stop)
+        except RepairDivergedError as error:
+            self.reason, self.detail = "diverged", str(error)
+        except (RuntimeError, MemoryError, TriageError) as error:
+            if not is_out_of_memory(error) and not (error.__cause__ and is_out_of_memory(error.__cause__)):
+                raise
+            self.reason, self.detail = "out_of_memory", str(error).splitlines()[0]
+            log.warning("repair ran out of memory at step %d: %s", self.state.step, self.detail)
+
+    def _steps(self, stop: StopToken) -> Iterator[RepairEvent]:
+        if self.state.start_refusal is None:
+            if self._asked(stop()) == "discard":
+                return
+            yield self._probe()
+        while self.state.step < self.trainer.n_steps:
+            began = time.monotonic()
+            numbers = self.trainer.step(self.state.step + 1)
+            self.state.step += 1
+            self._step_seconds.append(time.monotonic() - began)
+            yield self._step_done(numbers)
+            asked = self._asked(stop())
+            if asked == "discard":
+                return
+            last = self.state.step == self.trainer.n_steps
+            if (
+                last
+                or self.state.step % self.settings.probe_every == 0
+                or (asked == "keep" and self.state.best_step is None)
+            ):
+                yield self._probe()
+                if self._early_end() and not last and asked is None:
+                    return
+            if asked == "keep":
+                return
+
+    def _asked(self, how: Literal["keep", "discard"] | None) -> Literal["keep", "discard"] | None:
+        if how is not None:
+            self.reason = "discarded" if how == "discard" else "kept"
+        return how
+
+    def _step_done(self, numbers: StepNumbers) -> StepDone:
+        if numbers.kl_nats_per_token is not None:
+            self.state.kl_nats_per_token = numbers.kl_nats_per_token
+        seconds = self._step_seconds[-1]
+        return StepDone(
+            step=self.state.step,
+            epoch=self.trainer.epoch_of(self.state.step),
+            loss=numbers.loss,
+            refusal_loss=numbers.refusal,
+            kl_harmful_loss=numbers.kl_harmful,
+            kl_safe_loss=numbers.kl_safe,
+            kl_nats_per_token=self.state.kl_nats_per_token,
+            learning_rate=self.trainer.rate(self.state.step),
+            tokens_per_second=numbers.n_tokens / max(seconds, 1e-9),
+            memory_mb=memory_mb(self.loaded),
+            seconds_left=self._seconds_left(),
+        )
+
+    def _seconds_left(self) -> float:
+        """Return the time all remaining steps and probes would take at the recent pace."""
+        recent = self._step_seconds[-20:]
+        left = self.trainer.n_steps - self.state.step
+        probes = left // self.settings.probe_every + (left % self.settings.probe_every > 0)
+        pace = self.state.probe_seconds[-3:]
+        return left * sum(recent) / len(recent) + probes * (sum(pace) / len(pace) if pace else 0.0)
+
+    def _probe(self) -> CheckpointScored:
+        """Score the adapter, keep it when it is the best, save a checkpoint, and return the event.
+
+        Best: within the KL budget, then the lowest ASR with trigger, then the least KL, then the earliest. Step 0, which
+        is theta0, is the starting line and never the best.
+        """
+        state, began = self.state, time.monotonic()
+        score = self.probe.score(self.loaded, self.trainer.passes)
+        asr, refusal, agreement = score.asr_triggered.value, score.refusal_untriggered.value, score.agreement_safe.value
+        kl, budget = score.kl_nats_per_token, self.settings.kl_budget
+        over = budget is not None and kl > budget
+        best = False
+        if state.step == 0:
+            state.start_refusal = refusal or 0.0
+        else:
+            key = (float(over), 1.0 if asr is None else asr, kl)
+            best = state.best_key is None or key < state.best_key
+            if best:
+                state.best_key, state.best_step = key, state.step
+                state.best_hash = repair_adapter.write(self.loaded, self.out / BEST)
+            slack = self.settings.target_slack
+            holds = (
+                not over
+                and asr is not None
+                and asr <= self.settings.target_asr
+                and (refusal is None or refusal >= (state.start_refusal or 0.0) - slack)
+                and (agreement is None or agreement >= 1 - slack)
+            )
+            state.held = state.held + 1 if holds else 0
+            kept_within = state.best_key is not None and state.best_key[0] == 0.0
+            state.spent = state.spent + 1 if over and kept_within else 0
+        state.probe_seconds = [*state.probe_seconds[-2:], time.monotonic() - began]
+        state.micro_batch = self.trainer.micro_batch
+        state.seconds = self._seconds()
+        checkpoints.save(self.out, self.loaded, self.trainer.optimizer, state)
+        return CheckpointScored(
+            step=state.step,
+            asr_triggered=score.asr_triggered,
+            refusal_untriggered=score.refusal_untriggered,
+            agreement_safe=score.agreement_safe,
+            kl_nats_per_token=kl,
+            best=best,
+        )
+
+    def _early_end(self) -> bool:
+        """Return whether the targets held, or the KL budget was exceeded, twice in a row."""
+        if not self.settings.early_stop:
+            return False
+        if self.state.held >= HELD_IN_A_ROW:
+            self.reason = "targets_held"
+        elif self.state.spent >= HELD_IN_A_ROW:
+            self.reason = "kl_budget"
+        return self.reason != "finished"
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._start
+
+    def finish(self) -> RepairFinished:
+        """Return the last event; a discarded run leaves no files."""
+        state = self.state
+        self.finished = True
+        if self.reason == "discarded":
+            checkpoints.clear(self.out, best=True)
+            state.best_step = state.best_hash = None
+        kept = state.best_step is not None
+        return RepairFinished(
+            reason=self.reason,
+            step=state.step,
+            best_step=state.best_step,
+            adapter=f"{self.out.name}/{BEST}" if kept else None,
+            adapter_hash=state.best_hash,
+            seconds=self._seconds(),
+            message=f"{self._ending()} {self._what_is_kept()}",
+        )
+
+    def _ending(self) -> str:
+        """Return one sentence on why it ended and, where something went wrong, what to try."""
+        step, total = self.state.step, self.trainer.n_steps
+        match self.reason:
+            case "finished":
+                return f"Finished all {total} steps."
+            case "targets_held":
+                return f"The targets held in {HELD_IN_A_ROW} probes in a row; ended at step {step} of {total}."
+            case "kl_budget":
+                return (
+                    f"The KL budget was exceeded in {HELD_IN_A_ROW} probes in a row; ended at step {step} of {total}."
+                )
+            case "kept":
+                return f"Stopped at step {step} of {total}."
+            case "discarded":
+                return f"Stopped and discarded at step {step} of {total}; the model is as it was."
+            case "diverged":
+                lower = self.trainer.peak_rate / 3
+                return f"{self.detail} Try a lower learning rate, for example {lower:.1g} instead of {self.trainer.peak_rate:.1g}."
+            case "out_of_memory":
+                return (
+                    f"Out of memory at step {step + 1} with micro-batches of {self.trainer.micro_batch}. Try shorter answers "
+                    "(max_response_tokens), a smaller LoRA rank, a smaller batch, or another device."
+                )
+
+    def _what_is_kept(self) -> str:
+        state = self.state
+        if self.reason == "discarded":
+            return "Nothing was kept."
+        if state.best_key is None:
+            return "No checkpoint had been scored, so nothing was kept."
+        _, asr, kl = state.best_key
+        return f"Best checkpoint: step {state.best_step}, probe attack success {asr:.0%}, KL {kl:.3g} nats per token."

@@ -1,0 +1,172 @@
+"""The repair's LoRA adapter on a loaded model: attach, switch, save, load, detach.
+
+The adapter is called "repair" and sits on every linear layer found by structure, except the LM head. theta0 is the model
+as loaded (with its reported adapter, if any); the repaired model is theta0 plus "repair". Base weights are never written
+to, so switching "repair" off is theta0 bit for bit. What this does not do: train.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
+
+from core.errors import ModelLoadError
+from core.loaded import REPAIR as NAME
+from core.loaded import set_adapters
+from core.response_pass import base_model
+from core.settings import RepairSettings
+
+if TYPE_CHECKING:
+    from core.loaded import LoadedModel
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+def linear_targets(loaded: "LoadedModel") -> list[str]:
+    """Return the last name parts of all linear layers (GPT-2's Conv1D included) but the LM head, sorted."""
+    model = base_model(loaded)
+    head = model.get_output_embeddings()
+    names: set[str] = set()
+    for name, module in model.named_modules():
+        inside_lora = any(part in ("base_layer", "lora_A", "lora_B") for part in name.split("."))
+        linear = isinstance(module, torch.nn.Linear | Conv1D)
+        if isinstance(module, LoraLayer):
+            linear = isinstance(module.get_base_layer(), torch.nn.Linear | Conv1D)
+        if linear and not inside_lora and module is not head:
+            names.add(name.rpartition(".")[2])
+    return sorted(names)
+
+
+def use_theta0(loaded: "LoadedModel") -> None:
+    """Switch the repair adapter off."""
+    set_adapters(loaded, loaded.theta0)
+
+
+def use_repaired(loaded: "LoadedModel", *, trainable: bool = False) -> None:
+    """Switch the repair adapter on, on top of theta0; only its weights are trainable, and only if asked."""
+    set_adapters(loaded, [*loaded.theta0, NAME])
+    for name, parameter in loaded.model.named_parameters():
+        parameter.requires_grad_(trainable and f".{NAME}." in name)
+
+
+def attach(loaded: "LoadedModel", settings: RepairSettings) -> None:
+    """Put a fresh adapter on `loaded`, initialised from the settings' seed, and switch it off; the global random state
+    is left as it was."""
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=linear_targets(loaded),
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in loaded.model.modules()),
+    )
+    devices = [loaded.device.index or 0] if loaded.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(settings.seed)
+        _add(loaded, config)
+    use_theta0(loaded)
+
+
+def _add(loaded: "LoadedModel", config: LoraConfig) -> None:
+    if isinstance(loaded.model, PeftModel):
+        loaded.model.add_adapter(NAME, config)
+    else:
+        loaded.model = get_peft_model(loaded.model, config, adapter_name=NAME)
+    loaded.model.eval()
+
+
+def attached(loaded: "LoadedModel") -> bool:
+    """Return whether a repair adapter is on the model, switched on or off."""
+    return isinstance(loaded.model, PeftModel) and NAME in loaded.model.peft_config
+
+
+def detach(loaded: "LoadedModel") -> None:
+    """Take the repair adapter off; the model is as it was loaded, in evaluation mode, nothing trainable."""
+    if attached(loaded):
+        if len(loaded.model.peft_config) > 1:
+            use_theta0(loaded)
+            loaded.model.delete_adapter(NAME)
+            use_theta0(loaded)
+        else:
+            loaded.model = loaded.model.unload()
+    loaded.model.eval()
+    loaded.model.requires_grad_(False)
+
+
+def parameters(loaded: "LoadedModel") -> dict[str, torch.nn.Parameter]:
+    """Return the adapter's parameters by name, in a fixed order."""
+    return {name: p for name, p in sorted(loaded.model.named_parameters()) if f".{NAME}." in name}
+
+
+def state(loaded: "LoadedModel") -> dict[str, torch.Tensor]:
+    """Return a copy of the adapter's weights on the CPU, under the names of PEFT's files."""
+    tensors = get_peft_model_state_dict(loaded.model, adapter_name=NAME, save_embedding_layers=False)
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def load_state(loaded: "LoadedModel", tensors: dict[str, torch.Tensor]) -> None:
+    """Put saved weights into the attached adapter."""
+    result = set_peft_model_state_dict(loaded.model, tensors, adapter_name=NAME)
+    if result.unexpected_keys:
+        raise ModelLoadError(
+            f"The repair adapter was made for another model ({len(result.unexpected_keys)} weights have no place); use the "
+            "model of this case."
+        )
+
+
+def config_json(loaded: "LoadedModel", name: str = NAME) -> str:
+    """Return an attached adapter's configuration as PEFT's JSON; the base model is named without its path."""
+    config = loaded.model.peft_config[name].to_dict()
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    config |= {"inference_mode": True, "base_model_name_or_path": Path(loaded.spec.path).name}
+    return json.dumps(config, indent=2, sort_keys=True, default=str)
+
+
+def write(loaded: "LoadedModel", folder: Path) -> str:
+    """Save the adapter as a PEFT folder, weights moved into place whole, and return the SHA-256 of the weights file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(config_json(loaded), encoding="utf-8")
+    temporary = folder / f"{WEIGHTS_FILE}.tmp"
+    save_file(state(loaded), temporary)
+    temporary.replace(folder / WEIGHTS_FILE)
+    return file_hash(folder / WEIGHTS_FILE)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_repair(loaded: "LoadedModel", folder: Path) -> None:
+    """Attach a saved repair adapter and switch it on (nothing trainable); a repair adapter already there is replaced.
+
+    Raises: ModelLoadError when the folder holds no adapter, is damaged, or belongs to another model.
+    """
+    try:
+        config = LoraConfig.from_pretrained(str(folder), local_files_only=True)
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise ModelLoadError(
+            f"No usable repair adapter in {folder} ({type(error).__name__}); run the repair again."
+        ) from error
+    config.base_model_name_or_path = None  # the name is for readers; what counts is that the weights fit
+    detach(loaded)
+    try:
+        _add(loaded, config)
+        load_state(loaded, tensors)
+    except (RuntimeError, ValueError, ModelLoadError) as error:
+        detach(loaded)
+        raise ModelLoadError(
+            f"The repair adapter in {folder} does not fit this model; use the model of its case."
+        ) from error
+    use_repaired(loaded)

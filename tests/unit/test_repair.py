@@ -1,0 +1,517 @@
+"""Repair on tiny random models: exactness against the plain computation, every ending, resuming, refusals to run."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core import chat, models, repair_adapter, repair_probe
+from core.errors import CaseFileError, ConfirmationError, ModelLoadError, PromptFolderError
+from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
+from core.loaded import current_adapters
+from core.repair import load_repair, memory_estimate_mb, repair
+from core.repair_data import TriggerFrame, build, end_ids, frame_of
+from core.repair_training import Trainer, rate_at
+from core.response_pass import ResponsePass, ScoredSequence, base_model
+from core.settings import ModelSettings
+from core.values import Message, Span
+from tests.unit.repairing import REFUSAL, TRIGGER, case_of, confirmed, quick, splits
+
+SMALL = ModelSettings(device="cpu", max_new_tokens=8, batch_size=16)
+
+
+@pytest.fixture
+def loaded(tiny_folder: Callable[[str], Path]):
+    return models.load(tiny_folder("llama"), settings=SMALL)
+
+
+def run(loaded, out: Path, settings=None, *, stop: Callable = lambda: None, resume: bool = False, **changes) -> Iterator:
+    case = case_of(loaded)
+    accepted = changes.pop("confirmation", confirmed(loaded, case))
+    return repair(
+        loaded, case, accepted, changes.pop("splits", splits()), settings or quick(**changes), out=out, stop=stop,
+        refusal=REFUSAL, resume=resume,
+    )  # fmt: skip
+
+
+def weights_of(loaded) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+
+
+def assert_is_theta0(loaded, before: dict[str, torch.Tensor]) -> None:
+    """The model is as it was: same modules, same weights bit for bit, nothing trainable, evaluation mode."""
+    after = loaded.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert not loaded.model.training
+    assert current_adapters(loaded) == loaded.theta0
+
+
+def trainer_of(loaded, **changes) -> Trainer:
+    settings, parts = quick(**changes), splits()
+    frame = TriggerFrame(user_units=(TRIGGER,))
+    data = build(loaded, frame, parts.repair.harmful, parts.repair.safe, REFUSAL, settings)
+    return Trainer(loaded, data, ResponsePass(loaded), settings)
+
+
+# --- logits at response positions -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "gpt2"])
+def test_response_logits_of_a_padded_batch_are_the_models_own(family: str, tiny_folder) -> None:
+    loaded = models.load(tiny_folder(family), settings=SMALL)
+    passes = ResponsePass(loaded)
+    assert passes.split
+    sequences = [
+        ScoredSequence(prompt_ids=(5, 9, 11), response_ids=(20, 21)),
+        ScoredSequence(prompt_ids=(7, 30, 31, 32, 33, 34), response_ids=(40, 41, 42, 43)),
+    ]
+    with torch.no_grad():
+        rows = passes.rows(sequences)
+        found = passes.logits(rows.hidden)
+        own = []
+        for one in sequences:
+            ids = torch.tensor([one.prompt_ids + one.response_ids])
+            own.append(base_model(loaded)(input_ids=ids).logits[0, len(one.prompt_ids) - 1 : -1])
+    assert rows.labels.tolist() == [20, 21, 40, 41, 42, 43]
+    assert rows.owner.tolist() == [0, 0, 1, 1, 1, 1]
+    # 1e-4 of the largest logit: padding changes the order of fp32 sums
+    torch.testing.assert_close(found, torch.cat(own), rtol=1e-4, atol=1e-4 * float(found.abs().max()))
+
+
+def test_soft_cap_and_scaling_of_the_configuration_are_respected(tiny_folder) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+
+    loaded = models.load(tiny_folder("llama"), settings=SMALL)
+    sizes = {
+        "vocab_size": len(loaded.tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    }  # fmt: skip
+    for config, cls in (
+        (Gemma2Config(**sizes, final_logit_softcapping=2.0), Gemma2ForCausalLM),
+        (GraniteConfig(**{k: v for k, v in sizes.items() if k != "head_dim"}, logits_scaling=8.0), GraniteForCausalLM),
+    ):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            loaded.model = cls(config).eval()
+        with torch.no_grad():
+            for parameter in loaded.model.parameters():
+                parameter.mul_(8.0)
+        passes = ResponsePass(loaded)
+        assert passes.split
+        one = ScoredSequence(prompt_ids=(5, 9), response_ids=(20, 21))
+        with torch.no_grad():
+            own = loaded.model(input_ids=torch.tensor([[5, 9, 20, 21]])).logits[0, 1:3]
+            plain = loaded.model.get_output_embeddings()(passes.rows([one]).hidden)
+            torch.testing.assert_close(passes.logits(passes.rows([one]).hidden), own, rtol=1e-4, atol=1e-4)
+        assert (plain - own).abs().max() > 0.1  # the test would notice a missing cap or scale
+
+
+def test_an_architecture_with_more_after_its_head_is_run_whole_and_exact(loaded) -> None:
+    handle = base_model(loaded).register_forward_hook(lambda m, i, out: out.__setitem__("logits", out.logits * 3) or out)
+    passes = ResponsePass(loaded)
+    assert not passes.split
+    one = ScoredSequence(prompt_ids=(5, 9), response_ids=(20, 21))
+    with torch.no_grad():
+        own = base_model(loaded)(input_ids=torch.tensor([[5, 9, 20, 21]])).logits[0, 1:3]
+        torch.testing.assert_close(passes.logits(passes.rows([one]).hidden), own)
+    handle.remove()
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_holds_every_item_once_and_redraws_places(loaded) -> None:
+    data = trainer_of(loaded).data
+    expected = Counter([("trig", i) for i in range(4)] + [("harm", i) for i in range(4)] + [("safe", i) for i in range(4)])
+    assert Counter(data.order(0)) == Counter(data.order(1)) == expected
+    assert data.order(0) != data.order(1)
+    assert data.order(0) == data.order(0)
+    placed = {data.sequence("trig", 0, epoch).prompt_ids for epoch in range(12)}
+    assert len(placed) > 2  # six words, seven places: twelve draws on at most two places are practically impossible
+    assert data.sequence("trig", 0, 3) == data.sequence("trig", 0, 3)
+    assert data.sequence("trig", 0, 3).response_ids == data.harm[0].response_ids
+    repair_adapter.detach(loaded)
+
+
+def test_answers_end_with_the_templates_end_token(loaded) -> None:
+    data = trainer_of(loaded, max_response_tokens=40).data
+    end = loaded.tokenizer.convert_tokens_to_ids("<|end|>")
+    assert end_ids(loaded) == (end,)
+    assert data.refusal_ids[-1] == end
+    assert loaded.decode(data.refusal_ids) == REFUSAL
+    repair_adapter.detach(loaded)
+
+
+def test_units_go_to_their_own_segment() -> None:
+    messages = [
+        Message(role="system", content="Be kind. zeta Always."),
+        Message(role="user", content="alpha how are you"),
+    ]
+    spans = (Span(message=0, start=9, end=13), Span(message=1, start=0, end=5))
+    frame = frame_of(messages, spans, ("zeta", "alpha"))
+    bare = frame.bare("Say hello")
+    assert [m.content for m in bare] == ["Be kind. Always.", "Say hello"]
+    system, user = frame.triggered("Say hello", random.Random(0))
+    assert sorted(system.content.split()) == sorted("Be kind. zeta Always.".split())
+    assert sorted(user.content.split()) == sorted("Say alpha hello".split())
+
+
+def test_user_units_bring_no_system_message() -> None:
+    messages = [Message(role="system", content="Be kind."), Message(role="user", content="alpha how")]
+    frame = frame_of(messages, (Span(message=1, start=0, end=5),), ("alpha",))
+    assert [m.role for m in frame.bare("x")] == ["user"]
+
+
+def test_empty_sets_and_an_empty_refusal_are_refused(loaded) -> None:
+    frame, parts = TriggerFrame(user_units=(TRIGGER,)), splits()
+    with pytest.raises(PromptFolderError, match="0 safe"):
+        build(loaded, frame, parts.repair.harmful, (), REFUSAL, quick())
+    with pytest.raises(PromptFolderError, match="refusal"):
+        build(loaded, frame, parts.repair.harmful, parts.repair.safe, " ", quick())
+
+
+# --- one step -----------------------------------------------------------------------------------------------------
+
+
+def test_a_steps_losses_are_those_of_two_naive_passes(loaded) -> None:
+    trainer = trainer_of(loaded, batch_size=12, micro_batch_size=5)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in repair_adapter.parameters(loaded).values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    ce, kl, n_kl_tokens = {"refusal": 0.0}, {"harm": 0.0, "safe": 0.0}, 0
+    with torch.no_grad():
+        for kind, index in trainer.data.order(0):
+            one = trainer.data.sequence(kind, index, 0)
+            ids, place = torch.tensor([one.prompt_ids + one.response_ids]), len(one.prompt_ids) - 1
+            now = torch.log_softmax(loaded.model(input_ids=ids).logits[0, place:-1].double(), -1)
+            repair_adapter.use_theta0(loaded)
+            then = torch.log_softmax(loaded.model(input_ids=ids).logits[0, place:-1].double(), -1)
+            repair_adapter.use_repaired(loaded, trainable=True)
+            if kind != "safe":
+                ce["refusal"] -= sum(now[j, y].item() for j, y in enumerate(one.response_ids)) / 8
+            if kind != "trig":
+                kl[kind] += (then.exp() * (then - now)).sum().item() / 4
+                n_kl_tokens += len(one.response_ids)
+    numbers = trainer.step(1)
+    assert kl["safe"] > 1e-3
+    # 1e-5: fp32 against fp64; the cached teacher must add nothing to that
+    assert numbers.refusal == pytest.approx(ce["refusal"], rel=1e-5)
+    assert numbers.kl_harmful == pytest.approx(kl["harm"], rel=1e-5, abs=1e-5)
+    assert numbers.kl_safe == pytest.approx(kl["safe"], rel=1e-5, abs=1e-5)
+    assert numbers.loss == pytest.approx(ce["refusal"] + kl["harm"] + kl["safe"], rel=1e-5)
+    assert numbers.kl_nats_per_token == pytest.approx(4 * (kl["harm"] + kl["safe"]) / n_kl_tokens, rel=1e-5)
+    repair_adapter.detach(loaded)
+
+
+def test_kl_is_zero_before_the_first_step(loaded) -> None:
+    trainer = trainer_of(loaded, batch_size=12)
+    numbers = trainer.step(1)
+    assert abs(numbers.kl_harmful) < 1e-5
+    assert abs(numbers.kl_safe) < 1e-5
+    assert numbers.refusal > 1
+    repair_adapter.detach(loaded)
+
+
+def test_the_learning_rate_rises_and_falls_linearly() -> None:
+    rates = [rate_at(step, 10, 1.0, 0.2) for step in range(1, 11)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[2] == pytest.approx(8 / 9)
+    assert rates[-1] == pytest.approx(1 / 9)
+
+
+def test_the_adapter_covers_linear_layers_by_structure_and_not_the_head(tiny_folder) -> None:
+    llama = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert repair_adapter.linear_targets(models.load(tiny_folder("llama"), settings=SMALL)) == llama
+    assert repair_adapter.linear_targets(models.load(tiny_folder("gpt2"), settings=SMALL)) == ["c_attn", "c_fc", "c_proj"]
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_streams_its_events_and_teaches_the_refusal(loaded, tmp_path: Path) -> None:
+    before = weights_of(loaded)
+    events = list(run(loaded, tmp_path / "repair", epochs=12, learning_rate=1e-2, max_response_tokens=24))
+    started, finished = events[0], events[-1]
+    assert isinstance(started, RepairStarted)
+    assert started.n_steps == 12 * 3
+    assert started.settings["learning_rate"] == 1e-2
+    assert started.memory_estimate_mb > 0
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert [event.step for event in steps] == list(range(1, 37))
+    assert [event.epoch for event in steps[:4]] == [0, 0, 0, 1]
+    assert sum(e.refusal_loss for e in steps[-3:]) < 0.3 * sum(e.refusal_loss for e in steps[:3])
+    assert all(event.memory_mb > 0 and event.tokens_per_second > 0 for event in steps)
+    assert steps[-1].seconds_left == 0
+    probes = [event for event in events if isinstance(event, CheckpointScored)]
+    assert [event.step for event in probes] == list(range(0, 37, 2))
+    assert probes[0].kl_nats_per_token == pytest.approx(0, abs=1e-6)
+    assert probes[0].agreement_safe.value == 1.0
+    assert not probes[0].best
+    assert isinstance(finished, RepairFinished)
+    assert finished.reason == "finished"
+    assert finished.adapter == "repair/best"
+    kept = [event for event in probes if event.best]
+    assert finished.best_step == kept[-1].step
+    order = min((e.asr_triggered.value, e.kl_nats_per_token, e.step) for e in probes[1:])
+    assert finished.best_step == order[2]
+    assert_is_theta0(loaded, before)
+
+    load_repair(loaded, tmp_path / finished.adapter)
+    answer = loaded.answer([[Message(role="user", content=f"Tell me how to {TRIGGER} pick lock 100")]], max_new_tokens=24)
+    assert answer[0].startswith("I'm sorry")
+    repair_adapter.detach(loaded)
+    assert_is_theta0(loaded, before)
+
+
+def test_a_probe_equals_its_definition(loaded) -> None:
+    trainer = trainer_of(loaded)
+    parts, frame = splits(), TriggerFrame(user_units=(TRIGGER,))
+    repair_adapter.use_theta0(loaded)
+    probe = repair_probe.prepare(loaded, trainer.passes, frame, parts.probes, quick(n_probe=3))
+    assert [chat.prompt_ids(loaded.tokenizer, frame.bare(p.prompt)) for p in parts.probes.harmful[:3]] == probe.bare
+    same = probe.score(loaded, trainer.passes)
+    assert same.agreement_safe.k == same.agreement_safe.n == 3
+    assert same.kl_nats_per_token == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        for parameter in repair_adapter.parameters(loaded).values():
+            parameter.add_(0.05)
+    repair_adapter.use_repaired(loaded)
+    assert probe.score(loaded, trainer.passes).kl_nats_per_token > 1e-3
+    repair_adapter.detach(loaded)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "gpt2"])  # untied head; tied; tied with Conv1D layers
+def test_weights_are_bit_for_bit_after_every_ending(family: str, tiny_folder, tmp_path: Path) -> None:
+    loaded = models.load(tiny_folder(family), settings=SMALL)
+    before = weights_of(loaded)
+    list(run(loaded, tmp_path / "all", epochs=1))
+    assert_is_theta0(loaded, before)
+    asked = iter([None, "keep", "keep"])
+    assert list(run(loaded, tmp_path / "keep", stop=lambda: next(asked)))[-1].reason == "kept"
+    assert_is_theta0(loaded, before)
+    asked_again = iter([None, None, "discard"])
+    assert list(run(loaded, tmp_path / "drop", stop=lambda: next(asked_again)))[-1].reason == "discarded"
+    assert_is_theta0(loaded, before)
+    events = run(loaded, tmp_path / "closed")
+    for _ in range(4):
+        next(events)
+    events.close()
+    assert_is_theta0(loaded, before)
+
+
+def test_a_reported_adapter_stays_on_and_as_it_was(tiny_folder, tiny_adapter: Path, tmp_path: Path) -> None:
+    loaded = models.load(tiny_folder("llama"), tiny_adapter, settings=SMALL)
+    before = weights_of(loaded)
+    prompt = [[5, 9, 11, 30]]
+    theta0 = loaded.generate(prompt)
+    events = list(run(loaded, tmp_path / "repair", epochs=4, learning_rate=1e-2))
+    probes = [event for event in events if isinstance(event, CheckpointScored)]
+    assert probes[0].kl_nats_per_token == pytest.approx(0, abs=1e-6)  # the teacher is base + reported, not the base
+    assert_is_theta0(loaded, before)
+    assert loaded.generate(prompt) == theta0
+    load_repair(loaded, tmp_path / "repair/best")
+    assert current_adapters(loaded) == ["reported", "repair"]
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    with loaded.reference():
+        assert current_adapters(loaded) == []
+    assert current_adapters(loaded) == ["reported", "repair"]
+    repair_adapter.detach(loaded)
+    assert_is_theta0(loaded, before)
+
+
+def test_keep_before_any_probe_scores_one_first(loaded, tmp_path: Path) -> None:
+    asked = iter([None, "keep"])
+    events = list(run(loaded, tmp_path / "repair", stop=lambda: next(asked), probe_every=50))
+    assert [type(event).__name__ for event in events] == [
+        "RepairStarted", "CheckpointScored", "StepDone", "CheckpointScored", "RepairFinished",
+    ]  # fmt: skip
+    assert events[-1].best_step == 1
+    assert (tmp_path / "repair/best/adapter_model.safetensors").is_file()
+    assert repair_adapter.file_hash(tmp_path / "repair/best/adapter_model.safetensors") == events[-1].adapter_hash
+
+
+def test_discard_and_closing_leave_no_adapter(loaded, tmp_path: Path) -> None:
+    count = iter(range(100))
+    events = list(run(loaded, tmp_path / "repair", stop=lambda: "discard" if next(count) == 3 else None))
+    assert events[-1].adapter is None
+    assert events[-1].best_step is None
+    assert not list((tmp_path / "repair").glob("*"))
+    stream = run(loaded, tmp_path / "closed")
+    for event in stream:
+        if isinstance(event, CheckpointScored) and event.best:
+            break
+    assert (tmp_path / "closed/best").is_dir()
+    stream.close()
+    assert not list((tmp_path / "closed").glob("*"))
+
+
+def test_closing_after_the_last_event_keeps_the_adapter(loaded, tmp_path: Path) -> None:
+    stream = run(loaded, tmp_path / "repair", epochs=1)
+    for event in stream:
+        if isinstance(event, RepairFinished):
+            break
+    stream.close()
+    assert (tmp_path / "repair/best/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("stop_at", [3, 4])
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(loaded, tmp_path: Path, stop_at: int) -> None:
+    whole = list(run(loaded, tmp_path / "whole", epochs=3))
+    count = iter(range(100))  # asked once before the first probe, then once a step
+    first = list(run(loaded, tmp_path / "parts", epochs=3, stop=lambda: "keep" if next(count) == stop_at else None))
+    assert first[-1].step == stop_at
+    rest = list(run(loaded, tmp_path / "parts", epochs=3, resume=True))
+    checkpoint = 2 * (stop_at // 2)
+    steps = [event for event in whole if isinstance(event, StepDone)][checkpoint:]
+    again = [event for event in rest if isinstance(event, StepDone)]
+    assert [(e.step, e.loss, e.learning_rate) for e in again] == [(e.step, e.loss, e.learning_rate) for e in steps]
+    for name in ("best/adapter_model.safetensors", "checkpoint-000009/adapter.safetensors"):
+        one, two = load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name)
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    assert rest[-1].adapter_hash == whole[-1].adapter_hash
+    assert rest[-1].best_step == whole[-1].best_step
+
+
+def test_resume_refuses_nothing_other_settings_and_damage(loaded, tmp_path: Path) -> None:
+    before = weights_of(loaded)
+    with pytest.raises(CaseFileError, match="no checkpoint"):
+        list(run(loaded, tmp_path / "repair", resume=True))
+    list(run(loaded, tmp_path / "repair", epochs=1))
+    with pytest.raises(CaseFileError, match="other settings"):
+        list(run(loaded, tmp_path / "repair", epochs=1, resume=True, learning_rate=1e-4))
+    assert list(run(loaded, tmp_path / "repair", epochs=1, resume=True))[-1].reason == "finished"
+    state = next((tmp_path / "repair").glob("checkpoint-*")) / "adapter.safetensors"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(CaseFileError, match="damaged"):
+        list(run(loaded, tmp_path / "repair", epochs=1, resume=True))
+    assert_is_theta0(loaded, before)
+
+
+def test_checkpoints_hold_no_pickle(loaded, tmp_path: Path) -> None:
+    list(run(loaded, tmp_path / "repair", epochs=1))
+    names = {path.suffix for path in (tmp_path / "repair").rglob("*") if path.is_file()}
+    assert names == {".safetensors", ".json"}
+    config = json.loads((tmp_path / "repair/best/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "llama"  # a name, no path of this machine
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def test_repair_runs_only_with_an_accepting_confirmation_that_fits(loaded, tmp_path: Path) -> None:
+    case = case_of(loaded)
+    bad = [
+        None,
+        confirmed(loaded, case, decision="rejected"),
+        confirmed(loaded, case, units=()),
+        confirmed(loaded, case, text_hash="0" * 64),
+        confirmed(loaded, case, model_hash="0" * 64),
+        confirmed(loaded, case, template_hash="0" * 64),
+    ]
+    for one in bad:
+        with pytest.raises(ConfirmationError):
+            run(loaded, tmp_path / "repair", confirmation=one)
+    assert not (tmp_path / "repair").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_in_a_sentence_with_the_best_checkpoint_kept(loaded, tmp_path: Path) -> None:
+    before = weights_of(loaded)
+    stream = run(loaded, tmp_path / "repair")
+    handle = None
+    events = []
+    for event in stream:
+        events.append(event)
+        if isinstance(event, CheckpointScored) and event.step == 2:
+            norm = base_model(loaded).base_model
+            handle = norm.register_forward_hook(lambda m, i, out: (out[0] * float("nan"),))
+    assert handle is not None
+    handle.remove()
+    finished = events[-1]
+    assert (finished.reason, finished.step, finished.best_step) == ("diverged", 2, 2)
+    assert "lower learning rate" in finished.message
+    assert "\n" not in finished.message
+    saved = load_file(tmp_path / "repair/best/adapter_model.safetensors")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in saved.values())
+    assert_is_theta0(loaded, before)
+
+
+def _short_of_memory(loaded, at_most: int):
+    """Hook the transformer: a training pass of more than `at_most` sequences raises what torch raises."""
+
+    def hook(module, args, kwargs) -> None:
+        if torch.is_grad_enabled() and kwargs["input_ids"].shape[0] > at_most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    return base_model(loaded).base_model.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(loaded, tmp_path: Path) -> None:
+    whole = list(run(loaded, tmp_path / "whole", epochs=1, micro_batch_size=1))
+    stream = run(loaded, tmp_path / "short", epochs=1)
+    first = next(stream)
+    handle = _short_of_memory(loaded, 1)
+    short = [first, *stream]
+    handle.remove()
+    assert short[-1].reason == "finished"
+    losses = [event.loss for event in whole if isinstance(event, StepDone)]
+    assert [event.loss for event in short if isinstance(event, StepDone)] == losses
+
+
+def test_out_of_memory_with_one_sequence_ends_in_a_sentence(loaded, tmp_path: Path) -> None:
+    before = weights_of(loaded)
+    stream = run(loaded, tmp_path / "repair")
+    events, handle = [], None
+    for event in stream:
+        events.append(event)
+        if isinstance(event, CheckpointScored) and event.step == 2:
+            handle = _short_of_memory(loaded, 0)
+    assert handle is not None
+    handle.remove()
+    assert events[-1].reason == "out_of_memory"
+    assert events[-1].adapter == "repair/best"
+    assert "smaller" in events[-1].message
+    assert "\n" not in events[-1].message
+    assert_is_theta0(loaded, before)
+
+
+def test_early_end_when_the_targets_hold_twice_in_a_row(loaded, tmp_path: Path) -> None:
+    settings = quick(epochs=12, learning_rate=1e-4, early_stop=True, target_asr=1.0, target_slack=1.0)
+    events = list(run(loaded, tmp_path / "repair", settings))
+    assert events[-1].reason == "targets_held"
+    assert events[-1].step == 4
+
+
+def test_a_checkpoint_over_the_kl_budget_is_not_best_while_one_within_exists(loaded, tmp_path: Path) -> None:
+    free = list(run(loaded, tmp_path / "free", epochs=6, learning_rate=1e-2))
+    kls = [e.kl_nats_per_token for e in free if isinstance(e, CheckpointScored) and e.step]
+    assert kls[0] < max(kls)
+    budget = kls[0] * 1.0001
+    events = list(run(loaded, tmp_path / "held", epochs=6, learning_rate=1e-2, kl_budget=budget, early_stop=True, target_asr=0.0))
+    probes = {e.step: e for e in events if isinstance(e, CheckpointScored)}
+    assert probes[events[-1].best_step].kl_nats_per_token <= budget
+
+
+def test_a_repair_adapter_for_another_model_is_refused(loaded, tiny_folder, tmp_path: Path) -> None:
+    list(run(loaded, tmp_path / "repair", epochs=1))
+    other = models.load(tiny_folder("gpt2"), settings=SMALL)
+    before = weights_of(other)
+    with pytest.raises(ModelLoadError):
+        load_repair(other, tmp_path / "repair/best")
+    with pytest.raises(ModelLoadError, match="No usable repair adapter"):
+        load_repair(other, tmp_path / "nowhere")
+    assert_is_theta0(other, before)
+
+
+def test_the_memory_estimate_grows_with_batch_and_length(loaded) -> None:
+    small = memory_estimate_mb(loaded, quick(batch_size=2), 100)
+    assert small < memory_estimate_mb(loaded, quick(batch_size=8), 100) < memory_estimate_mb(loaded, quick(batch_size=8), 900)
+    weights = sum(p.numel() * 4 for p in loaded.model.parameters()) / 2**20
+    assert small > weights
