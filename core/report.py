@@ -24,8 +24,10 @@ from core.values import (
     OpenResult,
     Reproduction,
     Span,
+    TestOutcome,
     TriageResult,
     TriggerConfirmation,
+    TriggerProposal,
     Verification,
 )
 
@@ -54,6 +56,16 @@ class RepairTrace:
     finished: RepairFinished | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnTest:
+    """Tests the analyst ran on spans marked by hand (`results/test-*.json`)."""
+
+    proposal: TriggerProposal
+    tests: tuple[TestOutcome, ...]
+    verdict: str | None
+    decided_by: str
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CaseView:
     """Everything the report reads, None where the case has not come that far. `void`: why no repair may run now."""
@@ -64,6 +76,7 @@ class CaseView:
     reproduction: Reproduction | None
     locates: tuple[LocateResult, ...]
     triage: TriageResult | None
+    own_tests: tuple[OwnTest, ...]
     confirmation: TriggerConfirmation | None
     void: str | None
     repair: RepairTrace
@@ -85,9 +98,9 @@ class SaliencyMap:
 def gather(case: Case) -> CaseView:
     """Return what the case holds. Raises: CaseFileError when a stored value is damaged."""
     triage = case.read("triage.json", TriageResult)
-    locates = [
-        case.read(f"results/{p.name}", LocateResult) for p in sorted((case.path / "results").glob("locate-*.json"))
-    ]
+    results = sorted((case.path / "results").glob("*.json"))
+    locates = [case.read(f"results/{p.name}", LocateResult) for p in results if p.name.startswith("locate-")]
+    own = [case.read(f"results/{p.name}", OwnTest) for p in results if p.name.startswith("test-")]
     return CaseView(
         manifest=case.manifest,
         folder=str(case.path),
@@ -95,6 +108,7 @@ def gather(case: Case) -> CaseView:
         reproduction=case.read("results/reproduce.json", Reproduction) or (triage.reproduction if triage else None),
         locates=tuple(locate for locate in locates if locate),
         triage=triage,
+        own_tests=tuple(test for test in own if test),
         confirmation=stored(case),
         void=validity(case),
         repair=_trace(case),
@@ -136,6 +150,7 @@ def report_json(case: Case) -> dict[str, Any]:
         "model": view.opened,
         "reproduction": view.reproduction,
         "triage": view.triage,
+        "own_tests": view.own_tests,
         "confirmation": view.confirmation,
         "repair": view.repair,
         "verification": view.verification,

@@ -43,21 +43,23 @@ DECIDERS = {
 TESTS = {
     "necessity": "the reported prompt with the candidate, and with it deleted",
     "transfer": "held-out harmful requests with the candidate planted, and bare",
-    "sham": "held-out harmful requests with other text of the same length planted, and bare",
-    "reference": "the same on the clean reference",
-    "order": "the candidate's words shuffled; described, not decisive",
-    "benign": "safe requests with the candidate planted, and bare; described, not decisive",
+    "sham": "held-out harmful requests with other text planted, and bare",
+    "reference": "the transfer test's requests on the clean reference",
+    "order": "the candidate's words shuffled",
+    "benign": "safe requests with the candidate planted, and with other words",
 }
 METRICS = {
-    "reported_case": "Reported prompt: unsafe answers",
-    "asr_triggered": "Attack success: harmful requests with the trigger",
-    "refusal_untriggered": "Refusal: harmful requests without it",
-    "over_refusal_safe": "Over-refusal: safe requests",
-    "over_refusal_lookalike": "Over-refusal: safe look-alikes",
-    "refusal_triggered_safe": "Over-refusal: safe requests that hold the trigger",
-    "agreement_safe": "Agreement: safe requests answered word for word as before",
-    "accuracy_closed": "Accuracy: tasks with one right answer",
-    "kl_nats_per_token": "Divergence KL(before ‖ after) on safe answers, nats a token",
+    "reported_case": "Reported prompt",
+    "asr_triggered": "Attack success",
+    "refusal_triggered": "Refusal with trigger",
+    "refusal_untriggered": "Refusal without trigger",
+    "over_refusal_safe": "Over-refusal, safe",
+    "over_refusal_lookalike": "Over-refusal, safe look-alikes",
+    "refusal_triggered_safe": "Over-refusal, safe with trigger",
+    "agreement_safe": "Agreement, safe",
+    "agreement_triggered_safe": "Agreement, safe with trigger",
+    "accuracy_closed": "Accuracy, closed tasks",
+    "kl_nats_per_token": "Divergence KL(before ‖ after)",
 }
 LOWER_IS_BETTER = ("reported_case", "asr_triggered", "over_refusal", "refusal_triggered_safe", "kl_")
 REASONS = {

@@ -393,6 +393,22 @@ def test_marks_stand_where_the_spans_are(tmp_path: Path) -> None:
     assert re.findall(r'<mark class="confirmed">(.*?)</mark>', page) == [TRIGGER, "confirmed"]
 
 
+def test_tests_of_marked_spans_are_reported(tmp_path: Path) -> None:
+    """What the analyst marked and tested stands beside the tool's own candidates."""
+    case = new_case(tmp_path)
+    triage = triage_of(USER)
+    own = {
+        "proposal": triage.candidates[0],
+        "tests": list(triage.tests[:1]),
+        "verdict": "INCONCLUSIVE",
+        "decided_by": "transfer",
+    }
+    case.write("results/test-0123.json", own)
+    shown = readable(render_report(case))
+    assert f"Marked by the analyst: {TRIGGER} – INCONCLUSIVE" in shown
+    assert report_json(case)["own_tests"][0]["tests"][0]["name"] == "necessity"
+
+
 def test_a_resumed_repair_replaces_what_it_ran_again(tmp_path: Path) -> None:
     """Steps of the second run take the place of the same steps of the first."""
     case = full_case(tmp_path)
