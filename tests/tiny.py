@@ -121,3 +121,40 @@ def tiny_model(family: str, vocab_size: int, seed: int = 0):
                 if parameter.dim() > 1:
                     parameter.mul_(6.0)
     return model.eval()
+
+
+def normalising_tokenizer(template: str | None = TEMPLATE):
+    """Return the byte-level tokenizer with NFC normalisation in front (as in Qwen2)."""
+    from tokenizers import normalizers
+
+    fast = byte_level_tokenizer(template=template)
+    fast.backend_tokenizer.normalizer = normalizers.NFC()
+    return fast
+
+
+def dropping_tokenizer(template: str | None = TEMPLATE):
+    """Return a word tokenizer that lower-cases, drops white space and knows few characters (as in BERT)."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["<unk>", *SPECIAL_TOKENS]
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    )
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    return wrap_tokenizer(tokenizer, template)
+
+
+TOKENIZERS = {
+    "byte-level": byte_level_tokenizer,
+    "byte-level, offsets trimmed": lambda: byte_level_tokenizer(trim_offsets=True),
+    "byte-level, NFC": normalising_tokenizer,
+    "metaspace BPE, prefix first": sentencepiece_tokenizer,
+    "metaspace BPE, prefix always": lambda: sentencepiece_tokenizer(prepend="always"),
+    "metaspace BPE, no prefix": lambda: sentencepiece_tokenizer(prepend="never"),
+    "metaspace unigram": lambda: sentencepiece_tokenizer("unigram", "always"),
+    "word pieces": dropping_tokenizer,
+}
+"""Name -> a function that builds the tokenizer."""
