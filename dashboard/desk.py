@@ -22,7 +22,7 @@ from core.errors import TriageError
 from core.events import Line, StageFailed
 from core.jobs import CaseStatus
 from core.values import OpenResult, TriggerConfirmation
-from dashboard import figures, stories, wording
+from dashboard import stories, tables, wording
 from dashboard.components import StatusBar
 from dashboard.components.story import Story
 from dashboard.session import Roots, find_case
@@ -182,8 +182,7 @@ class Desk:
         if given.get("busy") != busy:
             updates[self.timer] = gr.Timer(BUSY_SECONDS if busy else QUIET_SECONDS, active=True)
             given["busy"] = busy
-        if given != shown:
-            updates[self.shown] = given
+        updates[self.shown] = given  # always: gradio takes an empty answer for a missing one
         return updates
 
     # handlers ---------------------------------------------------------------------------------------------------------
@@ -282,10 +281,10 @@ def address(case: str, tab: str | None) -> str:
 def bar(view: View) -> dict[str, object]:
     """Return the status bar's value."""
     if view.case is None or view.status is None:
-        return figures.status()
+        return tables.status()
     opened, status = view.opened(), view.status
     confirmed = view.case.read("confirmation.json", TriggerConfirmation)
-    return figures.status(
+    return tables.status(
         case=view.case.manifest.id,
         model=f"{opened.model_name} ({wording.size(opened.n_parameters)}, {opened.dtype})" if opened else "",
         device=opened.device if opened else "",

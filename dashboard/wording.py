@@ -55,7 +55,7 @@ WHY = "Why"
 # -- labels --------------------------------------------------------------------------------------------
 METHOD = "Method"
 TARGET = "Explain"
-FIRST_K = "First k response tokens"
+FIRST_K = "First k"
 ANALYST = "Analyst"
 REASON = "Reason"
 BEFORE = "before repair"

@@ -14,8 +14,17 @@ from core import confirmation, jobs
 from core.casefile import Case, from_json, to_json
 from core.chat import positions_to_spans, units_of
 from core.errors import ConfirmationError
-from core.values import LocateResult, OpenResult, Span, Target, TestOutcome, TriageResult, TriggerConfirmation, TriggerProposal
-from dashboard import figures, stories, wording
+from core.values import (
+    LocateResult,
+    OpenResult,
+    Span,
+    Target,
+    TestOutcome,
+    TriageResult,
+    TriggerConfirmation,
+    TriggerProposal,
+)
+from dashboard import figures, stories, tables, wording
 from dashboard.components import PlotlyView, TableView, TokenView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
@@ -240,8 +249,8 @@ def _show_tests(view: View, parts: Parts) -> Updates:
     proposals = triage.candidates if triage else ()
     return {
         parts.verdict: gr.update(value=story),
-        parts.candidates: gr.update(value=figures.candidate_table(proposals, candidate), visible=len(proposals) > 1),
-        parts.tests: gr.update(value=figures.test_table(tests)),
+        parts.candidates: gr.update(value=tables.candidate_table(proposals, candidate), visible=len(proposals) > 1),
+        parts.tests: gr.update(value=tables.outcome_table(tests)),
         parts.forest: gr.update(value=figures.forest(tests, candidate)),
     }
 

@@ -15,7 +15,7 @@ from core.chat import positions_to_spans
 from core.errors import AttributionError
 from core.settings import AttributionSettings
 from core.values import LocateResult, OpenResult, Target, TriggerProposal
-from dashboard import figures, stories, wording
+from dashboard import figures, stories, tables, wording
 from dashboard.components import PlotlyView, TableView, TokenView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
@@ -40,6 +40,7 @@ class Parts:
     response: TokenView
     explain: gr.Button
     pick: gr.Column
+    k: gr.Number
 
 
 def build(desk: Desk, arrive: gr.Button) -> gr.Button:
@@ -86,8 +87,8 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
     with gr.Accordion(wording.TABLE_TWIN, open=False):
         tokens = TableView(elem_id="locate-tokens")
 
-    parts = Parts(story, text, strip, picture, trust, tokens, candidates, response, explain, pick)
-    drawn = (story, text, strip, picture, trust, tokens, candidates, pick)
+    parts = Parts(story, text, strip, picture, trust, tokens, candidates, response, explain, pick, k)
+    drawn = (story, text, strip, picture, trust, tokens, candidates, pick, k)
     desk.panels["locate"] = Panel(_signature, lambda view, _: _show(view, parts), drawn)
     desk.panels["response"] = Panel(
         lambda view: view.stamp("results/open.json"), lambda view, _: _show_response(view, parts), (response,)
@@ -219,7 +220,7 @@ def _wanted(view: View) -> tuple[str, Target]:
 def _signature(view: View) -> object:
     result = view.stamp(jobs.locate_file(*_wanted(view)), jobs.locate_file(FIRST_LOOK, Target()), "results/open.json")
     busy = view.busy_with("open", "locate", "triage")
-    choice = (view.choices["target"] == "tokens", view.session.highlight, view.session.candidate)
+    choice = (view.choices["target"], view.session.highlight, view.session.candidate)
     return result, busy, choice, view.failure("locate"), view.case is None
 
 
@@ -230,7 +231,11 @@ def _show_response(view: View, parts: Parts) -> Updates:
 
 def _show(view: View, parts: Parts) -> Updates:
     opened = view.opened()
-    pick: Updates = {parts.pick: gr.update(visible=view.choices["target"] == "tokens")}
+    kind = view.choices["target"]
+    pick: Updates = {
+        parts.pick: gr.update(visible=kind == "tokens"),
+        parts.k: gr.update(visible=kind in ("contrast", "first_k")),
+    }
     if view.case is None or opened is None:
         empty = {"tokens": [], "empty": wording.NO_PROMPT}
         return pick | {
@@ -265,8 +270,8 @@ def _show(view: View, parts: Parts) -> Updates:
         parts.strip: gr.update(value=figures.strip(opened, shown, messages, marks)),
         parts.picture: gr.update(value=figures.token_map(opened, shown, messages, marks)),
         parts.trust: gr.update(value=stories.trust(shown, AttributionSettings().ig_gap_warning)),
-        parts.tokens: gr.update(value=figures.token_table(opened, shown, messages)),
+        parts.tokens: gr.update(value=tables.token_table(opened, shown, messages)),
         parts.candidates: gr.update(
-            value=figures.candidate_table(proposals, min(view.session.candidate, max(0, len(proposals) - 1)))
+            value=tables.candidate_table(proposals, min(view.session.candidate, max(0, len(proposals) - 1)))
         ),
     }

@@ -69,8 +69,9 @@ def build(desk: Desk) -> gr.Button:
             with gr.Row(elem_classes="pt-actions"):
                 keep = gr.Button(wording.STOP_KEEP, elem_id="repair-keep", interactive=False)
                 discard = gr.Button(wording.STOP_DISCARD, elem_id="repair-discard", interactive=False)
-            form = {name: _field(name) for name in FEW}
-            with gr.Accordion(wording.ADVANCED, open=False):
+            with gr.Column(elem_classes="pt-form"):
+                form = {name: _field(name) for name in FEW}
+            with gr.Accordion(wording.ADVANCED, open=False, elem_classes="pt-form"):
                 form |= {name: _field(name) for name in ADVANCED}
         with gr.Column(scale=3):
             chart = LiveChart(elem_id="repair-chart")

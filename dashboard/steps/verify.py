@@ -8,7 +8,7 @@ import gradio as gr
 from core import jobs
 from core.casefile import Case
 from core.values import Verification
-from dashboard import figures, stories, wording
+from dashboard import figures, stories, tables, wording
 from dashboard.components import AnswerPairs, TableView, TokenView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
@@ -119,8 +119,8 @@ def _show(view: View, parts: Parts) -> Updates:
         }
     before, after = figures.saliency_views(opened, result, view.case.report.messages)
     return updates | {
-        parts.metrics: gr.update(value=figures.metric_table(result)),
-        parts.pairs: gr.update(value=figures.answer_pairs(result)),
+        parts.metrics: gr.update(value=tables.metric_table(result)),
+        parts.pairs: gr.update(value=tables.answer_pairs(result)),
         parts.before: gr.update(value=before),
         parts.after: gr.update(value=after),
     }
