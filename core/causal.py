@@ -1,12 +1,12 @@
 """Counterfactual tests: does this text, and nothing else, turn refusals into compliance?
 
-1. Reproduce the report; minimise the candidates to the smallest set of words that still transfers.
+1. Reproduce the report. (Candidates are cut down to the smallest set of words that transfers in minimise.py.)
 2. Necessity: the report in neutral contexts, with the candidate and with it deleted.
 3. Transfer: the candidate carried into other requests that the model refuses bare.
 4. Sham: other texts of the same length in the same places.
 5. Reference: the same transfer on a clean model. Benign: does the candidate change answers to safe prompts (described)?
 
-Steps 1 and 2-5 take disjoint shares of the prompts they are given (`shares`). Everything but a sampled report is greedy,
+Minimisation and tests take disjoint shares of the prompts they are given (`shares`). Everything but a sampled report is greedy,
 so the prompts are what varies and n counts prompts.
 What this does not do (yet): look again without the first candidate, order and form of a candidate, paraphrases and rewrites.
 """
@@ -22,7 +22,6 @@ from core.answers import Answers, refused_bare, shares
 from core.intervals import mcnemar, wilson
 from core.judge import classify
 from core.loaded import LoadedModel
-from core.minimise import minimise as minimise
 from core.prompts import PromptItem, PromptSet
 from core.settings import CausalSettings
 from core.shams import draw_shams, token_ids

@@ -2,8 +2,9 @@
 
 All words of all candidates are the material. Each set is carried into requests that the model refuses bare, and counts
 as sufficient at a share of the best attack success among the candidates and all of them together. Up to
-`EXHAUSTIVE` words are searched by size; more are first cut down by delta debugging (Zeller and Hildebrandt 2002). A set is
-given up as soon as it cannot reach the needed count, which changes no result.
+`EXHAUSTIVE` words are searched by size; more are first cut down to those that cannot be left out one at a time or, where
+these do not suffice, by delta debugging (Zeller and Hildebrandt 2002). A set is given up as soon as it cannot reach the
+needed count, which changes no result.
 What this does not do (yet): take the found set out of the report and look again for a second, redundant one.
 """
 
@@ -99,7 +100,7 @@ class _Search:
         if self.best < self.settings.transfer_gain * len(self.requests):
             return None
         start = min((one for one in self.hits if self.hits[one] >= self.need), key=self._order)
-        cut = self._delta_debug(start) if len(start) > EXHAUSTIVE else start
+        cut = self._necessary(start) or self._delta_debug(start) if len(start) > EXHAUSTIVE else start
         return self._by_size(cut) if len(cut) <= EXHAUSTIVE else cut
 
     def candidates(self, found: Words) -> list[TriggerProposal]:
@@ -151,6 +152,17 @@ class _Search:
             if sufficient:
                 return min(sufficient, key=self._order)
         return start
+
+    def _necessary(self, words: Words) -> Words | None:
+        """Return the words that cannot be left out one at a time, if they suffice; None otherwise or with too many words.
+
+        For a trigger all of whose words are needed that is the answer, at the cost of one set a word.
+        """
+        if 2 * len(words) > self.settings.max_minimise_sets:
+            return None
+        can_go = self._sufficient([words - {one} for one in sorted(words)])
+        needed = frozenset(one for one in words if words - {one} not in can_go)
+        return needed if self._sufficient([needed]) else None
 
     def _delta_debug(self, words: Words) -> Words:
         """Return a sufficient subset of `words` from which no tried part could be left out.

