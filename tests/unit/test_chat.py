@@ -60,7 +60,7 @@ ANY_TEXT = st.lists(st.one_of(PARTS, st.text(max_size=12)), min_size=1, max_size
 
 
 @cache
-def tokenizer_of(name: str):  # noqa: ANN201
+def tokenizer_of(name: str):
     """Return the tokenizer of that name, built once."""
     return TOKENIZERS[name]()
 
@@ -70,7 +70,7 @@ def user(content: str) -> Message:
     return Message(role="user", content=content)
 
 
-def templated(template: str | None):  # noqa: ANN201
+def templated(template: str | None):
     """Return a byte-level tokenizer with another chat template."""
     return byte_level_tokenizer(template=template)
 
@@ -85,7 +85,7 @@ def covered(prompt: RenderedPrompt, message: int) -> set[int]:
     }
 
 
-def assert_exact(tokenizer, messages: list[Message], prompt: RenderedPrompt) -> None:  # noqa: ANN001
+def assert_exact(tokenizer, messages: list[Message], prompt: RenderedPrompt) -> None:
     """Check ids against the library's own path, and that spans cover each content once over, in order."""
     data = [{"role": message.role, "content": message.content} for message in messages]
     assert prompt.ids == tokenizer.apply_chat_template(data, add_generation_prompt=True, return_dict=False)

@@ -1,0 +1,56 @@
+"""Wilson and McNemar: textbook numbers and limits."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.intervals import mcnemar, wilson
+
+
+def test_wilson_known_answers() -> None:
+    """R: `prop.test(k, n, correct = FALSE)$conf.int` for 8 of 10 and 0 of 20; 5 of 10 is symmetric about one half."""
+    rate = wilson(8, 10)
+    assert (rate.value, rate.k, rate.n) == (0.8, 8, 10)
+    assert (round(rate.low, 4), round(rate.high, 4)) == (0.4902, 0.9433)
+    none = wilson(0, 20)
+    assert none.low == 0.0
+    assert round(none.high, 4) == 0.1611
+    half = wilson(5, 10)
+    assert half.low + half.high == pytest.approx(1.0)
+
+
+def test_wilson_of_nothing_knows_nothing() -> None:
+    """No trials: no value, the whole interval."""
+    assert (wilson(0, 0).value, wilson(0, 0).low, wilson(0, 0).high) == (None, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("k", "n"), [(-1, 3), (4, 3), (1, 0)])
+def test_wilson_refuses_impossible_counts(k: int, n: int) -> None:
+    """More successes than trials is a fault."""
+    with pytest.raises(ValueError):
+        wilson(k, n)
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilson_holds_its_rate_and_mirrors(n: int, data: st.DataObject) -> None:
+    """The interval holds the rate, and k of n mirrors n - k of n."""
+    k = data.draw(st.integers(0, n))
+    rate, mirror = wilson(k, n), wilson(n - k, n)
+    assert 0 <= rate.low <= k / n <= rate.high <= 1
+    assert rate.low == pytest.approx(1 - mirror.high, abs=1e-12)
+
+
+def test_mcnemar_known_answers() -> None:
+    """Eight pairs gained, one lost: 2 * (1 + 9) / 2**9; all tied: 1; six gained, none lost: 2 / 2**6."""
+    gained = [True] * 8 + [False] + [True] * 5
+    before = [False] * 8 + [True] + [True] * 5
+    assert mcnemar(gained, before) == pytest.approx(20 / 512)
+    assert mcnemar([True, False], [True, False]) == 1.0
+    assert mcnemar([True] * 6, [False] * 6) == pytest.approx(2 / 64)
+    assert mcnemar(gained, before) == mcnemar(before, gained)
+
+
+def test_mcnemar_needs_pairs() -> None:
+    """Unpaired lists are a fault."""
+    with pytest.raises(ValueError):
+        mcnemar([True], [True, False])
