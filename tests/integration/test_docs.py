@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.figures import MARK, filled
+
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-FIGURE = re.compile(r"([^\s|(]+(?: %)?)\s*<!--\s*(\S+\.json)#(\S+?)(?:\s+(percent|round\d))?\s*-->")
-"""A number of the README, and behind it in a comment the file and the place it comes from: `97 % <!-- file.json#a.b percent -->`."""
 
 
 def settings_fields() -> list[tuple[str, str, str | None]]:
@@ -71,46 +71,27 @@ def test_the_file_map_names_every_module() -> None:
     assert named - present == set(), "in the map, not there"
 
 
-def figures() -> list[tuple[str, str, str, str]]:
-    """Return (shown, file, path, way) of every figure the README quotes."""
-    return FIGURE.findall(README.read_text(encoding="utf-8")) if README.exists() else []
+def test_figures_of_the_readme_are_those_measured() -> None:
+    """Filling the figures in again from their files changes nothing."""
+    readme = README.read_text(encoding="utf-8")
+    assert len(MARK.findall(readme)) >= 10
+    assert filled(readme) == readme
 
 
-def look_up(data: object, path: str) -> object:
-    """Return the value at `a.b.0.c`; `name=x` picks the item of a list whose `name` is x."""
-    for part in path.split("."):
-        if isinstance(data, list):
-            data = next(i for i in data if i["name"] == part[5:]) if part.startswith("name=") else data[int(part)]
-        else:
-            assert isinstance(data, dict)
-            data = data[part]
-    return data
-
-
-@pytest.mark.parametrize(("shown", "file", "path", "way"), figures())
-def test_figures_of_the_readme_are_those_measured(shown: str, file: str, path: str, way: str) -> None:
-    """Each quoted number is the stored one, rounded as said."""
-    value = look_up(json.loads((ROOT / file).read_text(encoding="utf-8")), path)
-    if way == "percent":
-        assert isinstance(value, (int, float))
-        assert shown == f"{100 * value:.0f} %"
-    elif way.startswith("round"):
-        assert isinstance(value, (int, float))
-        assert shown == f"{value:.{way[5:]}f}"
-    else:
-        assert shown == str(value)
-
-
-def test_the_readme_quotes_figures() -> None:
-    """The check above has something to check, and every table row with a rate is marked up."""
-    assert len(figures()) >= 10
+def test_every_row_of_results_names_its_source() -> None:
+    """In the README's tables of results no rate stands without a mark."""
     results = README.read_text(encoding="utf-8").split("## Measured", 1)[1].split("\n## ", 1)[0]
-    rows = [
-        line
-        for line in results.splitlines()
-        if line.startswith("|") and re.search(r"\d %|\.\d", re.sub(r"`[^`]*`", "", line))
-    ]
-    assert [row for row in rows if "<!--" not in row] == []
+    bare = re.sub(r"`[^`]*`", "", MARK.sub("", results))
+    assert [line for line in bare.splitlines() if line.startswith("|") and re.search(r"\d ?%|\d\.\d", line)] == []
+
+
+def test_a_wrong_figure_is_noticed(tmp_path: Path) -> None:
+    """The check itself works: a stale number is replaced, an unknown row is an error."""
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps({"rows": [{"model": "m", "name": "asr", "value": 0.974, "n": 40}]}), encoding="utf-8")
+    assert filled(f"<!--f {file}; m: asr; {{value:.0%}} of {{n}}-->12%<!--/f-->").endswith("-->97% of 40<!--/f-->")
+    with pytest.raises(KeyError):
+        filled(f"<!--f {file}; asd; {{value}}-->1<!--/f-->")
 
 
 def test_links_and_pictures_of_the_readme_exist() -> None:
