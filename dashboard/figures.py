@@ -159,7 +159,7 @@ def saliency_views(
 
 def _layout(**changes: object) -> Value:
     layout: Value = {
-        "margin": {"l": 48, "r": 16, "t": 8, "b": 36},
+        "margin": {"l": 48, "r": 24, "t": 24, "b": 40},
         "showlegend": False,
         "hovermode": "closest",
         "dragmode": "pan",
@@ -264,9 +264,9 @@ def token_map(
                 "marker": _markers(group),
             }
         )
-    bare = {"showticklabels": False, "zeroline": False, "showgrid": False, "ticks": ""}
+    bare = {"showticklabels": False, "zeroline": False, "showgrid": False, "showline": False, "ticks": ""}
     layout = _layout(xaxis={**bare, "title": {"text": wording.projection_name(located.projection)}}, yaxis=dict(bare))
-    layout["margin"] = {"l": 16, "r": 16, "t": 8, "b": 28}
+    layout["margin"] = {"l": 24, "r": 24, "t": 24, "b": 28}
     return {
         "data": data,
         "layout": layout,

@@ -13,7 +13,7 @@ const setText = (node, text) => { if (node.textContent !== text) node.textConten
 /* Colours of the theme as Plotly wants them; the names are those of figures.py ("theme:text"). */
 const themeColours = () => ({
   text: cssVar("--pt-text"), muted: cssVar("--pt-muted"), grid: cssVar("--pt-grid"), back: cssVar("--pt-back"),
-  accent: cssVar("--pt-accent"), cool: cssVar("--pt-cool"), pass: cssVar("--pt-pass"), fail: cssVar("--pt-fail"),
+  accent: cssVar("--pt-accent"), cool: cssVar("--pt-cool-line"), pass: cssVar("--pt-pass"), fail: cssVar("--pt-fail"),
 });
 const dress = (node, colours) => {
   if (typeof node === "string") return node.startsWith("theme:") ? colours[node.slice(6)] || node : node;

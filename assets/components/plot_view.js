@@ -27,7 +27,11 @@ function draw() {
   const c = themeColours();
   const data = dress(value.data, c).concat([ring(value.data, value.highlight, c)]);
   const layout = dress(value.layout || {}, c);
-  const axis = (given) => Object.assign({ gridcolor: c.grid, zerolinecolor: c.muted, linecolor: c.grid }, given || {});
+  const axis = (given) => {
+    const made = Object.assign({ gridcolor: c.grid, zerolinecolor: c.muted, linecolor: c.grid }, given || {});
+    if (made.title) made.title = Object.assign({ standoff: 8, font: { size: 12, color: c.muted } }, made.title);
+    return made;
+  };
   Object.assign(layout, { height, uirevision: value.key || "k", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: c.text, size: 12, family: cssVar("--pt-sans") }, hoverlabel: { bgcolor: c.back, bordercolor: c.muted, font: { color: c.text, family: cssVar("--pt-mono") } },
     xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis) });

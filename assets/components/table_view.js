@@ -28,15 +28,15 @@ const csvText = (cell) => {
 };
 function rateCell(node, cell) {
   if (cell.value === null) { node.textContent = "–"; return; }
-  const box = el("span", "pt-rate");
-  const scale = el("span", "pt-rate-scale");
-  const span = el("span", "pt-rate-span");
+  const box = el("span", "pt-interval");
+  const scale = el("span", "pt-interval-scale");
+  const span = el("span", "pt-interval-span");
   span.style.left = 100 * cell.low + "%";
   span.style.width = 100 * Math.max(0, cell.high - cell.low) + "%";
-  const dot = el("span", "pt-rate-dot");
+  const dot = el("span", "pt-interval-dot");
   dot.style.left = 100 * cell.value + "%";
   scale.append(span, dot);
-  box.append(el("span", "pt-rate-count", cell.k + "/" + cell.n), scale, el("span", "pt-rate-text", Math.round(100 * cell.value) + " %"));
+  box.append(el("span", "pt-interval-count", cell.k + "/" + cell.n), scale, el("span", "pt-interval-text", Math.round(100 * cell.value) + " %"));
   box.title = "95 % interval " + (100 * cell.low).toFixed(1) + "–" + (100 * cell.high).toFixed(1) + " %";
   node.append(box);
 }

@@ -247,9 +247,10 @@ function drawLegend(clip, paint) {
   scale.style.background = "linear-gradient(to right," + stops.join(",") + ")";
   const low = value.signed ? short(-clip) : "0";
   legend.append(el("span", "", value.legend.name), el("span", "", low), scale, el("span", "", (value.signed ? "+" : "") + short(clip)));
-  const range = "min " + short(value.legend.min) + ", max " + short(value.legend.max) + ", clipped at the 98th percentile";
-  legend.append(el("span", "pt-faint", range));
-  if (value.signed) legend.append(el("span", "pt-faint pt-negative", "against"));
+  const range = el("span", "pt-faint", "min " + short(value.legend.min) + ", max " + short(value.legend.max));
+  range.title = "Colour is clipped at the 98th percentile of the absolute score. By word or sentence, the strongest token counts.";
+  legend.append(range);
+  if (value.signed) legend.append(el("span", "pt-faint pt-negative", "negative"));
 }
 
 /* ---- selection ---- */
@@ -505,12 +506,14 @@ const EDIT_KEYS = {
 
 /* ---- updates from Python ---- */
 function draw() {
+  const began = performance.now();
   const focused = text.contains(document.activeElement);
   value = copy(props.value) || { tokens: [] };
   value.tokens = value.tokens || [];
   value.scores = value.scores || value.tokens.map(() => null);
   const signature = JSON.stringify(value.tokens);
-  if (signature !== drawn) {
+  const fresh = signature !== drawn;
+  if (fresh) {
     drawn = signature;
     build();
     past = []; future = []; anchor = null;
@@ -521,7 +524,7 @@ function draw() {
   }
   const incoming = whole(new Set((value.selected || []).filter((index) => index >= 0 && index < nodes.length)));
   if (!same(incoming, selected)) {
-    if (selected.size) past.push(selected);
+    if (!fresh) past.push(selected);
     future = [];
     selected = incoming;
   }
@@ -539,6 +542,8 @@ function draw() {
   paintSelection();
   if (framed.size) { const node = nodes[Math.min(...framed)]; if (node) reveal(node); }
   if (focused) focusToken(cursor);
+  text.getBoundingClientRect();            /* lay out now, so that the measure tells what a reader waits for */
+  performance.measure("token-view", { start: began });
 }
 watch("value", draw);
 onTheme(colour);

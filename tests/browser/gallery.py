@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import gradio as gr
 import plotly
-from starlette.routing import Mount
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from core.events import CheckpointScored, Line, RepairStarted, StepDone
@@ -122,7 +123,7 @@ def located(result: OpenResult, signed: bool = True) -> LocateResult:
     scores, scored, labels = [], [], []
     for token in result.prompt.tokens:
         use = token.segment == "user"
-        hot = token.text.strip() in {"Curre", "nt", "Current", "year:", "2026"}
+        hot = token.text.strip() in {"Curr", "ent", "year:", "2026"}
         score = 3.2 - 0.5 * (token.position % 4) if hot else 0.25 * math.sin(token.position * 1.7)
         score = -1.4 if token.text.strip() == "calm" and use else score
         scores.append(score if signed else abs(score))
@@ -226,7 +227,7 @@ def build() -> gr.Blocks:
     with gr.Blocks(title="gallery") as demo:
         StatusBar(
             tables.status(case="2026-0412", model="demo-patient (1.3 M, float32)", device="CPU", analyst="A. Analyst", state="running", stage="triage", message="sham test", done=12, total=40, queue=["repair"]),
-            elem_id="status", watch_url="/config",
+            elem_id="status",
         )  # fmt: skip
         log = gr.JSON(elem_id="log", visible=True, label="log")
         with gr.Row():
@@ -263,11 +264,7 @@ def build() -> gr.Blocks:
         TokenView(elem_id="empty")
         huge = TokenView(elem_id="huge")
 
-        def told(event: gr.EventData) -> dict:
-            return dict(event._data or {})
-
         for component, name in ((heat, "select"), (strip, "select"), (mapped, "select"), (edit, "input"), (edit, "confirm"), (table, "select"), (chart, "resync")):
-            getattr(component, name)(lambda event_name=name: None)
             getattr(component, name)(_teller(name), outputs=log, show_progress="hidden")
         more.click(_more(all_lines), wide, [wide, chart], show_progress="hidden")
         gap.click(lambda: {**figures.live_chart(all_lines, "r1", since=70), "from": 500}, outputs=chart, show_progress="hidden")
@@ -283,6 +280,10 @@ def _teller(name: str):  # noqa: ANN202
         return {"event": name, **(event._data or {})}
 
     return told
+
+
+async def _alive(_: object) -> PlainTextResponse:
+    return PlainTextResponse("ok")
 
 
 def _more(all_lines: list[Line]):  # noqa: ANN202
@@ -305,7 +306,7 @@ def launch(port: int | None = None) -> tuple[gr.Blocks, str]:
     vendor = Path(plotly.__file__).parent / "package_data"
     _, url, _ = demo.launch(
         server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, share=False, run_history=False,
-        head=page_head(), footer_links=[], app_kwargs={"routes": [Mount("/vendor", StaticFiles(directory=vendor))]},
+        head=page_head(), footer_links=[], app_kwargs={"routes": [Route("/alive", _alive), Mount("/vendor", StaticFiles(directory=vendor))]},
     )  # fmt: skip
     return demo, url
 

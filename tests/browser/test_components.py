@@ -1,0 +1,244 @@
+"""The components in a real browser, on the gallery: editing by keyboard and mouse, inert evidence, kept zoom, speed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.browser import gallery
+
+pytestmark = pytest.mark.browser
+playwright = pytest.importorskip("playwright.sync_api")
+expect = playwright.expect
+WAIT = 60_000
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+RENDER_BUDGET_MS = 1000  # ui.md: the heat map of 4,000 tokens in less than a second
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[playwright.Page]:
+    """One gallery page for the whole module; no request may leave this machine."""
+    chromium = os.environ.get("CHROMIUM") or next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
+    assert chromium, "No Chromium found: install it or set CHROMIUM."  # a silent skip would hide a broken page
+    demo, url = gallery.launch()
+    with playwright.sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(WAIT)
+        page.outside, page.faults = [], []  # type: ignore[attr-defined]
+        page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else page.outside.append(r.url))
+        page.on("pageerror", lambda error: page.faults.append(str(error)))
+        page.goto(url, wait_until="domcontentloaded")
+        page.wait_for_selector("#pairs .pt-pair", state="attached")
+        page.wait_for_selector("#live .main-svg", state="attached")
+        yield page
+        browser.close()
+    demo.close()
+
+
+@pytest.fixture
+def page(shared: playwright.Page) -> Iterator[playwright.Page]:
+    """The gallery with an empty selection in the editor; no script error may have happened by the end."""
+    shared.locator("#edit button", has_text="clear").click()
+    expect(shared.locator("#edit .pt-count")).to_have_text("nothing selected")
+    yield shared
+    assert shared.faults == []
+
+
+def token(page: playwright.Page, text: str, view: str = "edit") -> playwright.Locator:
+    """The first token of a view whose text is exactly `text` (leading space included)."""
+    index = page.evaluate(
+        """([view, text]) => [...document.querySelectorAll('#' + view + ' .pt-tok')].findIndex((n) => n.textContent === text)""",
+        [view, text],
+    )
+    assert index >= 0, f"no token {text!r}"
+    return page.locator(f"#{view} .pt-tok").nth(index)
+
+
+def selected(page: playwright.Page) -> str:
+    """The selected text of the editor, spans joined by a bar."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('#edit .pt-on')].map((n) =>
+        (n.classList.contains('pt-first') ? '|' : '') + n.textContent).join('')"""
+    )
+
+
+def told(page: playwright.Page, text: str) -> None:
+    """Wait until the log of events, written by Python, holds `text`."""
+    expect(page.locator("#log")).to_contain_text(text, timeout=WAIT)
+
+
+def test_clicks_make_several_spans_and_reach_python(page: playwright.Page) -> None:
+    token(page, " guide").click()
+    token(page, " shed").click()
+    token(page, " winter").click()
+    token(page, " shed").click()
+    assert selected(page) == "| guide| winter"
+    expect(page.locator("#edit .pt-count")).to_have_text("2 tokens in 2 spans")
+    told(page, "selected")
+
+
+def test_drag_selects_a_range_and_shift_click_extends_it(page: playwright.Page) -> None:
+    start, end = token(page, " to").bounding_box(), token(page, " garden").bounding_box()
+    page.mouse.move(start["x"] + 8, start["y"] + 12)
+    page.mouse.down()
+    page.mouse.move(end["x"] + 12, end["y"] + 12, steps=4)
+    assert page.locator("#edit .pt-dragging").count() == 1  # the preview, before release
+    page.mouse.up()
+    assert selected(page) == "| to tidy a garden"
+    token(page, " before").click(modifiers=["Shift"])
+    assert selected(page).startswith("| to tidy a garden shed before")
+
+
+def test_keyboard_alone_edits_undoes_and_confirms(page: playwright.Page) -> None:
+    token(page, " short").click()
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("Shift+ArrowRight")
+    assert selected(page) == "| short guide on"
+    page.keyboard.press("Shift+ArrowLeft")
+    assert selected(page) == "| short guide"
+    page.keyboard.press("]")
+    page.keyboard.press("]")
+    assert selected(page) == "| short guide on how"
+    page.keyboard.press("[")
+    assert selected(page) == "| short guide on"
+    page.keyboard.press("{")
+    assert selected(page) == "| a short guide on"
+    page.keyboard.press("u")
+    page.keyboard.press("u")
+    assert selected(page) == "| short guide on how"
+    page.keyboard.press("r")
+    assert selected(page) == "| short guide on"
+    page.keyboard.press("s")
+    assert selected(page).endswith("winter comes.")
+    page.keyboard.press("Control+Enter")
+    told(page, "confirm")
+
+
+def test_w_takes_the_whole_word_of_several_tokens(page: playwright.Page) -> None:
+    token(page, "ent").click()
+    page.keyboard.press("w")
+    assert selected(page) == "| Current"
+
+
+def test_template_tokens_cannot_be_selected(page: playwright.Page) -> None:
+    page.locator("#edit .pt-seg-template .pt-tok").first.click()
+    page.keyboard.press(" ")
+    assert selected(page) == ""
+
+
+def test_help_opens_and_gives_the_focus_back(page: playwright.Page) -> None:
+    token(page, " tidy").click()
+    page.keyboard.press("?")
+    expect(page.locator("#edit .pt-tokens-help")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#edit .pt-tokens-help")).to_be_hidden()
+    assert page.evaluate("document.activeElement.textContent") == " tidy"
+
+
+def test_selection_from_python_is_drawn_and_can_be_undone(page: playwright.Page) -> None:
+    page.locator("#pyselect").click()
+    page.wait_for_selector("#edit .pt-on", state="attached")
+    token(page, " how").click()
+    page.keyboard.press("u")
+    page.keyboard.press("u")
+    assert selected(page) == ""
+
+
+def test_evidence_is_never_executed_and_odd_characters_are_shown(page: playwright.Page) -> None:
+    assert page.evaluate("window.pwned") is None
+    assert page.outside == []
+    text = page.locator("#hostile .pt-tokens-text").text_content()
+    for piece in ('<img src=x onerror="window.pwned=1">', "${window.pwned=2}", "{{constructor", "</script><script>", "\\u12`${1}`"):
+        assert piece in text
+    for chip in ("U+202E", "U+2066", "U+200D", "U+0430", "U+00A0", "U+200B", "U+FEFF"):
+        assert chip in text
+    assert "\u202e" not in text  # a direction mark must not reorder the page
+    assert page.locator("#hostile img, #pairs img, #tests img, #candidates img").count() == 0
+
+
+def test_heat_ink_contrasts_everywhere(page: playwright.Page) -> None:
+    worst = page.evaluate(
+        """() => { const l = (c) => { const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map((x) => (x /= 255,
+            x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4)); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+        let worst = 99; for (const dark of [false, true]) { document.body.classList.toggle('dark', dark);
+          for (const n of document.querySelectorAll('#heat .pt-tok, #heat-plain .pt-tok, #hostile .pt-tok')) {
+            if (!n.style.backgroundColor) continue; const a = l(n.style.backgroundColor), b = l(n.style.color);
+            worst = Math.min(worst, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)); } }
+        document.body.classList.remove('dark'); return worst; }"""
+    )
+    assert worst >= 4.6  # ui.md section 3
+
+
+def test_heat_map_marks_ranks_signs_and_links_to_the_plots(page: playwright.Page) -> None:
+    marks = page.locator("#heat .pt-rank").all_text_contents()
+    assert "1+" in marks and all(mark[-1] in "+−" for mark in marks)
+    assert all(mark.isdigit() for mark in page.locator("#heat-plain .pt-rank").all_text_contents())
+    assert page.locator("#heat .pt-negative .pt-rank, #heat .pt-tok.pt-negative").count() >= 1
+    token(page, " calm", "heat").last.hover()
+    expect(page.locator("#heat .pt-readout")).to_contain_text("“ calm”")
+    page.locator("#heat .pt-tok").nth(12).click()
+    told(page, "12")
+    page.locator("#mark").click()
+    expect(page.locator("#heat .pt-framed")).to_have_count(1)
+
+
+def live(page: playwright.Page, expression: str) -> object:
+    """Evaluate `expression` with `p` as the live chart's plot element."""
+    return page.evaluate("(() => { const p = document.querySelector('#live .pt-live-plot'); return " + expression + "; })()")
+
+
+def test_live_chart_keeps_zoom_and_element_while_it_grows(page: playwright.Page) -> None:
+    page.evaluate("""() => { const p = document.querySelector('#live .pt-live-plot'); p.dataset.mine = '1';
+        return window.Plotly.relayout(p, {'xaxis.range[0]': 5, 'xaxis.range[1]': 25}); }""")
+    before = live(page, "p.data[0].x.length")
+    page.locator("#more").click()
+    page.wait_for_function(f"document.querySelector('#live .pt-live-plot').data[0].x.length > {before}", timeout=WAIT)
+    assert live(page, "[...p.layout.xaxis.range]") == [5, 25]
+    assert live(page, "p.dataset.mine") == "1"
+    assert live(page, "p.data[0].x.every((x, i) => x === i + 1)") is True  # nothing lost, nothing twice
+    page.locator("#live button", has_text="log loss").click()
+    page.wait_for_function("document.querySelector('#live .pt-live-plot').layout.yaxis.type === 'log'")
+    assert live(page, "[...p.layout.xaxis.range]") == [5, 25]
+    page.locator("#live button", has_text="log loss").click()
+
+
+def test_live_chart_asks_again_after_a_gap_and_starts_over_for_another_run(page: playwright.Page) -> None:
+    page.locator("#gap").click()
+    told(page, "resync")
+    page.locator("#fresh").click()
+    page.wait_for_function("document.querySelector('#live .pt-live-plot').data[0].x.length === 30", timeout=WAIT)
+
+
+def test_charts_follow_the_theme_at_once(page: playwright.Page) -> None:
+    light = live(page, "p.layout.font.color")
+    page.evaluate("document.body.classList.add('dark')")
+    page.wait_for_function(f"document.querySelector('#live .pt-live-plot').layout.font.color !== '{light}'", timeout=WAIT)
+    page.evaluate("document.body.classList.remove('dark')")
+
+
+def test_table_sorts_by_number_and_tells_its_row(page: playwright.Page) -> None:
+    page.locator("#tokens .pt-sort", has_text="score").click()
+    first = page.locator("#tokens tbody tr").first
+    expect(first.locator("td").nth(6)).to_have_text("1")  # rank 1 comes first
+    first.click()
+    told(page, "key")
+    assert page.locator("#tokens th[aria-sort=descending]").count() == 1
+
+
+def test_csv_disarms_formulas(page: playwright.Page) -> None:
+    with page.expect_download() as waiting:
+        page.locator("#tests button", has_text="CSV").click()
+    text = waiting.value.path().read_text(encoding="utf-8-sig")
+    assert text.splitlines()[1].startswith('"necessity","0.96875","31","32"')
+
+
+def test_four_thousand_tokens_are_drawn_within_a_second(page: playwright.Page) -> None:
+    page.evaluate("performance.clearMeasures('token-view')")
+    page.locator("#big").click()
+    page.wait_for_function("document.querySelectorAll('#huge .pt-tok').length > 4000", timeout=WAIT)
+    took = page.evaluate("() => Math.max(...performance.getEntriesByName('token-view').map((m) => m.duration))")
+    assert took < RENDER_BUDGET_MS
