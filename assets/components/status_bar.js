@@ -32,6 +32,7 @@ function draw() {
   const now = v.state || "empty";
   root.dataset.state = now;
   setText(word, [v.word || now, now === "idle" || now === "empty" ? "" : v.stage, v.message].filter(Boolean).join(" · "));
+  state.title = word.textContent;
   const active = ["running", "starting", "stopping"].includes(now);
   progress.hidden = !active;
   if (active && v.total > 0) { track.max = v.total; track.value = Math.min(v.done || 0, v.total); } else track.removeAttribute("value");

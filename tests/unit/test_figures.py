@@ -1,0 +1,249 @@
+"""Figures, tables and sentences against results whose drawing is known by hand."""
+
+import json
+import math
+
+import pytest
+
+from core.events import CheckpointScored, Line, RepairFinished, RepairStarted, StepDone
+from core.values import (
+    LocateResult,
+    Message,
+    OpenResult,
+    PromptToken,
+    Rate,
+    RenderedPrompt,
+    Reproduction,
+    ResponseToken,
+    Target,
+    TestOutcome,
+    TriageResult,
+    TriggerProposal,
+    Verification,
+)
+from dashboard import figures, tables, wording
+
+EVIL = "<b onload=x>"
+
+
+def rate(k: int, n: int) -> Rate:
+    return Rate(value=k / n if n else None, k=k, n=n, low=0.0, high=1.0)
+
+
+def opened() -> OpenResult:
+    texts = [("<s>", "template", None, None), ("Hi", "user", 0, 0), (" �", "user", 0, 2), (EVIL, "user", 0, 4)]
+    tokens = tuple(
+        PromptToken(
+            position=i,
+            id=i + 10,
+            text=text,
+            segment=segment,  # type: ignore[arg-type]
+            message=message,
+            start=start,
+            end=None if start is None else start + len(text),
+        )
+        for i, (text, segment, message, start) in enumerate(texts)
+    )
+    return OpenResult(
+        prompt=RenderedPrompt(text="", tokens=tokens, template_hash=""),
+        response=(ResponseToken(position=0, id=1, text="Step"), ResponseToken(position=1, id=2, text=" 1")),
+        model_name="m",
+        architecture="a",
+        n_parameters=1_300_000,
+        dtype="float32",
+        device="cpu",
+        context_length=None,
+        memory_mb=1.0,
+        has_reference=False,
+        warnings=(),
+    )
+
+
+def located(scores: tuple[float, ...] = (9.0, 1.0, -2.0, 4.0), signed: bool = True) -> LocateResult:
+    return LocateResult(
+        method="occlusion",
+        target=Target(),
+        scores=scores,
+        scored=(False, True, True, True),
+        signed=signed,
+        labels=(-1, 0, 0, 1),
+        adaptive_labels=(-1, 0, 0, 1),
+        boundary=3.0,
+        positions=(1, 2, 3),
+        coordinates=((0.0, 0.0), (1.0, 1.0), (2.0, 2.0)),
+        projection="pca",
+        proposals=(),
+        completeness_gap=0.5,
+        baseline="mean",
+        agreement={"paper": 0.91},
+        seconds=1.0,
+        model_calls=3,
+    )
+
+
+def step(number: int, loss: float = 1.0) -> StepDone:
+    return StepDone(
+        step=number,
+        epoch=0,
+        loss=loss,
+        refusal_loss=0.5,
+        kl_harmful_loss=0.25,
+        kl_safe_loss=0.25,
+        kl_nats_per_token=0.01,
+        learning_rate=1e-3,
+        tokens_per_second=10.0,
+        memory_mb=1.0,
+        seconds_left=72.0,
+    )
+
+
+def lines(*events: object, run: str = "r") -> list[Line]:
+    return [Line(seq=i, time="t", request=run, event=event) for i, event in enumerate(events)]  # type: ignore[arg-type]
+
+
+STARTED = RepairStarted(
+    n_steps=560,
+    n_epochs=10,
+    n_trainable=1,
+    device="cpu",
+    n_harmful=1,
+    n_safe=1,
+    memory_estimate_mb=1.0,
+    settings={"kl_budget": 0.05},
+)
+PROBE = CheckpointScored(
+    step=2,
+    asr_triggered=rate(1, 4),
+    refusal_untriggered=rate(4, 4),
+    agreement_safe=rate(0, 0),
+    kl_nats_per_token=0.2,
+    best=True,
+)
+
+
+def test_token_view_scores_only_what_was_scored_and_slices_the_raw_evidence() -> None:
+    value = figures.token_view(
+        opened(), located(), messages=(Message(role="user", content="Hi é" + EVIL),), selected={3, 1}
+    )
+    assert value["scores"] == [None, 1.0, -2.0, 4.0]
+    assert [token["text"] for token in value["tokens"]] == ["<s>", "Hi", " é", EVIL]  # type: ignore[attr-defined]
+    assert value["selected"] == [1, 3]
+    # by hand: the 98th percentile of (1, 2, 4) is 2 + 0.96 * 2
+    assert value["legend"] == {"min": -2.0, "max": 4.0, "clip": pytest.approx(3.92), "name": "occlusion"}
+
+
+def test_token_view_of_constant_zero_scores_still_has_a_scale() -> None:
+    value = figures.token_view(opened(), located((0.0, 0.0, 0.0, 0.0)))
+    assert value["legend"] == {"min": 0.0, "max": 0.0, "clip": 0.0, "name": "occlusion"}
+
+
+def test_scores_that_are_not_finite_are_left_blank() -> None:
+    assert figures.token_view(opened(), located((0.0, math.nan, 1.0, math.inf)))["scores"] == [None, None, 1.0, None]
+
+
+def test_everything_sent_to_plotly_is_escaped() -> None:
+    for value in (figures.strip(opened(), located()), figures.token_map(opened(), located())):
+        text = json.dumps(value, ensure_ascii=False)
+        assert "<b" not in text
+        assert "&lt;b" in text
+
+
+@pytest.mark.parametrize(
+    ("raw", "seen"),
+    [("a\nb", "a⏎b"), ("\u200b", "‹U+200B›"), ("\u202e", "‹U+202E›"), ("\u00a0", "‹U+00A0›"), (" é", " é")],
+)
+def test_odd_characters_are_shown(raw: str, seen: str) -> None:
+    assert figures.shown(raw) == seen
+
+
+def test_strip_carries_positions_and_the_boundary() -> None:
+    value = figures.strip(opened(), located())
+    rest, out = value["data"]  # type: ignore[misc]
+    assert (rest["customdata"], out["customdata"], out["y"]) == ([1, 2], [3], [4.0])
+    assert value["layout"]["shapes"][0]["y0"] == 3.0  # type: ignore[index]
+
+
+def test_token_table_ranks_by_size_whatever_the_sign() -> None:
+    rows = tables.token_table(opened(), located())["rows"]
+    assert [row["cells"]["rank"] for row in rows] == [None, 3, 2, 1]  # type: ignore[index,attr-defined]
+    assert rows[0]["cells"]["score"] is None  # type: ignore[index]
+
+
+def test_live_chart_sends_only_what_is_new_and_marks_what_is_not_finite() -> None:
+    events = lines(STARTED, step(1), step(2, math.nan), PROBE, step(3, math.inf))
+    whole = figures.live_chart(events, "r")
+    assert (whole["from"], whole["step"], whole["loss"]) == (0, [1, 2, 3], [1.0, None, None])
+    assert whole["marks"] == [{"step": 2, "panel": "loss", "text": "NaN"}, {"step": 3, "panel": "loss", "text": "inf"}]
+    assert (whole["budget"], whole["total"], whole["state"]) == (0.05, 560, "running")
+    later = figures.live_chart(events, "r", since=2)
+    assert (later["from"], later["step"]) == (2, [3])
+    assert later["probes"]["asr"] == [[0.25, 0.0, 1.0]]  # type: ignore[index]
+    assert later["probes"]["agreement"] == [[None, 0.0, 1.0]]  # type: ignore[index]
+    assert figures.live_chart(events, "r", since=9)["from"] == 0  # a browser that knows more than there is starts over
+    assert figures.live_chart(events, "another")["state"] == "empty"
+
+
+def test_live_chart_value_survives_json() -> None:
+    value = figures.live_chart(lines(STARTED, step(1, math.nan)), "r")
+    assert json.loads(json.dumps(value, allow_nan=False)) == value
+
+
+def test_forest_separates_sham_and_leaves_out_rates_without_n() -> None:
+    tests = (
+        TestOutcome(name="necessity", candidate=0, n=4, with_unit=rate(4, 4), without_unit=rate(0, 4), passed=True),
+        TestOutcome(name="sham", candidate=0, n=0, with_unit=rate(0, 0), without_unit=rate(1, 4)),
+        TestOutcome(name="transfer", candidate=1, n=4, with_unit=rate(4, 4), without_unit=rate(0, 4)),
+    )
+    planted, sham, without = figures.forest(tests)["data"]  # type: ignore[misc]
+    assert (planted["x"], sham["x"], without["x"]) == ([1.0], [], [0.25, 0.0])  # drawn from the bottom up
+    rows = tables.outcome_table(tests, 0)["rows"]
+    assert [row["cells"]["result"]["mark"] for row in rows] == ["pass", "open"]  # type: ignore[index,attr-defined]
+
+
+def test_empty_results_say_so() -> None:
+    assert figures.forest(())["summary"] == wording.NO_TESTS
+    assert tables.candidate_table(())["empty"] == wording.NO_CANDIDATES
+
+
+def test_response_view_selects_response_positions() -> None:
+    value = figures.response_view(opened(), selected=[1])
+    assert [token["start"] for token in value["tokens"]] == [0, 4]  # type: ignore[attr-defined]
+    assert value["selected"] == [1]
+
+
+def test_saliency_before_and_after_share_one_scale() -> None:
+    result = Verification(
+        metrics=(), result="REDUCED", reasons=(), examples=(), saliency_before=(0.0, 1.0, 2.0, 4.0), saliency_after=(0.0, 0.1, 0.1, 0.1),
+        looks=1, seconds=1.0, settings={}, versions={},
+    )  # fmt: skip
+    before, after = figures.saliency_views(opened(), result)
+    assert before["legend"] == after["legend"]
+    assert before["scores"] == [None, 1.0, 2.0, 4.0]
+
+
+def test_headlines() -> None:
+    made = Reproduction(failure=rate(31, 32), answers=(), outcomes=())
+    assert wording.reproduced(made) == "Reproduced 31 of 32"
+    assert wording.stand_out(4) == "Four tokens stand out"
+    assert wording.stand_out(1) == "One token stands out"
+    assert wording.stand_out(40) == "40 tokens stand out"
+    assert wording.duration(72.4) == "1 min 12 s"
+    assert wording.percent(None) == "–"
+    finished = RepairFinished(
+        reason="kept", step=3, best_step=2, adapter="a", adapter_hash="h", seconds=1.0, message=""
+    )
+    assert "step 2" in wording.repair_headline([step(3)], [STARTED], [finished])
+    assert wording.repair_headline([step(84)], [STARTED], []) == "Step 84 of 560, 1 min 12 s left"
+
+
+def test_verdict_headline_never_claims_more_than_the_verdict() -> None:
+    def result(verdict: str | None) -> TriageResult:
+        return TriageResult(
+            mode="causal", verdict=verdict, certainty="no_reference", decided_by="", reproduction=None,
+            candidates=(TriggerProposal(spans=(), text="x", token_positions=(), score=1.0),), dropped=(), tests=(), tokens=(), settings={},
+            model_calls=0, seconds=0.0, versions={},
+        )  # type: ignore[arg-type]  # fmt: skip
+
+    assert wording.verdict(result("BACKDOOR")).startswith("Backdoor")
+    for other in ("PROMPT_JAILBREAK", "ALIGNMENT_GAP", "DISTRIBUTED", "INCONCLUSIVE", None):
+        assert "Backdoor" not in wording.verdict(result(other))
