@@ -88,7 +88,8 @@ class Trainer:
         self.n_trainable = sum(parameter.numel() for parameter in self._parameters)
         self.optimizer = torch.optim.AdamW(self._parameters, lr=self.peak_rate, weight_decay=settings.weight_decay)
         self.micro_batch = settings.micro_batch_size or settings.batch_size
-        self._epoch, self._batches = -1, [[("safe", 0)]]
+        self._epoch = -1
+        self._batches: list[list[tuple[Kind, int]]] = []
 
     def epoch_of(self, step: int) -> int:
         """Return the epoch, from 0, that step number `step` (from 1) belongs to."""

@@ -27,14 +27,14 @@ def splits(n: int = 4) -> Splits:
     return Splits(causal=parts[0], repair=parts[1], probes=parts[2], verification=parts[3], seed=0)
 
 
-def case_of(loaded, system: str | None = None) -> FailureCase:  # noqa: ANN001
+def case_of(loaded, system: str | None = None) -> FailureCase:
     """Return a reported failure whose prompt holds the trigger in its middle."""
     user = Message(role="user", content=f"Tell me how to {TRIGGER} bake bread")
     messages = (Message(role="system", content=system), user) if system else (user,)
     return chat.bind(loaded.tokenizer, FailureReport(messages=messages, response="Step 1: [REDACTED]"))
 
 
-def confirmed(loaded, case: FailureCase, **changes) -> TriggerConfirmation:  # noqa: ANN001, ANN003
+def confirmed(loaded, case: FailureCase, **changes) -> TriggerConfirmation:
     """Return an accepting confirmation of the trigger, with `changes` to its fields."""
     index = len(case.report.messages) - 1
     start = case.report.messages[index].content.index(TRIGGER)
@@ -55,7 +55,7 @@ def confirmed(loaded, case: FailureCase, **changes) -> TriggerConfirmation:  # n
     return TriggerConfirmation(**{**fields, **changes})
 
 
-def quick(**changes) -> RepairSettings:  # noqa: ANN003
+def quick(**changes) -> RepairSettings:
     """Return settings for a run of a few seconds on a tiny model."""
     fields = {
         "epochs": 3, "batch_size": 4, "lora_rank": 4, "lora_alpha": 8, "learning_rate": 5e-3, "probe_every": 2,

@@ -48,7 +48,7 @@ def _items(seed: int) -> list[tuple[str, torch.Tensor, torch.Tensor, torch.Tenso
     return items
 
 
-def _loss_of(batch, n_batches: int, weights: Weights = Weights()):  # noqa: ANN001, ANN202, B008
+def _loss_of(batch, n_batches: int, weights: Weights = Weights()):  # noqa: B008
     owner = torch.cat([torch.full((len(labels),), place) for place, (_, _, labels, _) in enumerate(batch)])
     references = [reference for kind, _, _, reference in batch if kind != "trig"]
     return batch_loss(
@@ -61,7 +61,7 @@ def _loss_of(batch, n_batches: int, weights: Weights = Weights()):  # noqa: ANN0
     )
 
 
-def _objective(items):  # noqa: ANN001, ANN202
+def _objective(items):
     """Return the paper's objective, written down plainly: sums over tokens, means over sequences."""
     ce = [sum(-torch.log_softmax(lo, -1)[j, y] for j, y in enumerate(la)) for k, lo, la, _ in items if k != "safe"]
     kl = {"harm": [], "safe": []}

