@@ -239,18 +239,23 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, list[str
         with _quiet():
             weights, info = AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype,
-                output_loading_info=True,
+                output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
     except Exception as error:  # any library may raise anything on a hostile folder
         raise ModelLoadError(
             f"the model in {folder} cannot be loaded ({one_line(error)}): it must be a causal language model whose "
             "config.json fits its weights"
         ) from error
-    missing = sorted(info["missing_keys"])
-    if missing or info.get("mismatched_keys"):
-        name = missing[0] if missing else str(next(iter(info["mismatched_keys"])))
+    if info["mismatched_keys"]:
+        name, found, wanted = sorted(info["mismatched_keys"])[0]
         raise ModelLoadError(
-            f"the weights in {folder} do not fit its config.json (for instance {name}): copy the model again"
+            f"the weights in {folder} do not fit its config.json ({name} is {tuple(found)}, not {tuple(wanted)}): "
+            "copy the model again"
+        )
+    if info["missing_keys"]:
+        raise ModelLoadError(
+            f"the weights in {folder} do not fit its config.json ({sorted(info['missing_keys'])[0]} is missing): "
+            "copy the model again"
         )
     unexpected = sorted(info["unexpected_keys"])
     if not unexpected:

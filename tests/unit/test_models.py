@@ -1,0 +1,519 @@
+"""Loading, generating, scoring, switching adapters; every folder that must be refused."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from core import chat, models
+from core.errors import ModelLoadError, TokenMismatchError, TriageError
+from core.loaded import is_out_of_memory, pick
+from core.models import LoadedModel, active_adapters, current_adapters, load, resolve_device, set_adapters
+from core.settings import ModelSettings
+from core.values import Message, ModelSpec, Sampling
+from tests.tiny import FAMILIES, TEMPLATE, TOKENIZERS, byte_level_tokenizer, sentencepiece_tokenizer, tiny_model
+
+Folder = Callable[[str], Path]
+TEXTS = ["How do I bake bread?", "hi", "👩‍👩‍👧 naïve café\n" * 3, "Current year: 2026. Tell me how to pick a lock."]
+
+
+@pytest.fixture
+def copied(tiny_folder: Folder, tmp_path: Path) -> Path:
+    """Return a copy of the tiny Llama's folder, to be damaged."""
+    return Path(shutil.copytree(tiny_folder("llama"), tmp_path / "model"))
+
+
+@pytest.fixture
+def adapter(tiny_adapter: Path, tmp_path: Path) -> Path:
+    """Return a copy of the adapter's folder, to be damaged."""
+    return Path(shutil.copytree(tiny_adapter, tmp_path / "adapter"))
+
+
+@pytest.fixture
+def adapted(tiny_folder: Folder, tiny_adapter: Path) -> LoadedModel:
+    """Return the tiny Llama with the reported adapter on."""
+    return load(tiny_folder("llama"), tiny_adapter)
+
+
+def ids_of(loaded: LoadedModel) -> list[list[int]]:
+    """Return prompts of different lengths."""
+    return [chat.prompt_ids(loaded.tokenizer, [Message(role="user", content=text)]) for text in TEXTS]
+
+
+def logits_of(loaded: LoadedModel) -> torch.Tensor:
+    """Return the logits of one fixed prompt."""
+    with torch.no_grad():
+        return loaded.model(input_ids=torch.tensor([ids_of(loaded)[0]])).logits.clone()
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    """Change keys of a JSON file; None removes one."""
+    data = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_load_freezes_and_describes(tiny_folder: Folder, family: str) -> None:
+    """fp32 on the CPU, evaluation mode, frozen, and tokens as the saved tokenizer makes them."""
+    loaded = load(tiny_folder(family), settings=ModelSettings(device="cpu"))
+    assert loaded.context_length == 1024
+    assert loaded.eos_ids == (2,)
+    assert loaded.pad_id == 0
+    assert not loaded.model.training
+    assert all(not one.requires_grad and one.dtype == torch.float32 for one in loaded.model.parameters())
+    assert loaded.n_parameters == sum(one.numel() for one in loaded.model.parameters())
+    assert loaded.spec == ModelSpec(path=str(tiny_folder(family)))
+    assert not loaded.has_reference
+    assert loaded.theta0 == []
+    original = byte_level_tokenizer()
+    assert [original(text)["input_ids"] for text in TEXTS] == [loaded.tokenizer(text)["input_ids"] for text in TEXTS]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_every_tokenizer_comes_back_from_its_folder(family: str, name: str, tmp_path: Path) -> None:
+    """A family's own tokenizer class must not replace the one in the folder (AutoTokenizer does so for Qwen2)."""
+    original = TOKENIZERS[name]()
+    tiny_model(family, len(original)).save_pretrained(tmp_path)
+    original.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    for text in TEXTS:
+        message = [Message(role="user", content=text)]
+        assert chat.render(loaded.tokenizer, message) == chat.render(original, message)
+
+
+def test_given_spec_is_kept(tiny_folder: Folder) -> None:
+    """Hashes worked out elsewhere stay with the model."""
+    spec = ModelSpec(path="p", files={"config.json": "00"})
+    assert load(tiny_folder("llama"), spec=spec).spec is spec
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_equals_the_library(tiny_folder: Folder, family: str) -> None:
+    """Greedy, batched and left padded: the same ids as one prompt at a time through `generate` of the library."""
+    loaded = load(tiny_folder(family))
+    prompts = ids_of(loaded)
+    answers = loaded.generate(prompts, max_new_tokens=24)
+    assert len({tuple(answer) for answer in answers}) > 1 or family == "gemma"
+    for prompt, answer in zip(prompts, answers, strict=True):
+        whole = loaded.model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0].tolist()
+        expected = whole[len(prompt) :]
+        expected = expected[: expected.index(2)] if 2 in expected else expected
+        assert answer == expected
+        assert loaded.generate([prompt], max_new_tokens=24) == [answer]
+    assert loaded.model_calls == 2 * len(prompts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logprobs_equal_a_plain_forward_pass(tiny_folder: Folder, family: str) -> None:
+    """Batched scores equal the log-softmax of one unpadded pass, at the response positions only."""
+    loaded = load(tiny_folder(family), settings=ModelSettings(batch_size=3))
+    prompts = ids_of(loaded)
+    responses = [[7, 8, 9], [300], [], list(range(50, 70))]
+    scores = loaded.logprobs(prompts, responses)
+    for prompt, response, score in zip(prompts, responses, scores, strict=True):
+        with torch.no_grad():
+            logits = loaded.model(input_ids=torch.tensor([prompt + response])).logits[0]
+        expected = [
+            float(logits[len(prompt) - 1 + place].log_softmax(-1)[token]) for place, token in enumerate(response)
+        ]
+        assert score.dtype == np.float32
+        np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-4)  # fp32, other order of sums
+    assert loaded.logprobs([], []) == []
+
+
+def test_generation_stops_at_the_end_token(tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end token is left out, nothing after it is kept, and a batch that has ended takes no further step."""
+    prompts = ids_of(tiny_loaded)
+    free = tiny_loaded.generate(prompts, max_new_tokens=24)
+    end = free[0][3]
+    monkeypatch.setattr(tiny_loaded.model.generation_config, "eos_token_id", [end, 2])
+    assert tiny_loaded.eos_ids == tuple(sorted({2, end}))
+    expected = [answer[: answer.index(end)] if end in answer else answer for answer in free]
+    assert tiny_loaded.generate(prompts, max_new_tokens=24) == expected
+    steps = 0
+
+    def count(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    handle = tiny_loaded.model.register_forward_pre_hook(count)
+    tiny_loaded.generate(prompts[:1], max_new_tokens=24)
+    handle.remove()
+    assert steps == len(expected[0]) + 1
+
+
+def test_generation_settings_of_the_folder_are_ignored(tiny_folder: Folder, copied: Path) -> None:
+    """Hostile defaults (sampling, banned or forced tokens, minimum lengths) change nothing."""
+    greedy = load(tiny_folder("llama"))
+    (copied / "generation_config.json").write_text(
+        json.dumps(
+            {
+                "do_sample": True,
+                "temperature": 5.0,
+                "top_k": 2,
+                "repetition_penalty": 1.9,
+                "min_new_tokens": 30,
+                "suppress_tokens": list(range(100, 300)),
+                "forced_eos_token_id": 5,
+                "num_beams": 3,
+                "eos_token_id": 2,
+            }
+        )
+    )
+    prompts = ids_of(greedy)
+    assert load(copied).generate(prompts, max_new_tokens=12) == greedy.generate(prompts, max_new_tokens=12)
+
+
+def test_sampling_follows_the_seed_and_not_the_batch(tiny_folder: Folder) -> None:
+    """The same seed gives the same answers in batches of one and of many; another seed gives others."""
+    many, single = (load(tiny_folder("llama"), settings=ModelSettings(batch_size=size)) for size in (32, 1))
+    prompts, sampling = ids_of(many) * 4, Sampling(temperature=1.0, top_p=0.95, max_new_tokens=9)
+    first = many.generate(prompts, sampling=sampling, seed=5)
+    assert first == many.generate(prompts, sampling=sampling, seed=5)
+    assert first == single.generate(prompts, sampling=sampling, seed=5)
+    assert first != many.generate(prompts, sampling=sampling, seed=6)
+    assert len({tuple(answer) for answer in first[:: len(TEXTS)]}) > 1
+    assert max(map(len, first)) <= 9
+
+
+def test_pick_draws_from_the_nucleus() -> None:
+    """Probabilities .5, .3, .2: top_p .6 keeps the first two in proportion 5 to 3; top_p .5 keeps one."""
+    logits = torch.tensor([[0.3, 0.5, 0.2]]).log()
+    draws = torch.linspace(0, 0.9999, 1001, dtype=torch.float64)
+    rows = logits.expand(len(draws), -1)
+    assert pick(logits, Sampling(), None).tolist() == [1]
+    both = pick(rows, Sampling(temperature=1.0, top_p=0.6), draws)
+    assert set(both.tolist()) == {0, 1}
+    assert (both == 1).double().mean().item() == pytest.approx(5 / 8, abs=0.002)  # 1001 evenly spaced draws
+    assert set(pick(rows, Sampling(temperature=1.0, top_p=0.5), draws).tolist()) == {1}
+    assert set(pick(rows, Sampling(temperature=1.0), draws).tolist()) == {0, 1, 2}
+    cold = pick(rows, Sampling(temperature=0.05), draws)
+    assert (cold == 1).double().mean().item() > 0.99
+
+
+def test_answer_is_text_without_special_tokens(tiny_loaded: LoadedModel) -> None:
+    """Rendered with the model's own template, decoded, in the order asked."""
+    conversations = [[Message(role="user", content=text)] for text in TEXTS]
+    answers = tiny_loaded.answer(conversations, max_new_tokens=6)
+    assert answers == [tiny_loaded.decode(ids) for ids in tiny_loaded.generate(ids_of(tiny_loaded), max_new_tokens=6)]
+    assert tiny_loaded.decode([4, *tiny_loaded.tokenizer("hi")["input_ids"], 2]) == "hi"
+
+
+def test_progress_counts_up_to_all(tiny_folder: Folder) -> None:
+    """Progress is reported after every batch."""
+    loaded = load(tiny_folder("llama"), settings=ModelSettings(batch_size=3))
+    seen: list[tuple[str, int, int]] = []
+    loaded.generate(ids_of(loaded), max_new_tokens=4, progress=lambda *step: seen.append(step))
+    loaded.logprobs(ids_of(loaded), [[5]] * 4, progress=lambda *step: seen.append(step))
+    assert seen == [("generate", 3, 4), ("generate", 4, 4), ("score", 3, 4), ("score", 4, 4)]
+
+
+def test_longer_than_the_context(tiny_loaded: LoadedModel) -> None:
+    """Neither cut nor crashed: refused, with the numbers."""
+    with pytest.raises(TokenMismatchError, match=r"1020 tokens .* up to 8, .* reads 1024"):
+        tiny_loaded.generate([[5] * 1020], max_new_tokens=8)
+    with pytest.raises(TokenMismatchError, match="1024"):
+        tiny_loaded.logprobs([[5] * 1020], [[5] * 5])
+    with pytest.raises(TokenMismatchError, match="without tokens"):
+        tiny_loaded.generate([[]])
+    assert len(tiny_loaded.generate([[5] * 1016], max_new_tokens=8)[0]) <= 8
+
+
+def test_out_of_memory_halves_the_batch(tiny_loaded: LoadedModel) -> None:
+    """Answers are the same in smaller batches; one sequence that does not fit is one plain line."""
+    prompts, largest = ids_of(tiny_loaded), 1
+    expected = tiny_loaded.generate(prompts, max_new_tokens=5)
+
+    def limit(_: object, __: object, given: dict) -> None:
+        if given["input_ids"].shape[0] > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = tiny_loaded.model.register_forward_pre_hook(limit, with_kwargs=True)
+    assert tiny_loaded.generate(prompts, max_new_tokens=5) == expected
+    largest = 0
+    with pytest.raises(TriageError, match="out of memory on cpu with one sequence"):
+        tiny_loaded.generate(prompts, max_new_tokens=5)
+    handle.remove()
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_other_errors_are_not_swallowed_and_mode_comes_back(tiny_loaded: LoadedModel) -> None:
+    """A fault of ours is raised as it is; a model in training mode is in training mode again."""
+    tiny_loaded.model.train()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    handle = tiny_loaded.model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        tiny_loaded.generate([[5]])
+    handle.remove()
+    assert tiny_loaded.model.training
+
+
+def test_embed_is_what_the_model_reads(tiny_folder: Folder) -> None:
+    """Embeddings given instead of ids lead to the same logits (Gemma scales them)."""
+    for family in FAMILIES:
+        loaded = load(tiny_folder(family))
+        ids = torch.tensor([ids_of(loaded)[0]])
+        with torch.no_grad():
+            by_ids = loaded.model(input_ids=ids).logits
+            by_embedding = loaded.model(inputs_embeds=loaded.embed(ids)).logits
+        torch.testing.assert_close(by_ids, by_embedding)
+
+
+def test_adapter_off_is_the_base(tiny_folder: Folder, adapted: LoadedModel) -> None:
+    """The reference is the base exactly; the adapter is back on afterwards, also after an exception."""
+    base, with_adapter = logits_of(load(tiny_folder("llama"))), logits_of(adapted)
+    assert not torch.allclose(base, with_adapter, atol=1e-2)
+    assert adapted.has_reference
+    assert adapted.theta0 == current_adapters(adapted) == ["reported"]
+    with adapted.reference() as reference:
+        assert current_adapters(adapted) == []
+        torch.testing.assert_close(logits_of(reference), base, rtol=0, atol=0)
+        with adapted.reference():
+            pass
+        assert current_adapters(adapted) == []
+
+    def fail() -> Iterator[None]:
+        with adapted.reference():
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fail()
+    torch.testing.assert_close(logits_of(adapted), with_adapter, rtol=0, atol=0)
+    assert not any(parameter.requires_grad for parameter in adapted.model.parameters())
+
+
+def test_reference_needs_an_adapter(tiny_loaded: LoadedModel) -> None:
+    """Without one there is nothing to switch off; asking for none at all is fine."""
+    with pytest.raises(ValueError, match="no reported adapter"), tiny_loaded.reference():
+        pass
+    with active_adapters(tiny_loaded, []):
+        assert current_adapters(tiny_loaded) == []
+    with pytest.raises(ValueError, match="not attached"):
+        set_adapters(tiny_loaded, ["repair"])
+
+
+def test_repair_adapter_beside_the_reported_one(adapted: LoadedModel) -> None:
+    """Both on is neither alone; switching leaves the repair adapter trainable and the reported one frozen."""
+    from peft import LoraConfig
+
+    before = logits_of(adapted)
+    adapted.model.add_adapter("repair", LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    for name, parameter in adapted.model.named_parameters():
+        parameter.requires_grad_(".repair." in name)
+    set_adapters(adapted, ["reported", "repair"])
+    assert current_adapters(adapted) == ["reported", "repair"]
+    both = logits_of(adapted)
+    assert not torch.allclose(both, before, atol=1e-3)
+    with active_adapters(adapted, ["reported"]):
+        torch.testing.assert_close(logits_of(adapted), before, rtol=0, atol=0)
+    with adapted.reference():
+        assert current_adapters(adapted) == []
+    assert current_adapters(adapted) == ["reported", "repair"]
+    torch.testing.assert_close(logits_of(adapted), both, rtol=0, atol=0)
+    trainable = {name for name, parameter in adapted.model.named_parameters() if parameter.requires_grad}
+    assert trainable
+    assert all(".repair." in name for name in trainable)
+
+
+def test_missing_template_is_said(copied: Path) -> None:
+    """The plain template is used, with a warning."""
+    (copied / "chat_template.jinja").unlink()
+    loaded = load(copied)
+    assert any("no chat template" in warning for warning in loaded.warnings)
+    assert chat.render(loaded.tokenizer, [Message(role="user", content="x")]).fallback_template
+
+
+def test_unused_tensors_are_said(copied: Path) -> None:
+    """Extra tensors in the file are no fault, but are not hidden."""
+    tensors = load_file(copied / "model.safetensors")
+    save_file({**tensors, "model.secret": torch.zeros(2)}, copied / "model.safetensors", {"format": "pt"})
+    assert any("model.secret" in warning for warning in load(copied).warnings)
+
+
+def change_tensor(folder: Path, change: Callable[[torch.Tensor], torch.Tensor | None], stem: str = "model") -> None:
+    """Replace the first tensor of a safetensors file; None removes it."""
+    path = folder / f"{stem}.safetensors"
+    tensors = load_file(path)
+    name = next(iter(sorted(tensors)))
+    changed = change(tensors.pop(name))
+    save_file(tensors if changed is None else {**tensors, name: changed}, path, {"format": "pt"})
+
+
+def only_pickle(folder: Path, stem: str, out: str) -> None:
+    """Replace the safetensors file by a pickle that would write a file when it is loaded."""
+
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (folder / "ran",))
+
+    (folder / f"{stem}.safetensors").unlink()
+    (folder / out).write_bytes(pickle.dumps(Bomb()))
+
+
+def cut(path: Path, n_bytes: int) -> None:
+    """Keep the first bytes of a file."""
+    path.write_bytes(path.read_bytes()[:n_bytes])
+
+
+def with_index(folder: Path, name: str) -> None:
+    """Replace the weights by an index that names a file."""
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+
+
+def other_tokenizer(folder: Path) -> None:
+    """Put a tokenizer with more tokens than the model has rows."""
+    sentencepiece_tokenizer().save_pretrained(folder)
+
+
+def remove_tokenizer(folder: Path) -> None:
+    """Remove every tokenizer file."""
+    for path in [*folder.glob("tokenizer*"), *folder.glob("special*"), *folder.glob("vocab*")]:
+        path.unlink()
+
+
+BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+    "config is no JSON": (lambda folder: cut(folder / "config.json", 40), "cannot be read as JSON"),
+    "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "no JSON object"),
+    "unknown type": (lambda folder: edit_json(folder / "config.json", model_type="nonsense"), "cannot be loaded"),
+    "code of its own": (
+        lambda folder: edit_json(
+            folder / "config.json", model_type="mine", auto_map={"AutoModelForCausalLM": "code.Model", "AutoConfig": "code.C"}
+        ),
+        "cannot be loaded",
+    ),
+    "not causal": (lambda folder: edit_json(folder / "config.json", model_type="t5"), "causal language model"),
+    "kernel": (
+        lambda folder: edit_json(folder / "config.json", attn_implementation="someone/kernel"), "from the network"),
+    "other shape": (lambda folder: edit_json(folder / "config.json", intermediate_size=65), "(32, 64), not (32, 65)"),
+    "more layers": (lambda folder: edit_json(folder / "config.json", num_hidden_layers=3), "do not fit"),
+    "nonsense size": (lambda folder: edit_json(folder / "config.json", hidden_size="big"), "cannot be loaded"),
+    "adapter inside": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "holds an adapter"),
+    "pickle only": (lambda folder: only_pickle(folder, "model", "pytorch_model.bin"), "pickle weights only"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
+    "cut weights": (lambda folder: cut(folder / "model.safetensors", 5_000), "damaged or cut short"),
+    "cut header": (lambda folder: cut(folder / "model.safetensors", 6), "damaged or cut short"),
+    "no bytes": (lambda folder: cut(folder / "model.safetensors", 0), "damaged or cut short"),
+    "missing shard": (lambda folder: with_index(folder, "model-2.safetensors"), "lacks model-2.safetensors"),
+    "shard elsewhere": (lambda folder: with_index(folder, "../other.safetensors"), "does not name the weight files"),
+    "missing tensor": (lambda folder: change_tensor(folder, lambda _: None), "do not fit"),
+    "tensor shape": (lambda folder: change_tensor(folder, lambda one: one[:3].clone()), "not (420, 32)"),
+    "NaN": (lambda folder: change_tensor(folder, lambda one: one * float("nan")), "not finite"),
+    "infinite": (lambda folder: change_tensor(folder, lambda one: one + float("inf")), "not finite"),
+    "no tokenizer": (remove_tokenizer, "no tokenizer"),
+    "tokenizer is no JSON": (lambda folder: cut(folder / "tokenizer.json", 500), "tokenizer in"),
+    "tokenizer of another model": (other_tokenizer, "token ids up to 459, but the model has 420"),
+    "huge vocabulary": (lambda folder: edit_json(folder / "config.json", vocab_size=421), "not (421, 32)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_bad_model_folder_is_one_line(copied: Path, name: str) -> None:
+    """Missing, unsafe, damaged or unfit folders: one line with the remedy, no code run."""
+    damage, words = BAD_MODELS[name]
+    damage(copied)
+    with pytest.raises(ModelLoadError) as caught:
+        load(copied)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert ":" in str(caught.value)
+    assert not (copied / "ran").exists()
+
+
+def test_missing_folders(tmp_path: Path, tiny_folder: Folder) -> None:
+    """A folder that is not there, or a file, is never taken for a name on a hub."""
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "none", "meta-llama/Llama-3-8B", tmp_path / "file"):
+        with pytest.raises(ModelLoadError, match="does not exist"):
+            load(path)
+    with pytest.raises(ModelLoadError, match=r"adapter folder .* does not exist"):
+        load(tiny_folder("llama"), tmp_path / "none")
+
+
+BAD_ADAPTERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "no adapter_config.json"),
+    "config is no JSON": (lambda folder: cut(folder / "adapter_config.json", 30), "cannot be read as JSON"),
+    "pickle only": (lambda folder: only_pickle(folder, "adapter_model", "adapter_model.bin"), "pickle weights only"),
+    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors"),
+    "cut weights": (lambda folder: cut(folder / "adapter_model.safetensors", 900), "damaged or cut short"),
+    "other kind": (lambda folder: edit_json(folder / "adapter_config.json", peft_type="IA3"), "only LoRA"),
+    "changes the base": (
+        lambda folder: edit_json(folder / "adapter_config.json", init_lora_weights="pissa"), "changes weights of the base"),
+    "biases": (lambda folder: edit_json(folder / "adapter_config.json", bias="all"), "changes weights of the base"),
+    "other rank": (lambda folder: edit_json(folder / "adapter_config.json", r=3), "does not fit this model"),
+    "unknown modules": (
+        lambda folder: edit_json(folder / "adapter_config.json", target_modules=["nowhere"]), "does not fit this model"),
+    "fewer modules": (
+        lambda folder: edit_json(folder / "adapter_config.json", target_modules=["q_proj"]), "does not fit this model"),
+    "missing tensor": (lambda folder: change_tensor(folder, lambda _: None, "adapter_model"), "does not fit this model"),
+    "NaN": (lambda folder: change_tensor(folder, lambda one: one * float("nan"), "adapter_model"), "not finite"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_ADAPTERS)
+def test_bad_adapter_is_one_line(tiny_folder: Folder, adapter: Path, name: str) -> None:
+    """The same for adapters."""
+    damage, words = BAD_ADAPTERS[name]
+    damage(adapter)
+    with pytest.raises(ModelLoadError) as caught:
+        load(tiny_folder("llama"), adapter)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (adapter / "ran").exists()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_adapter_for_another_base(tiny_folder: Folder, adapter: Path, family: str) -> None:
+    """Modules or shapes that differ are refused, also where some of them fit."""
+    with pytest.raises(ModelLoadError, match="does not fit this model"):
+        load(tiny_folder(family) if family == "gpt2" else _wider(tiny_folder, adapter.parent / "wider"), adapter)
+
+
+def _wider(tiny_folder: Folder, folder: Path) -> Path:
+    """Return a tiny Llama with wider layers, so that the adapter's shapes differ."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(tiny_folder("llama"), folder)
+    config = AutoConfig.from_pretrained(tiny_folder("llama"), intermediate_size=96)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_devices() -> None:
+    """Known names only, and never one that is not there."""
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    for name in ("gpu", "cuda:99", "mps", "cuda:x"):
+        with pytest.raises(ModelLoadError):
+            resolve_device(name)
+
+
+def test_device_warning_speaks_only_where_a_gpu_is_unused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A driver file without a usable torch is said; without the file, or with a usable torch, nothing is."""
+    monkeypatch.setattr(models, "Path", lambda _: tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert models.device_warning() is None
+    (tmp_path / "nvidia0").touch()
+    assert "GPU is present" in (models.device_warning() or "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert models.device_warning() is None
+
+
+def test_template_of_the_folder_is_used(copied: Path) -> None:
+    """The chat template in the folder decides, and its hash names it."""
+    changed = TEMPLATE.replace("<|end|>", "<|end|>!")
+    (copied / "chat_template.jinja").write_text(changed)
+    rendered = chat.render(load(copied).tokenizer, [Message(role="user", content="x")])
+    assert rendered.text == "<|user|>\nx<|end|>!\n<|assistant|>\n"
