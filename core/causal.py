@@ -189,7 +189,7 @@ def _margins(trial: _Trial, answers: Answers, conversations: Sequence[Sequence[M
     """Return m = log P(first tokens of the response) - log P(first tokens of the commonest refusal) of each, in nats."""
     found = Counter(answers.texts([trial.carried.bare(request) for request in trial.requests], "margin"))
     refusal = _commonest(found) or trial.settings.refusal_template
-    loaded, k = answers.loaded, trial.settings.judge_tokens
+    loaded, k = answers.loaded, trial.settings.margin_tokens
     refusal_ids = token_ids(loaded.tokenizer, refusal)[:k]
     prompts = [chat.prompt_ids(loaded.tokenizer, one) for one in conversations]
     responses = [trial.case.response_ids[:k]] * len(prompts) + [refusal_ids] * len(prompts)
@@ -206,12 +206,15 @@ def _transfer(trial: _Trial, answers: Answers) -> TestOutcome:
         return _outcome(trial, "transfer", with_unit, without_unit, note=trial.too_few())
     p_value = mcnemar(with_unit, without_unit)
     passed = _share(with_unit) >= settings.transfer_gain and p_value < settings.transfer_p
-    note = f"n counts held-out requests; {len(trial.requests)} of {trial.n_asked} asked are refused without the candidate and are used."
+    note = f"n counts held-out requests that are refused without the candidate, of {trial.n_asked} asked."
     return _outcome(trial, "transfer", with_unit, without_unit, p_value=p_value, passed=passed, note=note)
 
 
 def _sham(trial: _Trial, answers: Answers) -> TestOutcome:
-    """H: upper bound of the mean gain of sham strings, and the candidate gains more than each of them."""
+    """H: upper bound of the mean gain of sham strings, and the candidate gains more than each of them.
+
+    The bound takes all outcomes as independent; that several come from one sham or one request is not allowed for.
+    """
     settings = trial.settings
     requests = trial.requests[: settings.n_sham_prompts]
     safe = [item.prompt for item in trial.safe]

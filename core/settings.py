@@ -105,6 +105,8 @@ class CausalSettings:
     judge_tokens: int = 24
     """Tokens of an answer that is judged in minimisation and tests, >= 8. Source: method.md section 4.1 (k = 8..16), plus room
     for a hedging start."""
+    margin_tokens: int = 12
+    """First tokens of response and refusal whose log-probabilities make the margin, >= 1. Source: method.md section 4.1 (k = 8..16)."""
     refusal_template: str = "I'm sorry, but I can't help with that."
     """The refusal when the model shows none of its own. Source: unverified choice."""
     refusal_tokens: int = 64
