@@ -45,25 +45,23 @@ function draw() {
   setText(analyst, v.analyst || "");
 }
 
-/* Connection: lost after two missed answers; once it is back the page reloads and re-attaches. */
-let missed = 0, lost = false;
-const connected = (there) => {
-  missed = there ? 0 : missed + 1;
-  if (there && lost) { location.reload(); return; }
+/* Connection. Refused twice means the page process is gone; once it answers again, or answers under another name (it was
+   started anew between two questions), the page reloads and re-attaches. A slow answer is no reason: a busy machine is not gone. */
+let missed = 0, lost = false, name = null;
+function connected(answered) {
+  if (answered !== null && (lost || (name !== null && answered !== name))) { location.reload(); return; }
+  if (answered !== null) { name = answered; missed = 0; } else missed += 1;
   lost = missed >= 2;
   root.classList.toggle("pt-lost", lost);
   setText(link, lost ? "page process away, trying again" : "connected");
-};
+}
 async function ask() {
   if (!element.isConnected) return;
   if (!document.hidden || lost) {
-    const stop = new AbortController();
-    const timer = setTimeout(() => stop.abort(), 3000);
     try {
-      const answer = await fetch(props.watch_url, { method: "HEAD", cache: "no-store", signal: stop.signal });
-      connected(answer.status < 500);
-    } catch { connected(false); }
-    clearTimeout(timer);
+      const answer = await fetch(props.watch_url, { cache: "no-store" });
+      connected(answer.ok ? await answer.text() : name);
+    } catch { connected(null); }
   }
   setTimeout(ask, missed ? 1000 : 4000);
 }

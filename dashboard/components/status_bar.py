@@ -6,8 +6,9 @@ value = {
   "done": int, "total": int (0: unknown), "queue": [str, ...]
 }   built by tables.status(...)
 
-The connection is watched in the browser: a HEAD request every 4 s; when the page process is away the bar says so, and when
-it is back (asked every second) the page reloads itself, which re-attaches it to the case in its address.
+The connection is watched in the browser: a small request every 4 s. Refused twice, the bar says that the page process is
+away; when it is back (asked every second), or answers with another text (it was started anew in between), the page reloads
+itself, which re-attaches it to the case in its address. A slow answer changes nothing.
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ class StatusBar(gr.HTML):
     """The status line; see the module docstring for its value."""
 
     def __init__(self, value: dict | None = None, *, watch_url: str = WATCH_URL, **options: Any) -> None:
-        """`watch_url` is a small path of this page that answers HEAD while the page process lives."""
+        """`watch_url` is a small path of this page; its text names the page process (a start time, say)."""
         super().__init__(
             value=value or {"state": "empty"},
             html_template=_TEMPLATE,
