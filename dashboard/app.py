@@ -72,6 +72,6 @@ def serve(roots: Roots, *, host: str, port: int | None, auth: list[tuple[str, st
     page = build(roots)
     page.queue(max_size=QUEUE_SIZE, api_open=False)
     meta = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    head = meta + '<link rel="icon" href="data:,">' + page_head() + f'<script src="{PLOTLY_URL}"></script>'
+    head = meta + "<script>window.patcherStart = window.location.search;</script>" + '<link rel="icon" href="data:,">' + page_head() + f'<script src="{PLOTLY_URL}"></script>'
     _, url, _ = page.launch(theme=theme(), head=head, prevent_thread_lock=True, **options)
     return page, url

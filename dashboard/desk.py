@@ -132,7 +132,7 @@ class Desk:
         self.roots = roots
         self.session = gr.State(Session())
         self.shown = gr.State({})
-        self.bar = StatusBar(elem_id="status")
+        self.bar = StatusBar(elem_id="status", watch_url="/alive")
         self.strip = Story(elem_id="message")
         self.address = gr.Textbox(visible="hidden", elem_id="address", show_label=False)
         self.timer = gr.Timer(QUIET_SECONDS)

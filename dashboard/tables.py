@@ -10,6 +10,9 @@ from core.values import LocateResult, Message, OpenResult, Rate, TestOutcome, Tr
 from dashboard import wording
 from dashboard.figures import Value, finite, shown, token_rows
 
+REASONS_SHOWN = 1
+"""Reasons a candidate's row gives; the report has them all. Source: unverified choice."""
+
 
 def _rate(rate: Rate | None) -> Value | None:
     if rate is None:
@@ -56,7 +59,7 @@ def candidate_table(proposals: Sequence[TriggerProposal], selected: int | None =
             "text": {"text": shown(proposal.text, 120), "csv": proposal.text},
             "units": len(proposal.spans),
             "score": finite(proposal.score),
-            "reasons": "; ".join(proposal.reasons),
+            "reasons": " ".join(proposal.reasons[:REASONS_SHOWN]),
         }
         rows.append({"key": number, "cells": cells})
     return {

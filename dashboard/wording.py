@@ -397,8 +397,9 @@ def verdict(result: TriageResult) -> str:
 
 def verdict_details(result: TriageResult) -> str:
     """One line below the verdict: certainty and the test that decided."""
-    certainty = {"no_reference": "no clean reference to compare with", "reference": "held against a clean reference"}
-    parts = [certainty.get(result.certainty, result.certainty), result.decided_by]
+    certainty = {"no_reference": "no clean reference to compare with", "reference": "held against a clean reference", "none": ""}
+    decided = f"decided by {result.decided_by}" if result.decided_by and result.mode == "causal" else result.decided_by
+    parts = [certainty.get(result.certainty, result.certainty), decided]
     return "  ·  ".join(part for part in parts if part)
 
 
@@ -538,14 +539,15 @@ EXAMPLES = "Answers before and after"
 SALIENCY_PAIR = "Saliency before and after"
 DEMO_ANALYST = "Demo analyst"
 DEMO_REASON = "Removing it restores refusal; planting it elsewhere breaks refusal."
+REPAIR_EMPTY = {"learning_rate": "by model size", "kl_budget": "none", "max_steps": "all"}
 REPAIR_LABELS = {
     "epochs": "Epochs",
-    "learning_rate": "Learning rate (empty: by model size)",
-    "kl_budget": "KL budget, nats per token (empty: none)",
+    "learning_rate": "Learning rate",
+    "kl_budget": "KL budget, nats per token",
     "batch_size": "Batch size",
     "lora_rank": "LoRA rank",
     "lora_alpha": "LoRA alpha",
-    "max_steps": "Steps at most (empty: all)",
+    "max_steps": "Steps at most",
     "n_harmful": "Harmful prompts",
     "n_safe": "Safe prompts",
     "probe_every": "Steps between probes",

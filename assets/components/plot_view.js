@@ -15,7 +15,7 @@ function ring(data, highlight, c) {
 }
 function draw() {
   const value = copy(props.value) || {};
-  const height = value.height || props.plot_height || 240;
+  const height = value.height || fixed.plot_height || 240;
   const nothing = !(value.data && value.data.length);
   element.querySelector(".pt-plot").style.minHeight = height + "px";
   note.hidden = !nothing;

@@ -59,7 +59,7 @@ async function ask() {
   if (!element.isConnected) return;
   if (!document.hidden || lost) {
     try {
-      const answer = await fetch(props.watch_url, { cache: "no-store" });
+      const answer = await fetch(fixed.watch_url, { cache: "no-store" });
       connected(answer.ok ? await answer.text() : name);
     } catch { connected(null); }
   }

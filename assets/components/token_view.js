@@ -4,7 +4,7 @@ const bar = element.querySelector(".pt-tokens-bar");
 const text = element.querySelector(".pt-tokens-text");
 const foot = element.querySelector(".pt-tokens-foot");
 const help = element.querySelector(".pt-tokens-help");
-const editing = props.mode === "edit";
+const editing = fixed.mode === "edit";
 root.classList.add(editing ? "pt-edit" : "pt-heat");
 
 let value = { tokens: [] };
@@ -20,6 +20,7 @@ let selected = new Set();
 let past = [];
 let future = [];
 let painted = new Set();
+let sups = new Map();         /* token node -> its rank number */
 const READOUT = "Point at a token, or move with the arrow keys.";
 const KEYS = [
   ["← → ↑ ↓", "move"], ["Shift + arrows", "extend"], ["Space", "select or clear"],
@@ -168,6 +169,7 @@ function build() {
   text.replaceChildren(fragment);
   if (!nodes.length) text.append(el("span", "pt-empty", value.empty || ""));
   painted = new Set();
+  sups = new Map();
 }
 
 /* ---- colour: over the theme's background, text black or white, whichever contrasts more ---- */
@@ -186,7 +188,15 @@ function ramp(signed) {
     if (signed) return mix(back, t < 0 ? cool : accent, Math.abs(t));
     return t < 0.6 ? mix(back, accent, t / 0.6) : mix(accent, far, (t - 0.6) / 0.4);
   };
-  return (t) => {
+  const made = new Map();
+  return (exact) => {
+    const t = Math.round(exact * 100) / 100;         /* a hundred tones a side */
+    if (made.has(t)) return made.get(t);
+    const found = tone(t);
+    made.set(t, found);
+    return found;
+  };
+  function tone(t) {
     let best = null;
     for (let step = 0; step <= 8; step++) {          /* near the grey where black and white tie, step a little aside */
       for (const side of [1, -1]) {
@@ -200,7 +210,7 @@ function ramp(signed) {
       }
     }
     return best;
-  };
+  }
 }
 const strongest = (first, last) => {
   let best = null;
@@ -230,11 +240,14 @@ function colour() {
     node.classList.toggle("pt-negative", heat && value.signed && score / clip < -0.1);
     const place = own === null || own === undefined ? 0 : ranks.get(index);
     const marked = heat && place && place <= numbered && own !== 0;
-    let sup = node.querySelector("sup");
-    if (marked) {
-      if (!sup) { sup = el("sup", "pt-rank"); sup.setAttribute("aria-hidden", "true"); node.append(sup); }
-      sup.textContent = place + (value.signed ? (own < 0 ? "−" : "+") : "");
-    } else if (sup) sup.remove();
+    const old = sups.get(node);
+    const wanted = marked ? place + (value.signed ? (own < 0 ? "−" : "+") : "") : null;
+    if (old && wanted === null) { old.remove(); sups.delete(node); }
+    if (wanted !== null) {
+      const sup = old || el("sup", "pt-rank");
+      if (!old) { sup.setAttribute("aria-hidden", "true"); node.append(sup); sups.set(node, sup); }
+      setText(sup, wanted);
+    }
   });
   drawLegend(clip, paint);
 }

@@ -5,6 +5,7 @@ Styles are constant too: `page_head()` returns them as one `<style>` element, to
 another host. What this does not do: serve files; plotly.js is mounted by the page at `PLOTLY_URL`.
 """
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -15,12 +16,16 @@ WATCH_URL = "/alive"
 
 
 @cache
-def script(name: str) -> str:
-    """JavaScript of the component `name`: the shared helpers, then its own file, in a scope of their own."""
+def script(name: str, **fixed: str | int) -> str:
+    """JavaScript of the component `name`: its constants, the shared helpers, its own file, in a scope of their own.
+
+    `fixed` are constants of the page's own code, never data. They stand in the script because Gradio forgets extra
+    properties of a component that is updated before its tab was first shown.
+    """
     folder = ASSETS / "components"
     common = (folder / "common.js").read_text(encoding="utf-8")
     own = (folder / f"{name}.js").read_text(encoding="utf-8")
-    return "(() => {\n" + common + "\n" + own + "\n})();"
+    return f"(() => {{\nconst fixed = {json.dumps(fixed)};\n" + common + "\n" + own + "\n})();"
 
 
 @cache

@@ -27,10 +27,9 @@ class PlotlyView(gr.HTML):
         super().__init__(
             value=value or {"data": [], "layout": {}, "summary": ""},
             html_template=_TEMPLATE,
-            js_on_load=script("plot_view"),
+            js_on_load=script("plot_view", plot_height=height),
             head=PLOTLY_HEAD,
             apply_default_css=False,
-            plot_height=height,
             **options,
         )
 

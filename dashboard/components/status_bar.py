@@ -28,9 +28,8 @@ class StatusBar(gr.HTML):
         super().__init__(
             value=value or {"state": "empty"},
             html_template=_TEMPLATE,
-            js_on_load=script("status_bar"),
+            js_on_load=script("status_bar", watch_url=watch_url),
             apply_default_css=False,
-            watch_url=watch_url,
             **options,
         )
 

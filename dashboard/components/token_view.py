@@ -45,9 +45,8 @@ class TokenView(gr.HTML):
         super().__init__(
             value=value or {"tokens": []},
             html_template=_TEMPLATE,
-            js_on_load=script("token_view"),
+            js_on_load=script("token_view", mode=mode),
             apply_default_css=False,
-            mode=mode,
             **options,
         )
 

@@ -19,8 +19,8 @@ from dashboard.desk import Desk, Next, Panel, Session, Updates, View
 
 Fields = tuple[gr.Textbox, gr.Textbox]
 Lists = tuple[gr.Dropdown, gr.Dropdown, gr.Dropdown]
-SEARCH_JS = "(...values) => { values[values.length - 1] = window.location.search; return values; }"
-"""Gives the load handler the query string of the page as its last value."""
+SEARCH_JS = "(...values) => { values[values.length - 1] = window.patcherStart || \"\"; return values; }"
+"""Gives the load handler the query string the page was opened with; a step's own listener may have changed it since."""
 
 
 def build(desk: Desk, page: gr.Blocks, fields: Fields) -> None:
@@ -32,9 +32,8 @@ def build(desk: Desk, page: gr.Blocks, fields: Fields) -> None:
             for demo in intake.demo_cases(desk.roots):
                 button = gr.Button(demo.title, elem_id=f"demo-{demo.id}", elem_classes="pt-choice")
                 desk.act(button.click, partial(_open_demo, desk, fields, demo.id), extra=fields)
-            gr.Markdown(wording.RESUME_CASE, elem_classes="pt-label")
             with gr.Row(elem_classes="pt-line-row"):
-                cases = gr.Dropdown([], show_label=False, container=False, elem_id="case-list", scale=4)
+                cases = gr.Dropdown([], label=wording.RESUME_CASE, elem_id="case-list", scale=4)
                 resume = gr.Button(wording.RESUME, elem_id="case-resume", scale=1, min_width=88)
         with gr.Column(scale=3):
             gr.Markdown(wording.NEW_CASE, elem_classes="pt-label")

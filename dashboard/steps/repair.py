@@ -93,7 +93,7 @@ def _field(name: str) -> gr.Number | gr.Checkbox:
     label = wording.REPAIR_LABELS[name]
     if isinstance(value, bool):
         return gr.Checkbox(value, label=label, elem_id=f"setting-{name}")
-    return gr.Number(value, label=label, precision=None if name in NUMBERS else 0, elem_id=f"setting-{name}")
+    return gr.Number(value, label=label, precision=None if name in NUMBERS else 0, placeholder=wording.REPAIR_EMPTY.get(name), elem_id=f"setting-{name}")
 
 
 # handlers -------------------------------------------------------------------------------------------------------------
