@@ -82,6 +82,7 @@ def test_clicks_make_several_spans_and_reach_python(page: playwright.Page) -> No
 
 
 def test_drag_selects_a_range_and_shift_click_extends_it(page: playwright.Page) -> None:
+    token(page, " to").scroll_into_view_if_needed()
     start, end = token(page, " to").bounding_box(), token(page, " garden").bounding_box()
     page.mouse.move(start["x"] + 8, start["y"] + 12)
     page.mouse.down()
@@ -201,17 +202,25 @@ def live(page: playwright.Page, expression: str) -> object:
 
 
 def test_live_chart_keeps_zoom_and_element_while_it_grows(page: playwright.Page) -> None:
-    page.evaluate("""() => { const p = document.querySelector('#live .pt-live-plot'); p.dataset.mine = '1';
-        return window.Plotly.relayout(p, {'xaxis.range[0]': 5, 'xaxis.range[1]': 25}); }""")
+    panel = page.locator("#live .nsewdrag").first
+    panel.scroll_into_view_if_needed()
+    box = panel.bounding_box()
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 220, box["y"] + 24, steps=4)  # as a reader zooms: by dragging across the loss panel
+    page.mouse.up()
+    live(page, "p.dataset.mine = '1'")
+    page.wait_for_function("document.querySelector('#live .pt-live-plot').layout.xaxis.range[0] > 1", timeout=WAIT)
+    zoomed = live(page, "[...p.layout.xaxis.range]")
     before = live(page, "p.data[0].x.length")
     page.locator("#more").click()
     page.wait_for_function(f"document.querySelector('#live .pt-live-plot').data[0].x.length > {before}", timeout=WAIT)
-    assert live(page, "[...p.layout.xaxis.range]") == [5, 25]
+    assert live(page, "[...p.layout.xaxis.range]") == zoomed
     assert live(page, "p.dataset.mine") == "1"
     assert live(page, "p.data[0].x.every((x, i) => x === i + 1)") is True  # nothing lost, nothing twice
     page.locator("#live button", has_text="log loss").click()
     page.wait_for_function("document.querySelector('#live .pt-live-plot').layout.yaxis.type === 'log'")
-    assert live(page, "[...p.layout.xaxis.range]") == [5, 25]
+    assert live(page, "[...p.layout.xaxis.range]") == zoomed
     page.locator("#live button", has_text="log loss").click()
 
 
@@ -248,8 +257,17 @@ def test_csv_disarms_formulas(page: playwright.Page) -> None:
 
 
 def test_four_thousand_tokens_are_drawn_within_a_second(page: playwright.Page) -> None:
-    page.evaluate("performance.clearMeasures('token-view')")
+    """Processor time of the page's own thread, so that other work on the machine does not count."""
+    tools = page.context.new_cdp_session(page)
+    tools.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.wait_for_timeout(500)
+
+    def spent() -> float:
+        metrics = {metric["name"]: metric["value"] for metric in tools.send("Performance.getMetrics")["metrics"]}
+        return metrics["TaskDuration"]
+
+    before = spent()
     page.locator("#big").click()
-    page.wait_for_function("document.querySelectorAll('#huge .pt-tok').length > 4000", timeout=WAIT)
-    took = page.evaluate("() => Math.max(...performance.getEntriesByName('token-view').map((m) => m.duration))")
-    assert took < RENDER_BUDGET_MS
+    page.wait_for_selector("#huge .pt-tok >> nth=4000", state="attached")
+    page.evaluate("document.querySelector('#huge').getBoundingClientRect().height")
+    assert (spent() - before) * 1000 < RENDER_BUDGET_MS
