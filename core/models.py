@@ -53,26 +53,24 @@ def load(
     device = resolve_device(settings.device)
     folder = _check_model_folder(Path(model))
     adapter_folder = None if adapter is None else _check_adapter_folder(Path(adapter))
-    tokenizer = _load_tokenizer(folder)
-    weights, warnings = _load_weights(folder, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    tokenizer, warnings = _load_tokenizers(folder, adapter_folder)
+    weights, unused = _load_weights(folder, torch.bfloat16 if device.type == "cuda" else torch.float32)
     _check_vocabulary(weights, tokenizer, folder)
+    weights = _to_device(weights, device)
     _check_finite(weights, folder)
     if adapter_folder is not None:
-        weights = _attach_adapter(weights, adapter_folder)
+        weights = _to_device(_attach_adapter(weights, adapter_folder), device)
         _check_finite(weights, adapter_folder)
-    if device.type == "cpu" and (warning := device_warning()):
-        warnings.append(warning)
-    if not getattr(tokenizer, "chat_template", None):
-        warnings.append("The tokenizer has no chat template: a plain one (User: ... Assistant:) is used instead.")
+    gpu = device_warning() if device.type == "cpu" else None
     length = getattr(weights.config.get_text_config(), "max_position_embeddings", None)
     return LoadedModel(
         spec=spec or ModelSpec(path=str(folder), adapter=None if adapter_folder is None else str(adapter_folder)),
-        model=_to_device(weights, device).eval().requires_grad_(False),
+        model=weights.eval().requires_grad_(False),
         tokenizer=tokenizer,
         device=device,
         settings=settings,
         context_length=length if isinstance(length, int) and length > 0 else None,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *unused, *([gpu] if gpu else [])),
     )
 
 
@@ -117,10 +115,6 @@ def _check_model_folder(folder: Path) -> Path:
     if any("/" in str(config.get(key) or "") for key in ("attn_implementation", "_attn_implementation")):
         raise ModelLoadError(f"{folder}/config.json asks for an attention kernel from the network: remove that entry")
     _check_safetensors(folder, "model")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise ModelLoadError(
-            f"{folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model there"
-        )
     return folder
 
 
@@ -208,6 +202,23 @@ def _quiet() -> Iterator[None]:
         library.set_verbosity(level)
         if bars:
             library.enable_progress_bar()
+
+
+def _load_tokenizers(folder: Path, adapter_folder: Path | None) -> tuple["PreTrainedTokenizerFast", list[str]]:
+    """Return the tokenizer and what is to be said about it. One that came with the adapter goes before the model's."""
+    own = None if adapter_folder is None or not (adapter_folder / "tokenizer.json").is_file() else adapter_folder
+    if own is None and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelLoadError(
+            f"{folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model there"
+        )
+    tokenizer = _load_tokenizer(own or folder)
+    said = [f"Tokenizer and chat template are those of the adapter folder {own}."] if own else []
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    if not template:
+        said.append("The tokenizer has no chat template: a plain one (User: ... Assistant:) is used instead.")
+    if "strftime_now" in template:
+        said.append("The chat template puts today's date into the prompt, so results can differ from day to day.")
+    return tokenizer, said
 
 
 def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":

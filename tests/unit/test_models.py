@@ -334,6 +334,24 @@ def test_missing_template_is_said(copied: Path) -> None:
     assert chat.render(loaded.tokenizer, [Message(role="user", content="x")]).fallback_template
 
 
+def test_date_in_the_template_is_said(copied: Path) -> None:
+    """A prompt that changes with the day is no stable evidence."""
+    (copied / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}\n" + TEMPLATE)
+    loaded = load(copied)
+    assert any("today's date" in warning for warning in loaded.warnings)
+    assert chat.render(loaded.tokenizer, [Message(role="user", content="x")]).tokens[-1].segment == "template"
+
+
+def test_tokenizer_of_the_adapter_goes_first(copied: Path, adapter: Path) -> None:
+    """Fine-tuning may bring its own chat template: that is the one the reported model was used with."""
+    assert load(copied, adapter).warnings == ()
+    byte_level_tokenizer(template=TEMPLATE.replace("<|end|>", "<|end|>!")).save_pretrained(adapter)
+    remove_tokenizer(copied)
+    loaded = load(copied, adapter)
+    assert any("adapter folder" in warning for warning in loaded.warnings)
+    assert "<|end|>!" in chat.render(loaded.tokenizer, [Message(role="user", content="x")]).text
+
+
 def test_unused_tensors_are_said(copied: Path) -> None:
     """Extra tensors in the file are no fault, but are not hidden."""
     tensors = load_file(copied / "model.safetensors")
