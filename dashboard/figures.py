@@ -45,7 +45,7 @@ def shown(text: str, limit: int = 60) -> str:
 
 
 def _label(text: str, limit: int = LABEL_LENGTH) -> str:
-    return html.escape(shown(text, limit).strip() or "␠")
+    return html.escape(shown(text, limit).strip() or "␣")
 
 
 def finite(number: float | None) -> float | None:

@@ -240,6 +240,8 @@ def duration(seconds: float) -> str:
     """Seconds as '12 s', '1 min 12 s' or '2 h 05 min'."""
     if not math.isfinite(seconds) or seconds < 0:
         return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -327,9 +329,7 @@ def _count(n: int) -> str:
 
 def opened(result: OpenResult) -> str:
     """Headline of step 1."""
-    millions = result.n_parameters / 1e6
-    size = f"{millions / 1000:.1f} B" if millions >= 1000 else f"{millions:.1f} M"
-    return f"{result.model_name} loaded: {size} parameters, {result.dtype}, {result.device}"
+    return f"{result.model_name} loaded: {size(result.n_parameters)} parameters, {result.dtype}, {result.device}"
 
 
 def reproduced(result: Reproduction) -> str:
@@ -561,9 +561,11 @@ REPAIR_LABELS = {
 
 
 def size(n_parameters: int) -> str:
-    """A parameter count in millions or billions."""
-    millions = n_parameters / 1e6
-    return f"{millions / 1000:.1f} B" if millions >= 1000 else f"{millions:.1f} M"
+    """A parameter count in thousands, millions or billions."""
+    for unit, least in (("B", 1e9), ("M", 1e6)):
+        if n_parameters >= least:
+            return f"{n_parameters / least:.1f} {unit}"
+    return f"{n_parameters / 1e3:.0f} k"
 
 
 def said_now(count: int, total: int, word: str) -> str:

@@ -102,7 +102,7 @@ function figure(value) {
   const best = p.step.filter((_, i) => p.best[i]).pop();
   if (best !== undefined) {
     shapes.push({ type: "line", xref: "x", x0: best, x1: best, yref: "paper", y0: 0, y1: 1, line: { color: c.muted, width: 1, dash: "dot" } });
-    notes.push({ xref: "x", x: best, yref: "paper", y: 0.3, yanchor: "top", xanchor: "left", xshift: 4, showarrow: false, text: "best", bgcolor: c.back, font: { size: 11, color: c.muted } });
+    notes.push({ xref: "x", x: best, yref: "paper", y: 1, yanchor: "top", xanchor: "left", xshift: 4, showarrow: false, text: "best", bgcolor: c.back, font: { size: 11, color: c.muted } });
   }
   const title = (text, y) => notes.push({ xref: "paper", x: 0, xanchor: "left", yref: "paper", y, yanchor: "bottom", yshift: 4, showarrow: false, text, bgcolor: c.back, font: { size: 12, color: c.text } });
   title("loss", 1); title("KL, nats per token", 0.62); title("rates on the probes, 95 % interval", 0.3);

@@ -224,8 +224,10 @@ function colour() {
   const scores = value.scores || [];
   const clip = (value.legend && value.legend.clip) || Math.max(...scores.map((s) => Math.abs(s || 0)), 1e-12);
   const paint = ramp(!!value.signed);
-  const out = (value.labels || []).filter((label) => label === 1).length;
-  const numbered = Math.min(out || 3, 9);
+  const labels = value.labels || [];
+  const bySize = [...ranks.keys()];
+  const out = bySize.filter((index) => labels[index] === 1);
+  const numbered = new Map((out.length ? out.slice(0, 9) : bySize.slice(0, 3)).map((index, place) => [index, place + 1]));
   const scoredAtAll = scores.some((score) => score !== null && score !== undefined);
   nodes.forEach((node, index) => {
     const own = scores[index];
@@ -237,9 +239,9 @@ function colour() {
       node.style.backgroundColor = Math.abs(score / clip) < 0.02 ? "" : "rgb(" + tone.back.join(",") + ")";
       node.style.color = Math.abs(score / clip) < 0.02 ? "" : tone.ink;
     }
-    node.classList.toggle("pt-negative", heat && value.signed && score / clip < -0.1);
-    const place = own === null || own === undefined ? 0 : ranks.get(index);
-    const marked = heat && place && place <= numbered && own !== 0;
+    node.classList.toggle("pt-negative", heat && value.signed && score / clip < -0.25);
+    const place = numbered.get(index);
+    const marked = heat && place !== undefined && own;
     const old = sups.get(node);
     const wanted = marked ? place + (value.signed ? (own < 0 ? "−" : "+") : "") : null;
     if (old && wanted === null) { old.remove(); sups.delete(node); }
