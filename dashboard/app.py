@@ -56,6 +56,7 @@ def build(roots: Roots) -> gr.Blocks:
             with _tab("verify", tabs):
                 verify.build(desk, to_verify)
         desk.wire()
+        page.desk = desk
         desk.address.change(None, desk.address, None, js=ADDRESS_JS, api_visibility="private", show_progress="hidden")
     return page
 

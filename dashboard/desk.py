@@ -19,7 +19,7 @@ from gradio.blocks import Block
 from core import jobs
 from core.casefile import Case
 from core.errors import TriageError
-from core.events import Line, StageFailed
+from core.events import Line, StageFailed, StageFinished, StageStarted
 from core.jobs import CaseStatus
 from core.values import OpenResult, TriggerConfirmation
 from dashboard import stories, tables, wording
@@ -96,9 +96,9 @@ class View:
     def failure(self, *stages: str) -> str | None:
         """Return the message of the last failed request of these stages, unless a later one of them ended well."""
         for line in reversed(self.lines):
-            stage = getattr(line.event, "stage", None)
-            if stage in stages:
-                return line.event.message if isinstance(line.event, StageFailed) else None
+            event = line.event
+            if isinstance(event, StageStarted | StageFinished | StageFailed) and event.stage in stages:
+                return event.message if isinstance(event, StageFailed) else None
         return None
 
 

@@ -193,7 +193,8 @@ def repair(
         return {"headline": wording.REPAIRING, "tone": "busy", "facts": facts}
     if finished is not None:
         tone = "good" if finished.adapter else "warn"
-        return {"headline": finished.message, "tone": tone, "facts": facts}
+        headline = wording.repair_headline((), (), [finished])
+        return {"headline": headline, "tone": tone, "line": finished.message, "facts": facts}
     return {"headline": wording.READY_TO_REPAIR, "tone": "plain", "facts": facts}
 
 

@@ -41,6 +41,7 @@ ADVANCED = (
 NUMBERS = {"learning_rate", "kl_budget", "weight_refusal", "weight_kl_harmful", "weight_kl_safe"}
 """Settings that are not whole numbers."""
 FINISHED = "repair/finished.json"
+Field = gr.Number | gr.Textbox | gr.Checkbox
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Parts:
     keep: gr.Button
     discard: gr.Button
     onward: gr.Button
-    form: Mapping[str, gr.Number | gr.Checkbox]
+    form: Mapping[str, Field]
 
 
 def build(desk: Desk) -> gr.Button:
@@ -88,12 +89,15 @@ def build(desk: Desk) -> gr.Button:
     return onward
 
 
-def _field(name: str) -> gr.Number | gr.Checkbox:
+def _field(name: str) -> Field:
     value = getattr(RepairSettings(), name)
     label = wording.REPAIR_LABELS[name]
+    place = f"setting-{name}"
     if isinstance(value, bool):
-        return gr.Checkbox(value, label=label, elem_id=f"setting-{name}")
-    return gr.Number(value, label=label, precision=None if name in NUMBERS else 0, placeholder=wording.REPAIR_EMPTY.get(name), elem_id=f"setting-{name}")
+        return gr.Checkbox(value, label=label, elem_id=place)
+    if name in wording.REPAIR_EMPTY:  # a number field would show 0 for none
+        return gr.Textbox("", label=label, placeholder=wording.REPAIR_EMPTY[name], max_lines=1, elem_id=place)
+    return gr.Number(value, label=label, precision=None if name in NUMBERS else 0, elem_id=place)
 
 
 # handlers -------------------------------------------------------------------------------------------------------------
@@ -105,12 +109,13 @@ def changed_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     changed = {}
     for name, value in values.items():
         default = getattr(defaults, name)
-        if value is None and default is not None and name not in ("learning_rate", "kl_budget", "max_steps"):
-            continue
-        if value is not None and not isinstance(value, bool):
-            value = float(value) if name in NUMBERS else int(value)
-        if value == 0 and name in ("learning_rate", "kl_budget", "max_steps"):
-            value = None
+        if value is None or value == "":
+            value = default
+        elif not isinstance(value, bool):
+            try:
+                value = float(value) if name in NUMBERS else int(value)
+            except ValueError as error:
+                raise TriageError(f"{wording.REPAIR_LABELS[name]}: {value!r} is not a number.") from error
         if value != default:
             changed[name] = value
     try:
@@ -203,7 +208,11 @@ def _show(view: View, parts: Parts) -> Updates:
     }
     real = started.settings if running and started is not None and view.status and view.status.request == last_run(view) else {}
     for name, box in parts.form.items():
-        updates[box] = gr.update(value=real[name], interactive=False) if name in real else gr.update(interactive=not running)
+        if name in real:
+            value = str(real[name] or "") if name in wording.REPAIR_EMPTY else real[name]
+            updates[box] = gr.update(value=value, interactive=False)
+        else:
+            updates[box] = gr.update(interactive=not running)
     return updates
 
 

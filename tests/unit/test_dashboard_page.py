@@ -1,0 +1,181 @@
+"""The page as a whole: no heavy library, no public endpoint, only what has changed is sent, errors are sentences."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core.casefile import Case
+from core.errors import TriageError
+from core.events import Progress, StageFailed, StageFinished, StageStarted
+from core.settings import RepairSettings
+from dashboard import stories, wording
+from dashboard.app import build
+from dashboard.desk import Desk, Session, View, address, explain
+from dashboard.session import Roots, create_case, read_intake
+from dashboard.steps.case import reached
+from dashboard.steps.locate import target_of
+from dashboard.steps.repair import ADVANCED, FEW, changed_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers", "captum", "sklearn", "umap", "peft", "scipy", "numba")
+REPORT = {"messages": [{"role": "user", "content": "<img src=//evil.example/x>"}], "response": "Step 1"}
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Roots:
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    for name in ("harmful", "safe"):
+        words = ["bread", "cake", "soup", "salad", "pasta", "rice"]
+        (prompts / f"{name}.jsonl").write_text("\n".join(json.dumps({"prompt": f"{name} {w} {i}"}) for i, w in enumerate(words)))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    return Roots(cases=tmp_path / "cases", models=tmp_path, demo=tmp_path / "demo", prompts=prompts)
+
+
+@pytest.fixture
+def case(roots: Roots) -> Case:
+    return create_case(roots, "case", read_intake(json.dumps(REPORT), None), roots.models / "model", None)
+
+
+def test_the_page_process_imports_no_heavy_library(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from dashboard.app import build; from dashboard.session import Roots;"
+        f"build(Roots(cases=Path({str(tmp_path)!r}), models=Path({str(tmp_path)!r})));"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_every_listener_is_private(roots: Roots) -> None:
+    page = build(roots)
+    assert page.fns
+    assert {fn.api_visibility for fn in page.fns.values()} == {"private"}
+
+
+def redraw(roots: Roots, session: Session, shown: dict) -> tuple[dict, dict]:
+    page = build(roots)
+    desk = page.desk
+    values = [box.value for box in desk.choices.values()]
+    updates = desk.redraw(session, shown, values)
+    return {component.elem_id: update for component, update in updates.items() if component.elem_id}, updates[desk.shown]
+
+
+def test_a_second_redraw_of_the_same_case_sends_nothing(roots: Roots, case: Case) -> None:
+    session = Session(case=case.manifest.id)
+    first, shown = redraw(roots, session, {})
+    assert {"status", "case-summary", "reproduce-story", "repair-chart", "verify-story"} <= set(first)
+    second, _ = redraw(roots, session, shown)
+    assert second == {}
+
+
+def test_a_new_result_redraws_its_own_step_only(roots: Roots, case: Case) -> None:
+    session = Session(case=case.manifest.id)
+    _, shown = redraw(roots, session, {})
+    (case.path / "results" / "reproduce.json").write_text(
+        json.dumps(
+            {
+                "failure": {"value": 1.0, "k": 3, "n": 3, "low": 0.4, "high": 1.0},
+                "answers": ["x", "y", "x"],
+                "outcomes": ["compliance"] * 3,
+                "reference_failure": None,
+            }
+        )
+    )
+    second, _ = redraw(roots, session, shown)
+    assert set(second) == {"reproduce-story", "reproduce-run", "to-locate"}
+    value = second["reproduce-story"]["value"]
+    assert value["headline"] == "Reproduced 3 of 3"
+    assert [quote["text"] for quote in value["quotes"]] == ["Step 1", "x", "y"]  # the more frequent answer first
+
+
+def test_a_damaged_result_is_a_sentence_and_leaves_the_other_steps(roots: Roots, case: Case) -> None:
+    (case.path / "triage.json").write_text("{")
+    updates, _ = redraw(roots, Session(case=case.manifest.id), {})
+    assert "damaged" in updates["message"]["value"]["headline"]
+    assert "case-summary" in updates
+
+
+def test_a_case_that_was_removed_is_a_sentence(roots: Roots) -> None:
+    page = build(roots)
+    updates = page.desk.redraw(Session(case="gone"), {}, [box.value for box in page.desk.choices.values()])
+    assert "There is no case gone" in updates[page.desk.strip]["value"]["headline"]
+
+
+def test_our_faults_are_shown_as_a_reference_only() -> None:
+    assert explain(TriageError("Do this.")) == "Do this."
+    text = explain(RuntimeError("secret detail"))
+    assert "secret detail" not in text and "Reference" in text
+
+
+def lines_of(*events: object) -> tuple:
+    from core.events import Line
+
+    return tuple(Line(seq=i, time="2026-01-01T00:00:00.000+00:00", request="r", event=event) for i, event in enumerate(events))
+
+
+def test_a_failure_is_forgotten_once_the_stage_ended_well() -> None:
+    view = View(session=Session(), case=None, status=None, lines=(), choices={})
+    failed, good = StageFailed(stage="open", message="No."), StageFinished(stage="open", headline="Yes")
+    assert replace(view, lines=lines_of(failed)).failure("open") == "No."
+    assert replace(view, lines=lines_of(failed, StageStarted(stage="open"))).failure("open") is None
+    assert replace(view, lines=lines_of(failed, good)).failure("open") is None
+    assert replace(view, lines=lines_of(good, failed, Progress(stage="test", message="", done=0, total=0))).failure("open") == "No."
+
+
+def test_the_furthest_step_of_a_case(case: Case) -> None:
+    assert reached(case) == "reproduce"
+    (case.path / "triage.json").write_text("{}")
+    assert reached(case) == "confirm"
+    (case.path / "confirmation.json").write_text("{}")
+    assert reached(case) == "repair"
+
+
+def test_the_address_names_case_and_step() -> None:
+    assert address("", "repair") == ""
+    assert address("one", "repair").startswith("case=one&step=repair&at=")
+    assert "step" not in address("one", None)
+
+
+def test_the_target_that_the_selectors_name() -> None:
+    session = Session(positions=(1, 4))
+    assert target_of(session, "tokens", 3).positions == (1, 4)
+    assert target_of(session, "first_k", 3).k == 3
+    assert target_of(session, "response", 3) == target_of(session, "response", 12)
+
+
+def test_only_changed_settings_are_asked_for() -> None:
+    defaults = {name: getattr(RepairSettings(), name) for name in (*FEW, *ADVANCED)}
+    shown = defaults | {name: "" for name in wording.REPAIR_EMPTY}
+    assert changed_settings(shown) == {}
+    assert changed_settings(shown | {"epochs": 3.0, "learning_rate": "2e-4", "max_steps": "7"}) == {
+        "epochs": 3,
+        "learning_rate": 2e-4,
+        "max_steps": 7,
+    }
+    with pytest.raises(TriageError, match="not a number"):
+        changed_settings(shown | {"learning_rate": "fast"})
+    with pytest.raises(TriageError, match="do not work"):
+        changed_settings(shown | {"epochs": 0})
+
+
+def test_every_setting_of_the_form_exists_and_has_a_label() -> None:
+    fields = set(RepairSettings.__dataclass_fields__)
+    assert fields >= {*FEW, *ADVANCED} and set(wording.REPAIR_LABELS) == {*FEW, *ADVANCED}
+
+
+def test_text_of_a_report_is_never_markup(case: Case) -> None:
+    quotes = stories.report(case.manifest)["quotes"]
+    assert quotes[0]["text"] == "<img src=//evil.example/x>"  # raw: the component uses textContent alone
+    script = (ROOT / "assets" / "components" / "story.js").read_text()
+    assert "innerHTML" not in script and "insertAdjacentHTML" not in script
+
+
+def test_desk_keeps_no_case_text_in_the_session() -> None:
+    assert set(Session.__dataclass_fields__) == {"case", "candidate", "draft", "version", "tested", "positions", "highlight"}
+    assert Desk.__doc__

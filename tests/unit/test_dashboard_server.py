@@ -1,0 +1,142 @@
+"""The page is served to this machine only, to its own pages only, and gives out the listed files only."""
+
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.casefile import SCHEMA, Case, Manifest, now
+from core.errors import TriageError
+from core.values import FailureReport, Message, ModelSpec
+from dashboard.app import serve
+from dashboard.server import check_address, is_loopback, read_auth
+from dashboard.session import Roots
+
+SECRET = "not for a browser"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_case(root: Path) -> Case:
+    prompts = root / "prompts"
+    prompts.mkdir()
+    for name in ("harmful", "safe"):
+        words = ["bread", "cake", "soup", "salad", "pasta", "rice"]
+        lines = [f'{{"prompt": "{name} {i} about {word}"}}' for i, word in enumerate(words)]
+        (prompts / f"{name}.jsonl").write_text("\n".join(lines))
+    report = FailureReport(messages=(Message(role="user", content="hello"),), response="no")
+    manifest = Manifest(schema=SCHEMA, id="one", created=now(), model=ModelSpec(path=str(root)), report=report, seed=0)
+    case = Case.create(root / "cases" / "one", manifest, prompts)
+    (case.path / "report.html").write_text("<p>report</p>")
+    (case.path / "worker.log").write_text(SECRET)
+    (root / "cases" / "outside.json").write_text(SECRET)
+    return case
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    root = tmp_path_factory.mktemp("served")
+    make_case(root)
+    roots = Roots(cases=root / "cases", models=root / "models", demo=root / "demo", prompts=root / "prompts")
+    page, address = serve(roots, host="127.0.0.1", port=free_port(), auth=None)
+    yield address.rstrip("/")
+    page.close()
+
+
+def get(address: str, **headers: str) -> tuple[int, dict[str, str], str]:
+    request = urllib.request.Request(address, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, dict(answer.headers), answer.read().decode("utf-8", "replace")
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), error.read().decode("utf-8", "replace")
+
+
+def test_the_page_names_no_other_host_and_carries_a_policy(url: str) -> None:
+    status, headers, text = get(url + "/")
+    assert status == 200
+    assert "default-src 'self'" in headers["content-security-policy"]
+    assert "Content-Security-Policy" in text
+    assert str(Path.home()) not in text
+
+
+def test_a_foreign_host_name_is_refused(url: str) -> None:
+    assert get(url + "/", Host="evil.example")[0] == 400
+
+
+def test_a_request_from_another_site_is_refused(url: str) -> None:
+    assert get(url + "/alive", Origin="http://evil.example")[0] == 403
+    assert get(url + "/alive", Origin="null")[0] == 403
+    assert get(url + "/alive", Origin=url)[0] == 200
+
+
+def test_a_report_is_shown_without_script(url: str) -> None:
+    status, headers, text = get(url + "/case/one/report.html")
+    assert (status, text) == (200, "<p>report</p>")
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+    assert "sandbox" in headers["content-security-policy"]
+    assert get(url + "/case/one/report.html?download=1")[1]["content-disposition"].startswith("attachment")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/case/one/worker.log",
+        "/case/one/case.json",
+        "/case/one/../outside.json",
+        "/case/one/%2e%2e/outside.json",
+        "/case/..%2fcases%2fone/report.html",
+        "/case/two/report.html",
+        "/case/one/",
+        "/case/one/triage.json",
+        "/vendor/../../etc/passwd",
+        "/gradio_api/file=/etc/passwd",
+    ],
+)
+def test_nothing_else_is_given_out(url: str, path: str) -> None:
+    status, _, text = get(url + path)
+    assert status in (403, 404)
+    assert SECRET not in text and "root:" not in text
+
+
+def test_gradio_gives_no_list_of_calls(url: str) -> None:
+    info = get(url + "/gradio_api/info")[2]
+    assert '"named_endpoints":{}' in info.replace(" ", "")
+    assert get(url + "/docs")[0] == 404
+
+
+def test_only_this_machine_without_a_password(tmp_path: Path) -> None:
+    assert [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "10.0.0.1", "example.org")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    with pytest.raises(TriageError, match="--auth-file"):
+        check_address("0.0.0.0", None)
+    secrets = tmp_path / "auth"
+    secrets.write_text("ann:long password:with colon\n\n")
+    assert read_auth(secrets) == [("ann", "long password:with colon")]
+    check_address("0.0.0.0", read_auth(secrets))
+    secrets.write_text("nobody\n")
+    with pytest.raises(TriageError, match="name:password"):
+        read_auth(secrets)
+
+
+def test_with_passwords_a_report_needs_a_sign_in(tmp_path: Path) -> None:
+    make_case(tmp_path)
+    roots = Roots(cases=tmp_path / "cases", models=tmp_path / "models", demo=tmp_path / "demo", prompts=tmp_path / "prompts")
+    page, address = serve(roots, host="127.0.0.1", port=free_port(), auth=[("ann", "pw")])
+    try:
+        assert get(address + "case/one/report.html")[0] == 401
+    finally:
+        page.close()
