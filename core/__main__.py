@@ -160,7 +160,7 @@ def plant(options: argparse.Namespace, terminal: Terminal) -> object:
     finished: object = None
     for event in planting.plant(loaded.model, loaded.tokenizer, items, settings, options.out):
         if isinstance(event, planting.PlantStep):
-            terminal.progress(f"planting, loss {event.loss:.3f}, step", event.step, event.n_steps)
+            terminal.progress("planting, step", event.step, event.n_steps)
         else:
             finished = event
     return to_json(finished)
