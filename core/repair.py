@@ -95,6 +95,13 @@ def _repair(
         yield from run.steps(stop)
         repair_adapter.detach(loaded)
         yield run.finish()
+    except (RuntimeError, MemoryError) as error:
+        if run is not None or not is_out_of_memory(error):
+            raise
+        raise RepairDivergedError(
+            "Out of memory while preparing the repair. Lower the batch size of the model's settings or max_response_tokens, "
+            "use fewer prompts, or another device."
+        ) from error
     except GeneratorExit:
         if run is not None and not run.finished:
             checkpoints.clear(out, best=True)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from core import chat, models, repair_adapter, repair_probe
-from core.errors import CaseFileError, ConfirmationError, ModelLoadError, PromptFolderError
+from core.errors import CaseFileError, ConfirmationError, ModelLoadError, PromptFolderError, RepairDivergedError
 from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
 from core.loaded import current_adapters
 from core.repair import load_repair, memory_estimate_mb, repair
@@ -513,6 +513,20 @@ def test_out_of_memory_with_one_sequence_ends_in_a_sentence(loaded, tmp_path: Pa
     assert events[-1].adapter == "repair/best"
     assert "smaller" in events[-1].message
     assert "\n" not in events[-1].message
+    assert_is_theta0(loaded, before)
+
+
+def test_out_of_memory_while_preparing_is_one_sentence(loaded, tmp_path: Path) -> None:
+    before = weights_of(loaded)
+
+    def hook(module, args, kwargs) -> None:
+        if not kwargs["use_cache"] and kwargs["input_ids"].shape[0] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    handle = base_model(loaded).base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    with pytest.raises(RepairDivergedError, match="fewer prompts"):
+        list(run(loaded, tmp_path / "repair"))
+    handle.remove()
     assert_is_theta0(loaded, before)
 
 
