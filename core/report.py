@@ -299,6 +299,7 @@ def _environment() -> "Environment":
         rate=figures.rate_text,
         bar=figures.interval_bar,
         when=text.when,
+        sentence=text.sentence,
         sig=lambda number: f"{number:.3g}",
     )
     return environment

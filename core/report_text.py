@@ -240,6 +240,12 @@ def change(metric: Metric) -> Change:
     return "better" if (after.high < before.low) == metric.name.startswith(LOWER_IS_BETTER) else "worse"
 
 
+def sentence(text: str) -> str:
+    """Return `text` with a capital letter in front and one full stop behind."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".") if text else ""
+
+
 def when(time: str) -> str:
     """Return an ISO 8601 time to the second, in UTC; anything else as it stands."""
     try:

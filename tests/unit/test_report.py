@@ -474,6 +474,11 @@ def test_change_needs_disjoint_intervals(
     assert text.change(metric) == expected
 
 
+def test_sentences_have_one_full_stop() -> None:
+    """Notes of the engine come with and without."""
+    assert [text.sentence(x) for x in ("a note", "A note.", " b! ", "")] == ["A note.", "A note.", "B!", ""]
+
+
 def test_percent_does_not_round_a_failure_away() -> None:
     """0 % and 100 % mean exactly that."""
     assert [figures.percent(x) for x in (0.0, 0.004, 0.5, 0.996, 1.0, None)] == [
