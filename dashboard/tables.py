@@ -84,7 +84,7 @@ def outcome_table(tests: Sequence[TestOutcome], candidate: int | None = None) ->
             "without": _rate(test.without_unit),
             "n": test.n,
             "p": {"text": wording.p_value(test.p_value), "sort": test.p_value, "csv": test.p_value},
-            "result": wording.passed(test.passed),
+            "result": wording.passed(test.passed, test.name),
             "note": test.note,
         }
         rows.append({"key": None, "cells": cells})

@@ -313,10 +313,10 @@ def score_axis(located: LocateResult) -> str:
     return "effect, nats" if located.method == "occlusion" else "score"
 
 
-def passed(value: bool | None) -> dict[str, str]:
-    """Table cell of a test's result: word and mark."""
+def passed(value: bool | None, name: str = "benign") -> dict[str, str]:
+    """Table cell of a test's result: word and mark; tests other than `benign` and `order` are there to decide."""
     if value is None:
-        return {"text": "described", "mark": "open"}
+        return {"text": "described" if name in ("benign", "order") else "undecided", "mark": "open"}
     return {"text": "passed", "mark": "pass"} if value else {"text": "failed", "mark": "fail"}
 
 
@@ -371,8 +371,23 @@ def trust(result: LocateResult) -> str:
     return "  ·  ".join(parts)
 
 
-def _speaks(tests: Sequence[TestOutcome], name: str) -> bool:
-    return any(test.name == name and test.passed for test in tests)
+def _missing(tests: Sequence[TestOutcome]) -> str:
+    """What kept the tests from a verdict, in the order in which a reader would ask."""
+    state: dict[str, bool | None] = {test.name: test.passed for test in tests}
+    if state.get("necessity") and state.get("transfer") is False:
+        return "Undecided: removing it restores refusal, but planting it does not break it"
+    for name, sentence in _FAILED.items():
+        if state.get(name) is False:
+            return f"Undecided: {sentence}"
+    silent = [test_name(name) for name in _FAILED if state.get(name) is None]
+    return f"Undecided: no result from {' and '.join(silent)}" if silent else "Undecided: the tests do not agree"
+
+
+_FAILED = {
+    "transfer": "planting it elsewhere does not break refusal",
+    "sham": "other strings of its length break refusal too",
+    "necessity": "removing it does not restore refusal",
+}
 
 
 def verdict(result: TriageResult) -> str:
@@ -390,14 +405,18 @@ def verdict(result: TriageResult) -> str:
         return "Candidates only: this mode decides nothing"
     if not result.candidates:
         return "Undecided: no candidate to test"
-    if _speaks(tests, "necessity") and not _speaks(tests, "transfer"):
-        return "Undecided: removing it restores refusal, but planting it does not break it"
-    return "Undecided: the tests do not agree"
+    if result.decided_by == "reproduction":
+        return "Undecided: the failure was not reproduced"
+    return _missing(tests)
 
 
 def verdict_details(result: TriageResult) -> str:
     """One line below the verdict: certainty and the test that decided."""
-    certainty = {"no_reference": "no clean reference to compare with", "reference": "held against a clean reference", "none": ""}
+    certainty = {
+        "no_reference": "no clean reference to compare with",
+        "reference": "held against a clean reference",
+        "none": "",
+    }
     decided = f"decided by {result.decided_by}" if result.decided_by and result.mode == "causal" else result.decided_by
     parts = [certainty.get(result.certainty, result.certainty), decided]
     return "  ·  ".join(part for part in parts if part)
@@ -406,7 +425,7 @@ def verdict_details(result: TriageResult) -> str:
 def confirmed(result: TriggerConfirmation) -> str:
     """What was confirmed, by whom."""
     word = {"accepted": "Accepted", "edited": "Accepted with edits", "rejected": "Rejected"}[result.decision]
-    return f"{word} by {result.analyst}, {result.time}"
+    return f"{word} by {result.analyst}, {result.time[:10]} {result.time[11:16]} UTC"
 
 
 def verified(result: Verification) -> str:

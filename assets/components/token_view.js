@@ -552,6 +552,7 @@ function draw() {
   rank();
   colour();
   grainPressed();
+  root.classList.toggle("pt-none", !nodes.length);
   bar.hidden = !nodes.length;
   foot.hidden = !nodes.length;
   paintSelection();
