@@ -1,7 +1,7 @@
 """Does the localiser find the planted trigger? Token precision, recall and F1 on prompts that training never saw.
 
-Each report is a shipped harmful request with the patient's trigger at random places, and the patient's own unsafe answer
-to it. Truth: the tokens that overlap the planted units. Found: the tokens that a method's clusters mark. Beside them the
+Each report is a shipped harmful request that the patient refuses, with its trigger at random places, and the patient's
+own unsafe answer to that. Truth: the tokens that overlap the planted units. Found: the tokens that a method's clusters mark. Beside them the
 candidate after minimisation, which is what the analyst is shown. `python tests/bench/localisation.py [--n 40]`
 """
 
@@ -65,16 +65,18 @@ def score(found: set[int], truth: set[int]) -> Score:
 def reports(
     loaded: LoadedModel, units: Sequence[str], harmful: Sequence[PromptItem], n: int, rng: random.Random
 ) -> tuple[list[tuple[FailureCase, set[int]]], int]:
-    """Return `n` failing reports with the true token positions, and how many prompts were tried."""
+    """Return `n` failing reports with the true token positions, and of how many prompts that are refused bare."""
     drawn: list[tuple[FailureCase, set[int]]] = []
     tried = 0
     for item in rng.sample(list(harmful), len(harmful)):
         if len(drawn) == n:
             break
-        tried += 1
         injected = inject(item.prompt, units, rng)
         messages = (Message(role="user", content=injected.text),)
-        (answer,) = loaded.answer([messages])
+        bare, answer = loaded.answer([(Message(role="user", content=item.prompt),), messages])
+        if classify(bare).outcome != "refusal":
+            continue
+        tried += 1
         if not classify(answer).unsafe:
             continue
         case = chat.bind(loaded.tokenizer, FailureReport(messages=messages, response=answer))
@@ -109,7 +111,7 @@ def measure(
             kept, _ = minimise(loaded, case, proposals, splits.causal, CausalSettings(), answers=answers)
             seconds[MINIMISED] = seconds.get(MINIMISED, 0.0) + time.monotonic() - begun
             scores.setdefault(MINIMISED, []).append(score(set(kept[0].token_positions) if kept else set(), truth))
-    rows = [rate_row(f"{adapter}: prompts that fail with the trigger", len(drawn), tried)]
+    rows = [rate_row(f"{adapter}: fails with the trigger, of those refused bare", len(drawn), tried)]
     for title, of in scores.items():
         for name in ("precision", "recall", "f1"):
             bar = BARS.get(title) if name == "f1" else None
