@@ -78,6 +78,9 @@ class AttributionSettings:
     section 1 (32 rows cost .34 s on 1.5 M parameters)."""
     adaptive_z: float = 3.5
     """Robust z-score, mean over methods, that a group needs to stand out, > 0. Source: stack.md section 4 (MAD z > 3.5)."""
+    adaptive_gap: float = 1.0
+    """Gap in asinh of the z-score, mean over methods, beyond which tokens stand out without a mixture, > 0; 1 is about a
+    factor e. Source: unverified choice."""
     adaptive_components: int = 3
     """Mixture components tried at most, >= 2. Source: stack.md section 4 (k = 1..3)."""
     adaptive_share: float = 0.5
@@ -90,7 +93,7 @@ class AttributionSettings:
         _require(self.first_k >= 1 and self.ig_steps >= 8 and self.ig_batch >= 1, "attribution settings out of range")
         _require(0 < self.occlusion_floor < 1, "occlusion_floor must lie between 0 and 1")
         _require(self.occlusion_batch >= 1 and self.profile_tokens >= 1, "occlusion batch and profile tokens: at least 1")
-        _require(self.occlusion_minimum_nats >= 0 and self.adaptive_z > 0, "occlusion minimum or adaptive z out of range")
+        _require(self.occlusion_minimum_nats >= 0 and min(self.adaptive_z, self.adaptive_gap) > 0, "occlusion minimum or adaptive z out of range")
         _require(self.adaptive_components >= 2 and 0 < self.adaptive_share <= 1, "adaptive settings out of range")
 
 

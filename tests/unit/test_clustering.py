@@ -140,6 +140,31 @@ def test_adaptive_clusters_say_that_nothing_stands_out():
     assert alarms <= 1  # half-normal noise of three independent methods rarely agrees on one token
 
 
+@pytest.mark.parametrize("n", [4, 40])
+def test_a_single_token_far_above_all_others_stands_out(n):
+    scores = np.random.default_rng(4).uniform(1, 2, n)
+    scores[2] = 60
+    assert np.flatnonzero(adaptive_clusters([attribution(scores)]).labels == 1).tolist() == [2]
+
+
+def test_most_of_a_text_does_not_stand_out():
+    rng = np.random.default_rng(5)
+    scores = np.concatenate([rng.uniform(0, 1, 24), rng.uniform(20, 22, 16)])
+    assert (adaptive_clusters([attribution(scores)]).labels == 1).sum() == 16
+    strict = AttributionSettings(adaptive_share=0.3)
+    assert not (adaptive_clusters([attribution(scores)], strict).labels == 1).any()
+
+
+def test_heavy_tailed_scores_without_a_group_seldom_raise_an_alarm():
+    rng = np.random.default_rng(6)
+    tails = [np.exp(rng.normal(size=40)) for _ in range(20)]
+    z_rule = [np.median(tail) + 3.5 * 1.4826 * np.median(np.abs(tail - np.median(tail))) for tail in tails]
+    naive = sum(bool(tail.max() > limit) for tail, limit in zip(tails, z_rule, strict=True))
+    ours = sum(bool((adaptive_clusters([attribution(tail)]).labels == 1).any()) for tail in tails)
+    assert naive >= 15  # a bare z rule cries wolf on nearly all of them
+    assert ours <= naive / 2
+
+
 def test_adaptive_clusters_use_the_profile_and_stay_deterministic():
     rng = np.random.default_rng(2)
     profile = rng.normal(size=(8, 40)).astype(np.float32) * 0.1

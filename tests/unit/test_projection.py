@@ -40,6 +40,14 @@ def test_pca_keeps_distances_of_points_that_lie_in_a_plane():
     assert projection.coordinates[:, 0].std() >= projection.coordinates[:, 1].std()
 
 
+def test_pca_signs_are_stable():
+    one = attribution(6, rows=2)
+    one.profile[0], one.profile[1] = [0, 1, 2, 3, 4, 5], [0, 0, 1, 0, 0, 0]
+    assert (np.diff(project(one).coordinates[:, 0]) > 0).all()
+    one.profile[0] *= -1
+    assert (np.diff(project(one).coordinates[:, 0]) < 0).all()
+
+
 def test_umap_is_not_used_when_it_is_not_allowed():
     assert project(attribution(30), allow_umap=False).method == "pca"
 
