@@ -1,7 +1,7 @@
 """A loaded model at work: generate, score, switch adapters. Loading is in models.py.
 
 1. Batches are left padded, with attention mask and explicit positions, so a batch computes what one at a time does.
-2. Greedy or nucleus sampling with a key-value cache; a batch ends as soon as all its answers have ended.
+2. Greedy or nucleus sampling with a key-value cache; answers that have ended leave the batch.
 3. The model's own generation settings are ignored (they are evidence too); only its end-of-sequence ids are used.
 4. A reported adapter has the name "reported", a repair adapter "repair"; all off is the clean reference.
 
@@ -203,32 +203,35 @@ class LoadedModel:
     def _generate_batch(
         self, prompts: list[Sequence[int]], n_new: int, sampling: Sampling, draws: Tensor | None
     ) -> list[list[int]]:
+        """Return the answers of one batch; once half of them have ended, only the others go on."""
         ids, mask = left_padded(prompts, self.pad_id, self.device)
-        eos = torch.tensor(self.eos_ids or (-1,), device=self.device)
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        ended = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
-        new: list[Tensor] = []
-        cache = None
+        ends, cache = frozenset(self.eos_ids), None
+        answers: list[list[int]] = [[] for _ in prompts]
+        rows, open_rows = list(range(len(prompts))), set(range(len(prompts)))
         for step in range(n_new):
             out = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
                 logits_to_keep=1,
-            )
+            )  # fmt: skip
             cache = out.past_key_values
-            draw = None if draws is None else draws[:, step].to(self.device)
+            draw = None if draws is None else draws[rows, step].to(self.device)
             token = pick(out.logits[:, -1].float(), sampling, draw)
-            ended = ended | torch.isin(token, eos)
-            new.append(token)
-            if bool(ended.all()):
+            for row, one in zip(rows, token.tolist(), strict=True):
+                if one in ends:
+                    open_rows.discard(row)
+                elif row in open_rows:
+                    answers[row].append(one)
+            if not open_rows:
                 break
-            ids = token.masked_fill(ended, self.pad_id)[:, None]
+            ids, positions = token[:, None], positions[:, -1:] + 1
+            if len(open_rows) <= len(rows) // 2 and _can_shrink(cache):
+                kept = torch.tensor([place for place, row in enumerate(rows) if row in open_rows], device=self.device)
+                rows = [row for row in rows if row in open_rows]
+                cache.batch_select_indices(kept)
+                ids, mask, positions = ids[kept], mask[kept], positions[kept]
             mask = torch.cat([mask, torch.ones_like(ids)], -1)
-            positions = positions[:, -1:] + 1
-        return [_until(row, self.eos_ids) for row in torch.stack(new, -1).tolist()]
+        return answers
 
     def _score_batch(self, prompts: list[Sequence[int]], responses: list[Sequence[int]]) -> list[np.ndarray]:
         n_response = max(map(len, responses))
@@ -293,9 +296,10 @@ def _uniform_draws(n_rows: int, n_columns: int, seed: int) -> Tensor:
     return torch.stack(rows) if rows else torch.zeros(0, n_columns)
 
 
-def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """Return `ids` up to, and without, the first that is in `ends`."""
-    return next((ids[:place] for place, one in enumerate(ids) if one in ends), ids)
+def _can_shrink(cache: object) -> bool:
+    """Whether rows can be taken out of a key-value cache (not of every kind of layer)."""
+    layers = getattr(cache, "layers", None)
+    return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers or ())
 
 
 @contextmanager

@@ -8,9 +8,11 @@
 What it does not do: quantise, shard over several devices, or merge adapters. Running a model is in loaded.py.
 """
 
+import inspect
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+_FORWARD_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "inputs_embeds", "logits_to_keep"}
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", None)
 """Ways of starting a LoRA that leave the base weights alone (PEFT's pissa, olora, corda, loftq change them)."""
 _MESSAGE_LENGTH = 240
@@ -53,8 +56,9 @@ def load(
     device = resolve_device(settings.device)
     folder = _check_model_folder(Path(model))
     adapter_folder = None if adapter is None else _check_adapter_folder(Path(adapter))
-    tokenizer, warnings = _load_tokenizers(folder, adapter_folder)
+    tokenizer, said = _load_tokenizers(folder, adapter_folder)
     weights, unused = _load_weights(folder, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    _check_architecture(weights, folder)
     _check_vocabulary(weights, tokenizer, folder)
     weights = _to_device(weights, device)
     _check_finite(weights, folder)
@@ -70,7 +74,7 @@ def load(
         device=device,
         settings=settings,
         context_length=length if isinstance(length, int) and length > 0 else None,
-        warnings=(*warnings, *unused, *([gpu] if gpu else [])),
+        warnings=(*said, *unused, *([gpu] if gpu else [])),
     )
 
 
@@ -130,10 +134,15 @@ def _check_adapter_folder(folder: Path) -> Path:
         raise ModelLoadError(
             f"{folder} is an adapter of type {config.get('peft_type')!r}: only LoRA adapters can be used"
         )
-    if config.get("init_lora_weights", True) not in _PLAIN_INITIALISATIONS or config.get("bias", "none") != "none":
+    odd = [key for key in sorted(config) if config[key] and (key.endswith("_config") or key == "layer_replication")]
+    if config.get("init_lora_weights", True) not in _PLAIN_INITIALISATIONS:
+        odd.append("init_lora_weights")
+    if config.get("bias", "none") != "none":
+        odd.append("bias")
+    if odd:
         raise ModelLoadError(
-            f"{folder} also changes weights of the base model (init_lora_weights={config.get('init_lora_weights')!r}, "
-            f"bias={config.get('bias')!r}): convert it to a plain LoRA adapter, or merge it and give the merged model"
+            f"{folder} may also change weights of the base model ({odd[0]}={str(config[odd[0]])[:40]!r}), so it cannot be "
+            "switched off: convert it to a plain LoRA adapter, or merge it and give the merged model"
         )
     _check_safetensors(folder, "adapter_model")
     return folder
@@ -190,14 +199,16 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the library's progress bars and reports while it loads."""
+    """Hold back the library's progress bars, reports and warnings while it loads; what matters is checked here."""
     from transformers.utils import logging as library
 
     level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
     library.set_verbosity_error()
     library.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         library.set_verbosity(level)
         if bars:
@@ -272,6 +283,16 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, list[str
     if not unexpected:
         return weights, []
     return weights, [f"{len(unexpected)} tensors of the model files are not used (for instance {unexpected[0][:80]})."]
+
+
+def _check_architecture(weights: nn.Module, folder: Path) -> None:
+    """Raise ModelLoadError for an architecture that cannot be run in left-padded batches with a key-value cache."""
+    missing = sorted(_FORWARD_ARGUMENTS - set(inspect.signature(weights.forward).parameters))
+    if missing:
+        raise ModelLoadError(
+            f"models of type {weights.config.model_type!r} ({folder}) cannot be used: their forward pass takes no "
+            f"{missing[0]}, so give a decoder-only transformer such as Llama, Qwen, Gemma, Mistral, Phi or GPT-2"
+        )
 
 
 def _check_vocabulary(weights: nn.Module, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:

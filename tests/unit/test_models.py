@@ -137,16 +137,18 @@ def test_generation_stops_at_the_end_token(tiny_loaded: LoadedModel, monkeypatch
     assert tiny_loaded.eos_ids == tuple(sorted({2, end}))
     expected = [answer[: answer.index(end)] if end in answer else answer for answer in free]
     assert tiny_loaded.generate(prompts, max_new_tokens=24) == expected
-    steps = 0
+    sizes: list[int] = []
 
-    def count(*_: object) -> None:
-        nonlocal steps
-        steps += 1
+    def note(_: object, __: object, given: dict) -> None:
+        sizes.append(given["input_ids"].shape[0])
 
-    handle = tiny_loaded.model.register_forward_pre_hook(count)
-    tiny_loaded.generate(prompts[:1], max_new_tokens=24)
+    handle = tiny_loaded.model.register_forward_pre_hook(note, with_kwargs=True)
+    assert tiny_loaded.generate(prompts[:1] * 5 + prompts[1:2], max_new_tokens=24) == [expected[0]] * 5 + expected[1:2]
     handle.remove()
-    assert steps == len(expected[0]) + 1
+    assert len(expected[1]) > len(expected[0])
+    assert sizes[len(expected[0])] == 6
+    assert set(sizes[len(expected[0]) + 1 :]) == {1}  # the one open answer goes on alone
+    assert len(sizes) == min(24, len(expected[1]) + 1)
 
 
 def test_generation_settings_of_the_folder_are_ignored(tiny_folder: Folder, copied: Path) -> None:
@@ -450,6 +452,16 @@ def test_bad_model_folder_is_one_line(copied: Path, name: str) -> None:
     assert not (copied / "ran").exists()
 
 
+def test_architecture_without_a_cache_is_refused(copied: Path) -> None:
+    """A state-space model has no key-value cache and no positions."""
+    from transformers import AutoModelForCausalLM, MambaConfig
+
+    config = MambaConfig(vocab_size=420, hidden_size=32, num_hidden_layers=1, eos_token_id=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(copied)
+    with pytest.raises(ModelLoadError, match=r"'mamba' .* cannot be used"):
+        load(copied)
+
+
 def test_missing_folders(tmp_path: Path, tiny_folder: Folder) -> None:
     """A folder that is not there, or a file, is never taken for a name on a hub."""
     (tmp_path / "file").write_text("x")
@@ -468,8 +480,14 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut weights": (lambda folder: cut(folder / "adapter_model.safetensors", 900), "damaged or cut short"),
     "other kind": (lambda folder: edit_json(folder / "adapter_config.json", peft_type="IA3"), "only LoRA"),
     "changes the base": (
-        lambda folder: edit_json(folder / "adapter_config.json", init_lora_weights="pissa"), "changes weights of the base"),
-    "biases": (lambda folder: edit_json(folder / "adapter_config.json", bias="all"), "changes weights of the base"),
+        lambda folder: edit_json(folder / "adapter_config.json", init_lora_weights="pissa"), "init_lora_weights='pissa'"),
+    "biases": (lambda folder: edit_json(folder / "adapter_config.json", bias="all"), "bias='all'"),
+    "imports a module": (
+        lambda folder: edit_json(folder / "adapter_config.json", megatron_config={"a": 1}, megatron_core="this"),
+        "megatron_config",
+    ),
+    "copies layers": (
+        lambda folder: edit_json(folder / "adapter_config.json", layer_replication=[[0, 2], [0, 2]]), "layer_replication"),
     "other rank": (lambda folder: edit_json(folder / "adapter_config.json", r=3), "does not fit this model"),
     "unknown modules": (
         lambda folder: edit_json(folder / "adapter_config.json", target_modules=["nowhere"]), "does not fit this model"),
