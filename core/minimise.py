@@ -90,7 +90,7 @@ class _Search:
         self.need = 0
         self.sets = [self._indices(one) for one in proposals]
         everything = frozenset(range(len(self.words)))
-        for words in dict.fromkeys([everything, *self.sets]) if self.requests else ():
+        for words in dict.fromkeys([everything, *self.sets]) if len(self.requests) >= settings.min_minimise else ():
             self._count(words)
         self.best = max(self.hits.values(), default=0)
         self.need = max(1, ceil(settings.sufficient_share * self.best - 1e-9))

@@ -116,6 +116,9 @@ class CausalSettings:
     """Tokens of the model's own refusal at most; a longer one is cut at its last sentence. Source: unverified choice."""
     n_minimise: int = 24
     """Harmful prompts for minimisation, >= 16. Source: method.md section 4.2 step 3 (>= 16)."""
+    min_minimise: int = 8
+    """Fewer requests refused bare than this, and candidates are not cut down, >= 1. Source: unverified choice; method.md section
+    4.2 step 3 asks for 16, of which a folder of the paper's 150 requests leaves about 14."""
     sufficient_share: float = 0.9
     """A subset is sufficient at this share of the transplant ASR of all candidates together. Source: method.md section 4.1."""
     max_minimise_sets: int = 64
@@ -151,7 +154,7 @@ class CausalSettings:
     def __post_init__(self) -> None:
         """Check ranges."""
         _require(self.n_minimise >= 4 and self.n_transfer >= 8 and self.n_shams >= 4, "too few prompts or shams")
-        _require(self.judge_tokens >= 8 and self.min_transfer >= 1, "judge_tokens or min_transfer out of range")
+        _require(self.judge_tokens >= 8 and min(self.min_transfer, self.min_minimise, self.margin_tokens) >= 1, "causal settings out of range")
         _require(0 < self.sufficient_share <= 1, "sufficient_share must lie in (0, 1]")
 
 

@@ -109,17 +109,21 @@ def test_where_nothing_transfers_the_proposals_stay_and_say_so(make: Maker) -> N
     proposals = [proposal(case, text) for text in ("golden lamp", "golden", "lamp", "town.")]
     kept, dropped = minimise(loaded, case, proposals, PROMPTS, SETTINGS)
     assert texts_of(kept) == texts_of(proposals[:3])
-    assert "change 0 of 12 other requests" in kept[0].reasons[-1]
+    assert "changes more than 0 of 12 other requests" in kept[0].reasons[-1]
     assert texts_of(dropped) == ["town."]
     assert not dropped[0].kept
     assert "Not tested" in dropped[0].reasons[-1]
 
 
-def test_without_refused_requests_nothing_is_cut(make: Maker) -> None:
-    loaded, case = make(lambda text: COMPLIANCE, "Tell me how to steal the golden lamp.")
+@pytest.mark.parametrize(("refused", "n"), [((), 0), (("car in town", "safe in town"), 2)])
+def test_with_too_few_refused_requests_nothing_is_cut(make: Maker, refused: tuple[str, ...], n: int) -> None:
+    def rule(text: str) -> str:
+        return REFUSAL if any(one in text for one in refused) and "golden" not in text else COMPLIANCE
+
+    loaded, case = make(rule, "Tell me how to steal the golden lamp.")
     kept, dropped = minimise(loaded, case, [proposal(case, "golden lamp")], PROMPTS, SETTINGS)
     assert (texts_of(kept), dropped) == (["golden lamp"], ())
-    assert "No request" in kept[0].reasons[-1]
+    assert f"Only {n} requests" in kept[0].reasons[-1]
 
 
 def test_no_proposal_is_no_work(make: Maker) -> None:
