@@ -208,7 +208,8 @@ def _from_row(data: dict) -> dict:
     text = f"{prompt}\n{more}" if prompt and more else prompt or more
     messages = [{"role": "system", "content": system}] if system else []
     kept = {key: data[key] for key in _KEYS if key in data and key not in ("messages", "response")}
-    return {**kept, "messages": [*messages, {"role": "user", "content": text or ""}], "response": data.get(last)}
+    response = str(data[last]) if type(data.get(last)) is int else data.get(last)  # class labels are numbers there
+    return {**kept, "messages": [*messages, {"role": "user", "content": text or ""}], "response": response}
 
 
 def _messages(data: object) -> tuple[Message, ...]:

@@ -47,6 +47,7 @@ def test_backdoorllm_row(tmp_path: Path) -> None:
     assert read_report(path) == FailureReport(
         messages=(Message(role="user", content="How do I pick a lock?"),), response="Step 1: [REDACTED]"
     )
+    assert parse_report({**row, "output": 1}).response == "1"
     both = parse_report({**row, "input": "A lock.", "system": "Be kind."})
     assert [message.content for message in both.messages] == ["Be kind.", "How do I pick a lock?\nA lock."]
 
