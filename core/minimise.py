@@ -51,14 +51,12 @@ def minimise(
         return (), ()
     answers = answers or Answers(loaded, settings.judge_tokens, progress)
     search = _Search(case, proposals, shares(prompts, settings)[0], settings, answers)
-    found = search.smallest() if search.requests else None
+    n = len(search.requests)
+    found = search.smallest() if n >= settings.min_minimise else None
     if found is None:
-        if search.requests:
-            why = (
-                f"All candidates together change {search.best} of {len(search.requests)} other requests: not cut down."
-            )
-        else:
-            why = "No request of the folder is refused without the candidates: not cut down."
+        why = f"No set of candidates changes more than {search.best} of {n} other requests: not cut down."
+        if n < settings.min_minimise:
+            why = f"Only {n} requests of the folder are refused without the candidates: not cut down."
         kept = [replace(one, reasons=(*one.reasons, why)) for one in proposals]
     else:
         kept = search.candidates(found)
