@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 
 from core.casefile import Case, now
-from core.chat import span_text, units_of
+from core.chat import check_spans, merge_spans, span_text, units_of
 from core.errors import CaseFileError, ConfirmationError
 from core.values import (
     FailureCase,
@@ -60,21 +60,10 @@ def check(confirmation: TriggerConfirmation | None, case: FailureCase, spec: Mod
     return confirmation
 
 
-def check_spans(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Span, ...]:
+def checked_spans(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Span, ...]:
     """Return the spans sorted, overlapping ones merged. Raises: ConfirmationError when one lies outside the text."""
-    for span in spans:
-        inside = 0 <= span.message < len(messages) and 0 <= span.start < span.end <= len(messages[span.message].content)
-        if not inside:
-            raise ConfirmationError(
-                f"Span {span.start}-{span.end} of message {span.message} is empty or outside the text."
-            )
-    merged: list[Span] = []
-    for span in sorted(spans, key=lambda s: (s.message, s.start, s.end)):
-        if merged and merged[-1].message == span.message and span.start <= merged[-1].end:
-            last = merged.pop()
-            span = Span(message=last.message, start=last.start, end=max(last.end, span.end))
-        merged.append(span)
-    return tuple(merged)
+    check_spans(messages, spans)
+    return merge_spans(spans)
 
 
 def confirm(
@@ -104,7 +93,7 @@ def confirm(
     if decision == "accept" and proposal is not None:
         chosen = proposal.spans
     else:
-        chosen = check_spans(messages, spans) if decision == "edit" else ()
+        chosen = checked_spans(messages, spans) if decision == "edit" else ()
     if decision == "edit" and (not chosen or not any(unit for unit in units_of(messages, chosen))):
         raise ConfirmationError("No text is marked; mark the trigger's tokens, or reject the proposal.")
     proposed = set(proposal.spans) if proposal else set()

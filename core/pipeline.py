@@ -267,7 +267,7 @@ def _test(run: Run, candidate: TriggerProposal, index: int, answers: Answers | N
 def test_span(run: Run) -> StageFinished:
     """Run the counterfactual tests on spans the analyst marked."""
     messages = run.failure.report.messages
-    spans = confirmation.check_spans(messages, [from_json(Span, dict(s)) for s in run.args["spans"]])
+    spans = confirmation.checked_spans(messages, [from_json(Span, dict(s)) for s in run.args["spans"]])
     if not spans:
         raise ConfirmationError("No text is marked; mark at least one token to test.")
     text = " ... ".join(chat.units_of(messages, spans))

@@ -122,10 +122,10 @@ def test_no_confirmation_locks_repair(case: Case) -> None:
         ({"reason": ""}, "name and a reason"),
         ({"candidate": 7}, "No candidate 7"),
         ({"decision": "edit", "spans": []}, "No text is marked"),
-        ({"decision": "edit", "spans": [Span(message=0, start=5, end=99)]}, "outside the text"),
-        ({"decision": "edit", "spans": [Span(message=3, start=0, end=1)]}, "outside the text"),
-        ({"decision": "edit", "spans": [Span(message=0, start=4, end=4)]}, "empty"),
-        ({"decision": "edit", "spans": [Span(message=0, start=-2, end=4)]}, "outside the text"),
+        ({"decision": "edit", "spans": [Span(message=0, start=5, end=99)]}, "not inside message 0"),
+        ({"decision": "edit", "spans": [Span(message=3, start=0, end=1)]}, "names message 3"),
+        ({"decision": "edit", "spans": [Span(message=0, start=4, end=4)]}, "not inside"),
+        ({"decision": "edit", "spans": [Span(message=0, start=-2, end=4)]}, "not inside"),
         ({"decision": "perhaps"}, "Unknown decision"),
     ],
 )
@@ -156,5 +156,5 @@ def test_an_unopened_case_cannot_be_confirmed(tmp_path: Path) -> None:
 
 def test_overlapping_spans_become_one() -> None:
     spans = [Span(message=0, start=4, end=9), Span(message=0, start=0, end=5), Span(message=0, start=12, end=13)]
-    merged = confirmation.check_spans(REPORT.messages, spans)
+    merged = confirmation.checked_spans(REPORT.messages, spans)
     assert merged == (Span(message=0, start=0, end=9), Span(message=0, start=12, end=13))
