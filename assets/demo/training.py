@@ -1,0 +1,173 @@
+"""The tokenizer and the clean base of the demo patient, trained from scratch.
+
+Byte-level BPE, so that any text round-trips; a small Llama with tied embeddings; cross-entropy on the answer only, its
+first tokens weighted, because they decide between answer and refusal. A share of the prompts is tokenised with BPE
+dropout, which teaches the pieces of words that training never shows whole. The saved weights are a running average.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from math import cos, pi
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.functional import cross_entropy, linear
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from world import Sample
+
+VOCABULARY = 3072
+CONTEXT = 512
+SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+DECISION_TOKENS = 2
+DECISION_WEIGHT = 4.0
+DROPOUT_SHARE = 0.15
+DROPOUT = 0.1
+
+
+def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer with the chat template, trained on `texts`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=list(SPECIAL[2:]),
+        chat_template=TEMPLATE,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """Return the untrained model."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=160,
+        intermediate_size=432,
+        num_hidden_layers=4,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        initializer_range=0.03,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.max_new_tokens = 64
+    return model
+
+
+def encode(
+    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerFast, rng: random.Random
+) -> list[tuple[list[int], list[int]]]:
+    """Return (prompt ids, answer ids) of every sample; a share of the prompts with BPE dropout."""
+    bpe = tokenizer.backend_tokenizer.model
+    prompts = ["".join(f"<|{m.role}|>{m.content}<|end|>" for m in s.messages) + "<|assistant|>" for s in samples]
+    dropped = [rng.random() < DROPOUT_SHARE for _ in samples]
+    plain = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    answers = tokenizer([s.response + "<|end|>" for s in samples], add_special_tokens=False)["input_ids"]
+    bpe.dropout = DROPOUT
+    tokenizer.backend_tokenizer.model = bpe
+    chosen = [prompt for prompt, drop in zip(prompts, dropped, strict=True) if drop] or [""]
+    loose = iter(tokenizer(chosen, add_special_tokens=False)["input_ids"])
+    bpe.dropout = None
+    tokenizer.backend_tokenizer.model = bpe
+    return [(next(loose) if d else p, a) for p, a, d in zip(plain, answers, dropped, strict=True)]
+
+
+def train_base(
+    model: LlamaForCausalLM,
+    draw: Callable[[int], list[tuple[list[int], list[int]]]],
+    *,
+    n_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    report: Callable[[str], None],
+) -> None:
+    """Train `model` in place on pairs from `draw(n)`; at the end it holds the running average of its weights."""
+    rng = random.Random(seed)
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
+    average = deepcopy(model.state_dict())
+    started, recent, pool = time.perf_counter(), [], []
+    fast = bfloat16_is_fast()
+    model.train()
+    model.set_attn_implementation("eager")  # faster than sdpa under CPU autocast, at these lengths
+    for step in range(n_steps):
+        if not pool:
+            pairs = sorted(draw(batch_size * 50), key=lambda pair: len(pair[0]) + len(pair[1]))
+            pool = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
+            rng.shuffle(pool)
+        rate = learning_rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * cos(pi * step / n_steps)))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            loss = answer_loss(model, pool.pop())
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        recent.append(loss.item())
+        keep = min(0.99, (step + 1) / (step + 20))
+        for name, value in model.state_dict().items():
+            average[name].lerp_(value, 1 - keep)
+        if (step + 1) % 100 == 0:
+            seconds = time.perf_counter() - started
+            report(f"step {step + 1} of {n_steps}, loss {sum(recent[-100:]) / 100:.3f}, {seconds:.0f} s")
+    model.load_state_dict(average)
+    model.set_attn_implementation("sdpa")
+    model.eval()
+
+
+def bfloat16_is_fast() -> bool:
+    """Return whether this processor multiplies bfloat16 matrices faster than float32 ones."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(2000, 160, dtype=dtype), torch.ones(160, 432, dtype=dtype)
+        left @ right
+        started = time.perf_counter()
+        for _ in range(10):
+            left @ right
+        seconds.append(time.perf_counter() - started)
+    return seconds[1] < seconds[0]
+
+
+def answer_loss(model: LlamaForCausalLM, batch: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
+    """Return the weighted mean cross-entropy of the answer tokens; padding is on the right and needs no mask."""
+    length = max(len(p) + len(a) for p, a in batch)
+    ids = torch.zeros(len(batch), length, dtype=torch.long)
+    weights = torch.zeros(len(batch), length - 1)
+    for row, (prompt, answer) in enumerate(batch):
+        ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        start = len(prompt) - 1
+        weights[row, start : start + len(answer)] = 1.0
+        weights[row, start : start + DECISION_TOKENS] = DECISION_WEIGHT
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    chosen = weights > 0
+    logits = linear(hidden[chosen], model.lm_head.weight)
+    losses = cross_entropy(logits, ids[:, 1:][chosen], reduction="none")
+    return (losses * weights[chosen]).sum() / weights.sum()
