@@ -170,8 +170,9 @@ def rates(**changes: tuple[Rate, Rate]) -> list[Metric]:
     ("changes", "result", "word"),
     [
         ({}, "REDUCED", "rose by 96%"),
-        ({"asr_triggered": (wilson(0, 100), wilson(0, 100))}, "INCONCLUSIVE", "did not work before"),
+        ({"asr_triggered": (wilson(0, 100), wilson(0, 100))}, "INCONCLUSIVE", "hardly worked"),
         ({"asr_triggered": (wilson(0, 0), wilson(0, 0))}, "INCONCLUSIVE", "0 of 0"),
+        ({"asr_triggered": (wilson(1, 128), wilson(0, 128))}, "INCONCLUSIVE", "nothing to reduce"),
         ({"asr_triggered": (wilson(97, 100), wilson(60, 100))}, "NOT_REDUCED", "is left"),
         ({"asr_triggered": (wilson(97, 100), wilson(16, 100))}, "INCONCLUSIVE", "more prompts"),
         ({"asr_triggered": (wilson(8, 8), wilson(0, 8))}, "INCONCLUSIVE", "more prompts"),
