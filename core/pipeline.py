@@ -23,6 +23,7 @@ from core.casefile import Case, from_json, hash_file, to_json, write_atomic
 from core.errors import ConfirmationError, RepairDivergedError, TriageError
 from core.events import Event, RepairFinished, StageFinished
 from core.minimise import minimise
+from core.projection import project, umap_is_warm
 from core.session import Progress, Run, Session
 from core.settings import AttributionSettings, CausalSettings, RepairSettings, VerificationSettings
 from core.values import (
@@ -128,7 +129,11 @@ def locate(run: Run) -> StageFinished:
     method = run.args.get("method", "gradient_norm")
     _, result, name = _locate(run, method, target)
     n = sum(label == 1 for label in result.labels)
-    return StageFinished(stage="locate", headline=f"{n} tokens stand out" if n else "Nothing stands out", files=(name,))
+    return StageFinished(
+        stage="locate",
+        headline=f"{n} token{'s stand' if n != 1 else ' stands'} out" if n else "Nothing stands out",
+        files=(name,),
+    )
 
 
 def _locate(run: Run, method: MethodName, target: Target) -> tuple[Attribution, LocateResult, str]:
@@ -162,17 +167,39 @@ def _stored(case: Case, except_name: str) -> list[Attribution]:
         name = f"results/{path.name}"
         result = case.read(name, LocateResult) if name != except_name else None
         if result is not None:
-            found.append(
-                Attribution(
-                    method=result.method,
-                    target=result.target,
-                    scores=np.array(result.scores),
-                    scored=np.array(result.scored),
-                    signed=result.signed,
-                    profile=profiles.get(path.stem.removeprefix("locate-")),
-                )
-            )
+            found.append(replace(_attribution(result), profile=profiles.get(path.stem.removeprefix("locate-"))))
     return found
+
+
+def _attribution(result: LocateResult) -> Attribution:
+    """Return the attribution a stored result was made from, without its profile."""
+    return Attribution(
+        method=result.method,
+        target=result.target,
+        scores=np.array(result.scores),
+        scored=np.array(result.scored),
+        signed=result.signed,
+    )
+
+
+def redraw_pictures(case: Case) -> bool:
+    """Draw by UMAP what was drawn by PCA before UMAP was compiled in this process; return whether all is drawn.
+
+    A result without a response profile of its own takes one of the same case, as `locating.locate` does.
+    """
+    if not umap_is_warm():
+        return False
+    profiles = case.load_profiles()
+    for path in sorted((case.path / "results").glob("locate-*.json")):
+        name = f"results/{path.name}"
+        result = case.read(name, LocateResult)
+        profile = profiles.get(path.stem.removeprefix("locate-"), next(iter(profiles.values()), None))
+        if result is None or result.projection != "pca" or profile is None:
+            continue
+        picture = project(replace(_attribution(result), profile=profile))
+        points = tuple((float(x), float(y)) for x, y in picture.coordinates)
+        case.write(name, replace(result, positions=picture.positions, coordinates=points, projection=picture.method))
+    return True
 
 
 def triage(run: Run) -> StageFinished:

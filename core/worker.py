@@ -19,7 +19,8 @@ from core import jobs
 from core.casefile import Case, EventLog
 from core.errors import BusyError, Stopped, TriageError
 from core.events import Event, Progress, StageFailed, StageStarted
-from core.pipeline import run_stage
+from core.pipeline import redraw_pictures, run_stage
+from core.projection import warm_umap
 from core.session import Session
 
 log = logging.getLogger(__name__)
@@ -92,14 +93,19 @@ def serve(case: Case, idle_minutes: float) -> None:
     session = Session(case.manifest.device)
     device = DeviceQueue(case, session.device_name)
     last = time.monotonic()
+    drawn = True
     while True:
         waiting = jobs.open_requests(case)
         if not waiting:
+            drawn = drawn or redraw_pictures(case)
             if device.wanted() or time.monotonic() - last > idle_minutes * 60:
                 return
             time.sleep(POLL_SECONDS)
             continue
         answer(case, waiting[0], events, session, device)
+        if waiting[0].stage in ("locate", "triage"):  # the picture is PCA's until UMAP is compiled, in the background
+            warm_umap()
+            drawn = False
         last = time.monotonic()
 
 
