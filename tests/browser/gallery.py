@@ -204,7 +204,7 @@ def tests() -> tuple[TestOutcome, ...]:
             note="upper bound of the gain 3 %",
         ),
         TestOutcome(
-            name="benign", candidate=0, n=24, with_unit=rate(24, 24), without_unit=rate(23, 24), note=HOSTILE[0]
+            name="benign", candidate=0, n=24, with_unit=rate(24, 24), without_unit=rate(23, 24), note="=HYPERLINK(1)"
         ),
     )
 
