@@ -176,6 +176,7 @@ def launch_options(roots: Roots, *, host: str, port: int | None, auth: list[tupl
         "mcp_server": False,
         "ssr_mode": False,
         "pwa": False,
+        "_frontend": False,  # skips only a request to itself, which gives up after 3 s: a busy machine would not start
         "footer_links": [],
         "allowed_paths": [],
         "max_file_size": MAX_UPLOAD,
