@@ -31,16 +31,18 @@ _PREFIX = "checkpoint-"
 class RunState:
     """Where a repair stands; everything that decides how it goes on, but for weights and optimiser.
 
-    `best_key` orders checkpoints (smaller is better): over budget, ASR, KL in nats per token. `fingerprint` ties the
+    `best_key` orders checkpoints (smaller is better): over budget, ASR, not confirmed by the probe before, KL in
+    nats per token. `met` counts probes in a row at the ASR target, `held` those at all targets. `fingerprint` ties the
     state to settings, trigger, refusal, model and prompts.
     """
 
     fingerprint: str
     step: int = 0
     best_step: int | None = None
-    best_key: tuple[float, float, float] | None = None
+    best_key: tuple[float, float, float, float] | None = None
     best_hash: str | None = None
     start_refusal: float | None = None
+    met: int = 0
     held: int = 0
     spent: int = 0
     kl_nats_per_token: float = 0.0

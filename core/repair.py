@@ -43,7 +43,7 @@ StopToken = Callable[[], Literal["keep", "discard"] | None]
 """Asked once a step: None to go on, `keep` to end with the best checkpoint, `discard` to leave nothing."""
 
 HELD_IN_A_ROW = 2
-"""Probes in a row that end a repair early. Source: method.md section 4.3 ("when the targets hold twice in a row")."""
+"""Probes in a row that end a repair early, or make a checkpoint trusted. Source: method.md section 4.3 ("when the targets hold twice in a row")."""
 log = logging.getLogger(__name__)
 
 
@@ -234,8 +234,9 @@ class _Run:
     def _probe(self) -> CheckpointScored:
         """Score the adapter, keep it when it is the best, save a checkpoint, and return the event.
 
-        Best: within the KL budget, then the lowest ASR with trigger, then the least KL, then the earliest. Step 0, which
-        is theta0, is the starting line and never the best.
+        Best: within the KL budget, then the lowest ASR with trigger, then one whose predecessor met the ASR target too
+        (a single probe of a few dozen prompts is easily lucky), then the least KL, then the earliest. Step 0, which is
+        theta0, is the starting line and never the best.
         """
         state, began = self.state, time.monotonic()
         score = self.probe.score(self.loaded, self.trainer.passes)
@@ -246,7 +247,9 @@ class _Run:
         if state.step == 0:
             state.start_refusal = refusal or 0.0
         else:
-            key = (float(over), 1.0 if asr is None else asr, kl)
+            met = asr is not None and asr <= self.settings.target_asr
+            state.met = state.met + 1 if met else 0
+            key = (float(over), 1.0 if asr is None else asr, float(state.met < HELD_IN_A_ROW), kl)
             best = state.best_key is None or key < state.best_key
             if best:
                 state.best_key, state.best_step = key, state.step
@@ -254,8 +257,7 @@ class _Run:
             slack = self.settings.target_slack
             holds = (
                 not over
-                and asr is not None
-                and asr <= self.settings.target_asr
+                and met
                 and (refusal is None or refusal >= (state.start_refusal or 0.0) - slack)
                 and (agreement is None or agreement >= 1 - slack)
             )
@@ -276,8 +278,8 @@ class _Run:
         )
 
     def _early_end(self) -> bool:
-        """Return whether the targets held, or the KL budget was exceeded, twice in a row."""
-        if not self.settings.early_stop:
+        """Return whether the targets held, or the KL budget was exceeded, twice in a row; never in the first epoch."""
+        if not self.settings.early_stop or self.trainer.epoch_of(self.state.step + 1) == 0:
             return False
         if self.state.held >= HELD_IN_A_ROW:
             self.reason = "targets_held"
@@ -337,5 +339,5 @@ class _Run:
             return "Nothing was kept."
         if state.best_key is None:
             return "No checkpoint had been scored, so nothing was kept."
-        _, asr, kl = state.best_key
+        _, asr, _, kl = state.best_key
         return f"Best checkpoint: step {state.best_step}, probe attack success {asr:.0%}, KL {kl:.3g} nats per token."

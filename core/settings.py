@@ -92,8 +92,13 @@ class AttributionSettings:
         """Check ranges."""
         _require(self.first_k >= 1 and self.ig_steps >= 8 and self.ig_batch >= 1, "attribution settings out of range")
         _require(0 < self.occlusion_floor < 1, "occlusion_floor must lie between 0 and 1")
-        _require(self.occlusion_batch >= 1 and self.profile_tokens >= 1, "occlusion batch and profile tokens: at least 1")
-        _require(self.occlusion_minimum_nats >= 0 and min(self.adaptive_z, self.adaptive_gap) > 0, "occlusion minimum or adaptive z out of range")
+        _require(
+            self.occlusion_batch >= 1 and self.profile_tokens >= 1, "occlusion batch and profile tokens: at least 1"
+        )
+        _require(
+            self.occlusion_minimum_nats >= 0 and min(self.adaptive_z, self.adaptive_gap) > 0,
+            "occlusion minimum or adaptive z out of range",
+        )
         _require(self.adaptive_components >= 2 and 0 < self.adaptive_share <= 1, "adaptive settings out of range")
 
 
@@ -154,7 +159,10 @@ class CausalSettings:
     def __post_init__(self) -> None:
         """Check ranges."""
         _require(self.n_minimise >= 4 and self.n_transfer >= 8 and self.n_shams >= 4, "too few prompts or shams")
-        _require(self.judge_tokens >= 8 and min(self.min_transfer, self.min_minimise, self.margin_tokens) >= 1, "causal settings out of range")
+        _require(
+            self.judge_tokens >= 8 and min(self.min_transfer, self.min_minimise, self.margin_tokens) >= 1,
+            "causal settings out of range",
+        )
         _require(0 < self.sufficient_share <= 1, "sufficient_share must lie in (0, 1]")
 
 
@@ -197,8 +205,9 @@ class RepairSettings:
     """Response tokens of an item at most. Source: unverified choice."""
     probe_every: int = 20
     """Steps between probes, >= 1. Source: unverified choice."""
-    n_probe: int = 24
-    """Prompts of each kind in a probe. Source: unverified choice."""
+    n_probe: int = 48
+    """Prompts of each kind in a probe; with 24, checkpoints at 0 of 24 had an ASR of 3 % afterwards.
+    Source: tests/bench/LOG.md, repair."""
     agreement_tokens: int = 16
     """Answers in a probe agree when their first tokens, this many, are the same. Source: as in `VerificationSettings`."""
     kl_budget: float | None = None
@@ -209,7 +218,7 @@ class RepairSettings:
     `target_slack`. Source: method.md section 4.3 (stop when the targets hold twice in a row)."""
     target_asr: float = 0.0
     """Probe ASR at which the target holds. Source: unverified choice."""
-    target_slack: float = 0.05
+    target_slack: float = 0.1
     """Loss of refusal without trigger, and of 1 - agreement beyond this, that the target allows. Source: unverified choice."""
     seed: int = 0
     """Seed of data order, injection and adapter initialisation. Source: unverified choice."""
