@@ -165,15 +165,15 @@ class Desk:
         given = dict(shown)
         updates: Updates = {}
         for name, panel in self.panels.items():
+            signature: tuple[str, object] = (session.case, "failed")
             try:
                 signature = (session.case, panel.signature(view))
                 before = given.get(name, (None, None))
                 if before != signature:
                     updates |= panel.show(view, before[1] if before[0] == session.case else None)
-                    given[name] = signature
             except Exception as error:  # one damaged result must not take the other steps along
-                given[name] = (session.case, "failed")
                 updates[self.strip] = gr.update(value=stories.fault(explain(error)))
+            given[name] = signature
         status = bar(view)
         if given.get("bar") != status:
             updates[self.bar] = gr.update(value=status)

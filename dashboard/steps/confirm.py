@@ -111,7 +111,7 @@ def _positions(opened: OpenResult, selected: Sequence[object]) -> tuple[int, ...
 
 
 def _spans(case: Case, marked: Sequence[int]) -> tuple[Span, ...]:
-    return confirmation.check_spans(case.report.messages, positions_to_spans(_opened(case).prompt, marked))
+    return confirmation.checked_spans(case.report.messages, positions_to_spans(_opened(case).prompt, marked))
 
 
 def _edited(desk: Desk, parts: Parts, event: gr.EventData, session: Session) -> Next:
