@@ -291,7 +291,7 @@ def bar(view: View) -> dict[str, object]:
         analyst=confirmed.analyst if confirmed else "",
         state=status.state,
         stage=status.stage or "",
-        message=status.message if status.state in ("running", "starting") else "",
+        message=status.message if status.state in ("running", "starting") and status.stage != "repair" else "",
         done=status.done,
         total=status.total,
         queue=status.queue,

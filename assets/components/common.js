@@ -35,6 +35,15 @@ const onTheme = (redraw) => {
 };
 
 /* Our own plotly.js, once its script has run. */
+/* A chart that was drawn while its tab was hidden, or whose column changed its width, takes the new width. */
+const followWidth = (area) => {
+  let width = area.clientWidth;
+  new ResizeObserver(() => {
+    if (!area.clientWidth || area.clientWidth === width) return;
+    width = area.clientWidth;
+    if (area._fullLayout) window.Plotly.Plots.resize(area);
+  }).observe(area);
+};
 const whenPlotly = () => new Promise((resolve) => {
   const ask = () => (window.Plotly ? resolve(window.Plotly) : element.isConnected ? setTimeout(ask, 50) : undefined);
   ask();

@@ -127,6 +127,7 @@ function draw() {
   total = value.total || total;
   const { data, layout } = figure(value);
   element.querySelector(".pt-live").classList.toggle("pt-idle", !value.state || value.state === "empty");
+  if (!area._fullLayout) followWidth(area);
   Plot.react(area, data, layout, { responsive: true, displaylogo: false, displayModeBar: false, scrollZoom: false });
 }
 /* The sentence under the chart changes at most every ten seconds, for screen readers' sake; the end is said at once. */

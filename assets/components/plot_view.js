@@ -35,6 +35,7 @@ function draw() {
   Object.assign(layout, { height, uirevision: value.key || "k", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: c.text, size: 12, family: cssVar("--pt-sans") }, hoverlabel: { bgcolor: c.back, bordercolor: c.muted, font: { color: c.text, family: cssVar("--pt-mono") } },
     xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis) });
+  if (!area._fullLayout) followWidth(area);
   Plot.react(area, data, layout, { responsive: true, displaylogo: false, displayModeBar: false, scrollZoom: false, doubleClick: "reset" }).then(() => {
     if (wired) return;
     wired = true;

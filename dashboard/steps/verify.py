@@ -41,8 +41,6 @@ def build(desk: Desk, arrive: gr.Button) -> None:
                 export = gr.Button(wording.REPORT_AND_EXPORT, variant="primary", elem_id="verify-export", interactive=False)
                 merged = gr.Button(wording.EXPORT_MERGED, elem_id="verify-merged", interactive=False)
             files = Story(elem_id="verify-files")
-    gr.Markdown(wording.EXAMPLES, elem_classes="pt-label")
-    pairs = AnswerPairs(elem_id="verify-pairs")
     gr.Markdown(wording.SALIENCY_PAIR, elem_classes="pt-label")
     with gr.Row(elem_classes="pt-columns"):
         with gr.Column():
@@ -51,6 +49,8 @@ def build(desk: Desk, arrive: gr.Button) -> None:
         with gr.Column():
             gr.Markdown(wording.AFTER, elem_classes="pt-label")
             after = TokenView(mode="heat", elem_id="verify-after")
+    gr.Markdown(wording.EXAMPLES, elem_classes="pt-label")
+    pairs = AnswerPairs(elem_id="verify-pairs")
 
     parts = Parts(story, metrics, pairs, before, after, verify, export, merged, files)
     desk.panels["verify"] = Panel(

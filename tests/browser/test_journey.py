@@ -1,0 +1,92 @@
+"""The demo case on the real page, from the first click to the exported repair, in at most eight clicks."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from core.casefile import Case
+from core.values import Verification
+from dashboard.session import Roots, list_cases
+from tests.browser.conftest import PageProcess
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+MOST_CLICKS = 8  # design.md section 6
+DEMO = "#demo-trigger-in-the-middle"
+HEADLINE = {
+    "reproduced": "#reproduce-story .pt-headline:has-text('Reproduced')",
+    "located": "#locate-story:not(:has(.pt-tone-busy)) .pt-headline:has-text('stand')",
+    "tested": "#confirm-verdict .pt-why",
+    "confirmed": "#repair-start:visible:enabled",
+    "steps": "#repair-chart .js-plotly-plot .scatterlayer path.js-line",
+    "repaired": "#to-verify:visible",
+    "verified": "#verify-story .pt-why",
+    "written": "#verify-files a:has-text('Repaired adapter')",
+}
+REPAIR_MS = 900_000
+"""Longest wait for the repair: it shares two cores with the browser and the other tests."""
+
+
+def walk(page, look=lambda name: None) -> int:
+    """Take the demo case through every step; call `look(step)` at each; return the number of clicks."""
+    clicks = 0
+
+    def click(selector: str) -> None:
+        nonlocal clicks
+        page.locator(selector).click()
+        clicks += 1
+
+    def arrive(name: str, wait_ms: int = 300_000) -> None:
+        page.wait_for_selector(HEADLINE[name], timeout=wait_ms)
+
+    look("case")
+    click(DEMO)
+    arrive("reproduced")
+    look("reproduce")
+    click("#to-locate")
+    arrive("located")
+    look("locate")
+    click("#to-confirm")
+    arrive("tested")
+    page.wait_for_selector("#confirm-accept:enabled")
+    look("confirm")
+    click("#confirm-accept")
+    arrive("confirmed")
+    click("#repair-start")
+    page.wait_for_selector("#repair-keep:enabled")
+    arrive("steps")
+    look("repair")
+    arrive("repaired", REPAIR_MS)
+    click("#to-verify")
+    arrive("verified")
+    click("#verify-export")
+    arrive("written")
+    look("verify")
+    return clicks
+
+
+def test_the_demo_case_in_eight_clicks(open_page, server: PageProcess) -> None:
+    page = open_page()
+    begun = time.monotonic()
+    assert walk(page) <= MOST_CLICKS
+    print(f"demo case in {time.monotonic() - begun:.0f} s")  # noqa: T201
+    case = Case(server.cases / list_cases(Roots(cases=server.cases, models=server.models))[0])
+    assert json.loads((case.path / "triage.json").read_text())["verdict"] == "BACKDOOR"
+    verification = case.read("verification.json", Verification)
+    assert verification is not None and verification.result == "REDUCED"
+    assert "→" in page.inner_text("#verify-story .pt-headline")
+    with page.expect_download() as download:
+        page.click("#verify-files a:has-text('Repaired adapter')")
+    saved = case.path / "export" / "adapter" / "adapter_model.safetensors"
+    assert Path(download.value.path()).read_bytes() == saved.read_bytes()
+    with page.context.expect_page() as opened:
+        page.click("#verify-files a >> text='Report'")
+    opened.value.wait_for_load_state()
+    assert case.manifest.id in opened.value.content()
+    # going back changes nothing and loses nothing
+    page.click("#step-confirm-button")
+    assert "Current year" in page.inner_text("#confirm-marks") or page.inner_text("#confirm-marks")
+    assert "Accepted by" in page.inner_text("#confirm-decision")
+    assert page.locator("#confirm-editor .pt-tok.pt-on").count() > 0
