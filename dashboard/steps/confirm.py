@@ -74,7 +74,12 @@ def build(desk: Desk, typed: tuple[gr.Textbox, gr.Textbox]) -> None:
     decision = Story(elem_id="confirm-decision")
 
     parts = Parts(verdict, candidates, editor, marks, tests, forest, decision, accept)
-    desk.panels["confirm.editor"] = Panel(_editor_signature, lambda v, _: _show_editor(v, parts), (editor, marks, accept))
+    desk.panels["confirm.editor"] = Panel(_editor_signature, lambda v, _: _show_editor(v, parts), (editor, marks))
+    desk.panels["confirm.accept"] = Panel(
+        lambda v: (_editor_signature(v), v.session.draft, v.busy_with("triage", "test")),
+        lambda v, _: {parts.accept: _accept_button(v)},
+        (accept,),
+    )
     desk.panels["confirm.tests"] = Panel(
         _tests_signature, lambda v, _: _show_tests(v, parts), (verdict, candidates, tests, forest)
     )
@@ -120,15 +125,28 @@ def _edited(desk: Desk, parts: Parts, event: gr.EventData, session: Session) -> 
     return Next(session=replace(session, draft=marked), updates=_mark_updates(case, session.candidate, marked, parts))
 
 
-def _mark_updates(case: Case, candidate: int, marked: Sequence[int], parts: Parts) -> Updates:
-    """Return the line that names the marked text, and the label of the accepting button."""
+def _edits(case: Case, candidate: int, marked: Sequence[int]) -> bool:
+    """Return whether the marks differ from the proposal."""
     proposal = chosen_candidate(case, candidate)
-    edited = proposal is None or tuple(marked) != tuple(sorted(proposal.token_positions))
+    return proposal is None or tuple(marked) != tuple(sorted(proposal.token_positions))
+
+
+def _mark_updates(case: Case, candidate: int, marked: Sequence[int], parts: Parts) -> Updates:
+    """Return the line that names the marked text."""
     units = units_of(case.report.messages, _spans(case, marked)) if marked else ()
-    return {
-        parts.marks: gr.update(value=stories.selection(units, edited)),
-        parts.accept: gr.update(value=wording.EDIT if edited and marked else wording.ACCEPT, interactive=bool(marked)),
-    }
+    return {parts.marks: gr.update(value=stories.selection(units, _edits(case, candidate, marked)))}
+
+
+def _accept_button(view: View) -> dict[str, object]:
+    """Return label and state of the accepting button: locked while tests run, since their result may change the mind."""
+    if view.case is None or view.opened() is None:
+        return gr.update(value=wording.ACCEPT, interactive=False)
+    candidate = view.session.candidate
+    proposal = chosen_candidate(view.case, candidate)
+    proposed = tuple(sorted(proposal.token_positions)) if proposal else ()
+    marked = proposed if view.session.draft is None else view.session.draft
+    label = wording.EDIT if marked and _edits(view.case, candidate, marked) else wording.ACCEPT
+    return gr.update(value=label, interactive=bool(marked) and not view.busy_with("triage", "test"))
 
 
 def _select(event: gr.EventData, session: Session) -> Next:
@@ -142,7 +160,9 @@ def _test(desk: Desk, session: Session, editor: dict) -> Next:
         raise ConfirmationError(wording.NOTHING_MARKED + " Mark at least one token to test.")
     spans = [to_json(span) for span in _spans(case, marked)]
     jobs.ask(case, "test", {"spans": spans})
-    return Next(session=replace(session, tested=f"results/test-{jobs.request_key(case, 'test', {'spans': spans})}.json"))
+    return Next(
+        session=replace(session, tested=f"results/test-{jobs.request_key(case, 'test', {'spans': spans})}.json")
+    )
 
 
 def _accept(desk: Desk, session: Session, editor: dict, analyst: str, reason: str) -> Next:
@@ -163,7 +183,9 @@ def _accept(desk: Desk, session: Session, editor: dict, analyst: str, reason: st
 
 def _reject(desk: Desk, session: Session, analyst: str, reason: str) -> Next:
     case = current_case(desk, session)
-    confirmation.confirm(case, decision="reject", analyst=analyst or "", reason=reason or "", candidate=session.candidate)
+    confirmation.confirm(
+        case, decision="reject", analyst=analyst or "", reason=reason or "", candidate=session.candidate
+    )
     return Next(session=session)
 
 
@@ -199,7 +221,9 @@ def _selection_tests(view: View) -> tuple[TriggerProposal, list[TestOutcome]] | 
 
 
 def _editor_signature(view: View) -> object:
-    proposals = view.stamp("triage.json", "results/locate-occlusion-contrast*.json") if view.session.draft is None else ()
+    proposals = (
+        view.stamp("triage.json", "results/locate-occlusion-contrast*.json") if view.session.draft is None else ()
+    )
     return view.session.version, view.session.candidate, proposals, view.stamp("results/open.json"), view.case is None
 
 
@@ -209,7 +233,6 @@ def _show_editor(view: View, parts: Parts) -> Updates:
         return {
             parts.editor: gr.update(value={"tokens": [], "empty": wording.NO_PROMPT}),
             parts.marks: gr.update(value={}),
-            parts.accept: gr.update(interactive=False),
         }
     proposal = chosen_candidate(view.case, view.session.candidate)
     suggested = proposal.token_positions if proposal else ()
@@ -259,4 +282,6 @@ def _show_decision(view: View, parts: Parts) -> Updates:
     if view.case is None:
         return {parts.decision: gr.update(value={})}
     stored = view.case.read(confirmation.FILE, TriggerConfirmation)
-    return {parts.decision: gr.update(value=stories.decision(stored, confirmation.validity(view.case) if stored else None))}
+    return {
+        parts.decision: gr.update(value=stories.decision(stored, confirmation.validity(view.case) if stored else None))
+    }
