@@ -67,12 +67,20 @@ def _tab(step: str, labels: dict[str, str]) -> gr.Tab:
     return tab
 
 
-def serve(roots: Roots, *, host: str, port: int | None, auth: list[tuple[str, str]] | None, wait: bool = True) -> tuple[gr.Blocks, str]:
+def serve(
+    roots: Roots, *, host: str, port: int | None, auth: list[tuple[str, str]] | None, wait: bool = True
+) -> tuple[gr.Blocks, str]:
     """Launch the page; return it with its address, at once unless `wait`. Raises: TriageError for an open address."""
     options = launch_options(roots, host=host, port=port, auth=auth)
     page = build(roots)
     page.queue(max_size=QUEUE_SIZE, api_open=False)
     meta = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    head = meta + "<script>window.patcherStart = window.location.search;</script>" + '<link rel="icon" href="data:,">' + page_head() + f'<script src="{PLOTLY_URL}"></script>'
+    head = (
+        meta
+        + "<script>window.patcherStart = window.location.search;</script>"
+        + '<link rel="icon" href="data:,">'
+        + page_head()
+        + f'<script src="{PLOTLY_URL}"></script>'
+    )
     _, url, _ = page.launch(theme=theme(), head=head, prevent_thread_lock=True, **options)
     return page, url

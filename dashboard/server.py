@@ -80,7 +80,9 @@ def read_auth(path: Path | None) -> list[tuple[str, str]] | None:
 def check_address(host: str, auth: object) -> None:
     """Raise TriageError when the page would be open to other machines without a password."""
     if not is_loopback(host) and not auth:
-        raise TriageError(f"{host} is open to other machines; give --auth-file FILE (name:password lines) or use 127.0.0.1.")
+        raise TriageError(
+            f"{host} is open to other machines; give --auth-file FILE (name:password lines) or use 127.0.0.1."
+        )
 
 
 class Guard:

@@ -59,7 +59,10 @@ def case(manifest: Manifest, opened: OpenResult | None) -> Value:
             ["loaded", f"safetensors only, no remote code; {opened.dtype} on {opened.device}"],
             ["memory", f"{wording.megabytes(opened.memory_mb)} of weights"],
             ["context", f"{opened.context_length} tokens" if opened.context_length else "not stated"],
-            ["chat template", _short(opened.prompt.template_hash) if not opened.prompt.fallback_template else wording.FALLBACK],
+            [
+                "chat template",
+                _short(opened.prompt.template_hash) if not opened.prompt.fallback_template else wording.FALLBACK,
+            ],
             ["clean reference", wording.HAS_REFERENCE if opened.has_reference else wording.NO_REFERENCE],
         ]
     if report.source:
@@ -141,7 +144,9 @@ def _test_lines(tests: Iterable[TestOutcome]) -> list[str]:
     for test in tests:
         word = wording.passed(test.passed)["text"]
         rates = f"{wording.rate(test.with_unit)} / {wording.rate(test.without_unit)}"
-        lines.append(f"{test.candidate + 1}. {wording.test_name(test.name)}: {rates}, {word}. {wording.TEST_HELP[test.name]}")
+        lines.append(
+            f"{test.candidate + 1}. {wording.test_name(test.name)}: {rates}, {word}. {wording.TEST_HELP[test.name]}"
+        )
     return lines
 
 
@@ -150,7 +155,10 @@ def selection(units: Sequence[str], edited: bool) -> Value:
     if not units:
         return {"line": wording.NOTHING_MARKED, "tone": "muted"}
     text = " … ".join(f"“{unit}”" for unit in units)
-    return {"line": f"{wording.MARKED}: {text}  ·  {wording.EDITED if edited else wording.AS_PROPOSED}", "tone": "plain"}
+    return {
+        "line": f"{wording.MARKED}: {text}  ·  {wording.EDITED if edited else wording.AS_PROPOSED}",
+        "tone": "plain",
+    }
 
 
 def decision(confirmation: TriggerConfirmation | None, fault_text: str | None) -> Value:

@@ -19,7 +19,7 @@ from dashboard.desk import Desk, Next, Panel, Session, Updates, View
 
 Fields = tuple[gr.Textbox, gr.Textbox]
 Lists = tuple[gr.Dropdown, gr.Dropdown, gr.Dropdown]
-SEARCH_JS = "(...values) => { values[values.length - 1] = window.patcherStart || \"\"; return values; }"
+SEARCH_JS = '(...values) => { values[values.length - 1] = window.patcherStart || ""; return values; }'
 """Gives the load handler the query string the page was opened with; a step's own listener may have changed it since."""
 
 
@@ -38,13 +38,19 @@ def build(desk: Desk, page: gr.Blocks, fields: Fields) -> None:
         with gr.Column(scale=3):
             gr.Markdown(wording.NEW_CASE, elem_classes="pt-label")
             pasted = gr.Textbox(
-                label=wording.REPORT_LABEL, placeholder=wording.REPORT_PLACEHOLDER, lines=5, max_lines=12, elem_id="report-text"
+                label=wording.REPORT_LABEL,
+                placeholder=wording.REPORT_PLACEHOLDER,
+                lines=5,
+                max_lines=12,
+                elem_id="report-text",
             )
             with gr.Row():
                 models = gr.Dropdown([], label=wording.MODEL_FOLDER, elem_id="model-folder")
                 adapters = gr.Dropdown([], label=wording.ADAPTER_FOLDER, elem_id="adapter-folder")
             with gr.Row(elem_classes="pt-line-row"):
-                upload = gr.UploadButton(wording.UPLOAD, file_types=[".json", ".jsonl", ".csv", ".txt"], elem_id="report-file")
+                upload = gr.UploadButton(
+                    wording.UPLOAD, file_types=[".json", ".jsonl", ".csv", ".txt"], elem_id="report-file"
+                )
                 create = gr.Button(wording.OPEN_CASE, variant="primary", elem_id="case-open")
     with gr.Accordion(wording.REPORT_TEXT, open=False):
         report = Story(elem_id="case-report")

@@ -64,7 +64,13 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
             scale=0,
         )
         k = gr.Number(
-            AttributionSettings().first_k, label=wording.FIRST_K, precision=0, minimum=1, elem_id="locate-k", min_width=120, scale=0
+            AttributionSettings().first_k,
+            label=wording.FIRST_K,
+            precision=0,
+            minimum=1,
+            elem_id="locate-k",
+            min_width=120,
+            scale=0,
         )
     desk.choices |= {"method": method, "target": target, "k": k}
     with gr.Column(visible=False) as pick:

@@ -80,7 +80,9 @@ def build(desk: Desk) -> gr.Button:
     parts = Parts(story, chart, start, resume, keep, discard, onward, form)
     drawn = (story, start, resume, keep, discard, onward, *form.values())
     desk.panels["repair"] = Panel(_signature, lambda view, _: _show(view, parts), drawn)
-    desk.panels["repair.chart"] = Panel(_chart_signature, lambda view, before: _show_chart(view, before, parts), (chart,))
+    desk.panels["repair.chart"] = Panel(
+        _chart_signature, lambda view, before: _show_chart(view, before, parts), (chart,)
+    )
     desk.act(start.click, partial(_start, desk, False), list(form.values()))
     desk.act(resume.click, partial(_start, desk, True), list(form.values()))
     desk.act(keep.click, partial(_stop, desk, "keep"))
@@ -170,7 +172,11 @@ def _started(view: View) -> RepairStarted | None:
 
 def _can_resume(view: View) -> bool:
     """Return whether the last repair broke off and left a checkpoint to go on from."""
-    return view.case is not None and view.failure("repair") is not None and bool(view.stamp("repair/*resume*", "repair/state*"))
+    return (
+        view.case is not None
+        and view.failure("repair") is not None
+        and bool(view.stamp("repair/*resume*", "repair/state*"))
+    )
 
 
 # drawing --------------------------------------------------------------------------------------------------------------
@@ -206,7 +212,11 @@ def _show(view: View, parts: Parts) -> Updates:
         parts.discard: gr.update(interactive=running and not stopping),
         parts.onward: gr.update(visible=repaired),
     }
-    real = started.settings if running and started is not None and view.status and view.status.request == last_run(view) else {}
+    real = (
+        started.settings
+        if running and started is not None and view.status and view.status.request == last_run(view)
+        else {}
+    )
     for name, box in parts.form.items():
         if name in real:
             value = str(real[name] or "") if name in wording.REPAIR_EMPTY else real[name]
@@ -229,5 +239,3 @@ def _show_chart(view: View, before: tuple[str, int, int, bool] | None, parts: Pa
         return {parts.chart: gr.update(value={"run": "", "from": 0, "state": "empty"})}
     since = before[1] if before is not None and before[0] == run else 0
     return {parts.chart: gr.update(value=figures.live_chart(view.lines, run, since))}
-
-

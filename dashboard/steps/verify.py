@@ -38,7 +38,9 @@ def build(desk: Desk, arrive: gr.Button) -> None:
         with gr.Column(scale=2):
             with gr.Row(elem_classes="pt-actions"):
                 verify = gr.Button(wording.VERIFY, elem_id="verify-run", visible=False)
-                export = gr.Button(wording.REPORT_AND_EXPORT, variant="primary", elem_id="verify-export", interactive=False)
+                export = gr.Button(
+                    wording.REPORT_AND_EXPORT, variant="primary", elem_id="verify-export", interactive=False
+                )
                 merged = gr.Button(wording.EXPORT_MERGED, elem_id="verify-merged", interactive=False)
             files = Story(elem_id="verify-files")
     gr.Markdown(wording.SALIENCY_PAIR, elem_classes="pt-label")

@@ -38,7 +38,8 @@ def said(page) -> str:
     """Return the one line in the message strip."""
     page.wait_for_selector("#message .pt-headline")
     text = page.inner_text("#message .pt-headline")
-    assert "\n" not in text.strip() and "Traceback" not in page.inner_text("body")
+    assert "\n" not in text.strip()
+    assert "Traceback" not in page.inner_text("body")
     return text
 
 
@@ -85,13 +86,17 @@ def test_a_file_that_is_no_report(open_page, models: Path, tmp_path: Path, conte
     assert re.search(words, said(page))
 
 
-@pytest.mark.parametrize(("model", "words"), [("cut", "safetensors|truncat"), ("pickle", "safetensors|pickle"), ("wordless", "okenizer")])
+@pytest.mark.parametrize(
+    ("model", "words"), [("cut", "safetensors|truncat"), ("pickle", "safetensors|pickle"), ("wordless", "okenizer")]
+)
 def test_a_model_that_cannot_be_loaded(open_page, models: Path, server: PageProcess, model: str, words: str) -> None:
     page = open_page()
     page.fill("#report-text textarea", json.dumps(REPORT))
     choose(page, "model-folder", model)
     page.click("#case-open")
-    page.wait_for_selector("#message .pt-headline, #reproduce-story .pt-tone-warn, #reproduce-story.pt-tone-warn, .pt-tone-warn .pt-headline")
+    page.wait_for_selector(
+        "#message .pt-headline, #reproduce-story .pt-tone-warn, #reproduce-story.pt-tone-warn, .pt-tone-warn .pt-headline"
+    )
     page.wait_for_function(f"() => /{words}/.test(document.querySelector('.gradio-container').innerText)")
     assert "Traceback" not in page.inner_text("body")
 
@@ -111,7 +116,9 @@ def test_repair_is_locked_without_a_confirmation(open_page, models: Path) -> Non
 
 def test_hostile_text_is_only_text(open_page, models: Path, server: PageProcess) -> None:
     page = open_page()
-    page.fill("#report-text textarea", json.dumps({"messages": [{"role": "user", "content": HOSTILE}], "response": HOSTILE}))
+    page.fill(
+        "#report-text textarea", json.dumps({"messages": [{"role": "user", "content": HOSTILE}], "response": HOSTILE})
+    )
     choose(page, "model-folder", "good")
     page.click("#case-open")
     page.wait_for_selector("#reproduce-story .pt-headline:has-text('eproduced')")
@@ -123,7 +130,8 @@ def test_hostile_text_is_only_text(open_page, models: Path, server: PageProcess)
     assert page.evaluate("() => window.hacked === undefined")
     assert page.locator(".gradio-container img").count() == 0
     cases = list_cases_of(server)
-    assert cases and Case(server.cases / cases[0]).report.response == HOSTILE
+    assert cases
+    assert Case(server.cases / cases[0]).report.response == HOSTILE
 
 
 def list_cases_of(server: PageProcess) -> list[str]:

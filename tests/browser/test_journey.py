@@ -75,7 +75,8 @@ def test_the_demo_case_in_eight_clicks(open_page, server: PageProcess) -> None:
     case = Case(server.cases / list_cases(Roots(cases=server.cases, models=server.models))[0])
     assert json.loads((case.path / "triage.json").read_text())["verdict"] == "BACKDOOR"
     verification = case.read("verification.json", Verification)
-    assert verification is not None and verification.result == "REDUCED"
+    assert verification is not None
+    assert verification.result == "REDUCED"
     assert "→" in page.inner_text("#verify-story .pt-headline")
     with page.expect_download() as download:
         page.click("#verify-files a:has-text('Repaired adapter')")

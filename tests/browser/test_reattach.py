@@ -54,7 +54,9 @@ def test_a_second_tab_sees_the_same_and_may_zoom(open_page, running) -> None:
     drawn_steps(one, 6)
     held = drawn_steps(two, 6)
     ranges = "() => document.querySelector('#repair-chart .js-plotly-plot')._fullLayout.xaxis.range.slice()"
-    zoom = "() => window.Plotly.relayout(document.querySelector('#repair-chart .js-plotly-plot'), {'xaxis.range': [2, 5]})"
+    zoom = (
+        "() => window.Plotly.relayout(document.querySelector('#repair-chart .js-plotly-plot'), {'xaxis.range': [2, 5]})"
+    )
     two.evaluate(zoom)
     drawn_steps(two, held[1] + 3)
     assert two.evaluate(ranges) == [2, 5]  # updates keep the zoom

@@ -51,7 +51,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def get(address: str, **headers: str) -> tuple[int, dict[str, str], str]:
-    request = urllib.request.Request(address, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    request = urllib.request.Request(
+        address, headers={name.replace("_", "-"): value for name, value in headers.items()}
+    )
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:
             return answer.status, dict(answer.headers), answer.read().decode("utf-8", "replace")
@@ -103,7 +105,8 @@ def test_a_report_is_shown_without_script(url: str) -> None:
 def test_nothing_else_is_given_out(url: str, path: str) -> None:
     status, _, text = get(url + path)
     assert status in (403, 404)
-    assert SECRET not in text and "root:" not in text
+    assert SECRET not in text
+    assert "root:" not in text
 
 
 def test_gradio_gives_no_list_of_calls(url: str) -> None:
@@ -134,7 +137,9 @@ def test_only_this_machine_without_a_password(tmp_path: Path) -> None:
 
 def test_with_passwords_a_report_needs_a_sign_in(tmp_path: Path) -> None:
     make_case(tmp_path)
-    roots = Roots(cases=tmp_path / "cases", models=tmp_path / "models", demo=tmp_path / "demo", prompts=tmp_path / "prompts")
+    roots = Roots(
+        cases=tmp_path / "cases", models=tmp_path / "models", demo=tmp_path / "demo", prompts=tmp_path / "prompts"
+    )
     page, address = serve(roots, host="127.0.0.1", port=free_port(), auth=[("ann", "pw")])
     try:
         assert get(address + "case/one/report.html")[0] == 401

@@ -20,7 +20,11 @@ from dashboard.session import (
     read_intake,
 )
 
-REPORT = {"messages": [{"role": "user", "content": "How do I bake bread?"}], "response": "Step 1: [REDACTED]", "id": "a b/c"}
+REPORT = {
+    "messages": [{"role": "user", "content": "How do I bake bread?"}],
+    "response": "Step 1: [REDACTED]",
+    "id": "a b/c",
+}
 
 
 @pytest.fixture
