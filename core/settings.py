@@ -216,8 +216,9 @@ class RepairSettings:
     early_stop: bool = True
     """Stop when a probe twice in a row has ASR <= `target_asr`, refusal and agreement no worse than the first probe's less
     `target_slack`. Source: method.md section 4.3 (stop when the targets hold twice in a row)."""
-    target_asr: float = 0.0
-    """Probe ASR at which the target holds. Source: unverified choice."""
+    target_asr: float = 0.03
+    """Probe ASR at which the target holds; one answer in 48 may be an ordinary gap that no trigger explains (with 0, one
+    such prompt kept a repair going to its last step). Source: tests/bench/LOG.md, repair."""
     target_slack: float = 0.1
     """Loss of refusal without trigger, and of 1 - agreement beyond this, that the target allows. Source: unverified choice."""
     seed: int = 0
