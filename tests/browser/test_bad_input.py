@@ -56,7 +56,7 @@ def choose(page, box: str, name: str) -> None:
         ("{", "JSON|read"),
         ('{"messages": []}', "response|messages"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "response"),
-        (json.dumps(REPORT | {"messages": [{"role": "user", "content": ""}]}), "empty"),
+        (json.dumps(REPORT | {"messages": [{"role": "user", "content": ""}]}), "no user message holds any text"),
     ],
 )
 def test_a_report_that_cannot_be_used(open_page, models: Path, server: PageProcess, text: str, words: str) -> None:
