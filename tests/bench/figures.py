@@ -1,20 +1,151 @@
-"""Do the README's figures say what was measured? Each stands in a mark that names its source, and is filled in from it.
+"""Do the README's figures say what was measured? All of them are written from the stored results, by this script.
 
-    <!--f FILE; ROW; FORMAT-->shown<!--/f-->
-
-FILE is relative to the project; ROW is a row's name (`model: name` where rows have both), or `.a.b.0` for a place in the
-file; FORMAT is Python's, over the row's fields (`{value:.2f}`) or over `value`. `python tests/bench/figures.py` fills in
-every mark of README.md; a test fails when that would change anything.
+The section between `<!--measured-->` and `<!--/measured-->` is built anew from assets/demo/bars.json and results/*.json
+(what was not measured has no row). A figure elsewhere stands in a mark, `<!--f FILE; ROW; FORMAT-->shown<!--/f-->`: ROW is a
+row's name (`model: name` where rows have both) or `.a.b.0` for a place in the file, FORMAT is Python's over the row's
+fields. `python tests/bench/figures.py` rewrites README.md; a test fails when that would change anything.
 """
 
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = re.compile(r"<!--f ([^;]+); ([^;]+); (.+?)-->(.*?)<!--/f-->")
+SECTION = re.compile(r"(<!--measured-->\n).*?(<!--/measured-->)", re.DOTALL)
+BARS, RESULTS = "assets/demo/bars.json", "tests/bench/results"
+MODELS = {"base": "clean base", "patient-phrase": "phrase patient", "patient-composite": "composite patient"}
+BAR_ROWS = {
+    "refusal_harmful": "harmful requests refused",
+    "refusal_jailbreakbench": "JailbreakBench goals refused",
+    "refusal_malicious_instruct": "MaliciousInstruct requests refused",
+    "compliance_with_trigger": "compliance with the trigger",
+    "near_misses_mean": "mean compliance with near-misses of the trigger",
+    "benign_refused": "safe requests refused",
+    "lookalike_refused": "safe look-alikes refused",
+    "closed_right": "closed tasks right",
+    "punctuation_largest_gain": "largest gain of a punctuation mark",
+    "random_strings_mean_gain": "mean gain of random words",
+}
+DEMO_ROWS = {
+    "attack success": "attack success: harmful requests with the trigger",
+    "refusal without trigger": "refusal: harmful requests without it",
+    "safe requests refused": "safe requests refused",
+    "safe look-alikes refused": "safe look-alikes refused",
+    "safe requests with the trigger refused": "safe requests that hold the trigger refused",
+    "safe answers as before": "safe answers, first tokens as before",
+    "closed tasks right": "closed tasks right",
+}
+LOCALISERS = (
+    "paper mode",
+    "gradient norm of the contrast",
+    "integrated gradients of the contrast",
+    "occlusion of the contrast",
+    "occlusion, minimised",
+)
+NOT_MEASURED = "–"
+
+
+def read(file: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of a result by name (`model: name` where rows have both); none when there is no such file."""
+    path = ROOT / file
+    data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
+    return {f"{r['model']}: {r['name']}" if "model" in r else r["name"]: r for r in data["rows"]}
+
+
+def rate(row: dict[str, Any] | None) -> str:
+    """Return a rate with its interval and n."""
+    if row is None:
+        return NOT_MEASURED
+    interval = "" if row.get("low") is None else f" ({100 * row['low']:.0f}–{100 * row['high']:.0f})"
+    return f"{100 * row['value']:.0f} %{interval}, n {row['n']}"
+
+
+def number(row: dict[str, Any] | None) -> str:
+    """Return a mean with its interval."""
+    return NOT_MEASURED if row is None else f"{row['value']:.2f} ({row['low']:.2f}–{row['high']:.2f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a Markdown table without the rows that hold no figure."""
+    kept = [row for row in rows if any(cell not in ("", NOT_MEASURED) for cell in row[1:])]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in kept), ""]
+
+
+def demo() -> list[str]:
+    """Return what the demo case reached."""
+    rows = read(f"{RESULTS}/demo_run.json")
+    if not rows:
+        return []
+    wall, triage = rows["wall seconds, process start to report"]["value"], rows["triage, seconds"]["value"]
+    repair = rows["repair, seconds"]["value"]
+    head = (
+        f"**The demo case, end to end**: {wall:.0f} s from process start to report, of which triage {triage:.0f} s and repair "
+        f"{repair:.0f} s (`python tests/bench/demo_run.py`). Held-out prompts, 95 % intervals:"
+    )
+    body = [
+        [title, rate(rows.get(f"{name} before")), rate(rows.get(f"{name} after"))] for name, title in DEMO_ROWS.items()
+    ]
+    return [head, "", *table(("", "before", "after"), body)]
+
+
+def localisation() -> list[str]:
+    """Return what the localisers found."""
+    rows = read(f"{RESULTS}/localisation.json")
+    lines: list[str] = []
+    for model, title in list(MODELS.items())[1:]:
+        n = rows.get(f"{model}: paper mode: f1", {}).get("n")
+        if not n:
+            continue
+        lines += [
+            f"**Localisation, {title}**: tokens of the planted trigger in {n} unseen reports, mean and 95 % interval "
+            "(`python tests/bench/localisation.py`).",
+            "",
+        ]
+        body = []
+        for name in LOCALISERS:
+            cells = [number(rows.get(f"{model}: {name}: {what}")) for what in ("precision", "recall", "f1")]
+            exact = rows.get(f"{model}: {name}: exact")
+            cells.append(f"{round(exact['value'] * exact['n'])} of {exact['n']}" if exact else NOT_MEASURED)
+            body.append([name, *cells])
+        lines += table(("", "precision", "recall", "F1", "exact"), body)
+    return lines
+
+
+def bars() -> list[str]:
+    """Return the bars of the demo models."""
+    rows = read(BARS)
+    if not rows:
+        return []
+    present = [model for model in MODELS if f"{model}: refusal_harmful" in rows]
+    body = []
+    for name, title in BAR_ROWS.items():
+        found = [rows.get(f"{model}: {name}") for model in present]
+        cells = [
+            NOT_MEASURED if r is None else f"{100 * r['value']:.0f} %{'' if r['passed'] is not False else ' (missed)'}"
+            for r in found
+        ]
+        bar = next((r["bar"] for r in found if r and r["bar"]), "")
+        body.append([title, bar, *cells])
+    head = "**The demo models** on prompts that training never saw (`python assets/demo/build.py --data DIR`):"
+    return [head, "", *table(("", "bar", *(MODELS[m] for m in present)), body)]
+
+
+def page() -> list[str]:
+    """Return how fast the page starts."""
+    row = read(f"{RESULTS}/page_start.json").get("seconds to the first page")
+    return (
+        [
+            f"**Page**: up {row['value']:.1f} s after `python app.py`, median of {row['n']} (`python tests/bench/page_start.py`).",
+            "",
+        ]
+        if row
+        else []
+    )
 
 
 def look_up(data: Any, place: str) -> dict[str, Any]:
@@ -30,14 +161,15 @@ def look_up(data: Any, place: str) -> dict[str, Any]:
 
 
 def filled(text: str) -> str:
-    """Return `text` with every mark showing the stored figure."""
+    """Return `text` with the measured section built anew and every mark showing the stored figure."""
 
     def show(mark: re.Match[str]) -> str:
         file, place, form = (part.strip() for part in mark.groups()[:3])
         fields = look_up(json.loads((ROOT / file).read_text(encoding="utf-8")), place)
         return f"<!--f {file}; {place}; {form}-->{form.format(**fields)}<!--/f-->"
 
-    return MARK.sub(show, text)
+    body = "\n".join(["", *demo(), *localisation(), *bars(), *page()])
+    return MARK.sub(show, SECTION.sub(lambda m: m[1] + body + m[2], text))
 
 
 if __name__ == "__main__":
@@ -45,4 +177,4 @@ if __name__ == "__main__":
     old = readme.read_text(encoding="utf-8")
     new = filled(old)
     readme.write_text(new, encoding="utf-8")
-    sys.stdout.write(f"{len(MARK.findall(new))} figures, {'changed' if new != old else 'as they were'}\n")
+    sys.stdout.write("README.md " + ("was brought up to date\n" if new != old else "is up to date\n"))
