@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent.parent / "assets" / "report"
 SHOWN_METHODS = 2
 """Saliency maps in the report. Source: unverified choice."""
+SHOWN_PROBES = 12
+"""Probes in the report's table, beside the kept one; the JSON keeps all. Source: unverified choice."""
 METHOD_NAMES = {
     "paper": "gradient norm, whole response (paper mode)",
     "gradient_norm": "gradient norm",
@@ -136,6 +138,14 @@ def _trace(case: Case) -> RepairTrace:
     return RepairTrace(started=started, steps=tuple(steps), probes=tuple(probes), finished=finished)
 
 
+def _shown_probes(repair: RepairTrace) -> list[CheckpointScored]:
+    """Return the first, the last, the kept and evenly spaced probes in between."""
+    probes = repair.probes
+    stride = -(-len(probes) // SHOWN_PROBES) or 1
+    best = repair.finished.best_step if repair.finished else None
+    return [p for i, p in enumerate(probes) if i % stride == 0 or i == len(probes) - 1 or p.step == best]
+
+
 def _before(steps: list[StepDone], step: int) -> list[StepDone]:
     if not steps or steps[-1].step < step:
         return steps
@@ -188,6 +198,7 @@ def render_report(case: Case) -> str:
         conversation=_conversation(view, confirmed),
         maps=_saliency_maps(view),
         chart=chart,
+        probes=_shown_probes(repair),
         stop_reason=text.REASONS[repair.finished.reason] if repair.finished else None,
         metrics=text.order(verification.metrics) if verification else (),
         before_after=_before_after_maps(view),

@@ -22,7 +22,9 @@ RANKED = 5
 RANKED_FROM = 0.25
 """Share of the full colour from which a token may carry its rank. Source: unverified choice."""
 MAX_POINTS = 400
-"""Points of a line that are drawn; the table keeps all. Source: unverified choice."""
+"""Points of a line that are drawn; the JSON keeps all. Source: unverified choice."""
+LOG_DECADES = 4
+"""Powers of ten of a logarithmic panel; smaller values lie on its lower edge. Source: unverified choice."""
 
 _CHIPS = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"))
 _VARIATION_SELECTORS = (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
@@ -266,8 +268,8 @@ def _panel(
     if share:
         low, high = 0.0, 1.0
     elif log:
-        low = math.floor(math.log10(max(min(values, default=0.1), 1e-6)))
-        high = max(low + 1, math.ceil(math.log10(max(values, default=1.0))))
+        high = math.ceil(math.log10(max(values, default=1.0)))
+        low = max(high - LOG_DECADES, min(high - 1, math.floor(math.log10(min(values, default=0.1)))))
     else:
         low, high = 0.0, max(values, default=1.0) * 1.08 or 1.0
 

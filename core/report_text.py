@@ -26,7 +26,7 @@ VERDICTS = {
     "INCONCLUSIVE": ("Inconclusive", "the tests do not carry a verdict"),
 }
 CERTAINTIES = {
-    "reference": "Compared with a clean reference, which does not explain the difference away.",
+    "reference": "A clean reference was asked the same requests.",
     "no_reference": "No clean reference was available: a planted trigger and one that an attacker found by search "
     "cannot be told apart.",
     "none": "Nothing was decided.",
@@ -243,7 +243,9 @@ def change(metric: Metric) -> Change:
 def sentence(text: str) -> str:
     """Return `text` with a capital letter in front and one full stop behind."""
     text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".") if text else ""
+    if not text.startswith("n "):  # "n counts answers" keeps its small n
+        text = text[:1].upper() + text[1:]
+    return text + ("" if text.endswith((".", "!", "?")) else ".") if text else ""
 
 
 def when(time: str) -> str:

@@ -423,6 +423,18 @@ def test_a_resumed_repair_replaces_what_it_ran_again(tmp_path: Path) -> None:
     assert repair["finished"] is None
 
 
+def test_a_long_repair_is_shortened_in_the_table(tmp_path: Path) -> None:
+    """First, kept and last probe stay; the JSON keeps all."""
+    case = new_case(tmp_path)
+    write_repair(case, n_steps=600)
+    page = render_report(case)
+    steps = re.findall(r'<tr><td class="num">(\d+)</td><td>\d', page)
+    assert {"20", "100", "600"} <= set(steps)
+    assert len(steps) <= 14
+    assert "of the 30 probes" in readable(page)
+    assert len(report_json(case)["repair"]["probes"]) == 30
+
+
 def test_visible_knows_odd_characters() -> None:
     """Known answers, one character at a time."""
     assert str(figures.visible("a b")) == "a b"
@@ -476,7 +488,13 @@ def test_change_needs_disjoint_intervals(
 
 def test_sentences_have_one_full_stop() -> None:
     """Notes of the engine come with and without."""
-    assert [text.sentence(x) for x in ("a note", "A note.", " b! ", "")] == ["A note.", "A note.", "B!", ""]
+    assert [text.sentence(x) for x in ("a note", "A note.", " bb! ", "n counts", "")] == [
+        "A note.",
+        "A note.",
+        "Bb!",
+        "n counts.",
+        "",
+    ]
 
 
 def test_percent_does_not_round_a_failure_away() -> None:
