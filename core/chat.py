@@ -323,11 +323,13 @@ def check_spans(messages: Sequence[Message], spans: Iterable[Span]) -> None:
     """Raise ConfirmationError unless every span lies in its message and holds at least one character."""
     for one in spans:
         if not 0 <= one.message < len(messages):
-            raise ConfirmationError(f"a span names message {one.message}, but there are {len(messages)} (from 0)")
+            raise ConfirmationError(
+                f"A span names message {one.message}, outside the {len(messages)} there are (from 0); mark it again."
+            )
         length = len(messages[one.message].content)
         if not 0 <= one.start < one.end <= length:
             raise ConfirmationError(
-                f"the span {one.start}-{one.end} is not inside message {one.message}, which has {length} characters"
+                f"Span {one.start}-{one.end} is empty or outside message {one.message}, which has {length} characters; mark it again."
             )
 
 

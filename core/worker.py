@@ -26,6 +26,8 @@ from core.session import Session
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
+RESCAN_SECONDS = 2.0
+"""The request folder is read when its time changes, and this often in any case (clocks tick coarsely)."""
 IDLE_MINUTES = 20.0
 """Idle time after which the model is let go. Source: unverified choice."""
 PROGRESS_SECONDS = 0.25
@@ -94,8 +96,13 @@ def serve(case: Case, idle_minutes: float) -> None:
     device = DeviceQueue(case, session.device_name)
     last = time.monotonic()
     drawn = True
+    asked, looked = 0, 0.0
     while True:
-        waiting = jobs.open_requests(case)
+        stamp = (case.path / "requests").stat().st_mtime_ns
+        stale = stamp != asked or time.monotonic() - looked > RESCAN_SECONDS
+        waiting = jobs.open_requests(case) if stale else []
+        if stale:
+            asked, looked = stamp, time.monotonic()
         if not waiting:
             drawn = drawn or redraw_pictures(case)
             if device.wanted() or time.monotonic() - last > idle_minutes * 60:
@@ -103,6 +110,7 @@ def serve(case: Case, idle_minutes: float) -> None:
             time.sleep(POLL_SECONDS)
             continue
         answer(case, waiting[0], events, session, device)
+        asked = 0
         if waiting[0].stage in ("locate", "triage"):  # the picture is PCA's until UMAP is compiled, in the background
             warm_umap()
             drawn = False

@@ -11,6 +11,7 @@ from core.events import RepairFinished, RepairStarted
 from core.values import (
     LocateResult,
     OpenResult,
+    Outcome,
     Reproduction,
     TestOutcome,
     TriageResult,
@@ -92,7 +93,7 @@ def reproduction(result: Reproduction, manifest: Manifest) -> Value:
     quotes: list[Value] = [{"label": wording.REPORTED_ANSWER, "text": manifest.report.response, "tone": "bad"}]
     if manifest.report.expected:
         quotes.append({"label": wording.EXPECTED_ANSWER, "text": manifest.report.expected, "tone": "good"})
-    seen: dict[str, tuple[int, str]] = {}
+    seen: dict[str, tuple[int, Outcome]] = {}
     for answer, outcome in zip(result.answers, result.outcomes, strict=True):
         count, _ = seen.get(answer, (0, outcome))
         seen[answer] = (count + 1, outcome)

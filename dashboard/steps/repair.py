@@ -7,7 +7,7 @@ case's events, so a refresh, a second tab or a restarted page see the whole hist
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import gradio as gr
 
@@ -41,7 +41,7 @@ ADVANCED = (
 NUMBERS = {"learning_rate", "kl_budget", "weight_refusal", "weight_kl_harmful", "weight_kl_safe"}
 """Settings that are not whole numbers."""
 FINISHED = "repair/finished.json"
-Field = gr.Number | gr.Textbox | gr.Checkbox
+Field: TypeAlias = gr.Number | gr.Textbox | gr.Checkbox
 
 
 @dataclass(frozen=True)

@@ -122,10 +122,10 @@ def test_no_confirmation_locks_repair(case: Case) -> None:
         ({"reason": ""}, "name and a reason"),
         ({"candidate": 7}, "No candidate 7"),
         ({"decision": "edit", "spans": []}, "No text is marked"),
-        ({"decision": "edit", "spans": [Span(message=0, start=5, end=99)]}, "not inside message 0"),
+        ({"decision": "edit", "spans": [Span(message=0, start=5, end=99)]}, "outside message 0"),
         ({"decision": "edit", "spans": [Span(message=3, start=0, end=1)]}, "names message 3"),
-        ({"decision": "edit", "spans": [Span(message=0, start=4, end=4)]}, "not inside"),
-        ({"decision": "edit", "spans": [Span(message=0, start=-2, end=4)]}, "not inside"),
+        ({"decision": "edit", "spans": [Span(message=0, start=4, end=4)]}, "empty or outside"),
+        ({"decision": "edit", "spans": [Span(message=0, start=-2, end=4)]}, "empty or outside"),
         ({"decision": "perhaps"}, "Unknown decision"),
     ],
 )
