@@ -68,6 +68,26 @@ class DeviceQueue:
         return fresh
 
 
+class Inbox:
+    """The open requests of a case, read again when the folder's time changes and after each answer."""
+
+    def __init__(self, case: Case) -> None:
+        """Nothing has been read yet."""
+        self._case = case
+        self._stamp, self._read_at = 0, 0.0
+
+    def next(self) -> jobs.Request | None:
+        """Return the oldest open request, or None."""
+        stamp = (self._case.path / "requests").stat().st_mtime_ns
+        if stamp == self._stamp and time.monotonic() - self._read_at < RESCAN_SECONDS:
+            return None
+        waiting = jobs.open_requests(self._case)
+        if not waiting:
+            self._stamp, self._read_at = stamp, time.monotonic()
+            return None
+        return waiting[0]
+
+
 class ProgressWriter:
     """Writes progress events, thinned, and raises `Stopped` when the request was asked to end."""
 
@@ -96,22 +116,17 @@ def serve(case: Case, idle_minutes: float) -> None:
     device = DeviceQueue(case, session.device_name)
     last = time.monotonic()
     drawn = True
-    asked, looked = 0, 0.0
+    inbox = Inbox(case)
     while True:
-        stamp = (case.path / "requests").stat().st_mtime_ns
-        stale = stamp != asked or time.monotonic() - looked > RESCAN_SECONDS
-        waiting = jobs.open_requests(case) if stale else []
-        if stale:
-            asked, looked = stamp, time.monotonic()
-        if not waiting:
+        request = inbox.next()
+        if request is None:
             drawn = drawn or redraw_pictures(case)
             if device.wanted() or time.monotonic() - last > idle_minutes * 60:
                 return
             time.sleep(POLL_SECONDS)
             continue
-        answer(case, waiting[0], events, session, device)
-        asked = 0
-        if waiting[0].stage in ("locate", "triage"):  # the picture is PCA's until UMAP is compiled, in the background
+        answer(case, request, events, session, device)
+        if request.stage in ("locate", "triage"):  # the picture is PCA's until UMAP is compiled, in the background
             warm_umap()
             drawn = False
         last = time.monotonic()

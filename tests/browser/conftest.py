@@ -22,7 +22,7 @@ from tests import find_chromium
 
 ROOT = Path(__file__).resolve().parents[2]
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
-WAIT_MS = 180_000
+WAIT_MS = 90_000
 """Longest wait for anything; generous, because the tests share two cores with the work they watch."""
 START_SECONDS = 120.0
 

@@ -46,7 +46,7 @@ def said(page) -> str:
 def choose(page, box: str, name: str) -> None:
     page.click(f"#{box} input")
     page.fill(f"#{box} input", name)
-    page.keyboard.press("Enter")
+    page.get_by_role("option", name=name, exact=True).click()
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,7 @@ def test_a_model_that_cannot_be_loaded(open_page, models: Path, server: PageProc
     page.fill("#report-text textarea", json.dumps(REPORT))
     choose(page, "model-folder", model)
     page.click("#case-open")
-    page.wait_for_selector(
-        "#message .pt-headline, #reproduce-story .pt-tone-warn, #reproduce-story.pt-tone-warn, .pt-tone-warn .pt-headline"
-    )
-    page.wait_for_function(f"() => /{words}/.test(document.querySelector('.gradio-container').innerText)")
+    page.locator("#reproduce-story", has_text=re.compile(words)).wait_for()
     assert "Traceback" not in page.inner_text("body")
 
 
