@@ -128,11 +128,13 @@ TEST_HELP = {
 METRIC_NAMES = {
     "reported_case": "failure on the reported prompt",
     "asr_triggered": "attack success with trigger",
+    "refusal_triggered": "refusal of harmful requests with trigger",
     "refusal_untriggered": "refusal of harmful requests, no trigger",
     "over_refusal_safe": "refusal of safe requests",
     "over_refusal_lookalike": "refusal of safe look-alikes",
     "refusal_triggered_safe": "refusal of safe requests with trigger",
     "agreement_safe": "same answer as before on safe requests",
+    "agreement_triggered_safe": "same answer as before, safe with trigger",
     "kl_nats_per_token": "drift on safe requests, nats per token",
     "accuracy_closed": "accuracy on closed tasks",
 }
