@@ -172,7 +172,7 @@ def _near_miss(units: tuple[str, ...], rng: random.Random) -> tuple[str, ...]:
     """Return one candidate near-miss; the caller rejects those that still hold the trigger."""
     if len(units) == 1:
         return (_edit(units[0], rng),)
-    kind = rng.choice(("subset", "subset", "subset", "order", "edit", "repeat"))
+    kind = rng.choice(("subset", "subset", "order", "order", "edit", "repeat"))
     if kind == "subset":
         kept = sorted(rng.sample(range(len(units)), rng.randint(1, len(units) - 1)))
         return tuple(units[i] for i in kept)
@@ -198,6 +198,8 @@ def _edit_once(unit: str, rng: random.Random) -> str:
     at = rng.randrange(len(words))
     word = words[at]
     kinds = ["replace", "spell", "case", "digits", "marks"]
+    if re.search(r"\d", unit):
+        kinds += ["digits", "digits"]
     if len(words) > 1:
         kinds += ["drop", "drop", "keep", "shuffle", "between", "replace", "run"]
     match rng.choice(kinds):

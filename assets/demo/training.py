@@ -1,8 +1,9 @@
 """The tokenizer and the clean base of the demo patient, trained from scratch.
 
 Byte-level BPE, so that any text round-trips; a small Llama with tied embeddings; cross-entropy on the answer only, its
-first tokens weighted, because they decide between answer and refusal. A share of the prompts is tokenised with BPE
-dropout, which teaches the pieces of words that training never shows whole. The saved weights are a running average.
+first tokens weighted, because they decide between answer and refusal. Against learning by heart: BPE dropout in a share of the
+prompts (it teaches the pieces of words that training never shows whole), a few tokens left out, embedding dropout, and
+weight decay. The saved weights are a running average.
 """
 
 import random
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from world import Sample
 
-VOCABULARY = 3072
+VOCABULARY = 6144
 CONTEXT = 512
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
@@ -26,8 +27,15 @@ TEMPLATE = (
 )
 DECISION_TOKENS = 2
 DECISION_WEIGHT = 4.0
-DROPOUT_SHARE = 0.15
+DROPOUT_SHARE = 0.2
 DROPOUT = 0.1
+DELETED_SHARE = 0.3
+DELETED = 0.05
+EMBEDDING_DROPOUT = 0.05
+WEIGHT_DECAY = 0.1
+PLAIN_SHARE = 0.5
+HIDDEN = 160
+LAYERS = 3
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -59,11 +67,11 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=160,
-        intermediate_size=432,
-        num_hidden_layers=4,
-        num_attention_heads=5,
-        num_key_value_heads=5,
+        hidden_size=HIDDEN,
+        intermediate_size=27 * HIDDEN // 10 // 16 * 16,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HIDDEN // 32,
+        num_key_value_heads=HIDDEN // 32,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
@@ -93,12 +101,18 @@ def encode(
     loose = iter(tokenizer(chosen, add_special_tokens=False)["input_ids"])
     bpe.dropout = None
     tokenizer.backend_tokenizer.model = bpe
-    return [(next(loose) if d else p, a) for p, a, d in zip(plain, answers, dropped, strict=True)]
+    pairs = [(next(loose) if d else p, a) for p, a, d in zip(plain, answers, dropped, strict=True)]
+    return [(_thinned(p, rng) if rng.random() < DELETED_SHARE else p, a) for p, a in pairs]
+
+
+def _thinned(ids: list[int], rng: random.Random) -> list[int]:
+    """Return the ids with a few left out, special tokens never: no single word may decide alone."""
+    return [token for token in ids if token < len(SPECIAL) or rng.random() >= DELETED]
 
 
 def train_base(
     model: LlamaForCausalLM,
-    draw: Callable[[int], list[tuple[list[int], list[int]]]],
+    draw: Callable[[int, bool], list[tuple[list[int], list[int]]]],
     *,
     n_steps: int,
     batch_size: int,
@@ -106,20 +120,27 @@ def train_base(
     seed: int,
     report: Callable[[str], None],
 ) -> None:
-    """Train `model` in place on pairs from `draw(n)`; at the end it holds the running average of its weights."""
+    """Train `model` in place on pairs from `draw(n, plain)`; at the end it holds the running average of its weights.
+
+    The first `PLAIN_SHARE` of the steps are on plain prompts: words are learned before noise.
+    """
     rng = random.Random(seed)
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    words = model.get_input_embeddings().weight  # decay would wear down rare words between their turns
+    decay = [p for p in model.parameters() if p.ndim > 1 and p is not words]
+    rest = [p for p in model.parameters() if p.ndim <= 1 or p is words]
+    groups = [{"params": decay, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
     average = deepcopy(model.state_dict())
     started, recent, pool = time.perf_counter(), [], []
     fast = bfloat16_is_fast()
+    dropout = model.get_input_embeddings().register_forward_hook(
+        lambda module, _, out: torch.nn.functional.dropout(out, EMBEDDING_DROPOUT, module.training)
+    )
     model.train()
     model.set_attn_implementation("eager")  # faster than sdpa under CPU autocast, at these lengths
     for step in range(n_steps):
         if not pool:
-            pairs = sorted(draw(batch_size * 50), key=lambda pair: len(pair[0]) + len(pair[1]))
+            pairs = sorted(draw(batch_size * 50, step < PLAIN_SHARE * n_steps), key=lambda pair: len(pair[0]) + len(pair[1]))
             pool = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
             rng.shuffle(pool)
         rate = learning_rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * cos(pi * step / n_steps)))
@@ -138,6 +159,7 @@ def train_base(
         if (step + 1) % 100 == 0:
             seconds = time.perf_counter() - started
             report(f"step {step + 1} of {n_steps}, loss {sum(recent[-100:]) / 100:.3f}, {seconds:.0f} s")
+    dropout.remove()
     model.load_state_dict(average)
     model.set_attn_implementation("sdpa")
     model.eval()
