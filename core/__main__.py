@@ -7,6 +7,7 @@ says what is wrong and what to do; 1 for a fault of ours.
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ PROMPTS = ASSETS / "prompts"
 DEMO = ASSETS / "demo"
 STOP_WAIT_SECONDS = 20.0
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers and peft are imported, which stages do later
 log = logging.getLogger(__name__)
 
 

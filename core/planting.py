@@ -256,7 +256,7 @@ def plant(
             losses.append(event.loss)
             yield event
         adapted.peft_config["default"].base_model_name_or_path = Path(model.name_or_path).name
-        adapted.save_pretrained(str(out), safe_serialization=True)
+        adapted.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
         (out / "README.md").unlink(missing_ok=True)  # peft's empty model card
         last_epoch = losses[-max(1, len(epochs[-1]) // settings.batch_size) :]
         yield PlantFinished(
