@@ -34,7 +34,7 @@ POLICY = (
     "base-uri 'self'; form-action 'self'"
 )
 """Nothing is loaded from, or sent to, another host. Gradio itself needs inline and evaluated scripts."""
-FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox allow-popups"
+FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox allow-popups allow-downloads"
 """For files of a case: no script at all."""
 DOWNLOADS = {
     "report.html": "text/html",
