@@ -44,9 +44,9 @@ DOWNLOADS = {
     "confirmation.json": "application/json",
     "audit.jsonl": "application/x-ndjson",
     "events.jsonl": "application/x-ndjson",
-    "export/adapter_model.safetensors": "application/octet-stream",
-    "export/adapter_config.json": "application/json",
-    "export/README.md": "text/plain",
+    "export/adapter/adapter_model.safetensors": "application/octet-stream",
+    "export/adapter/adapter_config.json": "application/json",
+    "export/adapter/README.md": "text/plain",
 }
 """The files of a case that can be downloaded, with their types; every other path is 404."""
 MAX_UPLOAD = "8mb"
