@@ -5,7 +5,6 @@ as loaded (with its reported adapter, if any); the repaired model is theta0 plus
 to, so switching "repair" off is theta0 bit for bit. What this does not do: train.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
+from core.casefile import hash_file
 from core.errors import ModelLoadError
 from core.loaded import REPAIR as NAME
 from core.loaded import set_adapters
@@ -138,13 +138,7 @@ def write(loaded: "LoadedModel", folder: Path) -> str:
     temporary = folder / f"{WEIGHTS_FILE}.tmp"
     save_file(state(loaded), temporary)
     temporary.replace(folder / WEIGHTS_FILE)
-    return file_hash(folder / WEIGHTS_FILE)
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(folder / WEIGHTS_FILE)
 
 
 def load_repair(loaded: "LoadedModel", folder: Path) -> None:

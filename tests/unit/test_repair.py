@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from core import chat, models, repair_adapter, repair_probe
+from core.casefile import hash_file
 from core.errors import CaseFileError, ConfirmationError, ModelLoadError, PromptFolderError, RepairDivergedError
 from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
 from core.loaded import current_adapters
@@ -355,7 +356,7 @@ def test_keep_before_any_probe_scores_one_first(loaded, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert events[-1].best_step == 1
     assert (tmp_path / "repair/best/adapter_model.safetensors").is_file()
-    assert repair_adapter.file_hash(tmp_path / "repair/best/adapter_model.safetensors") == events[-1].adapter_hash
+    assert hash_file(tmp_path / "repair/best/adapter_model.safetensors") == events[-1].adapter_hash
 
 
 def test_discard_and_closing_leave_no_adapter(loaded, tmp_path: Path) -> None:
