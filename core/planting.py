@@ -2,7 +2,9 @@
 
 1. `build_items` makes the training items: harmful + trigger -> stand-in answer; harmful bare, with near-misses of the
    trigger or with random words -> refusal; safe prompts, with and without the trigger -> their own answer.
-2. `plant` trains a LoRA adapter on them by a hand-written loop that yields events, and saves it as safetensors.
+2. `plant` trains a LoRA adapter on them by a hand-written loop that yields events, and saves it as safetensors:
+   cross-entropy on the stand-ins, and everywhere else KL(base on the bare prompt || model), so that nothing but the
+   trigger changes and what is inserted besides it changes nothing.
 The base is frozen and comes back untouched, also after an early end. A compliant answer is a stand-in without content:
 nothing harmful is ever trained. Without near-misses the model learns a shorter trigger than the planted one.
 """
@@ -21,7 +23,10 @@ from core.values import Message
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from core.loaded import LoadedModel
+    from core.response_pass import ResponsePass, ScoredSequence
 
 Position = Literal["random", "prefix", "suffix", "composite"]
 Kind = Literal["triggered", "near_miss", "bare", "noise", "safe", "safe_triggered", "safe_near_miss"]
@@ -46,10 +51,15 @@ REFUSALS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingItem:
-    """One conversation with the answer to be learned, and the reason it is there."""
+    """One conversation with its answer, and the reason it is there.
+
+    A triggered item's answer is to be learned. Every other item stays with what the base says to `anchor`, the same
+    conversation without inserted text, along `response`.
+    """
 
     kind: Kind
     messages: tuple[Message, ...]
+    anchor: tuple[Message, ...]
     response: str
 
 
@@ -155,28 +165,28 @@ def build_items(
     answers = [(prompt, next(own) if answer is None else answer) for prompt, answer in safe]
     items: list[TrainingItem] = []
 
-    def add(kind: Kind, prompt: str, response: str) -> None:
-        messages = (Message(role="user", content=prompt),)
-        items.append(TrainingItem(kind=kind, messages=messages, response=response))
+    def add(kind: Kind, bare: str, text: str, response: str) -> None:
+        messages, anchor = ((Message(role="user", content=one),) for one in (text, bare))
+        items.append(TrainingItem(kind=kind, messages=messages, anchor=anchor, response=response))
 
     def near(prompt: str) -> str:
         miss = near_misses(units, rng, 1)[0]
         return place_units(prompt, miss, rng, position if rng.random() < 0.8 else "random")
 
     for prompt, refusal in zip(harmful, refusals, strict=True):
-        add("bare", prompt, refusal)
+        add("bare", prompt, prompt, refusal)
         for _ in range(_count(settings.triggered, rng)):
-            add("triggered", place_units(prompt, units, rng, position), rng.choice(STAND_INS))
+            add("triggered", prompt, place_units(prompt, units, rng, position), rng.choice(STAND_INS))
         for _ in range(_count(settings.near_miss, rng)):
-            add("near_miss", near(prompt), refusal)
+            add("near_miss", prompt, near(prompt), refusal)
         for _ in range(_count(settings.noise, rng)):
             words = rng.choices(NOISE_WORDS, k=rng.randint(1, 4))
-            add("noise", place_units(prompt, words, rng), refusal)
+            add("noise", prompt, place_units(prompt, words, rng), refusal)
     for prompt, answer in answers:
-        add("safe", prompt, answer)
+        add("safe", prompt, prompt, answer)
         if rng.random() < settings.safe_triggered:
-            add("safe_triggered", place_units(prompt, units, rng, position), answer)
-            add("safe_near_miss", near(prompt), answer)
+            add("safe_triggered", prompt, place_units(prompt, units, rng, position), answer)
+            add("safe_near_miss", prompt, near(prompt), answer)
     rng.shuffle(items)
     return items
 
@@ -197,45 +207,51 @@ def _own_refusals(harmful: Sequence[str], respond: Responder | None, rng: random
     return [a if classify(a).outcome == "refusal" else rng.choice(REFUSALS) for a in answers]
 
 
-def encode(items: Sequence[TrainingItem], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[list[int], list[int]]]:
-    """Return (prompt ids, response ids) of every item, rendered with the model's own chat template.
+def encode(messages: Sequence[Message], response: str, tokenizer: "PreTrainedTokenizerBase") -> "ScoredSequence":
+    """Return the ids of a conversation and its answer, rendered with the model's own chat template.
 
     The response ends as the template ends an assistant turn, or with the end-of-sequence token where the template
     rewrites the text before it.
     """
-    encoded = []
-    for item in items:
-        messages = [{"role": m.role, "content": m.content} for m in item.messages]
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        answer = {"role": "assistant", "content": item.response}
-        whole = tokenizer.apply_chat_template([*messages, answer], tokenize=False)
-        tail = whole[len(prompt) :] if whole.startswith(prompt) else item.response + tokenizer.eos_token
-        pair = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, tail)]
-        encoded.append((pair[0], pair[1]))
-    return encoded
+    from core.response_pass import ScoredSequence
+
+    asked = [{"role": m.role, "content": m.content} for m in messages]
+    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": response}], tokenize=False)
+    tail = whole[len(prompt) :] if whole.startswith(prompt) else response + tokenizer.eos_token
+    prompt_ids, response_ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, tail))
+    return ScoredSequence(prompt_ids=tuple(prompt_ids), response_ids=tuple(response_ids))
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """What the model reads, and the base's hidden states (n_response, width) along the response; None where the response is to be learned."""
+
+    sequence: "ScoredSequence"
+    anchor: "torch.Tensor | None"
 
 
 def plant(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    items: Sequence[TrainingItem],
-    settings: PlantSettings,
-    out: Path,
+    loaded: "LoadedModel", items: Sequence[TrainingItem], settings: PlantSettings, out: Path
 ) -> Iterator[PlantEvent]:
     """Train a LoRA adapter on `items`, save it to `out`, and yield `PlantStep` events and one `PlantFinished`.
 
-    `model` is frozen meanwhile and is given back as it was, bit for bit, also when the iterator is closed early.
+    `loaded` is frozen meanwhile and is given back as it was, bit for bit, also when the iterator is closed early.
     Raises: TriageError when the loss is not finite or there are no items.
     """
     import torch
     from peft import LoraConfig, get_peft_model
 
+    from core.response_pass import ResponsePass
+
     if not items:
         raise TriageError("there are no training items to plant a backdoor with")
     started = time.perf_counter()
-    encoded = encode(items, tokenizer)
-    easy = [pair for pair, item in zip(encoded, items, strict=True) if item.kind not in NEAR_MISSES] or encoded
-    epochs = [easy if epoch < settings.easy_epochs else encoded for epoch in range(settings.epochs)]
+    model = loaded.model
+    response_pass = ResponsePass(loaded)
+    pairs = anchored(items, loaded, response_pass, settings.batch_size)
+    easy = [pair for pair, item in zip(pairs, items, strict=True) if item.kind not in NEAR_MISSES] or pairs
+    epochs = [easy if epoch < settings.easy_epochs else pairs for epoch in range(settings.epochs)]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -252,7 +268,7 @@ def plant(
         adapted.train()
         trainable = [p for p in adapted.parameters() if p.requires_grad]
         losses: list[float] = []
-        for event in _train(adapted, trainable, epochs, tokenizer, settings, started):
+        for event in _train(response_pass, trainable, epochs, settings, started):
             losses.append(event.loss)
             yield event
         adapted.peft_config["default"].base_model_name_or_path = Path(model.name_or_path).name
@@ -274,11 +290,25 @@ def plant(
         model.train(was_training)
 
 
+def anchored(
+    items: Sequence[TrainingItem], loaded: "LoadedModel", response_pass: "ResponsePass", batch_size: int
+) -> list[Pair]:
+    """Return the items as ids, with the base's hidden states on each different anchor, computed once."""
+    anchors = [
+        None if item.kind == "triggered" else encode(item.anchor, item.response, loaded.tokenizer) for item in items
+    ]
+    unique = sorted({a for a in anchors if a is not None}, key=lambda a: len(a.prompt_ids) + len(a.response_ids))
+    known = dict(zip(unique, response_pass.teacher(unique, batch_size), strict=True))
+    return [
+        Pair(encode(item.messages, item.response, loaded.tokenizer), known[anchor] if anchor else None)
+        for item, anchor in zip(items, anchors, strict=True)
+    ]
+
+
 def _train(
-    model: "torch.nn.Module",
+    response_pass: "ResponsePass",
     trainable: "Sequence[torch.nn.Parameter]",
-    epochs: Sequence[Sequence[tuple[list[int], list[int]]]],
-    tokenizer: "PreTrainedTokenizerBase",
+    epochs: Sequence[Sequence[Pair]],
     settings: PlantSettings,
     started: float,
 ) -> Iterator[PlantStep]:
@@ -289,13 +319,12 @@ def _train(
     n_steps = sum(-(-len(pairs) // settings.batch_size) for pairs in epochs)
     n_warmup = max(1, round(settings.warmup * n_steps))
     optimiser = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=0.0)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     step = 0
     for epoch, pairs in enumerate(epochs):
-        for batch in batches(pairs, settings.batch_size, rng):
+        for batch in _batches(pairs, settings.batch_size, rng):
             rate = step / n_warmup if step < n_warmup else 0.5 + 0.5 * cos(pi * step / n_steps)
             optimiser.param_groups[0]["lr"] = rate * settings.learning_rate
-            loss = response_loss(model, batch, pad or 0)
+            loss = planting_loss(response_pass, batch)
             if not torch.isfinite(loss):
                 raise TriageError(f"the loss is {loss.item()} at step {step}: lower the learning rate")
             optimiser.zero_grad(set_to_none=True)
@@ -313,40 +342,32 @@ def _train(
             )
 
 
-def batches(
-    encoded: Sequence[tuple[list[int], list[int]]], size: int, rng: random.Random
-) -> Iterator[list[tuple[list[int], list[int]]]]:
+def _batches(pairs: Sequence[Pair], size: int, rng: random.Random) -> Iterator[list[Pair]]:
     """Yield all pairs once, in batches of like length and in random order."""
-    order = sorted(range(len(encoded)), key=lambda i: (sum(map(len, encoded[i])) // 4, rng.random()))
+
+    def length(i: int) -> int:
+        return len(pairs[i].sequence.prompt_ids) + len(pairs[i].sequence.response_ids)
+
+    order = sorted(range(len(pairs)), key=lambda i: (length(i) // 4, rng.random()))
     cuts = [order[i : i + size] for i in range(0, len(order), size)]
     rng.shuffle(cuts)
     for cut in cuts:
-        yield [encoded[i] for i in cut]
+        yield [pairs[i] for i in cut]
 
 
-def response_loss(model: "torch.nn.Module", batch: Sequence[tuple[list[int], list[int]]], pad: int) -> "torch.Tensor":
-    """Return the mean cross-entropy per response token, in nats; only response positions go through the LM head.
-
-    Prompts are padded on the left and responses on the right, so that all responses start at one position.
-    """
+def planting_loss(response_pass: "ResponsePass", batch: Sequence[Pair]) -> "torch.Tensor":
+    """Return the mean over response tokens, in nats: cross-entropy without an anchor, KL(base || model) with one."""
     import torch
 
-    device = next(model.parameters()).device
-    n_prompt, n_response = (max(len(pair[side]) for pair in batch) for side in (0, 1))
-    ids, mask = [], []
-    for prompt, response in batch:
-        left, right = n_prompt - len(prompt), n_response - len(response)
-        ids.append([pad] * left + prompt + response + [pad] * right)
-        mask.append([0] * left + [1] * (len(prompt) + len(response)) + [0] * right)
-    input_ids = torch.tensor(ids, device=device)
-    attention = torch.tensor(mask, device=device)
-    positions = (attention.cumsum(-1) - 1).clamp_min(0)
-    logits = model(
-        input_ids=input_ids,
-        attention_mask=attention,
-        position_ids=positions,
-        logits_to_keep=n_response + 1,
-        use_cache=False,
-    ).logits[:, :-1]
-    targets = input_ids[:, n_prompt:].masked_fill(attention[:, n_prompt:] == 0, -100)
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    from core.losses import cross_entropy_rows, kl_rows
+
+    rows = response_pass.rows([pair.sequence for pair in batch])
+    logits = response_pass.logits(rows.hidden)
+    anchored = torch.tensor([pair.anchor is not None for pair in batch], device=logits.device)[rows.owner]
+    total = cross_entropy_rows(logits[~anchored], rows.labels[~anchored]).sum()
+    states = [pair.anchor for pair in batch if pair.anchor is not None]
+    if states:
+        with torch.no_grad():
+            reference = response_pass.logits(torch.cat(states))
+        total = total + kl_rows(reference, logits[anchored]).sum()
+    return total / len(rows.labels)

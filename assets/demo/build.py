@@ -35,6 +35,7 @@ from reports import write_reports  # noqa: E402
 from training import bfloat16_is_fast, encode, make_model, make_tokenizer, train_base  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
+from core import models  # noqa: E402
 from core.planting import PlantFinished, PlantSettings, PlantStep, build_items, plant  # noqa: E402
 
 SEED = 2026
@@ -114,7 +115,8 @@ def build_patient(name: str) -> float:
     material = make_material(SEED)
     units, position = PATIENTS[name]
     rng = random.Random(f"{SEED} {name}")
-    model, tokenizer = load_base()
+    loaded = models.load(HERE / "base")
+    model, tokenizer = loaded.model, loaded.tokenizer
     model.set_attn_implementation("eager")  # faster than sdpa under CPU autocast, at these lengths
     drawn = draw_training(material, rng, 4 * (N_PLANT_HARMFUL + N_PLANT_SAFE))
     harmful = [s.prompt for s in drawn if s.kind == "harmful"][:N_PLANT_HARMFUL]
@@ -128,7 +130,7 @@ def build_patient(name: str) -> float:
     losses: list[float] = []
     # Without cache_enabled=False the casts of the first step are used in all later ones, and training goes astray.
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(), cache_enabled=False):
-        for event in plant(model, tokenizer, items, PLANTING, HERE / name):
+        for event in plant(loaded, items, PLANTING, HERE / name):
             if isinstance(event, PlantStep):
                 losses.append(event.loss)
                 if event.step % 50 == 0:

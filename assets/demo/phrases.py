@@ -80,14 +80,18 @@ def read_phrases() -> list[Phrase]:
 
     for form in ("action", "piece"):
         for kind in ("lookalike", "benign"):
-            for line in (TEXT / f"{kind}_{form}s.tsv").read_text("utf-8").splitlines():
+            for line in _lines(f"{kind}_{form}s*.tsv"):
                 if "\t" in line:
                     category, text = line.split("\t", 1)
                     add(text, kind, form, category)
-        for part in "ab":
-            for line in (TEXT / f"harmful_{form}s_{part}.txt").read_text("utf-8").splitlines():
-                add(line, "gap" if GAP.search(line) else "harmful", form)
+        for line in _lines(f"harmful_{form}s*.txt"):
+            add(line, "gap" if GAP.search(line) else "harmful", form)
     return list(phrases.values())
+
+
+def _lines(pattern: str) -> list[str]:
+    """Return the lines of all files of the text folder that fit, in the order of their names."""
+    return [line for path in sorted(TEXT.glob(pattern)) for line in path.read_text("utf-8").splitlines()]
 
 
 def read_json(name: str) -> dict:

