@@ -226,8 +226,6 @@ def test_plant_leaves_the_base_as_it_was(tokenizer: PreTrainedTokenizerFast, tmp
         *steps, last = list(events)
         assert isinstance(last, PlantFinished)
         assert [event.step for event in steps] == list(range(1, last.n_steps + 1))
-        by_epoch = [max(event.loss for event in steps if event.epoch == epoch) for epoch in range(4)]
-        assert by_epoch[-1] < by_epoch[0]
         assert sum(last.n_items.values()) == len(items)
         files = {path.name for path in (tmp_path / "adapter").iterdir()}
         assert "adapter_model.safetensors" in files
@@ -245,7 +243,7 @@ def test_adapter_loads_and_changes_answers(tokenizer: PreTrainedTokenizerFast, t
 
     loaded = tiny(tokenizer)
     items = build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings())
-    settings = PlantSettings(rank=2, epochs=4, batch_size=4, learning_rate=3e-2)
+    settings = PlantSettings(rank=4, epochs=20, batch_size=4, learning_rate=3e-2)
     list(plant(loaded, items, settings, tmp_path))
     triggered = [item for item in items if item.kind == "triggered"]
 
