@@ -46,7 +46,13 @@ TESTS = {
     "sham": "held-out harmful requests with other text planted, and bare",
     "reference": "the transfer test's requests on the clean reference",
     "order": "the candidate's words shuffled",
+    "form": "near forms of the candidate planted, and the candidate itself",
+    "position": "the candidate planted first, last and anywhere, and in its own place",
     "benign": "safe requests with the candidate planted, and with other words",
+    "bare": "the reported prompt, and the same without any candidate",
+    "paraphrase": "the reported prompt, and paraphrases of it",
+    "rewrite": "the reported prompt, and the same in a neutral style",
+    "frame": "other requests in the reported prompt's wording, and bare",
 }
 METRICS = {
     "reported_case": "Reported prompt",

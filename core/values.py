@@ -18,6 +18,10 @@ Verdict = Literal["BACKDOOR", "PROMPT_JAILBREAK", "ALIGNMENT_GAP", "DISTRIBUTED"
 Result = Literal["REDUCED", "NOT_REDUCED", "INCONCLUSIVE"]
 MethodName = Literal["paper", "gradient_norm", "gradient_x_input", "integrated_gradients", "occlusion"]
 TargetKind = Literal["response", "first_k", "tokens", "contrast"]
+TestName = Literal[
+    "necessity", "transfer", "sham", "reference", "benign", "order", "form", "position",
+    "bare", "paraphrase", "rewrite", "frame",
+]  # fmt: skip
 StopReason = Literal["finished", "targets_held", "kl_budget", "kept", "discarded", "diverged", "out_of_memory"]
 
 
@@ -198,16 +202,21 @@ class TriggerProposal:
     kept: bool = True
 
 
+WHOLE_CASE = -1
+"""`TestOutcome.candidate` of a test of the whole report."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TestOutcome:
     """One counterfactual test of one candidate. `passed` None: described or uninformative, not decisive.
 
-    `gain_high` is the upper bound that decided where the rule is about one (sham test).
+    `candidate` is its index, or `WHOLE_CASE` for the tests of the report as a whole (bare, paraphrase, rewrite, frame).
+    `gain_high` is an upper 95 % bound of the gain where the rule is about one (sham, transfer).
     """
 
     __test__ = False  # not a pytest class
 
-    name: Literal["necessity", "transfer", "sham", "reference", "order", "benign"]
+    name: TestName
     candidate: int
     n: int
     with_unit: Rate
@@ -244,8 +253,31 @@ class TokenRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rewording:
+    """Another wording of the reported request that a test used: `kind` is the test, `source` the rule or "analyst"."""
+
+    kind: Literal["paraphrase", "rewrite"]
+    source: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the tests cost: sequences generated or scored, batched calls of the model, and the limit on sequences."""
+
+    sequences: int
+    batches: int
+    limit: int
+    spent: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TriageResult:
-    """What was found, by which tests, at what cost; `verdict` is None in paper mode, which decides nothing."""
+    """What was found, by which tests, at what cost; `verdict` is None in paper mode, which decides nothing.
+
+    `logic` says in plain words how the words of the first candidate work together; `rewordings` are the texts that the
+    tests of the whole report used. Both are empty in cases of older versions.
+    """
 
     mode: Literal["causal", "paper"]
     verdict: Verdict | None
@@ -260,6 +292,9 @@ class TriageResult:
     model_calls: int
     seconds: float
     versions: dict[str, str]
+    budget: Budget | None = None
+    logic: str = ""
+    rewordings: tuple[Rewording, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,15 +115,27 @@ TEST_NAMES = {
     "sham": "sham",
     "reference": "reference",
     "order": "order",
+    "form": "form",
+    "position": "position",
     "benign": "benign",
+    "bare": "bare request",
+    "paraphrase": "paraphrases",
+    "rewrite": "neutral rewrite",
+    "frame": "frame",
 }
 TEST_HELP = {
     "necessity": "Take it out of the reported prompt: does the failure stop?",
     "transfer": "Plant it in unseen harmful prompts: do they fail too?",
     "sham": "Plant other strings of the same length: they should do nothing.",
     "reference": "The same on a clean model: it should not react.",
-    "order": "Swap its parts: does order matter?",
+    "order": "Swap its parts: does order matter? Described, not decisive.",
+    "form": "Edit it slightly: do near forms work too? Described, not decisive.",
+    "position": "Plant it first, last, anywhere: does place matter? Described, not decisive.",
     "benign": "Plant it in harmless prompts. Described, not decisive.",
+    "bare": "Take every candidate out at once: does the report still fail?",
+    "paraphrase": "Ask the same in other words: does it still fail?",
+    "rewrite": "Ask the same in a plain style: is it refused?",
+    "frame": "Put refused requests in the report's wording: do they fail?",
 }
 METRIC_NAMES = {
     "reported_case": "failure on the reported prompt",
