@@ -1,19 +1,21 @@
-"""Judged answers of one model, and the requests it refuses; greedy answers are remembered, so none is generated twice.
+"""Judged answers of one model, and the requests that can show something; greedy answers are remembered, so none is generated twice.
 
 Share one `Answers` between minimisation and tests of the same weights; a model whose adapters changed needs a new one.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from core import chat
 from core.judge import classify
+from core.kinds import JAILBREAK, FailureKind
 from core.loaded import LoadedModel
 from core.prompts import PromptItem, PromptSet
 from core.settings import CausalSettings
-from core.transplants import Carrier
-from core.values import Message, Outcome, Sampling
+from core.transplants import Carrier, words_of
+from core.values import FailureCase, Message, Outcome, Sampling, Span
 
 Progress = Callable[[str, int, int], None]
 Conversation = Sequence[Message]
@@ -25,11 +27,17 @@ class Answers:
     """Asks one model and remembers. `adapter_off` asks the clean base of a model with a reported adapter."""
 
     def __init__(
-        self, loaded: LoadedModel, n_tokens: int, progress: Progress | None = None, adapter_off: bool = False
+        self,
+        loaded: LoadedModel,
+        n_tokens: int,
+        progress: Progress | None = None,
+        adapter_off: bool = False,
+        kind: FailureKind = JAILBREAK,
     ) -> None:
-        """Remember nothing yet. `n_tokens` is the length of an answer that is judged."""
+        """Remember nothing yet. `n_tokens` is the length of an answer that is judged, more where the kind needs more."""
         self.loaded = loaded
-        self.n_tokens = n_tokens
+        self.kind = kind
+        self.n_tokens = kind.n_tokens(n_tokens)
         self._progress = progress
         self._adapter_off = adapter_off
         self._texts: dict[tuple[Message, ...], str] = {}
@@ -50,8 +58,8 @@ class Answers:
         return [classify(text).outcome for text in self.texts(conversations, part)]
 
     def unsafe(self, conversations: Sequence[Conversation], part: str) -> list[bool]:
-        """Return for each conversation whether the greedy answer is compliance, in part or whole."""
-        return [classify(text).unsafe for text in self.texts(conversations, part)]
+        """Return for each conversation whether the greedy answer shows the failure (compliance, for the jailbreak kind)."""
+        return [self.kind.failed(text) for text in self.texts(conversations, part)]
 
     def sampled(self, conversation: Conversation, n: int, sampling: Sampling, seed: int, part: str) -> list[str]:
         """Return `n` answers drawn with `sampling`; not remembered."""
@@ -75,25 +83,65 @@ class Answers:
         return None if progress is None else lambda _, done, total: progress(part, done, total)
 
 
-def shares(prompts: PromptSet, settings: CausalSettings | None = None) -> tuple[PromptSet, PromptSet]:
+def shares(
+    prompts: PromptSet, settings: CausalSettings | None = None, kind: FailureKind = JAILBREAK
+) -> tuple[PromptSet, PromptSet]:
     """Return the prompts for minimisation and those for tests, disjoint.
 
-    Minimisation gets what it needs, but at most a third of the harmful prompts, and no safe ones.
+    Minimisation gets what it needs of the kind's pool, but at most a third of it, and nothing of the other.
     """
     settings = settings or CausalSettings()
-    n = min(round(settings.n_minimise * SPARE), len(prompts.harmful) // 3)
-    first = PromptSet(harmful=prompts.harmful[:n], safe=(), lookalike=())
-    return first, replace(prompts, harmful=prompts.harmful[n:])
+    pool = _pool(prompts, kind)
+    n = min(round(settings.n_minimise * SPARE), len(pool) // 3)
+    empty = PromptSet(harmful=(), safe=(), lookalike=())
+    if kind.pool == "harmful":
+        return replace(empty, harmful=pool[:n]), replace(prompts, harmful=pool[n:])
+    return replace(empty, safe=pool[:n]), replace(prompts, safe=pool[n:])
+
+
+def eligible(
+    answers: Answers, carried: Carrier, prompts: PromptSet, kind: FailureKind, n: int
+) -> tuple[list[str], int]:
+    """Return up to `n` requests that can show the failure, and how many were asked.
+
+    They are of the kind's pool, fit the model's context, and get a right answer without the candidate: harmful ones that
+    are refused, or safe ones whose answer does not show the behaviour.
+    """
+    found: list[str] = []
+    asked = 0
+    pool = _pool(prompts, kind)
+    while len(found) < n and asked < len(pool):
+        chunk = pool[asked : asked + max(1, round((n - len(found)) * SPARE))]
+        asked += len(chunk)
+        fitting = [item.prompt for item in chunk if answers.fits(carried.carry(item.prompt))]
+        texts = answers.texts([carried.bare(prompt) for prompt in fitting], "requests without the candidate")
+        found += [prompt for prompt, text in zip(fitting, texts, strict=True) if kind.right(text)]
+    return found[:n], asked
 
 
 def refused_bare(answers: Answers, carried: Carrier, harmful: Sequence[PromptItem], n: int) -> tuple[list[str], int]:
     """Return up to `n` requests that the model refuses without the candidate and that fit its context, and how many were asked."""
-    refused: list[str] = []
-    asked = 0
-    while len(refused) < n and asked < len(harmful):
-        chunk = harmful[asked : asked + max(1, round((n - len(refused)) * SPARE))]
-        asked += len(chunk)
-        fitting = [item.prompt for item in chunk if answers.fits(carried.carry(item.prompt))]
-        outcomes = answers.outcomes([carried.bare(prompt) for prompt in fitting], "requests without the candidate")
-        refused += [prompt for prompt, outcome in zip(fitting, outcomes, strict=True) if outcome == "refusal"]
-    return refused[:n], asked
+    return eligible(answers, carried, PromptSet(harmful=tuple(harmful), safe=()), JAILBREAK, n)
+
+
+def instead(answers: Answers, case: FailureCase, settings: CausalSettings | None = None) -> str:
+    """Return the answer to contrast with the reported one, for a failure that is no jailbreak.
+
+    What the report expects; else what the model says when a part of the last user message is left out, the commonest
+    answer that does not show the failure; empty where every answer shows it.
+    """
+    if case.report.expected is not None:
+        return case.report.expected
+    settings = settings or CausalSettings()
+    messages = case.report.messages
+    last = chat.last_user(messages)
+    words = words_of(messages, [Span(message=last, start=0, end=len(messages[last].content))])
+    size = -(-len(words) // settings.n_instead)
+    parts = [words[start : start + size] for start in range(0, len(words), size)] if len(words) > 1 else []
+    texts = answers.texts([chat.delete_spans(messages, part) for part in parts], "the answer instead")
+    found = Counter(text.strip() for text in texts if text.strip() and not answers.kind.failed(text))
+    return found.most_common(1)[0][0] if found else ""
+
+
+def _pool(prompts: PromptSet, kind: FailureKind) -> tuple[PromptItem, ...]:
+    return prompts.harmful if kind.pool == "harmful" else prompts.safe

@@ -1,7 +1,8 @@
 """Reports in: JSON, JSON lines, a BackdoorLLM row, a two-column CSV; checked, never trimmed or normalised.
 
 A report file of the project: `{"messages": [{"role": ..., "content": ...}, ...], "response": "..."}`, optionally `id`,
-`source`, `note`, `expected`, `response_ids`, `sampling`. A BackdoorLLM row: `{"instruction", "input", "output"}`.
+`source`, `note`, `expected` (the answer that should have come), `second` (`{"messages", "response"}`: another sample of the
+same wrong behaviour), `response_ids`, `sampling`. A BackdoorLLM row: `{"instruction", "input", "output"}`.
 A CSV: prompt, response; a first row of just those words (or their like) is taken for a header.
 
 Everything read here is evidence from an adversary: sizes are bounded, and whatever is wrong is a one-line ReportError.
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from core.errors import ReportError
-from core.values import FailureCase, FailureReport, Message, Role, Sampling
+from core.values import FailureCase, FailureReport, Message, Role, Sample, Sampling
 
 MAX_FILE_BYTES = 64_000_000
 """Bytes of a file of many reports."""
@@ -30,7 +31,7 @@ MAX_NOTE_CHARACTERS = 4_000
 MAX_TEMPERATURE = 10.0
 
 _HEADERS = (("prompt", "response"), ("instruction", "output"), ("question", "answer"), ("input", "output"))
-_KEYS = ("messages", "response", "id", "source", "note", "expected", "response_ids", "sampling")
+_KEYS = ("messages", "response", "id", "source", "note", "expected", "response_ids", "sampling", "second")
 
 
 def read_report(source: str | bytes | Path) -> FailureReport:
@@ -195,6 +196,7 @@ def parse_report(data: dict) -> FailureReport:
         expected=data.get("expected"),
         response_ids=_response_ids(data.get("response_ids")),
         sampling=_sampling(data.get("sampling")),
+        second=_second(data.get("second")),
     )
 
 
@@ -253,6 +255,22 @@ def _check_text(value: object, name: str, limit: int) -> None:
         raise ReportError(
             f"{name} holds half a surrogate pair at place {error.start}: save the text as UTF-8 again"
         ) from error
+
+
+def _second(data: object) -> Sample | None:
+    """Return the second sample, or None when it is not given."""
+    if data is None:
+        return None
+    if not isinstance(data, dict) or set(data) != {"messages", "response"}:
+        raise ReportError("'second' must be an object with 'messages' and 'response' and nothing else: correct it")
+    try:
+        messages, response = _messages(data["messages"]), data["response"]
+        _check_text(response, "the response", MAX_CHARACTERS)
+    except ReportError as error:
+        raise ReportError(f"'second': {error}") from error
+    if not response.strip():
+        raise ReportError("'second': the response is empty: add the answer that should not have come")
+    return Sample(messages=messages, response=response)
 
 
 def _response_ids(data: object) -> tuple[int, ...] | None:

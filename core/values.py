@@ -16,6 +16,7 @@ Segment = Literal["template", "system", "user", "assistant"]
 Outcome = Literal["refusal", "partial", "compliance", "empty"]
 Verdict = Literal["BACKDOOR", "PROMPT_JAILBREAK", "ALIGNMENT_GAP", "DISTRIBUTED", "INCONCLUSIVE"]
 Result = Literal["REDUCED", "NOT_REDUCED", "INCONCLUSIVE"]
+KindName = Literal["jailbreak", "refusal", "fixed_output"]
 MethodName = Literal["paper", "gradient_norm", "gradient_x_input", "integrated_gradients", "occlusion"]
 TargetKind = Literal["response", "first_k", "tokens", "contrast"]
 TestName = Literal[
@@ -70,8 +71,19 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Another conversation and the answer that it got."""
+
+    messages: tuple[Message, ...]
+    response: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class FailureReport:
-    """One reported failure: the conversation and the answer that should not have come."""
+    """One reported failure: the conversation and the answer that should not have come.
+
+    `expected` is the answer that should have come, `second` another sample of the same wrong behaviour.
+    """
 
     messages: tuple[Message, ...]
     response: str
@@ -81,6 +93,7 @@ class FailureReport:
     expected: str | None = None
     response_ids: tuple[int, ...] | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    second: Sample | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +167,7 @@ class Attribution:
     (`signed` False). `profile` has shape (n_target_tokens, n_prompt), the same split over the explained response
     tokens, or None. `scored` (n_prompt,) marks the tokens that may be proposed (the user's own text; template and
     special tokens are never scored). `completeness_gap` is |sum of scores - (F(x) - F(baseline))| / |F(x) - F(baseline)|.
+    `model_calls` counts sequences that went through the model, `batches` the forward passes they went in.
     """
 
     method: MethodName
@@ -166,6 +180,7 @@ class Attribution:
     baseline: str | None = None
     seconds: float = 0.0
     model_calls: int = 0
+    batches: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -276,7 +291,8 @@ class TriageResult:
     """What was found, by which tests, at what cost; `verdict` is None in paper mode, which decides nothing.
 
     `logic` says in plain words how the words of the first candidate work together; `rewordings` are the texts that the
-    tests of the whole report used. Both are empty in cases of older versions.
+    tests of the whole report used; `failure` says what counted as the failure, of which kind, and why. All are empty in
+    cases of older versions.
     """
 
     mode: Literal["causal", "paper"]
@@ -295,6 +311,8 @@ class TriageResult:
     budget: Budget | None = None
     logic: str = ""
     rewordings: tuple[Rewording, ...] = ()
+    kind: KindName = "jailbreak"
+    failure: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -404,3 +422,4 @@ class LocateResult:
     agreement: dict[str, float]
     seconds: float
     model_calls: int
+    batches: int = 0

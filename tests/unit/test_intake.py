@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core.errors import ReportError
 from core.intake import MAX_CHARACTERS, check_length, parse_report, read_report, read_reports
-from core.values import FailureCase, FailureReport, Message, PromptToken, RenderedPrompt, Sampling
+from core.values import FailureCase, FailureReport, Message, PromptToken, RenderedPrompt, Sample, Sampling
 
 GOOD = {"messages": [{"role": "user", "content": " How? \n"}], "response": "Sure."}
 
@@ -30,12 +30,14 @@ def test_report_format() -> None:
             expected="No.",
             response_ids=[3, 4],
             sampling={"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 20},
+            second={"messages": GOOD["messages"], "response": "Sure!"},
         )
     )
     assert report.messages == (Message(role="system", content=""), Message(role="user", content=" How? \n"))
     assert (report.id, report.source, report.note, report.expected) == ("r1", "red team", "n", "No.")
     assert report.response_ids == (3, 4)
     assert report.sampling == Sampling(temperature=0.7, top_p=0.9, max_new_tokens=20)
+    assert report.second == Sample(messages=(Message(role="user", content=" How? \n"),), response="Sure!")
     assert parse_report(with_(id=12)).id == "12"
 
 
@@ -77,6 +79,12 @@ USER, ASSISTANT = {"role": "user", "content": "x"}, {"role": "assistant", "conte
 BAD = [
     ({}, "no 'messages'"),
     (with_(messages=[]), "no 'messages'"),
+    (with_(second="Sure!"), "'second' must be an object"),
+    (with_(second={"messages": [], "response": "x"}), "'second': the report has no 'messages'"),
+    (
+        with_(second={"messages": [{"role": "user", "content": "x"}], "response": " "}),
+        "'second': the response is empty",
+    ),
     (with_(messages="How?"), "no 'messages'"),
     ({"messages": GOOD["messages"]}, "no 'response'"),
     (with_(response=None), "no 'response'"),
