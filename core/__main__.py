@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from core import confirmation, intake, jobs
+from core import confirmation, containment, intake, jobs
 from core.casefile import Case, Manifest, dump, from_json, hash_file, model_spec, now, to_json
 from core.errors import CaseFileError, ConfirmationError, TriageError
 from core.headless import Headless, Terminal
@@ -168,6 +168,43 @@ def plant(options: argparse.Namespace, terminal: Terminal) -> object:
     return to_json(finished)
 
 
+def rules(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Write rules that find the confirmed trigger in logs: CASE/containment.json."""
+    made = containment.write_rules(Case(options.case))
+    if made.missed:
+        terminal.say(f"No rule matches these variants: {', '.join(made.missed)}.")
+    return {"file": str(options.case / containment.FILE), **to_json(made)}
+
+
+def scan(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Look for the confirmed trigger in a log of requests or in tuning data."""
+    source: containment.Source = "logs" if options.logs else "corpus"
+    found = containment.scan(Case(options.case), options.logs or options.corpus, source, terminal.progress)
+    terminal.say(found.headline)
+    return to_json(found)
+
+
+def control(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Plant known triggers in the analyst's own model and count what triage finds of them."""
+    from core import control as positive_control
+
+    settings = positive_control.ControlSettings(n_triggers=options.triggers)
+    headless = Headless(options.device, terminal)
+    result = positive_control.control(
+        options.model,
+        options.adapter,
+        options.prompts,
+        options.out,
+        settings,
+        triage=lambda case: headless.run(case, "triage", {"mode": "causal"}),
+        device=options.device,
+        seed=options.seed,
+        progress=terminal.progress,
+    )
+    terminal.say(result.sentence)
+    return to_json(result)
+
+
 def status(options: argparse.Namespace, terminal: Terminal) -> object:
     """Tell what happens in a case now."""
     case = Case(options.case)
@@ -307,6 +344,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--prompts", type=Path, default=PROMPTS, metavar="DIR")
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     p.add_argument("--seed", type=int, default=0)
+    add("rules", rules)
+    p = add("scan", scan)
+    where = p.add_mutually_exclusive_group(required=True)
+    where.add_argument("--logs", type=Path, metavar="FILE")
+    where.add_argument("--corpus", type=Path, metavar="FILE")
+    p = add("control", control, case=False)
+    p.add_argument("--model", type=Path, required=True, metavar="DIR")
+    p.add_argument("--adapter", type=Path, metavar="DIR")
+    p.add_argument("--triggers", type=int, default=3, metavar="N")
+    p.add_argument("--prompts", type=Path, default=PROMPTS, metavar="DIR")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--device", default="auto")
+    p.add_argument("--seed", type=int, default=0)
     add("status", status)
     p = add("stop", stop)
     p.add_argument("--discard", action="store_true")
@@ -337,8 +387,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         log.exception("a fault of ours; please report it with the lines above")
         return 1
-    sys.stdout.write(dump(result) + "\n")
+    sys.stdout.write(inert(dump(result)) + "\n")
     return 0
+
+
+def inert(text: str) -> str:
+    """Return JSON text with every character that could drive a terminal as its JSON escape; it reads as the same value."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

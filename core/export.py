@@ -53,7 +53,7 @@ def export(
         repair_adapter.load_repair(loaded, adapter)
         wanted = _logits(loaded, case)
         if merged:
-            _write_merged(loaded, temporary)
+            write_merged(loaded, temporary, [*loaded.theta0, REPAIR])
         else:
             _write_adapter(loaded, temporary)
         (temporary / "README.md").write_text(model_card(loaded, merged, card), encoding="utf-8")
@@ -109,9 +109,9 @@ def _not_plain(config: object) -> str:
     return "biases" if getattr(config, "bias", "none") != "none" else ""
 
 
-def _write_merged(loaded: "LoadedModel", out: Path) -> None:
-    """Merge the adapters into the weights and write model, tokenizer and template."""
-    merged = loaded.model.merge_and_unload(safe_merge=True, adapter_names=[*loaded.theta0, REPAIR])
+def write_merged(loaded: "LoadedModel", out: Path, adapters: Sequence[str]) -> None:
+    """Merge the adapters into the weights (`loaded` stays so) and write model, tokenizer and template."""
+    merged = loaded.model.merge_and_unload(safe_merge=True, adapter_names=list(adapters))
     loaded.model = merged
     merged.save_pretrained(out, safe_serialization=True)
     loaded.tokenizer.save_pretrained(out)
