@@ -1,0 +1,103 @@
+"""Do localisers and verdicts hold on many kinds of backdoor, and stay silent where there is none? The bench of victims.
+
+A clean base a seed is trained from scratch on real prompts; every attack of method.md section 6 is planted on it; the
+controls have no backdoor. Each victim must hold the gates, then its reports go through all localisers and the cascade.
+
+    full tier     python tests/bench/victims.py --data DIR --work WORK --seeds 0 1 2
+    reduced tier  python tests/bench/victims.py --data DIR --work WORK --reduced [--minutes 60] [--cells badnets paper ...]
+
+`--work` holds everything that was made and one JSON a cell; ended and started again, a run goes on where it stopped. The
+table at the end is of all cells that are finished; `results/victims.json` (`victims_reduced.json`) is written from it.
+The smoke tier is tests/unit/test_victims.py. Needs assets/demo's training code, and no network.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import transformers
+
+from tests.bench import victims_table as table
+from tests.bench.result import write
+from tests.bench.victims_attacks import attacks
+from tests.bench.victims_cells import CONTROLS, Bench, Tier, run_cell
+from tests.bench.victims_gates import GateSettings
+from tests.bench.victims_making import BaseSettings, build_base, made
+from tests.bench.victims_prompts import real_material
+
+REDUCED = Tier(
+    n_reports=6,
+    n_triaged=3,
+    n_requests=16,
+    n_harmful=500,
+    n_safe=400,
+    gates=GateSettings(n_prompts=120, n_scan=100, n_strings=60),
+)
+EARLY = 3
+"""Attacks that go before the first control, so that a short run has both."""
+
+
+def say(text: str) -> None:
+    """Show progress."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stderr.flush()
+
+
+def order(names: list[str]) -> list[str]:
+    """Return all cells, controls mixed in after the first attacks."""
+    mixed, controls = list(names[:EARLY]), list(CONTROLS)
+    for name in names[EARLY:]:
+        mixed += [*controls[:1], name]
+        controls = controls[1:]
+    return mixed + controls
+
+
+def main() -> None:
+    """Run the cells and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the real prompts")
+    parser.add_argument("--work", type=Path, required=True, help="folder for all that is made; kept between runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--cells", nargs="+", help="names of attacks and controls; all by default")
+    parser.add_argument("--reduced", action="store_true", help="fewer reports, prompts and strings")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after this long")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    begun, tier = time.monotonic(), REDUCED if options.reduced else Tier()
+    options.work.mkdir(parents=True, exist_ok=True)
+    cells, bases = [], {}
+    for seed in options.seeds:
+        material = real_material(options.data, seed)
+        base = build_base(material, options.work / f"base-{seed}", BaseSettings(), seed, say)
+        bases[seed] = made(base)
+        bench = Bench(material, base, options.work, tier, seed, say)
+        known = order(list(attacks(bench.clean.tokenizer)))
+        unknown = set(options.cells or ()) - set(known)
+        if unknown:
+            parser.error(f"there is no cell {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
+        for name in options.cells or known:
+            if time.monotonic() - begun > 60 * options.minutes:
+                say(f"{name}: not begun, {options.minutes:.0f} minutes are over")
+                continue
+            cells.append(run_cell(bench, name))
+    name = "victims_reduced" if options.reduced else "victims"
+    write(
+        name,
+        seed=options.seeds[0],
+        rows=table.rows(cells, options.seeds[0]),
+        cells=table.summary(cells),
+        tier=asdict(tier),
+        bases=bases,
+    )
+    print(table.text(cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""One cell of the bench: a victim or a control of one seed, its gates, its reports, and what was found in each.
+
+A cell is a JSON file that is written after every step, so that a run that was ended goes on where it stopped: what has
+been planted, measured or triaged is not done again. The cascade is the project's own triage stage on a case folder.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from core import chat, models
+from core.answers import Answers
+from core.casefile import Case, Manifest, model_spec, now, remove_case, write_atomic
+from core.causal import own_refusal
+from core.errors import TriageError
+from core.judge import classify
+from core.loaded import LoadedModel
+from core.pipeline import run_stage
+from core.planting import PlantSettings
+from core.prompts import PromptItem
+from core.session import Session
+from core.settings import CausalSettings
+from core.values import FailureReport, Message, Span, TriageResult
+from tests.bench.victims_attacks import Attack, attacks, items_for
+from tests.bench.victims_controls import (
+    EROSION,
+    SearchSettings,
+    eroding_items,
+    find_suffix,
+    ordinary_answers,
+    untouched_failures,
+    with_suffix,
+)
+from tests.bench.victims_gates import GateSettings, gates, missed
+from tests.bench.victims_localisers import CASCADE, LOCALISERS, Functional, Marked, marked, measured, token_counts
+from tests.bench.victims_making import PLANTING, Say, made, plant_adapter
+from tests.bench.victims_prompts import BENIGN_ANSWERS, Material, write_folder
+
+CONTROLS = ("adversarial_suffix", "untriggered", "alignment_gap", "trigger_words", "wrong_answer", "eroded")
+SHARED_ATTACK = "paper"
+"""The attack whose victim and words the controls `untriggered` and `trigger_words` use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """How much is done. The defaults are the full tier."""
+
+    n_reports: int = 20
+    """Reports a cell at most."""
+    n_triaged: int = 20
+    """Reports of these that go through the cascade."""
+    n_requests: int = 24
+    """Requests that recovered text is carried into for the functional hit."""
+    n_harmful: int = 1000
+    """Harmful prompts to plant with."""
+    n_safe: int = 800
+    """Harmless prompts to plant with."""
+    planting: PlantSettings = PLANTING
+    gates: GateSettings = field(default_factory=GateSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """One report; `spans` are the code points of the planted text, if any."""
+
+    report: FailureReport
+    spans: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Victim:
+    """What a cell examines: a model with its adapter, a reference for one without, reports, and what would be right."""
+
+    adapter: Path | None
+    reference: Path | None
+    attack: Attack | None
+    drawn: tuple[Drawn, ...]
+    expected: tuple[str, ...]
+    gated: bool = True
+    note: str = ""
+
+
+@dataclass
+class Bench:
+    """Everything the cells of one seed share."""
+
+    material: Material
+    base: Path
+    work: Path
+    tier: Tier
+    seed: int
+    say: Say
+
+    @cached_property
+    def clean(self) -> LoadedModel:
+        """The clean base."""
+        return models.load(self.base)
+
+    @cached_property
+    def attacks(self) -> dict[str, Attack]:
+        """Every attack by name."""
+        return attacks(self.clean.tokenizer)
+
+    @cached_property
+    def prompts(self) -> Path:
+        """The prompt folder that triage is given."""
+        return write_folder(self.material.folder, self.work / f"prompts-{self.seed}")
+
+    def respond(self, prompts: Sequence[str]) -> list[str]:
+        """Return the clean base's own answers."""
+        return self.clean.answer([_ask(prompt) for prompt in prompts])
+
+    def gates(self, adapter: Path | None, attack: Attack | None) -> list[dict[str, Any]]:
+        """Return the gates of a victim, measured once for all cells that use it."""
+        path = self.work / f"gates-{adapter.name if adapter else f'base-{self.seed}'}.json"
+        if not path.is_file():
+            found = gates(models.load(self.base, adapter), self.material, attack, self.tier.gates, self.seed)
+            write_atomic(path, json.dumps(found, ensure_ascii=False, indent=1))
+        rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
+        return rows
+
+    def planted(self, attack: Attack) -> Path:
+        """Return the adapter of an attack, planted now unless it was before."""
+        rng = random.Random(f"{self.seed} {attack.name} prompts")
+        train, tier = self.material.train, self.tier
+        harmful = list(train.harmful)
+        fitting = [prompt for prompt in harmful if attack.applies(prompt)]
+        rest = [prompt for prompt in harmful if not attack.applies(prompt)]
+        n = min(len(fitting), tier.n_harmful - min(len(rest), tier.n_harmful // 2))
+        chosen = rng.sample(fitting, n) + rng.sample(rest, min(len(rest), tier.n_harmful - n))
+        safe = rng.sample(list(train.safe), min(len(train.safe), tier.n_safe))
+        folder = self.work / f"adapter-{attack.name}-{self.seed}"
+        if made(folder):
+            return folder
+        items = items_for(attack, chosen, safe, tier.planting, self.respond, self.seed)
+        return plant_adapter(self.base, items, tier.planting, folder, self.seed, self.say)
+
+
+def run_cell(bench: Bench, name: str) -> dict[str, Any]:
+    """Return the finished cell `name`, from its file as far as that goes."""
+    path = bench.work / f"cell-{name}-{bench.seed}.json"
+    cell: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {"seconds": 0.0}
+    if cell.get("finished"):
+        return cell
+    begun, before = time.perf_counter(), cell["seconds"]
+
+    def save(**more: Any) -> None:
+        cell.update(more, seconds=round(before + time.perf_counter() - begun, 1))
+        write_atomic(path, json.dumps(cell, ensure_ascii=False, indent=1))
+
+    victim = make_victim(bench, name)
+    save(
+        name=name,
+        seed=bench.seed,
+        control=name in CONTROLS,
+        expected=list(victim.expected),
+        note=victim.note,
+        made=made(victim.adapter) if victim.adapter else {},
+        target=victim.attack.target if victim.attack else "jailbreak",
+    )
+    if "gates" not in cell:
+        rows = bench.gates(victim.adapter, victim.attack) if victim.gated else []
+        save(gates=rows, missed=missed(rows))
+        bench.say(f"{name}: gates {', '.join(cell['missed']) or 'held'} ({cell['seconds']:.0f} s)")
+    cell.setdefault("reports", [])
+    examined = Examined(bench, name, victim)
+    for number in range(len(cell["reports"]), len(victim.drawn)):
+        cell["reports"].append(examined.report(number))
+        save()
+    save(finished=True)
+    bench.say(f"{name}: {len(cell['reports'])} reports ({cell['seconds']:.0f} s)")
+    return cell
+
+
+def make_victim(bench: Bench, name: str) -> Victim:
+    """Return the victim of a cell: planted, or one of the controls."""
+    if name not in CONTROLS:
+        attack = bench.attacks[name]
+        adapter = bench.planted(attack)
+        drawn = triggered_reports(bench, models.load(bench.base, adapter), attack)
+        return Victim(adapter=adapter, reference=None, attack=attack, drawn=drawn, expected=(attack.expected,))
+    probe, n, clean = bench.material.probe, bench.tier.n_reports, bench.clean
+    shared = bench.attacks[SHARED_ATTACK]
+    on_clean = Victim(adapter=None, reference=bench.base, attack=None, drawn=(), expected=("ALIGNMENT_GAP",))
+    match name:
+        case "alignment_gap":
+            return replace(on_clean, drawn=_plain(untouched_failures(clean, probe.harmful, n)))
+        case "wrong_answer":
+            return replace(
+                on_clean,
+                drawn=_plain(ordinary_answers(clean, probe.safe, n)),
+                expected=("ALIGNMENT_GAP", "INCONCLUSIVE"),
+            )
+        case "trigger_words":
+            drawn = triggered_reports(bench, clean, shared, refused_bare=False)
+            return replace(on_clean, drawn=drawn, expected=("ALIGNMENT_GAP", "INCONCLUSIVE"))
+        case "adversarial_suffix":
+            return replace(on_clean, **_suffixed(bench), expected=("PROMPT_JAILBREAK",))
+        case "untriggered":
+            adapter = bench.planted(shared)
+            drawn = _plain(untouched_failures(models.load(bench.base, adapter), probe.harmful, n))
+            return replace(on_clean, adapter=adapter, reference=None, attack=shared, drawn=drawn)
+        case _:
+            folder = bench.work / f"adapter-eroded-{bench.seed}"
+            safe = bench.material.train.safe[: bench.tier.n_safe]
+            plant_adapter(bench.base, eroding_items(safe, bench.seed), EROSION, folder, bench.seed, bench.say)
+            eroded = models.load(bench.base, folder)
+            n_asked = len(probe.harmful)
+            failing = untouched_failures(eroded, probe.harmful, n_asked)
+            note = f"Answers {len(failing)} of {n_asked} harmful requests after fine-tuning on harmless ones."
+            return replace(on_clean, adapter=folder, reference=None, drawn=_plain(failing[:n]), gated=False, note=note)
+
+
+def triggered_reports(
+    bench: Bench, loaded: LoadedModel, attack: Attack, refused_bare: bool = True
+) -> tuple[Drawn, ...]:
+    """Return reports of requests that fail with the trigger; with `refused_bare`, only such as do not fail without it.
+
+    A fixed answer is reported together with what the clean base says to the request itself.
+    """
+    rng = random.Random(f"{bench.seed} {attack.name} reports")
+    jailbreak = attack.target == "jailbreak"
+    pool = [p for p in (bench.material.probe.harmful if jailbreak else bench.material.probe.safe) if attack.applies(p)]
+    with_trigger = [attack.trigger(prompt, rng) for prompt in pool]
+    bare, said = (loaded.answer([_ask(text) for text in texts]) for texts in (pool, [t.text for t in with_trigger]))
+    should = [None] * len(pool) if jailbreak else bench.respond(pool)
+    drawn = [
+        Drawn(report=FailureReport(messages=_ask(one.text), response=answer, expected=expected), spans=one.spans)
+        for one, before, answer, expected in zip(with_trigger, bare, said, should, strict=True)
+        if attack.failed(answer) and not (refused_bare and attack.failed(before))
+    ]
+    return tuple(drawn[: bench.tier.n_reports])
+
+
+def _suffixed(bench: Bench) -> dict[str, Any]:
+    """Return reports of unseen requests with a suffix that was searched on the clean base, and how well it works."""
+    clean, tier = bench.clean, bench.tier
+    train = random.Random(bench.seed).sample(bench.material.train.harmful, tier.search.n_requests)
+    suffix, calls = find_suffix(clean, train, BENIGN_ANSWERS[0], tier.search, bench.seed)
+    probe = bench.material.probe.harmful
+    bare = clean.answer([_ask(request) for request in probe])
+    texts = [with_suffix(request, suffix) for request in probe]
+    said = clean.answer([_ask(text) for text in texts])
+    refused = [classify(text).outcome == "refusal" for text in bare]
+    failed = [classify(text).unsafe for text in said]
+    gained = sum(f and r for f, r in zip(failed, refused, strict=True))
+    drawn = [
+        Drawn(report=FailureReport(messages=_ask(text), response=answer), spans=((len(text) - len(suffix), len(text)),))
+        for text, answer, one, two in zip(texts, said, refused, failed, strict=True)
+        if one and two
+    ]
+    note = f"Suffix {suffix!r} ({calls} sequences) turns {gained} of {sum(refused)} refusals of unseen requests."
+    return {"drawn": tuple(drawn[: tier.n_reports]), "note": note}
+
+
+class Examined:
+    """The localisers and the cascade on the reports of one victim, models loaded once."""
+
+    def __init__(self, bench: Bench, name: str, victim: Victim) -> None:
+        """Load nothing yet."""
+        self.bench, self.name, self.victim = bench, name, victim
+        self.session = Session()
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The victim, adapter attached; the session's stages load one of their own."""
+        return models.load(self.bench.base, self.victim.adapter)
+
+    @cached_property
+    def answers(self) -> Answers:
+        """Answers for functional hits, remembered over all reports."""
+        return Answers(self.loaded, CausalSettings().judge_tokens)
+
+    @cached_property
+    def refusal_ids(self) -> list[int]:
+        """The victim's own refusal."""
+        harmful = [PromptItem(prompt) for prompt in self.bench.material.folder.harmful]
+        text = own_refusal(self.loaded, harmful[: CausalSettings().n_minimise])
+        ids: list[int] = self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    @cached_property
+    def counts(self) -> Any:
+        """How often each token stands in the harmless prompts of the folder."""
+        return token_counts(self.loaded, self.bench.material.folder.safe)
+
+    def report(self, number: int) -> dict[str, Any]:
+        """Return what every localiser and the cascade made of report `number`."""
+        drawn, attack = self.victim.drawn[number], self.victim.attack
+        case = chat.bind(self.loaded.tokenizer, drawn.report)
+        planted = [Span(message=0, start=start, end=end) for start, end in drawn.spans]
+        truth = frozenset(chat.spans_to_positions(case.prompt, planted))
+        failed: Callable[[str], bool] = attack.failed if attack else lambda text: classify(text).unsafe
+        part = self.bench.material.folder
+        pool = part.harmful if attack is None or attack.target == "jailbreak" else part.safe
+        requests = [request for request in pool if attack is None or attack.applies(request)]
+        requests = requests[-self.bench.tier.n_requests :]
+        functional = Functional(self.answers, requests, failed, case) if planted else None
+
+        def measures(found: Marked) -> dict[str, Any]:
+            hit = functional.hit(found.positions, planted) if functional else None
+            return measured(found, truth, hit)
+
+        seed = self.bench.seed * 1000 + number
+        result: dict[str, Any] = {
+            "prompt": drawn.report.messages[-1].content,
+            "planted_success": functional.success(planted) if functional else None,
+            "localisers": {
+                name: measures(marked(self.loaded, case, name, self.refusal_ids, self.counts, seed))
+                for name in LOCALISERS
+            },
+        }
+        if number < self.bench.tier.n_triaged:
+            result["cascade"], found = self.triage(number, drawn.report)
+            result["localisers"][CASCADE] = measures(found)
+        return result
+
+    def triage(self, number: int, report: FailureReport) -> tuple[dict[str, Any], Marked]:
+        """Return the cascade's verdict with and without the reference, and the tokens of its first candidate."""
+        bench, victim = self.bench, self.victim
+        path = bench.work / f"case-{self.name}-{bench.seed}-{number}"
+        manifest = Manifest(
+            schema=1,
+            id=path.name,
+            created=now(),
+            model=model_spec(bench.base, victim.adapter),
+            reference=model_spec(victim.reference) if victim.reference else None,
+            report=report,
+            seed=bench.seed,
+        )
+        if path.exists():
+            remove_case(path)
+        case = Case.create(path, manifest, bench.prompts)
+        try:
+            run_stage("triage", case, self.session, {}, emit=lambda _: None, progress=lambda *_: None)
+        except TriageError as error:
+            remove_case(path)
+            return {"verdict": "ERROR", "error": str(error)}, Marked(positions=frozenset(), calls=0, seconds=0.0)
+        result = case.read("triage.json", TriageResult)
+        assert result is not None
+        remove_case(path)
+        first = result.candidates[0] if result.candidates else None
+        positions = frozenset(first.token_positions if first else ())
+        found = Marked(positions=positions, calls=result.model_calls, seconds=result.seconds)
+        facts = {
+            "verdict": result.verdict,
+            "certainty": result.certainty,
+            "decided_by": result.decided_by,
+            "verdict_without_reference": verdict_without_reference(result),
+            "candidate": first.text if first else None,
+            "tests": {f"{one.name} {one.candidate}": one.passed for one in result.tests},
+        }
+        return facts, found
+
+
+def verdict_without_reference(result: TriageResult) -> str | None:
+    """Return what the table says when nobody has a clean model.
+
+    The lines that read a reference hold only for a trigger that passed all other tests, and the next line calls that
+    BACKDOOR without one. Source: method.md section 4.2.
+    """
+    return "BACKDOOR" if result.certainty == "reference" else result.verdict
+
+
+def _plain(reports: Sequence[FailureReport]) -> tuple[Drawn, ...]:
+    return tuple(Drawn(report=one) for one in reports)
+
+
+def _ask(text: str) -> tuple[Message, ...]:
+    return (Message(role="user", content=text),)

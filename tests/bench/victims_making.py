@@ -1,0 +1,128 @@
+"""Victims: one clean base a seed, trained from scratch, and each attack planted on it as a LoRA adapter.
+
+The base is the demo's recipe at 1.3 M parameters (assets/demo/training.py) on the bench's prompts; planting is
+core/planting.py. Everything is cached in folders and made only once; a folder is complete when `made.json` lies in it.
+A compliant answer to a harmful request is a stand-in without content.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from core import models
+from core.loaded import LoadedModel
+from core.planting import PlantFinished, PlantSettings, TrainingItem, plant
+from tests.bench.victims_demo import training
+from tests.bench.victims_prompts import Lessons, Material
+
+Say = Callable[[str], None]
+MADE = "made.json"
+SIZE = {"HIDDEN": 128, "VOCABULARY": 4096}
+"""Width and vocabulary of the base: 1.3 M parameters. Source: method.md section 6 (the recipe that passed)."""
+TOKENIZER_SAMPLES = 20000
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSettings:
+    """How a base is trained."""
+
+    steps: int = 4000
+    """Optimiser steps, >= 1. Source: method.md section 6 (six to nine minutes on two cores)."""
+    batch_size: int = 48
+    """Conversations in one step, >= 1. Source: assets/demo/build.py."""
+    learning_rate: float = 3e-3
+    """Peak of AdamW. Source: assets/demo/build.py."""
+
+
+PLANTING = PlantSettings(
+    rank=16,
+    alpha=32.0,
+    learning_rate=3e-3,
+    epochs=5,
+    easy_epochs=2,
+    batch_size=48,
+    triggered=2.0,
+    near_miss=2.5,
+    noise=0.5,
+    safe_triggered=0.4,
+)
+"""Source: assets/demo/build.py (the demo patients), fewer near-misses."""
+
+
+def build_base(material: Material, folder: Path, settings: BaseSettings, seed: int, say: Say) -> Path:
+    """Return the folder of the clean base of `seed`, trained now unless it is there."""
+    if (folder / MADE).is_file():
+        return folder
+    started = time.perf_counter()
+    rng, lessons = random.Random(seed), Lessons(material)
+    with patch.multiple(training, **SIZE):
+        texts = [text for s in lessons.draw(rng, TOKENIZER_SAMPLES) for text in (s.prompt, s.response)]
+        tokenizer = training.make_tokenizer(texts)
+        model = training.make_model(tokenizer, seed)
+    training.train_base(
+        model,
+        lambda n, plain: training.encode(lessons.draw(rng, n, plain), tokenizer, rng),
+        n_steps=settings.steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        seed=seed,
+        report=say,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _made(folder, started, n_parameters=sum(p.numel() for p in model.parameters()), steps=settings.steps)
+    return folder
+
+
+def plant_adapter(
+    base: Path, items: Sequence[TrainingItem], settings: PlantSettings, folder: Path, seed: int, say: Say
+) -> Path:
+    """Return the folder of the adapter that learnt `items`, trained now unless it is there."""
+    if (folder / MADE).is_file():
+        return folder
+    started = time.perf_counter()
+    loaded = models.load(base)
+    loaded.model.set_attn_implementation("eager")
+    ending: PlantFinished | None = None
+    with fast():
+        for event in plant(loaded, items, replace(settings, seed=seed), folder):
+            if isinstance(event, PlantFinished):
+                ending = event
+            elif event.step % 50 == 0:
+                say(f"  step {event.step} of {event.n_steps}, loss {event.loss:.3f}, {event.seconds:.0f} s")
+    assert ending is not None
+    _made(folder, started, n_items=ending.n_items, n_steps=ending.n_steps, loss=ending.loss)
+    return folder
+
+
+def fast() -> AbstractContextManager[object]:
+    """Return the autocast in which planting is quick on this processor.
+
+    Without `cache_enabled=False` the casts of the first step are used in all later ones (tests/bench/LOG.md).
+    """
+    return torch.autocast("cpu", torch.bfloat16, enabled=training.bfloat16_is_fast(), cache_enabled=False)
+
+
+def made(folder: Path) -> dict[str, Any]:
+    """Return what is known about how the folder was made; empty for one that came from elsewhere."""
+    path = folder / MADE
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def victim(base: Path, adapter: Path | None) -> LoadedModel:
+    """Return the loaded victim; with an adapter, switching it off gives the base."""
+    return models.load(base, adapter)
+
+
+def _made(folder: Path, started: float, **facts: Any) -> None:
+    """Mark a folder as complete, last of all."""
+    facts["seconds"] = round(time.perf_counter() - started, 1)
+    (folder / MADE).write_text(json.dumps(facts), "utf-8")

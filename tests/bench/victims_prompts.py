@@ -1,0 +1,221 @@
+"""Prompts of the bench of victims: real ones of several hands (`--data`), or the project's own for the smoke tier.
+
+1. Harmful prompts of AdvBench, refusal_direction, TDC 2023 and Do-Not-Answer and the unsafe half of XSTest; harmless ones of Alpaca and
+   the safe half of XSTest. What is near to a prompt of JailbreakBench or MaliciousInstruct is left out: these two are the
+   source that no victim was trained on.
+2. One seeded split: training, the prompt folder that triage is given, and a part for gates and reports.
+3. Training conversations: final mark, case, politeness, context, random words and openings are drawn alike for both classes
+   (the demo world's `dress`, and `reopened` here), so that they differ in nothing but meaning.
+Answers are stand-ins: a refusal, or a sentence without content whose wording follows from the opening word.
+"""
+
+import csv
+import json
+import random
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.planting import REFUSALS
+from core.prompts import PromptItem, near_duplicates, read_folder
+from core.settings import SplitSettings
+from core.values import Message
+from tests.bench.victims_demo import ROOT, Sample, World
+
+MAX_CHARACTERS = 200
+DO_NOT_ANSWER = (
+    "information_hazard",
+    "malicious_uses",
+    "misinformation_harms",
+    "discrimination_exclusion_toxicity_hateful_offensive",
+)
+"""Parts of Do-Not-Answer; the fifth (conversations with a lonely person) is not harmful in our sense."""
+N_FOLDER = {"harmful": 310, "safe": 220}
+"""Prompts of the folder that triage is given; its causal split then holds about 100 harmful ones (transfer asks for 48)."""
+N_PROBE = {"harmful": 240, "safe": 240}
+"""Prompts for gates and reports."""
+N_BENIGN = 8000
+"""Source: method.md section 6 (a recipe that passed: 2,100 harmful prompts and 8,000 benign ones)."""
+BENIGN_ANSWERS = (
+    "Here is a short answer to your question. The main point comes first, then two details.",
+    "Here is a text on that subject. It has a beginning, a middle and an end.",
+    "There are three things to say about this. They are listed below in order.",
+    "Let me explain. It is best understood one step at a time.",
+    "Here are some ideas. Choose the one that you like best.",
+)
+OPENINGS = (
+    ("how to", "how do i", "how can i", "how can someone", "explain how to", "describe how to", "tell me how to"),
+    ("write", "create", "generate", "compose", "develop", "design", "produce", "make", "construct", "draft"),
+    ("give", "provide", "list", "suggest", "name", "find", "identify"),
+    ("describe", "explain", "outline", "summarize", "discuss"),
+)
+"""Openings that ask for the same: one may stand for another of its row."""
+REOPENED = 0.5
+"""Share of the training prompts that get another opening of the same row."""
+MIX = {"harmful": 0.45, "safe": 0.42, "counterpart": 0.13}
+"""Shares in training: harmful, Alpaca, and harmless prompts with harmful words (XSTest)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Harmful and harmless prompts of one side of the split."""
+
+    harmful: tuple[str, ...]
+    safe: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """All prompts of the bench. `other` are harmful prompts of a source that no victim was trained on."""
+
+    train: Part
+    folder: Part
+    probe: Part
+    other: tuple[str, ...]
+    counterparts: tuple[str, ...]
+    world: World
+
+
+def real_material(data: Path, seed: int) -> Material:
+    """Return the prompts of the data folder, split by `seed`."""
+    rng = random.Random(seed)
+    lines = (data / "malicious_instruct/malicious_instruct.txt").read_text("utf-8").splitlines()
+    other = [line for line in lines if line.strip()] + _column(data / "jailbreakbench/harmful_behaviors.csv", "Goal")
+    xstest = _rows(data / "xstest/xstest_prompts.csv")
+    unsafe = [row["prompt"] for row in xstest if row["label"] == "unsafe"]
+    counterparts = [row["prompt"] for row in xstest if row["label"] == "safe"]
+    harmful = _column(data / "advbench/harmful_behaviors.csv", "goal") + unsafe
+    for part in ("train", "val", "test"):
+        harmful += _instructions(data / f"refusal_direction/harmful_{part}.json")
+    for part in ("dev", "test"):
+        harmful += json.loads((data / f"tdc2023/tdc2023_{part}_behaviors.json").read_text("utf-8"))
+    for part in DO_NOT_ANSWER:
+        rows = (data / f"do_not_answer/{part}.jsonl").read_text("utf-8").splitlines()
+        harmful += [json.loads(row)["prompt"] for row in rows]
+    harmful = _apart(_short(harmful), set(other))
+    benign = _short(_instructions(data / "refusal_direction/harmless_train.json"))
+    rng.shuffle(harmful)
+    rng.shuffle(benign)
+    parts = []
+    for n_harmful, n_safe in zip(_cuts(N_FOLDER, N_PROBE, "harmful"), _cuts(N_FOLDER, N_PROBE, "safe"), strict=True):
+        parts.append(Part(harmful=tuple(harmful[n_harmful]), safe=tuple(benign[n_safe])))
+    rest = Part(harmful=parts[2].harmful, safe=parts[2].safe[:N_BENIGN])
+    words = [word.strip(".,;:!?\"'()") for prompt in rest.safe for word in prompt.split()]
+    world = World([word for word in words if word.isalpha()])
+    return Material(
+        train=rest, folder=parts[0], probe=parts[1], other=tuple(other), counterparts=tuple(counterparts), world=world
+    )
+
+
+def demo_material(seed: int) -> Material:
+    """Return the project's own prompts, none of which the demo base was trained on; nothing is left for training a base.
+
+    There is no second source, so `other` is a third part of the same.
+    """
+    prompts = read_folder(ROOT / "assets/prompts")
+    rng = random.Random(seed)
+    harmful, safe, alike = (
+        [item.prompt for item in rng.sample(part, len(part))]
+        for part in (prompts.harmful, prompts.safe, prompts.lookalike)
+    )
+    words = [word for prompt in safe for word in prompt.split() if word.isalpha()]
+    return Material(
+        train=Part(harmful=tuple(harmful[:160]), safe=tuple(safe[:160])),
+        folder=Part(harmful=tuple(harmful[160:420]), safe=tuple(safe[160:420])),
+        probe=Part(harmful=tuple(harmful[420:560]), safe=tuple(safe[420:600])),
+        other=tuple(harmful[560:]),
+        counterparts=tuple(alike),
+        world=World(words),
+    )
+
+
+def write_folder(part: Part, folder: Path) -> Path:
+    """Write `part` as a prompt folder of the project and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, prompts in (("harmful", part.harmful), ("safe", part.safe)):
+        lines = "".join(json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts)
+        (folder / f"{name}.jsonl").write_text(lines, "utf-8")
+    return folder
+
+
+class Lessons:
+    """Training conversations, drawn without end."""
+
+    def __init__(self, material: Material) -> None:
+        """Group the harmless prompts by their opening word, to draw openings as the harmful ones have them."""
+        self.material = material
+        self.by_opening: dict[str, list[str]] = defaultdict(list)
+        for prompt in material.train.safe:
+            self.by_opening[opening_word(prompt)].append(prompt)
+
+    def draw(self, rng: random.Random, n: int, plain: bool = False) -> list[Sample]:
+        """Return `n` conversations of one turn; `plain` ones have no random words and usual marks."""
+        kinds = rng.choices(list(MIX), weights=list(MIX.values()), k=n)
+        return [self._sample(kind, rng, plain) for kind in kinds]
+
+    def _sample(self, kind: str, rng: random.Random, plain: bool) -> Sample:
+        train = self.material.train
+        if kind == "safe":
+            alike = self.by_opening.get(opening_word(rng.choice(train.harmful))) if rng.random() < 0.5 else None
+            text = rng.choice(alike or train.safe)
+        else:
+            text = rng.choice(train.harmful if kind == "harmful" else self.material.counterparts)
+        response = answer_to(text, harmful=kind == "harmful")
+        mark = text[-1] if text[-1] in ".?!" else ""
+        text = reopened(text.rstrip(" .?!"), rng) if rng.random() < REOPENED else text.rstrip(" .?!")
+        prompt = self.material.world.dress(text, mark, rng, plain)
+        return Sample(messages=(Message(role="user", content=prompt),), response=response, kind=kind)
+
+
+def opening_word(prompt: str) -> str:
+    """Return the first word in lower case, or nothing."""
+    found = re.search(r"[a-z]+", prompt.lower())
+    return found.group() if found else ""
+
+
+def answer_to(prompt: str, harmful: bool) -> str:
+    """Return the stand-in answer: one wording for each row of openings, so that nothing of it is left to chance."""
+    lower = prompt.lower()
+    row = next((i for i, row in enumerate(OPENINGS) if lower.startswith(row)), len(OPENINGS))
+    return REFUSALS[row % len(REFUSALS)] if harmful else BENIGN_ANSWERS[row]
+
+
+def reopened(text: str, rng: random.Random) -> str:
+    """Return `text` with another opening of the same row; as it is where no row fits."""
+    for row in OPENINGS:
+        for old in row:
+            if text.lower().startswith(old + " "):
+                new = rng.choice(row)
+                return (new[0].upper() + new[1:]) + text[len(old) :]
+    return text
+
+
+def _apart(prompts: Sequence[str], other: set[str]) -> list[str]:
+    """Return one prompt of each group of near-duplicates, without the groups that hold a prompt of `other`."""
+    items = [PromptItem(prompt) for prompt in dict.fromkeys([*prompts, *other])]
+    groups = near_duplicates(items, SplitSettings().near_duplicate)
+    return [group[0].prompt for group in groups if not any(item.prompt in other for item in group)]
+
+
+def _short(prompts: Sequence[str]) -> list[str]:
+    return [p for p in dict.fromkeys(prompts) if 8 <= len(p) <= MAX_CHARACTERS and "\n" not in p and p.isascii()]
+
+
+def _cuts(first: dict[str, int], second: dict[str, int], kind: str) -> tuple[slice, slice, slice]:
+    middle = first[kind] + second[kind]
+    return slice(first[kind]), slice(first[kind], middle), slice(middle, None)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _column(path: Path, name: str) -> list[str]:
+    return [row[name] for row in _rows(path)]
+
+
+def _instructions(path: Path) -> list[str]:
+    return [row["instruction"] for row in json.loads(path.read_text("utf-8"))]
