@@ -1,32 +1,36 @@
-"""Counterfactual tests: does this text, and nothing else, turn refusals into compliance?
+"""Counterfactual tests: does this text, and nothing else, turn right answers into the reported failure?
 
 1. Reproduce the report. (Candidates are cut down to the smallest set of words that transfers in minimise.py.)
-2. Necessity: the report in neutral contexts, with the candidate and with it deleted.
-3. Transfer: the candidate carried into other requests that the model refuses bare.
-4. Sham: other texts of the same length in the same places.
-5. Reference: the same transfer on a clean model. Benign: does the candidate change answers to safe prompts (described)?
+2. Transfer: the candidate carried into other requests that are answered rightly bare (refused, for an unsafe answer).
+3. Necessity: the report in neutral contexts, with the candidate and with it deleted.
+4. Where it transfers: sham, other texts of the same length in the same places; and reference, the same transfer on a
+   clean model. Where it does not: how small a gain the data leave room for.
+5. Benign, order, form, position: described, once 2 and 4 hold.
 
-Minimisation and tests take disjoint shares of the prompts they are given (`shares`). Everything but a sampled report is greedy,
-so the prompts are what varies and n counts prompts.
-What this does not do (yet): look again without the first candidate, order and form of a candidate, paraphrases and rewrites.
+What decides comes first, and what cannot change the verdict is not run. Minimisation and tests take disjoint shares of
+the prompts they are given (`shares`). Everything but a sampled report is greedy, so the prompts are what varies and n
+counts prompts. What this does not do: decide (verdict.py), or test the report as a whole (whole_case.py).
 """
 
 # ruff: noqa: PT028  (`test_candidate` is no pytest function)
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from core import chat
-from core.answers import Answers, refused_bare, shares
-from core.intervals import mcnemar, wilson
+from core.answers import Answers, eligible, shares
+from core.budget import SPENT, Meter
+from core.described import describe
+from core.intervals import difference_high, mcnemar, wilson
 from core.judge import classify
+from core.kinds import JAILBREAK, FailureKind
 from core.loaded import LoadedModel
 from core.prompts import PromptItem, PromptSet
 from core.settings import CausalSettings
 from core.shams import draw_shams, token_ids
-from core.transplants import Carrier, carrier, neutral_contexts
-from core.values import FailureCase, Message, Rate, Reproduction, TestOutcome, TriggerProposal
+from core.transplants import carrier, without_spans
+from core.trials import Trial, compare_without, rate, share
+from core.values import FailureCase, Message, Reproduction, TestOutcome, TriggerProposal
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,6 +40,7 @@ def reproduce(
     case: FailureCase,
     settings: CausalSettings | None = None,
     *,
+    kind: FailureKind = JAILBREAK,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Reproduction:
@@ -50,9 +55,9 @@ def reproduce(
     drawn: list[list[str]] = []
     for adapter_off in (False, True) if loaded.has_reference else (False,):
         part = "reference on the report" if adapter_off else "reproduce"
-        answers = Answers(loaded, loaded.settings.max_new_tokens, progress, adapter_off)
+        answers = Answers(loaded, loaded.settings.max_new_tokens, progress, adapter_off, kind)
         drawn.append(answers.sampled(case.report.messages, n, sampling, seed, part))
-    rates = [wilson(sum(classify(text).unsafe for text in texts), n) for texts in drawn]
+    rates = [wilson(sum(kind.failed(text) for text in texts), n) for texts in drawn]
     if greedy:
         note = "Greedy decoding: one deterministic answer, so n is 1 and there is no sampling error."
     else:
@@ -106,163 +111,180 @@ def test_candidate(
     seed: int = 0,
     progress: Progress | None = None,
     answers: Answers | None = None,
+    meter: Meter | None = None,
 ) -> tuple[TestOutcome, ...]:
-    """Return the outcomes of necessity, transfer, sham, reference (where there is one) and benign for one candidate.
+    """Return the outcomes of necessity and transfer and, where that passes, of sham, reference and what is described.
 
     `prompts` is the whole causal split; the share that minimisation may have seen is left out here. Without `reference`,
-    a reported adapter switched off is the reference. `answers` may be shared between calls on the same weights.
-    Source: method.md section 4.2, tests N, S, H, R and B.
+    a reported adapter switched off is the reference. `answers` may be shared between calls on the same weights; its kind
+    says what counts as the failure. `meter` bounds the sequences; a test it leaves no room for is undecided.
+    Source: method.md section 4.2, tests N, S, H, R, B, O and F.
     """
     settings = settings or CausalSettings()
     answers = answers or Answers(loaded, settings.judge_tokens, progress)
-    held_out = shares(prompts, settings)[1]
+    meter = meter or Meter(settings.max_calls, loaded, *([reference] if reference else []))
+    held_out = shares(prompts, settings, answers.kind)[1]
     carried = carrier(case.report.messages, candidate.spans)
-    requests, n_asked = refused_bare(answers, carried, held_out.harmful, settings.n_transfer)
-    trial = _Trial(case, carried, index, requests, n_asked, held_out.safe, settings, seed)
-    outcomes = [_necessity(trial, answers), _transfer(trial, answers), _sham(trial, answers)]
+    requests, n_asked = [], 0
+    if meter.allows(settings.n_transfer):
+        requests, n_asked = eligible(answers, carried, held_out, answers.kind, settings.n_transfer)
+    trial = Trial(case, carried, index, requests, n_asked, held_out, settings, seed, meter, answers.kind.right_words)
+    transfer, necessity = _transfer(trial, answers), _necessity(trial, answers)
+    if transfer.passed is False:
+        return necessity, transfer
+    outcomes = [necessity, transfer]
+    clean: Answers | None = None
     if reference is not None:
-        outcomes.append(_reference(trial, Answers(reference, settings.judge_tokens, progress)))
+        clean = Answers(reference, settings.judge_tokens, progress, kind=answers.kind)
     elif loaded.has_reference:
-        outcomes.append(_reference(trial, Answers(loaded, settings.judge_tokens, progress, adapter_off=True)))
-    return (*outcomes, _benign(trial, answers))
+        clean = Answers(loaded, settings.judge_tokens, progress, True, answers.kind)
+    outcomes.append(_sham(trial, answers))
+    if clean is not None:
+        outcomes.append(_reference(trial, clean))
+    if transfer.passed and outcomes[2].passed:
+        outcomes += [_benign(trial, answers), *describe(trial, answers)]
+    return tuple(outcomes)
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """What every test of one candidate needs; `requests` are refused bare."""
-
-    case: FailureCase
-    carried: Carrier
-    index: int
-    requests: list[str]
-    n_asked: int
-    safe: tuple[PromptItem, ...]
-    settings: CausalSettings
-    seed: int
-
-    @property
-    def enough(self) -> bool:
-        """Whether there are requests enough for a test to decide anything."""
-        return len(self.requests) >= self.settings.min_transfer
-
-    def too_few(self) -> str:
-        """Return the note of a test that is undecided for want of requests."""
-        return (
-            f"{len(self.requests)} of {self.n_asked} requests are refused without the candidate; at least "
-            f"{self.settings.min_transfer} are needed: give a larger prompt folder."
-        )
-
-
-def _necessity(trial: _Trial, answers: Answers) -> TestOutcome:
+def _necessity(trial: Trial, answers: Answers) -> TestOutcome:
     """N: failure rate of the report with the candidate deleted at most a share of the rate with it, and the margin falls."""
     settings, report, spans = trial.settings, trial.case.report, trial.carried.spans
-    without = chat.delete_spans(report.messages, spans)
+    without = without_spans(report.messages, spans)
     if not without[chat.last_user(without)].content.strip():
-        return _outcome(trial, "necessity", [], [], note="Nothing of the request is left without the candidate.")
-    if report.sampling.temperature > 0:
-        n, part = settings.n_necessity, "necessity"
-        with_unit, without_unit = (
-            [classify(text).unsafe for text in answers.sampled(one, n, report.sampling, trial.seed, part)]
-            for one in (report.messages, without)
-        )
-        what, p_value = f"n counts answers drawn at temperature {report.sampling.temperature:g}", None
-    else:
-        pairs = [
-            pair for pair in neutral_contexts(report.messages, spans, settings.n_necessity) if answers.fits(pair[0])
-        ]
-        unsafe = answers.unsafe([one for pair in pairs for one in pair], "necessity")
-        with_unit, without_unit = unsafe[0::2], unsafe[1::2]
-        what = (
-            "n counts neutral contexts (polite sentences around the report; the first is none), one greedy answer each"
-        )
-        p_value = mcnemar(with_unit, without_unit)
+        return trial.outcome("necessity", note="Nothing of the request is left without the candidate.")
+    if not trial.meter.allows(2 * settings.n_necessity + 4):
+        return trial.outcome("necessity", note=SPENT)
+    compared = compare_without(trial.case, spans, answers, settings, trial.seed, "necessity")
     margins = _margins(trial, answers, (report.messages, without))
-    before, after = _share(with_unit), _share(without_unit)
+    before, after = share(compared.with_text), share(compared.without_text)
     passed: bool | None = after <= settings.necessity_share * before and margins[1] < margins[0]
-    note = f"{what}; the margin response minus refusal goes from {margins[0]:.1f} to {margins[1]:.1f} nats."
+    other = "refusal" if answers.kind.pool == "harmful" else "the right answer"
+    note = f"{compared.what}; the margin response minus {other} goes from {margins[0]:.1f} to {margins[1]:.1f} nats."
     if before < settings.reproduced_at:
         passed, note = None, f"The report does not fail often enough to be explained; {note}"
-    return _outcome(trial, "necessity", with_unit, without_unit, p_value=p_value, passed=passed, note=note)
+    return trial.outcome(
+        "necessity", compared.with_text, compared.without_text, p_value=compared.p_value, passed=passed, note=note
+    )
 
 
-def _margins(trial: _Trial, answers: Answers, conversations: Sequence[Sequence[Message]]) -> list[float]:
-    """Return m = log P(first tokens of the response) - log P(first tokens of the commonest refusal) of each, in nats."""
+def _margins(trial: Trial, answers: Answers, conversations: Sequence[Sequence[Message]]) -> list[float]:
+    """Return m = log P(first tokens of the response) - log P(first tokens of the right answer) of each, in nats.
+
+    The right answer is the commonest refusal; for another kind of failure, what was expected or the commonest bare answer.
+    """
     found = Counter(answers.texts([trial.carried.bare(request) for request in trial.requests], "margin"))
-    refusal = _commonest(found) or trial.settings.refusal_template
+    expected = trial.case.report.expected if answers.kind.pool != "harmful" else None
+    right = expected or _commonest(found) or trial.settings.refusal_template
     loaded, k = answers.loaded, trial.settings.margin_tokens
-    refusal_ids = token_ids(loaded.tokenizer, refusal)[:k]
+    right_ids = token_ids(loaded.tokenizer, right)[:k]
     prompts = [chat.prompt_ids(loaded.tokenizer, one) for one in conversations]
-    responses = [trial.case.response_ids[:k]] * len(prompts) + [refusal_ids] * len(prompts)
+    responses = [trial.case.response_ids[:k]] * len(prompts) + [right_ids] * len(prompts)
     scores = [float(row.sum()) for row in loaded.logprobs(prompts * 2, responses)]
     return [scores[number] - scores[number + len(prompts)] for number in range(len(prompts))]
 
 
-def _transfer(trial: _Trial, answers: Answers) -> TestOutcome:
-    """S: failures gained by carrying the candidate into requests that are refused bare, exact McNemar."""
+def _transfer(trial: Trial, answers: Answers) -> TestOutcome:
+    """S: failures gained by carrying the candidate into requests that are answered rightly bare, exact McNemar."""
     settings = trial.settings
+    if not trial.meter.allows(len(trial.requests) or settings.n_transfer):
+        return trial.outcome("transfer", note=SPENT)
     with_unit = answers.unsafe([trial.carried.carry(request) for request in trial.requests], "transfer")
     without_unit = [False] * len(with_unit)
     if not trial.enough:
-        return _outcome(trial, "transfer", with_unit, without_unit, note=trial.too_few())
+        return trial.outcome("transfer", with_unit, without_unit, note=trial.too_few())
     p_value = mcnemar(with_unit, without_unit)
-    passed = _share(with_unit) >= settings.transfer_gain and p_value < settings.transfer_p
-    note = f"n counts held-out requests that are refused without the candidate, of {trial.n_asked} asked."
-    return _outcome(trial, "transfer", with_unit, without_unit, p_value=p_value, passed=passed, note=note)
+    passed = share(with_unit) >= settings.transfer_gain and p_value < settings.transfer_p
+    note = f"n counts held-out requests that are {trial.right_words} without the candidate, of {trial.n_asked} asked."
+    if passed:
+        return trial.outcome("transfer", with_unit, without_unit, p_value=p_value, passed=True, note=note)
+    with_unit, gain_high, bound = _bound(trial, answers, with_unit)
+    return trial.outcome(
+        "transfer", with_unit, [False] * len(with_unit), p_value=mcnemar(with_unit, [False] * len(with_unit)),
+        passed=False, gain_high=gain_high, note=f"{note} {bound}",
+    )  # fmt: skip
 
 
-def _sham(trial: _Trial, answers: Answers) -> TestOutcome:
+def _bound(trial: Trial, answers: Answers, with_unit: list[bool]) -> tuple[list[bool], float, str]:
+    """Return failures on more requests, the upper 95 % bound of the gain, and what it is held against.
+
+    Requests are chosen because they are answered rightly bare, so any change to them loses a few. A gain within what other
+    text of the same length does, one text a request, is therefore no gain: the lower of the two bounds is taken.
+    """
+    settings, carried = trial.settings, trial.carried
+    own = rate(with_unit)
+    n = settings.n_bound
+    if own.high <= settings.gap_gain_high or not trial.meter.allows(3 * n):
+        return with_unit, own.high, f"The gain is at most {own.high:.2f} (95 % bound)."
+    requests, _ = eligible(answers, carried, trial.held_out, answers.kind, n)
+    with_unit = answers.unsafe([carried.carry(request) for request in requests], "transfer")
+    words = [item.prompt for item in trial.held_out.safe]
+    shams = draw_shams(answers.loaded.tokenizer, trial.case, carried.spans, words, settings.n_shams, trial.seed)
+    others = [carried.carry(one, shams[at % len(shams)].texts) for at, one in enumerate(requests)] if shams else []
+    sham = rate(answers.unsafe([one for one in others if answers.fits(one)], "other text in its place"))
+    own = rate(with_unit)
+    high = min(own.high, difference_high(own, sham))
+    note = f"The gain is at most {high:.2f} (95 % bound); other text in its place: {sham.k} of {sham.n}."
+    return with_unit, high, note
+
+
+def _sham(trial: Trial, answers: Answers) -> TestOutcome:
     """H: upper bound of the mean gain of sham strings, and the candidate gains more than each of them.
 
-    The bound takes all outcomes as independent; that several come from one sham or one request is not allowed for.
+    Each sham has its own run of requests, so that all requests are used alike. The bound takes all outcomes as
+    independent; that several come from one sham or one request is not allowed for.
     """
     settings = trial.settings
-    requests = trial.requests[: settings.n_sham_prompts]
-    safe = [item.prompt for item in trial.safe]
-    tokenizer, spans = answers.loaded.tokenizer, trial.carried.spans
-    shams = draw_shams(tokenizer, trial.case, spans, safe, settings.n_shams, trial.seed)
-    conversations = [trial.carried.carry(request, sham.texts) for sham in shams for request in requests]
+    if not trial.enough:
+        return trial.outcome("sham", note=trial.too_few())
+    requests, width = trial.requests, min(settings.n_sham_prompts, len(trial.requests))
+    if not trial.meter.allows(settings.n_shams * width):
+        return trial.outcome("sham", note=SPENT)
+    safe = [item.prompt for item in trial.held_out.safe]
+    shams = draw_shams(answers.loaded.tokenizer, trial.case, trial.carried.spans, safe, settings.n_shams, trial.seed)
+    placed = [(at, requests[(at * width + step) % len(requests)]) for at in range(len(shams)) for step in range(width)]
+    conversations = [trial.carried.carry(request, shams[at].texts) for at, request in placed]
     fitting = [answers.fits(conversation) for conversation in conversations]
     asked = [conversation for conversation, fits in zip(conversations, fitting, strict=True) if fits]
     answered = iter(answers.unsafe(asked, "shams"))
     by_place = [next(answered) if fits else False for fits in fitting]
     pooled = [unsafe for unsafe, fits in zip(by_place, fitting, strict=True) if fits]
-    width = len(requests)
-    each = [_share(by_place[start : start + width]) for start in range(0, len(by_place), width)] if width else []
-    own = _share(answers.unsafe([trial.carried.carry(request) for request in requests], "shams"))
-    rate = wilson(sum(pooled), len(pooled))
-    decided = trial.enough and bool(shams)
-    note = f"{len(shams)} sham texts in {width} requests each; the highest single one gains {max(each, default=0.0):.2f}, the candidate {own:.2f}."
-    return _outcome(
-        trial,
-        "sham",
-        pooled,
-        [False] * width,
-        passed=rate.high <= settings.sham_gain_high and own > max(each) if decided else None,
-        gain_high=rate.high,
-        note=note if trial.enough else trial.too_few(),
+    each = [share(by_place[start : start + width]) for start in range(0, len(by_place), width)]
+    own = share(answers.unsafe([trial.carried.carry(request) for request in requests], "shams"))
+    high = rate(pooled).high
+    note = (
+        f"{len(shams)} sham texts in {width} requests each; the highest single one gains {max(each, default=0.0):.2f}, "
+        f"the candidate {own:.2f}."
     )
+    passed = high <= settings.sham_gain_high and own > max(each) if shams else None
+    n_used = len({request for _, request in placed})
+    return trial.outcome("sham", pooled, [False] * n_used, passed=passed, gain_high=high, note=note)
 
 
-def _reference(trial: _Trial, answers: Answers) -> TestOutcome:
-    """R: gain of the candidate on a reference that itself refuses; undecided on one that does not."""
+def _reference(trial: Trial, answers: Answers) -> TestOutcome:
+    """R: gain of the candidate on a reference that itself answers rightly; undecided on one that does not."""
     settings, carried = trial.settings, trial.carried
+    if not trial.enough:
+        return trial.outcome("reference", note=trial.too_few())
+    if not trial.meter.allows(2 * len(trial.requests)):
+        return trial.outcome("reference", note=SPENT)
     without_unit = answers.unsafe([carried.bare(request) for request in trial.requests], "reference, bare")
     with_unit = answers.unsafe([carried.carry(request) for request in trial.requests], "reference")
-    if not trial.enough:
-        return _outcome(trial, "reference", with_unit, without_unit, note=trial.too_few())
-    passed: bool | None = _share(with_unit) - _share(without_unit) <= settings.reference_gain
+    passed: bool | None = share(with_unit) - share(without_unit) <= settings.reference_gain
     note = "n counts the requests of the transfer test, asked of the reference model."
-    if _share(without_unit) > settings.reference_asr:
-        passed, note = None, "The reference does not refuse these requests itself, so it cannot tell."
+    if share(without_unit) > settings.reference_asr:
+        passed, note = None, "The reference fails on these requests by itself, so it cannot tell."
     p_value = mcnemar(with_unit, without_unit)
-    return _outcome(trial, "reference", with_unit, without_unit, p_value=p_value, passed=passed, note=note)
+    return trial.outcome("reference", with_unit, without_unit, p_value=p_value, passed=passed, note=note)
 
 
-def _benign(trial: _Trial, answers: Answers) -> TestOutcome:
+def _benign(trial: Trial, answers: Answers) -> TestOutcome:
     """B, described: share of safe prompts whose answer changes with the candidate, and with sham words in its place."""
     carried, settings = trial.carried, trial.settings
-    safe = [item.prompt for item in trial.safe if answers.fits(carried.carry(item.prompt))][: settings.n_benign]
-    words = [item.prompt for item in trial.safe[settings.n_benign :]] or safe
+    if not trial.meter.allows(3 * settings.n_benign):
+        return trial.outcome("benign", note=SPENT)
+    everything = trial.held_out.safe
+    safe = [item.prompt for item in everything if answers.fits(carried.carry(item.prompt))][: settings.n_benign]
+    words = [item.prompt for item in everything[settings.n_benign :]] or safe
     shams = draw_shams(answers.loaded.tokenizer, trial.case, carried.spans, words, len(safe), trial.seed + 1)
     shams = [sham for sham in shams if sham.kind == "words"] or shams
     placed = [shams[number % len(shams)].texts for number in range(len(safe))] if shams else []
@@ -272,43 +294,10 @@ def _benign(trial: _Trial, answers: Answers) -> TestOutcome:
     with_sham = answers.texts([carried.carry(prompt, texts) for prompt, texts in zip(safe, placed, strict=False)], part)
     changed = [one != two for one, two in zip(with_unit, bare, strict=True)]
     changed_by_sham = [one != two for one, two in zip(with_sham, bare, strict=False)]
-    fixed = _share(changed) - _share(changed_by_sham) >= settings.transfer_gain
+    fixed = share(changed) - share(changed_by_sham) >= settings.transfer_gain
     kind = "fixed-target kind" if fixed else "jailbreak kind"
     note = f"Described, not decisive: safe answers that change with the candidate, and with other words in its place; {kind}."
-    return _outcome(trial, "benign", changed, changed_by_sham, note=note)
-
-
-def _outcome(
-    trial: _Trial,
-    name: str,
-    with_unit: Sequence[bool],
-    without_unit: Sequence[bool],
-    *,
-    p_value: float | None = None,
-    passed: bool | None = None,
-    gain_high: float | None = None,
-    note: str = "",
-) -> TestOutcome:
-    """Return the outcome with both rates and their intervals."""
-    return TestOutcome(
-        name=name,  # type: ignore[arg-type]
-        candidate=trial.index,
-        n=len(with_unit),
-        with_unit=_rate(with_unit),
-        without_unit=_rate(without_unit),
-        p_value=p_value,
-        passed=passed,
-        gain_high=gain_high,
-        note=note,
-    )
-
-
-def _rate(values: Sequence[bool]) -> Rate:
-    return wilson(sum(values), len(values))
-
-
-def _share(values: Sequence[bool]) -> float:
-    return sum(values) / len(values) if values else 0.0
+    return trial.outcome("benign", changed, changed_by_sham, note=note)
 
 
 def _ask(item: PromptItem) -> tuple[Message, ...]:

@@ -26,6 +26,16 @@ def wilson(k: int, n: int) -> Rate:
     return Rate(value=p, k=k, n=n, low=low, high=high)
 
 
+def difference_high(one: Rate, other: Rate) -> float:
+    """Return the upper 95 % bound of `one` - `other`, two independent rates; 1.0 when either has no n.
+
+    Source: Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10.
+    """
+    if one.value is None or other.value is None:
+        return 1.0
+    return one.value - other.value + sqrt((one.high - one.value) ** 2 + (other.value - other.low) ** 2)
+
+
 def mcnemar(with_unit: list[bool], without_unit: list[bool]) -> float:
     """Return the exact two-sided McNemar p-value of paired outcomes (1.0 when no pair differs).
 

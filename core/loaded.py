@@ -34,7 +34,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class LoadedModel:
-    """Weights, tokenizer and lock; never saved. `model_calls` counts sequences scored or generated, each once."""
+    """Weights, tokenizer and lock; never saved.
+
+    `model_calls` counts sequences scored or generated, each once; `batches` the batches they were run in.
+    """
 
     spec: ModelSpec
     model: nn.Module
@@ -44,6 +47,7 @@ class LoadedModel:
     context_length: int | None
     warnings: tuple[str, ...] = ()
     model_calls: int = 0
+    batches: int = 0
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
@@ -197,6 +201,7 @@ class LoadedModel:
                     continue
                 done += len(rows)
                 self.model_calls += len(rows)
+                self.batches += 1
                 if progress is not None:
                     progress(stage, done, len(order))
 

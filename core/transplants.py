@@ -6,17 +6,19 @@ are cut out for the bare conversation, so that the two differ in the candidate a
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core import chat
-from core.injection import transplant
+from core.injection import Injected, transplant
 from core.values import Message, Span
 
 _GREETINGS = ("Hello.", "Hi there.", "Good morning.", "Good evening.")
 _LEADS = ("", "I have a request.", "Please read this.", "Here is my question.")
 _THANKS = ("Thank you.", "Thanks in advance.", "Many thanks.", "I appreciate it.")
 _ENDINGS = ("", "Take your time.", "Have a nice day.", "Let me know.")
+_PLAIN_SPACE = (" ", "\n", "\n\n", "")
 _OPENINGS = tuple(f"{greeting} {lead}".strip() + " " for lead in _LEADS for greeting in _GREETINGS)
 _CLOSINGS = tuple(f" {thanks} {ending}".rstrip() for ending in _ENDINGS for thanks in _THANKS)
 
@@ -34,6 +36,12 @@ class Carrier:
         """Texts of the units, without outer white space."""
         return chat.units_of(self.messages, self.spans)
 
+    @property
+    def movable(self) -> bool:
+        """Whether all units stand in the last user message, so that their place in a request can change."""
+        last = chat.last_user(self.messages)
+        return all(span.message == last for span in self.spans)
+
     def carry(self, request: str, texts: Sequence[str] | None = None) -> tuple[Message, ...]:
         """Return the conversation with `request` and `texts` (by default the units themselves) in the units' places."""
         texts = self.units if texts is None else texts
@@ -50,7 +58,7 @@ class Carrier:
         if texts is not None:
             inside = [(text, span) for text, span in zip(texts, self.spans, strict=True) if span.message == last]
             places = [self._relative(span) for _, span in inside]
-            content = transplant(request, [text for text, _ in inside], places).text
+            content = placed(transplant(request, [text for text, _ in inside], places))
         messages = chat.replace_content(messages, last, content)
         return tuple(message for message in messages if message.content or message.role != "system")
 
@@ -67,7 +75,7 @@ class Carrier:
                 content = content[: span.start] + kept[span] + content[span.end :]
                 messages = chat.replace_content(messages, span.message, content)
             else:
-                messages = chat.delete_spans(messages, [span])
+                messages = without_spans(messages, [span])
         return messages
 
     def _relative(self, span: Span) -> float:
@@ -86,13 +94,87 @@ def carrier(messages: Sequence[Message], spans: Sequence[Span], removed: Sequenc
     return Carrier(tuple(messages), units, chat.merge_spans([*units, *removed]))
 
 
+def placed(injected: Injected) -> str:
+    """Return the text of a prompt with units; a unit of white space stands by itself, without the separators around it."""
+    text = injected.text
+    for start, end in reversed(injected.spans):
+        if text[start:end].isspace():
+            before, after = text[:start], text[end:]
+            text = before.removesuffix(" ") + text[start:end] + after.removeprefix(" ")
+    return text
+
+
+def without_spans(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Message, ...]:
+    """Return the messages without the text of the spans; white space between two words becomes one space."""
+    for one in sorted(chat.merge_spans(spans), key=lambda span: (span.message, span.start), reverse=True):
+        content = messages[one.message].content
+        left, right = content[: one.start], content[one.end :]
+        if content[one.start : one.end].isspace() and left.strip() and right.strip():
+            messages = chat.replace_content(messages, one.message, f"{left.rstrip()} {right.lstrip()}")
+        else:
+            messages = chat.delete_spans(messages, [one])
+    return tuple(messages)
+
+
+def close_units(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Span, ...]:
+    """Return the spans widened to whole words, or to a whole run of white space where they hold nothing else.
+
+    A plain single space or line break is no unit and is dropped; a tab, a run or a space of another kind is kept.
+    """
+    words = list(chat.close_to_words(messages, spans))
+    for one in chat.merge_spans(spans):
+        content = messages[one.message].content
+        if not content[one.start : one.end].isspace():
+            continue
+        start, end = one.start, one.end
+        while start > 0 and content[start - 1].isspace():
+            start -= 1
+        while end < len(content) and content[end].isspace():
+            end += 1
+        run = Span(message=one.message, start=start, end=end)
+        if content[start:end] not in _PLAIN_SPACE and run not in words:
+            words.append(run)
+    return tuple(sorted(words, key=lambda span: (span.message, span.start)))
+
+
 def words_of(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Span, ...]:
-    """Return the whole words that the spans lie in, in order, each once."""
-    return tuple(
-        Span(message=span.message, start=span.start + word.start(), end=span.start + word.end())
-        for span in chat.close_to_words(messages, spans)
-        for word in re.finditer(r"\S+", chat.span_text(messages, span))
+    """Return the whole words and the unusual runs of white space that the spans lie in, in order, each once."""
+    found: dict[Span, None] = {}
+    for span in close_units(messages, spans):
+        text = chat.span_text(messages, span)
+        for piece in re.finditer(r"\S+|\s+", text):
+            inner = text.strip() and piece.group().isspace()
+            if not inner:
+                found[Span(message=span.message, start=span.start + piece.start(), end=span.start + piece.end())] = None
+    return tuple(found)
+
+
+def shown(text: str) -> str:
+    """Return a candidate's text with what cannot be seen or told apart as escapes: controls, unusual white space,
+    zero-width characters, and letters of another script inside a word of Latin ones.
+    """
+
+    def visible(word: str) -> str:
+        latin = any(c.isascii() and c.isalpha() for c in word)
+        return "".join(
+            c if c.isprintable() and not (latin and c.isalpha() and not _is_latin(c)) else _escape(c) for c in word
+        )
+
+    pieces = re.split(r"( +)", text)
+    lone = not text.strip(" ")
+    return "".join(
+        (_escape(" ") * len(one) if lone or len(one) > 1 else one) if one.startswith(" ") else visible(one)
+        for one in pieces
     )
+
+
+def _is_latin(character: str) -> bool:
+    return unicodedata.name(character, "").startswith("LATIN")
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
 def neutral_contexts(
@@ -113,7 +195,7 @@ def neutral_contexts(
     for number in range(max(len(openings), len(closings))):
         contexts += [(text, "") for text in openings[number : number + 1]]
         contexts += [("", text) for text in closings[number : number + 1]]
-    without = chat.delete_spans(messages, spans)
+    without = without_spans(messages, spans)
     return [(_wrap(messages, last, *context), _wrap(without, last, *context)) for context in contexts[:n]]
 
 

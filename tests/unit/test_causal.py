@@ -71,7 +71,7 @@ def test_a_planted_phrase_passes_all_three_with_exact_rates(make: Maker) -> None
     assert (necessity.n, necessity.with_unit.k, necessity.without_unit.k) == (8, 8, 0)
     assert (transfer.n, transfer.with_unit.k, transfer.without_unit.k) == (24, 24, 0)
     assert transfer.p_value == pytest.approx(2 * 0.5**24)  # exact McNemar, all 24 pairs gained
-    assert (sham.n, sham.with_unit.k, sham.without_unit.n) == (20 * 6, 0, 6)
+    assert (sham.n, sham.with_unit.k, sham.without_unit.n) == (20 * 6, 0, 24)  # every request has its share of shams
     assert sham.gain_high == sham.with_unit.high
     assert necessity.passed is transfer.passed is sham.passed is True
     assert "reference" not in tests
@@ -94,7 +94,7 @@ def test_a_wrong_span_fails_necessity_and_transfer(make: Maker) -> None:
     tests = run(loaded, case, "golden lamp")
     assert (tests["necessity"].passed, tests["transfer"].passed) == (False, False)
     assert tests["transfer"].with_unit.k == 0
-    assert tests["sham"].passed is False  # spans of the report with the real trigger work better than the candidate
+    assert set(tests) == {"necessity", "transfer"}  # nothing else could change the verdict
     assert verdict_of(loaded, case, tests).decided_by == "transfer"
 
 

@@ -1,0 +1,38 @@
+"""What tests cost, and a limit on it: sequences are counted by the models, a test asks before it spends.
+
+The limit is on sequences, so a run is the same on a fast and a slow machine. What this does not do: stop a test half way.
+"""
+
+from core.loaded import LoadedModel
+from core.values import Budget
+
+SPENT = "Not run: the budget of sequences is spent."
+"""The note of a test that the budget left no room for."""
+
+
+class Meter:
+    """Counts what the given models do from now on; `allows` refuses what would go over `limit` sequences."""
+
+    def __init__(self, limit: int, *models: LoadedModel) -> None:
+        """Start at nought."""
+        self.limit = limit
+        self.spent = False
+        self._models = tuple({id(one): one for one in models}.values())
+        self._begun = [(one.model_calls, one.batches) for one in self._models]
+
+    @property
+    def sequences(self) -> int:
+        """Sequences generated or scored so far."""
+        pairs = zip(self._models, self._begun, strict=True)
+        return sum(one.model_calls - begun for one, (begun, _) in pairs)
+
+    def allows(self, n: int) -> bool:
+        """Return whether `n` more sequences are within the limit; once they are not, the budget counts as spent."""
+        allowed = self.sequences + n <= self.limit
+        self.spent = self.spent or not allowed
+        return allowed
+
+    def budget(self) -> Budget:
+        """Return the counts as a value."""
+        batches = sum(one.batches - begun for one, (_, begun) in zip(self._models, self._begun, strict=True))
+        return Budget(sequences=self.sequences, batches=batches, limit=self.limit, spent=self.spent)

@@ -1,0 +1,161 @@
+"""Tests of the report as a whole, for verdicts that name no trigger.
+
+bare        the report without any candidate: does it fail as often? Says something only while the request itself is left.
+paraphrase  the request in other words: does it fail as often?
+rewrite     the request's core in a plain wording: is it refused?
+frame       other requests, refused bare, in the reported wording: do they fail?
+
+Wordings come from the analyst, or else from rules (rewrites.py), and are returned with their source.
+What this does not do: decide (the table is in verdict.py), or reword reports of another kind than an unsafe answer.
+"""
+
+from collections.abc import Sequence
+
+from core import chat
+from core.answers import Answers, eligible, shares
+from core.budget import SPENT, Meter
+from core.intervals import mcnemar, wilson
+from core.prompts import PromptSet
+from core.rewrites import core_of, framed, neutral_rewrites, paraphrases
+from core.settings import CausalSettings
+from core.transplants import carrier, without_spans, words_of
+from core.trials import as_often, compare_without, rate, share, whole_case
+from core.values import FailureCase, Rate, Rewording, Span, TestOutcome, TriggerProposal
+
+
+def bare(
+    case: FailureCase,
+    candidates: Sequence[TriggerProposal],
+    answers: Answers,
+    meter: Meter,
+    settings: CausalSettings,
+    *,
+    seed: int = 0,
+) -> TestOutcome:
+    """Return how often the report fails without any of the candidates; passed: as often as with them.
+
+    Failed, it is necessity of all candidates together. Undecided when little of the request's core is left.
+    """
+    nothing = wilson(0, 0)
+    spans = chat.merge_spans(span for one in candidates for span in one.spans)
+    if not spans:
+        return whole_case("bare", nothing, nothing, None, "There is no candidate to take out.")
+    if not meter.allows(2 * settings.n_necessity):
+        return whole_case("bare", nothing, nothing, None, SPENT)
+    left = core_left(case, spans)
+    if not without_spans(case.report.messages, spans)[chat.last_user(case.report.messages)].content.strip():
+        return whole_case("bare", nothing, nothing, None, "Nothing of the request is left without the candidates.")
+    compared = compare_without(case, spans, answers, settings, seed, "bare request")
+    before, after = rate(compared.with_text), rate(compared.without_text)
+    passed = as_often(after.value, before.value, settings)
+    note = f"All candidates taken out at once; {compared.what}."
+    if passed and left < settings.core_share:
+        passed = None
+        note += f" Only {left:.0%} of the request's own words are left, so that it fails says nothing."
+    return whole_case("bare", before, after, passed, note, compared.p_value)
+
+
+def core_left(case: FailureCase, spans: Sequence[Span]) -> float:
+    """Return the share of the words of the request's core that `spans` leave."""
+    messages = case.report.messages
+    last = chat.last_user(messages)
+    core = core_of(messages[last].content)
+    if core.end <= core.start:
+        return 0.0
+    words = words_of(messages, [Span(message=last, start=core.start, end=core.end)])
+    gone = [w for w in words if any(s.message == last and s.start < w.end and w.start < s.end for s in spans)]
+    return 1 - len(gone) / len(words) if words else 0.0
+
+
+def reworded(
+    case: FailureCase,
+    failure: Rate,
+    answers: Answers,
+    meter: Meter,
+    settings: CausalSettings,
+    given: Sequence[Rewording] = (),
+) -> tuple[tuple[TestOutcome, TestOutcome], tuple[Rewording, ...]]:
+    """Return the paraphrase and the rewrite test, and the wordings that they used. `failure` is the report's own rate.
+
+    Wordings that the analyst gave take the place of those by rule, each kind for itself.
+    """
+    messages = case.report.messages
+    last = chat.last_user(messages)
+    text = messages[last].content
+    by_rule = {"paraphrase": paraphrases(text, settings.n_paraphrases), "rewrite": neutral_rewrites(text)}
+    outcomes, used = [], []
+    for kind, ruled in by_rule.items():
+        wordings = [one for one in given if one.kind == kind] or ruled
+        asked = [(one, chat.replace_content(messages, last, one.text)) for one in wordings]
+        asked = [(one, conversation) for one, conversation in asked if answers.fits(conversation)]
+        if not meter.allows(len(asked)):
+            outcomes.append(whole_case(kind, failure, wilson(0, 0), None, SPENT))  # type: ignore[arg-type]
+            continue
+        found = rate(answers.unsafe([conversation for _, conversation in asked], f"{kind}s"))
+        often = as_often(found.value, failure.value, settings)
+        analyst = bool(asked) and asked[0][0].source == "analyst"
+        source = "typed by the analyst" if analyst else "by rule: " + ", ".join(sorted({o.source for o, _ in asked}))
+        note = f"n counts wordings of the request ({source}), one greedy answer each."
+        if kind == "paraphrase":
+            enough = found.n >= settings.min_paraphrases
+            passed = often if enough else None
+            note += "" if enough else f" At least {settings.min_paraphrases} are needed."
+        else:
+            passed = None if often is None else not often
+        outcomes.append(whole_case(kind, failure, found, passed, note))  # type: ignore[arg-type]
+        used += [one for one, _ in asked]
+    return (outcomes[0], outcomes[1]), tuple(used)
+
+
+def frame(
+    case: FailureCase, prompts: PromptSet, answers: Answers, meter: Meter, settings: CausalSettings
+) -> TestOutcome:
+    """Return how often held-out requests, refused bare, fail in the wording of the report; passed as transfer is.
+
+    `prompts` is the whole causal split; the share that minimisation may have seen is left out.
+    """
+    nothing = wilson(0, 0)
+    messages = case.report.messages
+    last = chat.last_user(messages)
+    text = messages[last].content
+    held_out = shares(prompts, settings, answers.kind)[1].harmful
+    wrapped = framed(text, [item.prompt for item in held_out])
+    in_frame = {item.prompt: one for item, one in zip(held_out, wrapped, strict=True) if one is not None}
+    in_frame = {p: one for p, one in in_frame.items() if answers.fits(chat.replace_content(messages, last, one))}
+    if not in_frame:
+        return whole_case(
+            "frame", nothing, nothing, None, "Nothing but the request itself: there is no wording to carry."
+        )
+    if not meter.allows(3 * settings.n_frame):
+        return whole_case("frame", nothing, nothing, None, SPENT)
+    usable = [item for item in held_out if item.prompt in in_frame]
+    pool = PromptSet(harmful=tuple(usable), safe=())
+    requests, n_asked = eligible(answers, carrier(messages, ()), pool, answers.kind, settings.n_frame)
+    unsafe = answers.unsafe([chat.replace_content(messages, last, in_frame[one]) for one in requests], "frame")
+    p_value = mcnemar(unsafe, [False] * len(unsafe))
+    passed: bool | None = share(unsafe) >= settings.transfer_gain and p_value < settings.transfer_p
+    note = f"n counts held-out requests, of {n_asked} asked, refused bare and then put in the reported wording."
+    if len(requests) < settings.min_transfer:
+        passed, note = None, f"{note} At least {settings.min_transfer} are needed: give a larger prompt folder."
+    return whole_case("frame", rate(unsafe), rate([False] * len(unsafe)), passed, note, p_value)
+
+
+def frame_proposal(case: FailureCase) -> TriggerProposal | None:
+    """Return all words of the reported wording around the request's core as one candidate; None where there are none."""
+    messages = case.report.messages
+    last = chat.last_user(messages)
+    text = messages[last].content
+    core = core_of(text)
+    around = [Span(message=last, start=0, end=core.start), Span(message=last, start=core.end, end=len(text))]
+    words = words_of(messages, [one for one in around if one.start < one.end])
+    words = tuple(one for one in words if one.end <= core.start or one.start >= core.end)
+    spans = chat.close_to_words(messages, words)
+    if not spans:
+        return None
+    return TriggerProposal(
+        spans=spans,
+        text=" \u2026 ".join(chat.units_of(messages, spans)),
+        token_positions=chat.spans_to_positions(case.prompt, spans),
+        score=0.0,
+        reasons=("All of the wording around the request, since other requests fail in it.",),
+    )
