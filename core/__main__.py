@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from core import confirmation, containment, intake, jobs
-from core.casefile import Case, Manifest, dump, from_json, hash_file, model_spec, now, to_json
+from core.casefile import Case, Manifest, dump, from_json, hash_file, hash_folder, model_spec, now, to_json
 from core.errors import CaseFileError, ConfirmationError, TriageError
 from core.headless import Headless, Terminal
 from core.values import FailureReport, Span, TriageResult, Verification
@@ -36,18 +36,24 @@ def make_case(options: argparse.Namespace, report: FailureReport, path: Path) ->
         created=now(),
         model=model_spec(options.model, options.adapter),
         reference=model_spec(options.reference) if options.reference else None,
-        judge=str(options.judge) if options.judge else None,
+        judge=str(options.judge.resolve()) if options.judge else None,
+        judge_files=hash_folder(options.judge) if options.judge else {},
         report=report,
         seed=options.seed,
         device=options.device,
     )
-    return Case.create(path, manifest, options.prompts)
+    case = Case.create(path, manifest, options.prompts)
+    if (case.manifest.judge, case.manifest.judge_files) != (manifest.judge, manifest.judge_files):
+        raise CaseFileError(f"{path} was judged by another judge; choose a new --case folder.")
+    return case
 
 
 def triage(options: argparse.Namespace, terminal: Terminal) -> object:
     """Triage one report, or many with the model loaded once."""
     if options.judge:
-        raise TriageError("--judge is not supported yet; leave it out, the rule layer judges.")
+        from core.judge_model import label_classes
+
+        label_classes(options.judge)  # refuse a judge that cannot be used before anything is written
     if options.report is not None:
         if options.case is None:
             raise TriageError("--report needs --case, the folder to write.")

@@ -145,6 +145,7 @@ class Manifest:
     seed: int
     reference: ModelSpec | None = None
     judge: str | None = None
+    judge_files: dict[str, str] = field(default_factory=dict)
     device: str = "auto"
     prompt_files: dict[str, str] = field(default_factory=dict)
 

@@ -78,6 +78,22 @@ def load(
     )
 
 
+def checked_config(folder: Path) -> dict:
+    """Return the config.json of a model folder that is safe to hand to the library. Raises: ModelLoadError."""
+    return _read_json(_check_model_folder(folder) / "config.json")
+
+
+def load_classifier(folder: Path, device: torch.device) -> tuple["PreTrainedTokenizerFast", nn.Module]:
+    """Return tokenizer and weights of a sequence classifier, under the checks of `load`. Raises: ModelLoadError."""
+    folder = _check_model_folder(folder)
+    tokenizer, _ = _load_tokenizers(folder, None)
+    weights, _ = _load_weights(folder, torch.bfloat16 if device.type == "cuda" else torch.float32, classifier=True)
+    _check_vocabulary(weights, tokenizer, folder)
+    weights = _to_device(weights, device)
+    _check_finite(weights, folder)
+    return tokenizer, weights.eval().requires_grad_(False)
+
+
 def resolve_device(name: str) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`. Raises: ModelLoadError when it is not there."""
     if name == "auto":
@@ -253,19 +269,21 @@ def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def _load_weights(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
+def _load_weights(folder: Path, dtype: torch.dtype, classifier: bool = False) -> tuple[nn.Module, list[str]]:
     """Return the folder's model and what is to be said about it."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    what = "a sequence classifier" if classifier else "a causal language model"
     try:
         with _quiet():
-            weights, info = AutoModelForCausalLM.from_pretrained(
+            weights, info = kind.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype,
                 output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
     except Exception as error:  # any library may raise anything on a hostile folder
         raise ModelLoadError(
-            f"the model in {folder} cannot be loaded ({one_line(error)}): it must be a causal language model whose "
+            f"the model in {folder} cannot be loaded ({one_line(error)}): it must be {what} whose "
             "config.json fits its weights"
         ) from error
     if info["mismatched_keys"]:

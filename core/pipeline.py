@@ -22,6 +22,7 @@ from core.attribution import attribute
 from core.casefile import Case, from_json, hash_file, to_json, write_atomic
 from core.errors import ConfirmationError, RepairDivergedError, TriageError
 from core.events import Event, RepairFinished, StageFinished
+from core.judge import using
 from core.minimise import minimise
 from core.projection import project, umap_is_warm
 from core.session import Progress, Run, Session
@@ -81,7 +82,8 @@ def run_stage(
     """
     run = Run(case, session, args or {}, emit, progress, asked)
     begun = time.monotonic()
-    finished = STAGES[stage](run)
+    with using(session.judge(case)):
+        finished = STAGES[stage](run)
     return replace(finished, seconds=round(time.monotonic() - begun, 3))
 
 

@@ -3,11 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from core import causal, chat, intake, jobs, models
-from core.casefile import Case
+from core.casefile import Case, hash_folder
+from core.errors import CaseFileError
 from core.events import Event
+from core.judge import Judge, Judgement
+from core.judge_model import JudgeModel
 from core.prompts import Splits
 from core.settings import CausalSettings, ModelSettings
 from core.values import FailureCase
@@ -23,6 +27,7 @@ class Session:
         self.settings = ModelSettings(device=device)
         self._patient: models.LoadedModel | None = None
         self._reference: models.LoadedModel | None = None
+        self._judge: JudgeModel | None = None
 
     @property
     def device_name(self) -> str:
@@ -45,6 +50,21 @@ class Session:
         if self._reference is None or self._reference.spec.path != spec.path:
             self._reference = models.load(spec.path, spec.adapter, self.settings, spec=spec)
         return self._reference
+
+    def judge(self, case: Case) -> Judge | None:
+        """Return the judge given at intake, loaded when it is first asked, or None for the rules.
+
+        It raises ModelLoadError, or CaseFileError when its files changed after intake.
+        """
+        return None if case.manifest.judge is None else lambda text: self._asked_judge(case, text)
+
+    def _asked_judge(self, case: Case, text: str) -> Judgement:
+        folder = Path(str(case.manifest.judge))
+        if self._judge is None or self._judge.folder != folder:
+            if hash_folder(folder) != case.manifest.judge_files:
+                raise CaseFileError(f"The judge in {folder} changed after intake; restore it or start a new case.")
+            self._judge = JudgeModel(folder, self.settings.device)
+        return self._judge(text)
 
     def drop(self) -> None:
         """Let the models go."""

@@ -333,3 +333,22 @@ def plant_learning_rate(n_parameters: int) -> float:
     Source: BackdoorLLM (2e-4); assets/demo/bars.json (the demo patients, planted at the higher rate).
     """
     return 3e-3 if n_parameters < SMALL_MODEL else 2e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSettings:
+    """A classifier as judge, and the correction by the analyst's labels."""
+
+    max_tokens: int = 512
+    """Tokens of an answer that a classifier reads, >= 8. Source: unverified choice (the context of common classifiers)."""
+    n_labels: int = 30
+    """Answers offered for labelling, >= 1. Source: method.md section 5 (some 30 of this model's answers)."""
+    min_youden: float = 0.2
+    """Smallest sensitivity + specificity - 1 with which a rate is corrected, 0..1; below, the correction divides by
+    next to nothing. Source: unverified choice."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _require(self.max_tokens >= 8, "max_tokens must be at least 8")
+        _require(self.n_labels >= 1, "n_labels must be at least 1")
+        _require(0 < self.min_youden < 1, "min_youden must lie between 0 and 1")
