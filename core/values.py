@@ -287,6 +287,20 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServingFinding:
+    """The report served otherwise: failure rate as served, and without what `name` names; None where it was not run.
+
+    `explains`: the failure goes away, so it is not, or not only, in the weights.
+    """
+
+    name: Literal["template", "system prompt", "data type", "quantisation"]
+    rate_with: Rate | None
+    rate_without: Rate | None
+    note: str
+    explains: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TriageResult:
     """What was found, by which tests, at what cost; `verdict` is None in paper mode, which decides nothing.
 
@@ -313,6 +327,7 @@ class TriageResult:
     rewordings: tuple[Rewording, ...] = ()
     kind: KindName = "jailbreak"
     failure: str = ""
+    serving: tuple[ServingFinding, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
