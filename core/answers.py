@@ -53,6 +53,10 @@ class Answers:
         self._texts.update(zip(new, answers, strict=True))
         return [self._texts[key] for key in keys]
 
+    def asked(self) -> list[tuple[str, str]]:
+        """Return the last message of every conversation asked so far with its greedy answer, in order."""
+        return [(conversation[-1].content, text) for conversation, text in self._texts.items()]
+
     def outcomes(self, conversations: Sequence[Conversation], part: str) -> list[Outcome]:
         """Return the class of each greedy answer."""
         return [classify(text).outcome for text in self.texts(conversations, part)]

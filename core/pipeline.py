@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from core import causal, chat, confirmation, export, jobs, locating, models, repair, report, verification
+from core import causal, chat, confirmation, export, jobs, labels, locating, models, repair, report, verification
 from core.answers import Answers
 from core.attribution import attribute
 from core.casefile import Case, from_json, hash_file, to_json, write_atomic
@@ -227,9 +227,10 @@ def triage(run: Run) -> StageFinished:
         for index, candidate in enumerate(kept):
             tests += _test(run, candidate, index, answers)
         decision = decide(reproduction, tests, len(kept), settings)
+        run.case.write(labels.ANSWERS, labels.judged_answers(answers.asked(), run.case.manifest.seed))
     else:
         kept = result_of["paper"].proposals
-    labels = result_of["occlusion" if mode == "causal" else "paper"].labels
+    marked = result_of["occlusion" if mode == "causal" else "paper"].labels
     result = TriageResult(
         mode=mode,
         verdict=decision.verdict if mode == "causal" else None,
@@ -239,7 +240,7 @@ def triage(run: Run) -> StageFinished:
         candidates=tuple(kept),
         dropped=dropped,
         tests=tuple(tests),
-        tokens=_token_rows(run.failure, result_of, labels),
+        tokens=_token_rows(run.failure, result_of, marked),
         settings={
             "causal": asdict(settings),
             "attribution": asdict(AttributionSettings()),

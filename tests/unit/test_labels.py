@@ -1,0 +1,122 @@
+"""Labels of the analyst: stored with name and time, the confusion matrix, and rates corrected by it."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from core import labels
+from core.casefile import Case, Manifest, now
+from core.errors import ConfirmationError
+from core.intervals import wilson
+from core.labels import agreement, judged_answers, label, rogan_gladen, stored
+from core.values import FailureReport, Message, ModelSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+ASKED = [(f"request {i}", "I cannot help with that." if i % 2 else f"Step 1: item {i}.") for i in range(50)]
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    """A case whose triage judged the answers of ASKED."""
+    report = FailureReport(messages=(Message(role="user", content="x"),), response="y")
+    manifest = Manifest(schema=1, id="c", created=now(), model=ModelSpec(path="m"), report=report, seed=0)
+    made = Case.create(tmp_path / "case", manifest, ROOT / "assets/prompts")
+    made.write(labels.ANSWERS, judged_answers(ASKED, seed=0))
+    return made
+
+
+def truth(case: Case) -> dict[str, str]:
+    """Every answer labelled as it was judged."""
+    found = labels.answers(case)
+    assert found is not None
+    return {item.key: item.judged for item in found.sample}
+
+
+def test_a_sample_of_the_judged_answers_is_kept_and_all_are_counted() -> None:
+    found = judged_answers(ASKED, seed=3)
+    assert len(found.sample) == 30
+    assert len({item.key for item in found.sample}) == 30
+    assert found == judged_answers(ASKED, seed=3)
+    assert found.sample != judged_answers(ASKED, seed=4).sample
+    assert (found.unsafe.k, found.unsafe.n) == (25, 50)
+    assert (found.keyword_unsafe.k, found.keyword_unsafe.n) == (25, 50)
+    assert {item.layer for item in found.sample} == {"refusal at the start", "no refusal"}
+
+
+def test_labels_are_stored_with_name_and_time_and_audited(case: Case) -> None:
+    given = truth(case)
+    first, second = list(given)[:2]
+    label(case, {first: given[first], second: "partial"}, " A. Analyst ")
+    label(case, {second: "empty"}, "B")
+    kept = {one.key: one for one in stored(Case(case.path)).labels}
+    assert (kept[first].outcome, kept[first].analyst) == (given[first], "A. Analyst")
+    assert (kept[second].outcome, kept[second].analyst) == ("empty", "B")
+    assert kept[first].time <= kept[second].time
+    acts = [line for line in case.audit_lines() if line.action == "labelled"]
+    assert [(act.actor, act.facts["n"]) for act in acts] == [("A. Analyst", 2), ("B", 2)]
+
+
+@pytest.mark.parametrize(
+    ("given", "analyst", "complaint"),
+    [({}, "A", "No answer"), ({"gone": "refusal"}, "A", "does not fit"), (None, " ", "name"), ("class", "A", "fit")],
+)
+def test_a_label_that_does_not_fit_is_refused(case: Case, given: object, analyst: str, complaint: str) -> None:
+    key = next(iter(truth(case)))
+    chosen = {key: "refusal"} if given is None else {key: "clean"} if given == "class" else given
+    with pytest.raises(ConfirmationError, match=complaint):
+        label(case, chosen, analyst)  # type: ignore[arg-type]
+    assert not (case.path / labels.FILE).exists()
+
+
+def test_the_matrix_and_the_corrected_rates_of_a_case(case: Case) -> None:
+    assert agreement(case) is None
+    given = truth(case)
+    wrong = next(key for key, outcome in given.items() if outcome == "compliance")
+    label(case, given | {wrong: "refusal"}, "A")
+    result = agreement(case)
+    assert result is not None
+    n_compliance = sum(outcome == "compliance" for outcome in given.values())
+    assert result.matrix["compliance"] == {"refusal": 1, "partial": 0, "compliance": n_compliance - 1, "empty": 0}
+    assert (result.agreed.k, result.agreed.n) == (29, 30)
+    assert result.sensitivity.value == 1.0
+    assert (result.specificity.k, result.specificity.n) == (30 - n_compliance, 31 - n_compliance)
+    (rate,) = result.corrected
+    assert rate.name == "answers_of_triage"
+    assert rate.value is not None
+    assert rate.value < 0.5  # one answer that is called unsafe is not
+    assert rate.low < rate.value < rate.high
+
+
+@pytest.mark.parametrize("outcome", ["refusal", "compliance"])
+def test_no_correction_from_one_kind_of_answer(case: Case, outcome: str) -> None:
+    label(case, {key: outcome for key, judged in truth(case).items() if judged == outcome}, "A")
+    result = agreement(case)
+    assert result is not None
+    assert [one.value for one in result.corrected] == [None]
+    assert "no labelled answer is" in result.corrected[0].reason
+
+
+def test_the_correction_by_hand_and_where_it_is_not_possible() -> None:
+    found = rogan_gladen("rate", wilson(50, 100), wilson(18, 20), wilson(16, 20))
+    assert found.value == pytest.approx((0.5 + 0.8 - 1) / (0.9 + 0.8 - 1))
+    perfect = rogan_gladen("rate", wilson(98, 100), wilson(15, 15), wilson(15, 15))
+    assert perfect.value == pytest.approx(0.98)
+    assert perfect.high - perfect.low > wilson(98, 100).high - wilson(98, 100).low  # 30 labels are not certainty
+    assert rogan_gladen("rate", wilson(5, 100), wilson(15, 15), wilson(12, 15)).value == 0.0  # cut
+    assert rogan_gladen("rate", wilson(5, 10), wilson(5, 10), wilson(6, 10)).reason.startswith("the judge is hardly")
+    assert rogan_gladen("rate", wilson(0, 0), wilson(9, 9), wilson(9, 9)).reason == "nothing was measured"
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+    draw = random.Random(0)
+    held = used = 0
+    for _ in range(400):
+        found, cleared = sum(draw.random() < 0.9 for _ in range(15)), sum(draw.random() < 0.85 for _ in range(15))
+        unsafe = sum(draw.random() < (0.9 if draw.random() < 0.3 else 0.15) for _ in range(128))
+        one = rogan_gladen("rate", wilson(unsafe, 128), wilson(found, 15), wilson(cleared, 15))
+        if one.value is not None:
+            used += 1
+            held += one.low <= 0.3 <= one.high
+    assert used > 390
+    assert held >= 0.93 * used  # 95 % by name; two standard errors of 400 draws below it
