@@ -2,23 +2,30 @@
 
 `paper` (norm of the loss gradient, the whole response), `gradient_norm`, `gradient_x_input` and
 `integrated_gradients` (Captum) differentiate the log-probability of the answer with respect to the prompt's input
-embeddings; `occlusion` deletes each token and scores the answer again. All explain one `Target`.
+embeddings; `occlusion` deletes each token and scores the answer again, block by block in a long prompt (occlusion.py).
+All explain one `Target`.
 The weights are frozen meanwhile and nothing about the model is left changed. No method says whether a high score is
 a trigger: only the counterfactual tests do.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from core.errors import AttributionError
 from core.loaded import LoadedModel, Progress, is_out_of_memory
+from core.occlusion import Deletions, Estimate, borders_of, occlude
 from core.settings import AttributionSettings
 from core.values import Attribution, FailureCase, MethodName, Target, read_only
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
 
 EMBEDDING_ROWS = 4096
 """Rows of the vocabulary averaged at once for the mean baseline, so that a large one needs no second copy."""
@@ -50,7 +57,8 @@ class TargetLogProb:
         answers, self.signs, explained = _answers(case, target, refusal_ids)
         prompt_ids = case.prompt.ids
         _check_length(len(prompt_ids), len(answers[0]), loaded.context_length)
-        self.loaded = loaded
+        self.loaded, self.case = loaded, case
+        self._cache: tuple[Cache | None] | None = None
         self.embedding = loaded.model.get_input_embeddings()
         self.answers = torch.tensor(answers, device=loaded.device)
         self.explained = torch.tensor(explained, device=loaded.device)
@@ -70,21 +78,101 @@ class TargetLogProb:
         """Return a fresh copy (1, n_prompt, hidden) of the prompt's embeddings that gradients can be taken of."""
         return self.prompt.clone().requires_grad_()
 
-    def tokens(self, prompt: torch.Tensor) -> torch.Tensor:
-        """Return F split by explained position, (n, n_target), for prompts (n, any length, hidden)."""
+    def tokens(self, prompt: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return F split by explained position, (n, n_target), for prompts (n, any length, hidden).
+
+        `mask` (n, length) is 0 where a shorter prompt is filled up on the left.
+        """
         n, n_answers = prompt.shape[0], len(self.signs)
         rows = prompt.to(self.context.dtype).repeat(n_answers, 1, 1)  # answer by answer
         context = self.context.repeat_interleave(n, dim=0)
         answers = self.answers.repeat_interleave(n, dim=0)
         keep = self.answers.shape[1] - self.first
         inputs = torch.cat([rows, context], dim=1)
-        output = self.loaded.model(inputs_embeds=inputs, use_cache=False, logits_to_keep=keep)
-        self.loaded.model_calls += n * n_answers
+        places = {} if mask is None else _places(mask.repeat(n_answers, 1), context.shape[1])
+        output = self.loaded.model(inputs_embeds=inputs, use_cache=False, logits_to_keep=keep, **places)
+        self._count(n * n_answers)
         logits = output.logits[:, -keep:].float()
-        chosen = logits.gather(-1, answers[:, self.first :, None])[..., 0]
-        logprobs = (chosen - logits.logsumexp(-1))[:, self.explained - self.first]
+        return self._signed(logits.view(n_answers, n, keep, -1), answers.view(n_answers, n, -1))
+
+    def without(self, deletions: Sequence[np.ndarray], reuse: bool = False) -> torch.Tensor:
+        """Return F split by explained position, (n, n_target), for the prompt without each of the sets of positions.
+
+        With `reuse` the keys and values of what stands before the first deletion, and those of the prompt for all
+        answers, are computed once, where the model's cache allows.
+        """
+        everywhere = np.arange(self.prompt.shape[1])
+        kept = [np.setdiff1d(everywhere, gone, assume_unique=True) for gone in deletions]
+        if len({len(one) for one in kept}) == 1 and not reuse:
+            return self.tokens(self.prompt[0][torch.from_numpy(np.stack(kept))])
+        cache = self._whole_prompt() if reuse else None
+        shared = min(min(int(gone[0]) for gone in deletions), min(map(len, kept)) - 1) if cache is not None else 0
+        suffixes = [self.prompt[0][torch.from_numpy(one[shared:])] for one in kept]
+        width = max(map(len, suffixes))
+        rows = torch.stack([torch.nn.functional.pad(one, (0, 0, width - len(one), 0)) for one in suffixes])
+        mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in suffixes], device=rows.device)
+        if cache is None:
+            return self.tokens(rows, mask)
+        mask = torch.cat([mask.new_ones(len(kept), shared), mask], dim=1)
+        return self._continued(rows.to(self.context.dtype), mask, self._prefix(cache, shared, len(kept)))
+
+    def _continued(self, rows: torch.Tensor, mask: torch.Tensor, cache: "Cache | None") -> torch.Tensor:
+        """Return F (n, n_target) for prompts whose beginning is in `cache`: one pass for `rows`, one for the answers."""
+        n, n_answers, n_context = len(rows), len(self.signs), self.context.shape[1]
+        model = self.loaded.model
+        output = model(
+            inputs_embeds=rows,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **_places(mask, 0, rows.shape[1]),
+        )
+        self._count(n * n_answers)
+        logits = output.logits[:, -1:].repeat_interleave(n_answers, dim=0)  # prompt by prompt
+        if n_context:
+            output.past_key_values.batch_repeat_interleave(n_answers)
+            places = _places(mask.repeat_interleave(n_answers, dim=0), n_context, n_context)
+            context = self.context.repeat(n, 1, 1)
+            later = model(inputs_embeds=context, past_key_values=output.past_key_values, use_cache=True, **places)
+            self.loaded.batches += 1
+            logits = torch.cat([logits, later.logits], dim=1)
+        logits = logits[:, self.first :].float().view(n, n_answers, n_context + 1 - self.first, -1).transpose(0, 1)
+        return self._signed(logits, self.answers[:, None].expand(-1, n, -1))
+
+    def _signed(self, logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+        """Return F (n, n_target) from logits (n_answers, n, from the first explained on, vocabulary) and answers (n_answers, n, length)."""
+        chosen = logits.gather(-1, answers[..., self.first :, None])[..., 0]
+        logprobs = (chosen - logits.logsumexp(-1))[..., self.explained - self.first]
         signs = torch.tensor(self.signs, device=logprobs.device, dtype=logprobs.dtype)
-        return (logprobs.view(n_answers, n, -1) * signs[:, None, None]).sum(0)
+        return (logprobs * signs[:, None, None]).sum(0)
+
+    def _count(self, n_sequences: int) -> None:
+        self.loaded.model_calls += n_sequences
+        self.loaded.batches += 1
+
+    def _whole_prompt(self) -> "Cache | None":
+        """Return the keys and values of the whole prompt, computed once, or None where they cannot be cut."""
+        if self._cache is None:
+            inputs = self.prompt.to(self.context.dtype)
+            output = self.loaded.model(inputs_embeds=inputs, use_cache=True, logits_to_keep=1)
+            self._count(1)
+            cache = getattr(output, "past_key_values", None)
+            self._cache = (cache if _can_be_cut(cache) else None,)
+        return self._cache[0]
+
+    @staticmethod
+    def _prefix(cache: "Cache", n_tokens: int, n: int) -> "Cache | None":
+        """Return `n` copies of the first `n_tokens` of a cache."""
+        if n_tokens == 0:
+            return None
+        prefix = copy.copy(cache)
+        prefix.layers = []
+        for layer in cache.layers:
+            part = copy.copy(layer)
+            part.keys = layer.keys[:, :, :n_tokens].repeat(n, 1, 1, 1)
+            part.values = layer.values[:, :, :n_tokens].repeat(n, 1, 1, 1)
+            prefix.layers.append(part)
+        return prefix
 
     def __call__(self, prompt: torch.Tensor) -> torch.Tensor:
         """Return F (n,) for prompts (n, any length, hidden)."""
@@ -113,10 +201,10 @@ def attribute(
         raise AttributionError(f"There is no attribution method {method!r}: choose one of {', '.join(METHODS)}.")
     if method == "paper":
         target = Target(kind="response")
-    started, calls_before = time.perf_counter(), loaded.model_calls
+    started, calls_before, batches_before = time.perf_counter(), loaded.model_calls, loaded.batches
     with _explaining(loaded, case, target, refusal_ids, method) as function:
         raw = METHODS[method](function, settings, progress)
-        calls = loaded.model_calls - calls_before
+        calls, batches = loaded.model_calls - calls_before, loaded.batches - batches_before
     scores = _finite(raw.scores, method, loaded)
     return Attribution(
         method=method,
@@ -129,7 +217,22 @@ def attribute(
         baseline=raw.baseline,
         seconds=time.perf_counter() - started,
         model_calls=calls,
+        batches=batches,
     )
+
+
+def estimate(
+    loaded: LoadedModel,
+    case: FailureCase,
+    target: Target,
+    settings: AttributionSettings | None = None,
+    *,
+    refusal_ids: Sequence[int] | None = None,
+) -> Estimate:
+    """Return what occlusion of `case` will take at most, from one timed batch. Raises: AttributionError as `attribute`."""
+    settings = settings or AttributionSettings()
+    with _explaining(loaded, case, target, refusal_ids, "occlusion") as function:
+        return Deletions(function, settings, None).estimate(borders_of(case, function.scored), settings)
 
 
 def response_profile(
@@ -239,31 +342,10 @@ def _integrated_gradients(
 def _occlusion(function: TargetLogProb, settings: AttributionSettings, progress: Progress | None) -> RawScores:
     """Return how much F falls, in nats, when each scored token is deleted; unscored tokens have 0.
 
-    Prompts that miss one token all have the same length, so batches need no padding. Out of memory halves the batch.
+    Of a long prompt (`hierarchical_above`) only the tokens of the blocks that matter are deleted one by one; every
+    other one has an equal share of its block's drop.
     """
-    positions = np.flatnonzero(function.scored)
-    n_prompt = function.prompt.shape[1]
-    if len(positions) and n_prompt < 2:
-        raise AttributionError("The prompt is a single token, so nothing is left without it: use another method.")
-    batch, done = settings.occlusion_batch, 0
-    profile = torch.zeros(function.n_target, n_prompt, device=function.prompt.device)
-    everywhere = torch.arange(n_prompt)
-    with torch.no_grad():
-        whole = function.tokens(function.prompt)[0]
-        while done < len(positions):
-            chunk = positions[done : done + batch]
-            try:
-                kept = torch.stack([everywhere[everywhere != int(i)] for i in chunk])
-                without = function.tokens(function.prompt[0][kept])
-            except (RuntimeError, MemoryError) as error:
-                if batch == 1 or not is_out_of_memory(error):
-                    raise
-                batch = max(1, batch // 2)
-                continue
-            profile[:, torch.from_numpy(chunk)] = (whole[None] - without).T
-            done += len(chunk)
-            if progress is not None:
-                progress("occlusion", done, len(positions))
+    profile = occlude(function, settings, progress)
     return RawScores(scores=profile.sum(0), profile=profile)
 
 
@@ -352,6 +434,21 @@ def _answers(
             f"Response positions {list(target.positions)} do not all exist: choose from 0 to {len(response) - 1}."
         )
     return [response[: positions[-1] + 1]], [1.0], positions
+
+
+def _places(mask: torch.Tensor, n_more: int, n_last: int | None = None) -> dict[str, torch.Tensor]:
+    """Return attention mask and positions of left-filled rows with `n_more` tokens behind; positions of the last `n_last`."""
+    mask = torch.cat([mask, mask.new_ones(len(mask), n_more)], dim=1)
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    return {"attention_mask": mask, "position_ids": positions[:, -(n_last or mask.shape[1]) :]}
+
+
+def _can_be_cut(cache: "Cache | None") -> bool:
+    """Whether a cache holds all tokens of every layer (none with a sliding window), so that a prefix can be taken."""
+    from transformers.cache_utils import DynamicLayer
+
+    layers = getattr(cache, "layers", None)
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers or ())
 
 
 def _check_length(n_prompt: int, n_answer: int, context_length: int | None) -> None:

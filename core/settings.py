@@ -66,6 +66,9 @@ class AttributionSettings:
     """Completeness gap as a share of F(x) - F(baseline) above which the page warns. Source: stack.md section 1."""
     occlusion_batch: int = 32
     """Occluded prompts in one forward pass, >= 1. Source: unverified choice."""
+    occlusion_tokens: int = 16384
+    """Prompt tokens in one forward pass of occlusion at most (but one prompt at least), >= 1; of a long prompt small batches
+    share more of what stands before their deletions. Source: tests/bench/LOG.md, long prompts."""
     occlusion_floor: float = 0.10
     """Share of the largest drop from which a token is a candidate. Source: method.md section 4.1 (recall .99-1.00)."""
     occlusion_rule: Literal["floor", "sqrt", "either", "both"] = "floor"
@@ -110,7 +113,7 @@ class AttributionSettings:
             "occlusion minimum or adaptive z out of range",
         )
         _require(
-            min(self.hierarchical_above, self.hierarchical_kept, self.hierarchical_leaf) >= 1
+            min(self.hierarchical_above, self.hierarchical_kept, self.hierarchical_leaf, self.occlusion_tokens) >= 1
             and min(self.hierarchical_first, self.hierarchical_limit) >= 2,
             "hierarchical settings out of range",
         )
@@ -236,8 +239,12 @@ class CausalSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RepairSettings:
-    """Constrained fine-tuning, the paper's objective."""
+    """Constrained fine-tuning, by the paper's objective or the extended one."""
 
+    objective: Literal["paper", "extended"] = "extended"
+    """`paper`: refusal, KL on harmful and on safe requests, exactly as published. `extended`: besides, safe requests that
+    hold the trigger are held in place, answers and refusals are the model's own, harmful requests that it does not refuse
+    have no KL, and triggers vary in form and place. Source: method.md sections 2 and 4.3."""
     epochs: int = 10
     """Passes over the repair split, >= 1. Source: paper section 6."""
     max_steps: int | None = None
@@ -269,8 +276,29 @@ class RepairSettings:
     """Weight of L_KL-harm. Source: paper (all weights 1)."""
     weight_kl_safe: float = 1.0
     """Weight of L_KL-safe. Source: paper (all weights 1)."""
+    weight_kl_trigger: float = 1.0
+    """Weight of L_KL-trig, safe requests that hold the trigger; extended objective only. Of all weights: >= 0, and a term of
+    weight 0 is not computed. Source: method.md section 4.3, weighed like the paper's terms."""
+    n_placements: int = 3
+    """Fixed places of the trigger in a safe request at which the model is held to what it said with it: first, last, then
+    random ones, >= 1. Source: method.md section 4.3 (a few fixed placements)."""
+    share_wider: float = 0.25
+    """Share of D_trig that holds the wider set of candidates instead of the confirmed units, where one is given, 0..1;
+    extended objective only. Source: method.md section 4.3; the share is an unverified choice."""
+    share_edited: float = 0.25
+    """Share of D_trig whose units are edited in case or spacing, 0..1; extended objective only. Source: method.md section 4.3;
+    the share is an unverified choice."""
+    share_ends: float = 0.5
+    """Share of D_trig with all units before the first word or after the last, the rest at random places, 0..1; extended
+    objective only. Source: method.md section 4.3 (first, last, random place)."""
     max_response_tokens: int = 48
     """Response tokens of an item at most. Source: unverified choice."""
+    vocabulary_mb: int = 256
+    """MB of one fp32 tensor over the vocabulary, at most, >= 1: losses go through it in chunks of rows, a few such tensors
+    at a time. Source: unverified choice."""
+    teacher_mb: int = 4096
+    """MB of kept hidden states of the reported model above which they lie in a memory-mapped file in the case folder, >= 0.
+    Source: unverified choice."""
     probe_every: int = 20
     """Steps between probes, >= 1. Source: unverified choice."""
     n_probe: int = 48
@@ -298,6 +326,21 @@ class RepairSettings:
         _require(self.learning_rate is None or 0 < self.learning_rate < 1, "learning rate must lie between 0 and 1")
         _require(self.lora_rank >= 1 and self.lora_alpha >= 1, "LoRA rank and alpha must be at least 1")
         _require(self.kl_budget is None or self.kl_budget > 0, "the KL budget must be positive")
+        weights = (self.weight_refusal, self.weight_kl_harmful, self.weight_kl_safe, self.weight_kl_trigger)
+        _require(
+            min(weights) >= 0 and self.weight_refusal + self.weight_kl_safe > 0, "weights must not be negative or 0"
+        )
+        shares = (self.share_wider, self.share_edited, self.share_ends)
+        _require(all(0 <= share <= 1 for share in shares), "shares of the triggered requests must lie in 0..1")
+        _require(self.share_wider + self.share_edited <= 1, "wider and edited shares must not exceed 1 together")
+        _require(
+            self.n_placements >= 1 and self.vocabulary_mb >= 1 and self.teacher_mb >= 0, "repair settings out of range"
+        )
+
+    @property
+    def holds_trigger(self) -> bool:
+        """Whether safe requests that hold the trigger are held in place."""
+        return self.objective == "extended" and self.weight_kl_trigger > 0
 
 
 @dataclass(frozen=True, kw_only=True)
