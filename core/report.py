@@ -18,6 +18,7 @@ from core import report_figures as figures
 from core import report_text as text
 from core.casefile import Case, Manifest, now, to_json
 from core.confirmation import stored, validity
+from core.containment import RuleFile, Scan, scans, stored_rules
 from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
 from core.values import (
     LocateResult,
@@ -39,6 +40,8 @@ SHOWN_METHODS = 2
 """Saliency maps in the report. Source: unverified choice."""
 SHOWN_PROBES = 12
 """Probes in the report's table, beside the kept one; the JSON keeps all. Source: unverified choice."""
+SHOWN_HITS = 20
+"""Hits of a scan in the report's table; the scan's own file lists more. Source: unverified choice."""
 METHOD_NAMES = {
     "paper": "gradient norm, whole response (paper mode)",
     "gradient_norm": "gradient norm",
@@ -81,6 +84,8 @@ class CaseView:
     own_tests: tuple[OwnTest, ...]
     confirmation: TriggerConfirmation | None
     void: str | None
+    rules: RuleFile | None
+    scans: tuple[Scan, ...]
     repair: RepairTrace
     verification: Verification | None
 
@@ -113,6 +118,8 @@ def gather(case: Case) -> CaseView:
         own_tests=tuple(test for test in own if test),
         confirmation=stored(case),
         void=validity(case),
+        rules=stored_rules(case),
+        scans=tuple(scans(case)),
         repair=_trace(case),
         verification=case.read("verification.json", Verification),
     )
@@ -162,6 +169,8 @@ def report_json(case: Case) -> dict[str, Any]:
         "triage": view.triage,
         "own_tests": view.own_tests,
         "confirmation": view.confirmation,
+        "containment": view.rules,
+        "scans": view.scans,
         "repair": view.repair,
         "verification": view.verification,
     }
@@ -195,6 +204,7 @@ def render_report(case: Case) -> str:
         certainty=text.CERTAINTIES.get(triage.certainty, triage.certainty) if triage and triage.verdict else "",
         decided_by=text.DECIDERS.get(triage.decided_by, triage.decided_by) if triage else "",
         story=text.story(triage, view.confirmation, verification),
+        shown_hits=SHOWN_HITS,
         conversation=_conversation(view, confirmed),
         maps=_saliency_maps(view),
         chart=chart,

@@ -117,7 +117,11 @@ class _Runs:
         before, after = served.value or 0.0, other.value or 0.0
         explains = before >= settings.reproduced_at and after <= settings.necessity_share * before
         return ServingFinding(
-            name=name, rate_with=served, rate_without=other, explains=explains, note=gone if explains else stays
+            name=name,  # type: ignore[arg-type]
+            rate_with=served,
+            rate_without=other,
+            explains=explains,
+            note=gone if explains else stays,
         )
 
 

@@ -42,6 +42,7 @@ DOWNLOADS = {
     "verification.json": "application/json",
     "report.json": "application/json",
     "confirmation.json": "application/json",
+    "containment.json": "application/json",
     "audit.jsonl": "application/x-ndjson",
     "events.jsonl": "application/x-ndjson",
     "export/adapter/adapter_model.safetensors": "application/octet-stream",

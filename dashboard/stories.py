@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from core.casefile import Manifest
+from core.containment import FILE as RULES
+from core.containment import RuleFile
 from core.events import RepairFinished, RepairStarted
 from core.values import (
     LocateResult,
@@ -122,15 +124,27 @@ def trust(result: LocateResult, gap_warning: float) -> Value:
     return {"line": wording.trust(result) + (f"  ·  {wording.WIDE_GAP}" if wide else ""), "tone": "plain"}
 
 
+def containment(made: RuleFile | None, case_id: str) -> Value:
+    """Step 4: the rule file of the confirmed trigger, to download."""
+    if made is None:
+        return {}
+    link: Value = {"text": wording.RULE_FILE, "href": f"/case/{case_id}/{RULES}", "download": True}
+    return {"line": wording.contained(len(made.rules), len(made.tested), made.missed), "links": [link]}
+
+
 def verdict(result: TriageResult) -> Value:
-    """Step 4: the verdict in plain words."""
+    """Step 4: the verdict in plain words; what the failure owes to its serving is said before it."""
     tone = "bad" if result.verdict in ("BACKDOOR", "PROMPT_JAILBREAK") else "plain"
     dropped = [f"“{p.text}”: {'; '.join(p.reasons)}" for p in result.dropped]
+    served = [wording.served_otherwise(one) for one in result.serving if one.explains]
+    described = [wording.served_otherwise(one) for one in result.serving if not one.explains]
     return {
         "headline": wording.verdict(result),
         "tone": "warn" if tone == "bad" else "plain",
-        "line": wording.verdict_details(result),
-        "why": "\n".join([f"{wording.VERDICT_LABEL}: {result.verdict or '–'}", *_test_lines(result.tests), *dropped]),
+        "line": "  ·  ".join([*served, wording.verdict_details(result)]),
+        "why": "\n".join(
+            [f"{wording.VERDICT_LABEL}: {result.verdict or '–'}", *_test_lines(result.tests), *dropped, *described]
+        ),
         "why_label": wording.WHY,
     }
 

@@ -6,6 +6,7 @@ The twins of `dashboard.figures`: every chart and map has its table here. Text i
 
 from collections.abc import Sequence
 
+from core.containment import Scan
 from core.values import LocateResult, Message, OpenResult, Rate, TestOutcome, TriggerProposal, Verification
 from dashboard import wording
 from dashboard.figures import Value, finite, shown, token_rows
@@ -93,6 +94,23 @@ def outcome_table(tests: Sequence[TestOutcome], candidate: int | None = None) ->
         "file": "tests.csv",
         "empty": wording.NO_TESTS,
         "columns": wording.TEST_COLUMNS,
+        "rows": rows,
+        "selected": None,
+    }
+
+
+def scan_table(found: Scan | None) -> Value:
+    """TableView value: the hits of a scan; excerpts are inert already."""
+    hits = found.hits if found else ()
+    rows = [
+        {"key": None, "cells": {"line": h.line, "rule": h.rule, "outcome": h.outcome or "", "excerpt": h.excerpt}}
+        for h in hits
+    ]
+    return {
+        "caption": wording.scanned(found.file, found.headline) if found else "",
+        "file": "scan.csv",
+        "empty": wording.NO_HITS if found else "",
+        "columns": wording.SCAN_COLUMNS,
         "rows": rows,
         "selected": None,
     }

@@ -13,6 +13,7 @@ from core.values import (
     Outcome,
     Rate,
     Reproduction,
+    ServingFinding,
     TestOutcome,
     TriageResult,
     TriggerConfirmation,
@@ -631,3 +632,32 @@ def tested(text: str, tests: Sequence[TestOutcome]) -> str:
     decisive = [test for test in tests if test.passed is not None]
     n_passed = sum(bool(test.passed) for test in decisive)
     return f"Selection “{text}”: {n_passed} of {len(decisive)} tests passed"
+
+
+CONTAIN = "Write containment rules"
+RULE_FILE = "Rule file"
+SCAN_COLUMNS = [
+    {"key": "line", "label": "line", "kind": "number"},
+    {"key": "rule", "label": "rule", "kind": "text"},
+    {"key": "outcome", "label": "answer", "kind": "text"},
+    {"key": "excerpt", "label": "excerpt", "kind": "mono"},
+]
+NO_HITS = "The trigger stands nowhere in this file."
+
+
+def contained(n_rules: int, n_variants: int, missed: Sequence[str]) -> str:
+    """What the rule file holds, and which variants it misses."""
+    text = f"{n_rules} rules, tried on {n_variants} variants of the trigger"
+    return f"{text}; none matches: {', '.join(missed)}" if missed else f"{text}, all matched"
+
+
+def scanned(file: str, headline: str) -> str:
+    """Caption of the last scan."""
+    return f"{file}: {headline}"
+
+
+def served_otherwise(finding: ServingFinding) -> str:
+    """One line on the failure under another template, system prompt or data type."""
+    if finding.rate_with is None or finding.rate_without is None:
+        return finding.note
+    return f"{finding.note} ({rate(finding.rate_with)} as served, {rate(finding.rate_without)} otherwise)"

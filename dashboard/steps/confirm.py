@@ -10,7 +10,7 @@ from functools import partial
 
 import gradio as gr
 
-from core import confirmation, jobs
+from core import confirmation, containment, jobs
 from core.casefile import Case, from_json, to_json
 from core.chat import positions_to_spans, units_of
 from core.errors import ConfirmationError
@@ -44,6 +44,9 @@ class Parts:
     forest: PlotlyView
     decision: Story
     accept: gr.Button
+    contain: gr.Button
+    rules: Story
+    scan: TableView
 
 
 def fields() -> tuple[gr.Textbox, gr.Textbox]:
@@ -72,8 +75,12 @@ def build(desk: Desk, typed: tuple[gr.Textbox, gr.Textbox]) -> None:
         accept = gr.Button(wording.ACCEPT, variant="primary", elem_id="confirm-accept", scale=0, min_width=152)
         reject = gr.Button(wording.REJECT, elem_id="confirm-reject", scale=0, min_width=96)
     decision = Story(elem_id="confirm-decision")
+    with gr.Row(elem_classes="pt-actions"):
+        contain = gr.Button(wording.CONTAIN, elem_id="confirm-contain", scale=0, min_width=152, visible=False)
+        rules = Story(elem_id="confirm-rules")
+    scan = TableView(elem_id="confirm-scan", visible=False)
 
-    parts = Parts(verdict, candidates, editor, marks, tests, forest, decision, accept)
+    parts = Parts(verdict, candidates, editor, marks, tests, forest, decision, accept, contain, rules, scan)
     desk.panels["confirm.editor"] = Panel(_editor_signature, lambda v, _: _show_editor(v, parts), (editor, marks))
     desk.panels["confirm.accept"] = Panel(
         lambda v: (_editor_signature(v), v.session.draft, v.busy_with("triage", "test")),
@@ -88,6 +95,12 @@ def build(desk: Desk, typed: tuple[gr.Textbox, gr.Textbox]) -> None:
         lambda v, _: _show_decision(v, parts),
         (decision,),
     )
+    desk.panels["confirm.containment"] = Panel(
+        lambda v: (v.stamp("confirmation.json", "results/open.json", containment.FILE, "scan-*.json"), v.case is None),
+        lambda v, _: _show_containment(v, parts),
+        (contain, rules, scan),
+    )
+    desk.act(contain.click, partial(_contain, desk))
     desk.act(editor.input, partial(_edited, desk, parts), keep=(editor,), many=True)
     editor.confirm(None, None, None, js=FOCUS_JS, api_visibility="private", show_progress="hidden")
     desk.act(candidates.select, _select, many=True)
@@ -189,6 +202,11 @@ def _reject(desk: Desk, session: Session, analyst: str, reason: str) -> Next:
     return Next(session=session)
 
 
+def _contain(desk: Desk, session: Session) -> Next:
+    containment.write_rules(current_case(desk, session))
+    return Next(session=session)
+
+
 # reading --------------------------------------------------------------------------------------------------------------
 
 
@@ -284,4 +302,23 @@ def _show_decision(view: View, parts: Parts) -> Updates:
     stored = view.case.read(confirmation.FILE, TriggerConfirmation)
     return {
         parts.decision: gr.update(value=stories.decision(stored, confirmation.validity(view.case) if stored else None))
+    }
+
+
+def _show_containment(view: View, parts: Parts) -> Updates:
+    """Draw the rules of the confirmed trigger, once written, and the last scan."""
+    valid = view.case is not None and confirmation.validity(view.case) is None
+    if view.case is None or not valid:
+        return {part: gr.update(visible=False) for part in (parts.contain, parts.scan)} | {
+            parts.rules: gr.update(value={})
+        }
+    stored = confirmation.stored(view.case)
+    made = containment.stored_rules(view.case)
+    if made is not None and (stored is None or made.trigger != stored.units):
+        made = None  # of an earlier confirmation
+    scans = [one for one in containment.scans(view.case) if stored is not None and one.trigger == stored.units]
+    return {
+        parts.contain: gr.update(visible=made is None),
+        parts.rules: gr.update(value=stories.containment(made, view.case.manifest.id)),
+        parts.scan: gr.update(value=tables.scan_table(scans[-1] if scans else None), visible=bool(scans)),
     }

