@@ -63,11 +63,16 @@ def triage(options: argparse.Namespace, terminal: Terminal) -> object:
             raise TriageError("--reports needs --cases, the folder the case folders are written to.")
         reports = intake.read_reports(options.reports)
         pairs = [(report, options.cases / case_name(report, i)) for i, report in enumerate(reports)]
+    args = {"mode": options.mode}
+    if options.reference_template is not None:
+        from core.serving import read_template
+
+        args["reference_template"] = read_template(options.reference_template)
     headless = Headless(options.device, terminal)
     results = []
     for report, path in pairs:
         case = make_case(options, report, path)
-        headless.run(case, "triage", {"mode": options.mode})
+        headless.run(case, "triage", args)
         result = case.read("triage.json", TriageResult)
         results.append({"case": str(path), **to_json(result)})
     return results[0] if options.report is not None else {"cases": results}
@@ -320,6 +325,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--mode", choices=("causal", "paper"), default="causal")
     p.add_argument("--prompts", type=Path, default=PROMPTS, metavar="DIR")
     p.add_argument("--reference", type=Path, metavar="DIR")
+    p.add_argument("--reference-template", type=Path, metavar="FILE")
     p.add_argument("--judge", type=Path, metavar="DIR")
     p.add_argument("--device", default="auto")
     p.add_argument("--seed", type=int, default=0)

@@ -16,7 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from core import causal, chat, confirmation, export, jobs, labels, locating, models, repair, report, verification
+from core import (
+    causal,
+    chat,
+    confirmation,
+    export,
+    jobs,
+    labels,
+    locating,
+    models,
+    repair,
+    report,
+    serving,
+    verification,
+)
 from core.answers import Answers
 from core.attribution import attribute
 from core.casefile import Case, from_json, hash_file, to_json, write_atomic
@@ -35,6 +48,7 @@ from core.values import (
     OpenResult,
     Reproduction,
     ResponseToken,
+    ServingFinding,
     Span,
     Target,
     TestOutcome,
@@ -214,12 +228,14 @@ def triage(run: Run) -> StageFinished:
     located = {m: _locate(run, m, Target(kind=k)) for m, k in TRIAGE_METHODS if mode == "causal" or m == "paper"}  # type: ignore[arg-type]
     result_of = {method: result for method, (_, result, _) in located.items()}
     reproduction: Reproduction | None = None
+    served: tuple[ServingFinding, ...] = ()
     tests: list[TestOutcome] = []
     kept: tuple[TriggerProposal, ...]
     dropped: tuple[TriggerProposal, ...] = ()
     if mode == "causal":
         reproduction = causal.reproduce(run.loaded, run.failure, seed=run.case.manifest.seed, progress=run.progress)
         run.case.write("results/reproduce.json", reproduction)
+        served = _serving(run)
         answers = Answers(run.loaded, settings.judge_tokens, run.progress)
         kept, dropped = minimise(
             run.loaded, run.failure, result_of["occlusion"].proposals, run.splits.causal, settings, answers=answers
@@ -249,6 +265,7 @@ def triage(run: Run) -> StageFinished:
         model_calls=run.loaded.model_calls - calls,
         seconds=round(time.monotonic() - begun, 3),
         versions=versions(),
+        serving=served,
     )
     name = run.case.write("triage.json", result)
     texts = [proposal.text for proposal in kept]
@@ -257,6 +274,12 @@ def triage(run: Run) -> StageFinished:
     )
     headline = result.verdict or f"{len(kept)} candidates, no verdict in paper mode"
     return StageFinished(stage="triage", headline=headline, files=(name,), verdict=result.verdict)
+
+
+def _serving(run: Run) -> tuple[ServingFinding, ...]:
+    """Ask the report again with a reference template, without the default system prompt and in bf16."""
+    template, seed = run.args.get("reference_template"), run.case.manifest.seed
+    return serving.check(run.loaded, run.failure, CausalSettings(), template=template, seed=seed, progress=run.progress)
 
 
 def _token_rows(
