@@ -165,7 +165,7 @@ def agreement(case: Case, settings: JudgeSettings | None = None) -> Agreement | 
     sensitivity, specificity = wilson(sum(unsafe), len(unsafe)), wilson(sum(safe), len(safe))
     return Agreement(
         n=len(found),
-        matrix={one: dict(row) for one, row in matrix.items()},
+        matrix={str(one): {str(other): n for other, n in row.items()} for one, row in matrix.items()},
         agreed=wilson(sum(matrix[one][one] for one in CLASSES), len(found)),
         sensitivity=sensitivity,
         specificity=specificity,
