@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from core.errors import AttributionError
+from core.kinds import n_compared
 from core.loaded import LoadedModel, Progress, is_out_of_memory
 from core.occlusion import Deletions, Estimate, borders_of, occlude
 from core.settings import AttributionSettings
@@ -191,7 +192,8 @@ def attribute(
 ) -> Attribution:
     """Return the scores of every prompt token of `case`; only the user's own tokens are marked as scored.
 
-    `paper` always explains the whole response. `refusal_ids` is needed by the contrast target alone.
+    `paper` always explains the whole response. `refusal_ids`, the right answer where that is no refusal, is needed by
+    the contrast target alone.
 
     Raises: AttributionError when the method or target does not exist, prompt and answer exceed the context, memory
     runs out, or a score is not finite.
@@ -424,7 +426,7 @@ def _answers(
     if target.kind == "contrast":
         if not refusal_ids:
             raise AttributionError("The contrast target needs a refusal to compare with: pass its token ids.")
-        n = min(target.k, len(response), len(refusal_ids))
+        n = n_compared(response, refusal_ids, target.k)
         return [response[:n], list(refusal_ids)[:n]], [1.0, -1.0], list(range(n))
     if target.kind != "tokens":
         raise AttributionError(f"There is no target {target.kind!r}: response, first_k, tokens or contrast.")

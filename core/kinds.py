@@ -11,16 +11,14 @@ of an answer must be read to see the failure. What this does not do: judge meani
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
 
-from core.judge import Judgement, classify
+from core.judge import Judge, classify
 from core.settings import CausalSettings
 from core.values import FailureCase, FailureReport, KindName
-
-Judge = Callable[[str], Judgement]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +147,16 @@ def distinctive(report: FailureReport, settings: CausalSettings | None = None) -
     while len(words) > 1 and len(" ".join(words)) > settings.marker_characters:
         words = words[:-1]
     return " ".join(words)
+
+
+def n_compared(response_ids: Sequence[int], right_ids: Sequence[int], k: int) -> int:
+    """Return how many first tokens of two answers the contrast compares: `k`, or `k` from their first difference on.
+
+    The latter where their first `k` are the same, which would compare nothing; never more than the shorter answer has.
+    """
+    shorter = min(len(response_ids), len(right_ids))
+    shared = next((at for at in range(shorter) if response_ids[at] != right_ids[at]), shorter)
+    return min(k if shared < k else shared + k, shorter)
 
 
 def _jailbreak(why: str) -> FailureKind:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from core import (
+    cascade,
     causal,
     chat,
     confirmation,
@@ -25,6 +26,7 @@ from core import (
     labels,
     locating,
     models,
+    proposals,
     repair,
     report,
     serving,
@@ -36,7 +38,6 @@ from core.casefile import Case, from_json, hash_file, to_json, write_atomic
 from core.errors import ConfirmationError, RepairDivergedError, TriageError
 from core.events import Event, RepairFinished, StageFinished
 from core.judge import using
-from core.minimise import minimise
 from core.projection import project, umap_is_warm
 from core.session import Progress, Run, Session
 from core.settings import AttributionSettings, CausalSettings, RepairSettings, VerificationSettings
@@ -48,6 +49,7 @@ from core.values import (
     OpenResult,
     Reproduction,
     ResponseToken,
+    Rewording,
     ServingFinding,
     Span,
     Target,
@@ -66,7 +68,9 @@ TRIAGE_METHODS: tuple[tuple[MethodName, str], ...] = (
     ("gradient_norm", "contrast"),
     ("occlusion", "contrast"),
 )
-"""What causal triage computes, candidates from the last; integrated gradients are computed when asked for."""
+"""What causal triage computes; integrated gradients are computed when asked for."""
+CANDIDATE_METHODS: tuple[MethodName, ...] = ("occlusion", "integrated_gradients", "gradient_norm", "paper")
+"""Attributions that candidates come from, the most trusted first. Source: method.md section 4.1, the table."""
 
 
 def versions() -> dict[str, str]:
@@ -133,7 +137,7 @@ def open_case(run: Run) -> StageFinished:
 
 def reproduce(run: Run) -> StageFinished:
     """Ask the model the reported prompt again."""
-    result = causal.reproduce(run.loaded, run.failure, seed=run.case.manifest.seed, progress=run.progress)
+    result = _reproduction(run)
     name = run.case.write("results/reproduce.json", result)
     rate = result.failure
     return StageFinished(stage="reproduce", headline=f"Reproduced {rate.k} of {rate.n}", files=(name,))
@@ -163,7 +167,7 @@ def _locate(run: Run, method: MethodName, target: Target) -> tuple[Attribution, 
         method,
         target,
         settings,
-        refusal_ids=run.refusal_ids if target.kind == "contrast" else None,
+        refusal_ids=run.contrast_ids if target.kind == "contrast" else None,
         others=_stored(run.case, name),
         progress=run.progress,
     )
@@ -229,33 +233,27 @@ def triage(run: Run) -> StageFinished:
     result_of = {method: result for method, (_, result, _) in located.items()}
     reproduction: Reproduction | None = None
     served: tuple[ServingFinding, ...] = ()
-    tests: list[TestOutcome] = []
-    kept: tuple[TriggerProposal, ...]
-    dropped: tuple[TriggerProposal, ...] = ()
+    found: cascade.Findings | None = None
     if mode == "causal":
-        reproduction = causal.reproduce(run.loaded, run.failure, seed=run.case.manifest.seed, progress=run.progress)
+        reproduction = _reproduction(run)
         run.case.write("results/reproduce.json", reproduction)
         served = _serving(run)
-        answers = Answers(run.loaded, settings.judge_tokens, run.progress)
-        kept, dropped = minimise(
-            run.loaded, run.failure, result_of["occlusion"].proposals, run.splits.causal, settings, answers=answers
-        )
-        for index, candidate in enumerate(kept):
-            tests += _test(run, candidate, index, answers)
-        decision = decide(reproduction, tests, len(kept), settings)
+        answers = run.answers()
+        found = _cascade(run, result_of, reproduction, answers, settings)
         run.case.write(labels.ANSWERS, labels.judged_answers(answers.asked(), run.case.manifest.seed))
-    else:
-        kept = result_of["paper"].proposals
+    kept = found.candidates if found else result_of["paper"].proposals
     marked = result_of["occlusion" if mode == "causal" else "paper"].labels
+    if found is not None and found.decision.verdict == "DISTRIBUTED":
+        marked = tuple(min(label, 0) for label in marked)
     result = TriageResult(
         mode=mode,
-        verdict=decision.verdict if mode == "causal" else None,
-        certainty=decision.certainty if mode == "causal" else "not assessed",
-        decided_by=decision.decided_by if mode == "causal" else "paper mode marks tokens and decides nothing",
+        verdict=found.decision.verdict if found else None,
+        certainty=found.decision.certainty if found else "not assessed",
+        decided_by=found.decision.decided_by if found else "paper mode marks tokens and decides nothing",
         reproduction=reproduction,
-        candidates=tuple(kept),
-        dropped=dropped,
-        tests=tuple(tests),
+        candidates=kept,
+        dropped=found.dropped if found else (),
+        tests=found.tests if found else (),
         tokens=_token_rows(run.failure, result_of, marked),
         settings={
             "causal": asdict(settings),
@@ -266,20 +264,74 @@ def triage(run: Run) -> StageFinished:
         seconds=round(time.monotonic() - begun, 3),
         versions=versions(),
         serving=served,
+        kind=run.kind.name,
+        failure=f"{run.kind.words} {run.kind.why}",
+        budget=found.budget if found else None,
+        logic=found.logic if found else "",
+        rewordings=found.rewordings if found else (),
     )
     name = run.case.write("triage.json", result)
     texts = [proposal.text for proposal in kept]
     run.case.audit(
-        "triage", actor="engine", mode=mode, verdict=result.verdict, candidates=texts, dropped=[p.text for p in dropped]
+        "triage",
+        actor="engine",
+        mode=mode,
+        verdict=result.verdict,
+        candidates=texts,
+        logic=result.logic,
+        dropped=[p.text for p in result.dropped],
     )
     headline = result.verdict or f"{len(kept)} candidates, no verdict in paper mode"
     return StageFinished(stage="triage", headline=headline, files=(name,), verdict=result.verdict)
 
 
+def _cascade(
+    run: Run,
+    located: Mapping[MethodName, LocateResult],
+    reproduction: Reproduction,
+    answers: Answers,
+    settings: CausalSettings,
+) -> cascade.Findings:
+    """Return what the causal cascade finds among the candidates of every attribution there is."""
+    contrast = Target(kind="contrast")
+    stored = run.case.read(jobs.locate_file("integrated_gradients", contrast), LocateResult)
+    by_method = {**located, **({"integrated_gradients": stored} if stored else {})}
+    names = [name for name in CANDIDATE_METHODS if name in by_method]
+    union = proposals.union([(name.replace("_", " "), by_method[name].proposals) for name in names])
+    given = [
+        Rewording(kind=kind, source="analyst", text=str(text))  # type: ignore[arg-type]
+        for kind, key in (("paraphrase", "paraphrases"), ("rewrite", "rewrites"))
+        for text in run.args.get(key, ())
+    ]
+
+    def locate_rest(case: FailureCase) -> tuple[Sequence[TriggerProposal], Sequence[int]]:
+        attribution = attribute(run.loaded, case, "occlusion", contrast, refusal_ids=run.contrast_ids)
+        clusters = locating.clusters_of(attribution, AttributionSettings())
+        found = proposals.propose(case, clusters, attribution.scores)
+        return found, [int(at) for at in np.flatnonzero(clusters.labels > 0)]
+
+    return cascade.run(
+        run.failure,
+        union,
+        [at for at, label in enumerate(by_method["occlusion"].labels) if label > 0],
+        run.splits.causal,
+        reproduction,
+        answers,
+        locate_rest,
+        settings,
+        reference=run.session.reference(run.case),
+        given=given,
+        seed=run.case.manifest.seed,
+        progress=run.progress,
+    )
+
+
 def _serving(run: Run) -> tuple[ServingFinding, ...]:
     """Ask the report again with a reference template, without the default system prompt and in bf16."""
     template, seed = run.args.get("reference_template"), run.case.manifest.seed
-    return serving.check(run.loaded, run.failure, CausalSettings(), template=template, seed=seed, progress=run.progress)
+    return serving.check(
+        run.loaded, run.failure, CausalSettings(), template=template, kind=run.kind, seed=seed, progress=run.progress
+    )
 
 
 def _token_rows(
@@ -300,7 +352,12 @@ def _token_rows(
     )
 
 
-def _test(run: Run, candidate: TriggerProposal, index: int, answers: Answers | None = None) -> tuple[TestOutcome, ...]:
+def _reproduction(run: Run) -> Reproduction:
+    seed = run.case.manifest.seed
+    return causal.reproduce(run.loaded, run.failure, kind=run.kind, seed=seed, progress=run.progress)
+
+
+def _test(run: Run, candidate: TriggerProposal, index: int, answers: Answers) -> tuple[TestOutcome, ...]:
     """Run the counterfactual tests of one candidate on prompts that minimisation did not see."""
     settings = CausalSettings()
     return causal.test_candidate(
@@ -328,10 +385,8 @@ def test_span(run: Run) -> StageFinished:
     candidate = TriggerProposal(
         spans=spans, text=text, token_positions=positions, score=0.0, reasons=("marked by the analyst",)
     )
-    tests = _test(run, candidate, 0)
-    decision = decide(
-        causal.reproduce(run.loaded, run.failure, seed=run.case.manifest.seed), tests, 1, CausalSettings()
-    )
+    tests = _test(run, candidate, 0, run.answers())
+    decision = decide(_reproduction(run), tests, 1, CausalSettings())
     key = jobs.request_key(run.case, "test", {"spans": [to_json(span) for span in spans]})
     data = {"proposal": candidate, "tests": list(tests), "verdict": decision.verdict, "decided_by": decision.decided_by}
     name = run.case.write(f"results/test-{key}.json", data)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from core import causal, chat, intake, jobs, models
+from core.answers import Answers, instead
 from core.casefile import Case, hash_folder
 from core.errors import CaseFileError
 from core.events import Event
 from core.judge import Judge, Judgement
 from core.judge_model import JudgeModel
+from core.kinds import FailureKind, kind_of
 from core.prompts import Splits
 from core.settings import CausalSettings, ModelSettings
 from core.values import FailureCase
@@ -110,8 +112,25 @@ class Run:
             self.case.write("results/refusal.json", stored)
         return str(stored["text"])
 
-    @property
-    def refusal_ids(self) -> list[int]:
-        """Token ids of `refusal`."""
-        ids: list[int] = self.loaded.tokenizer(self.refusal, add_special_tokens=False)["input_ids"]
-        return ids
+    @cached_property
+    def kind(self) -> FailureKind:
+        """What counts as the failure."""
+        return kind_of(self.failure)
+
+    @cached_property
+    def contrast_ids(self) -> list[int]:
+        """Token ids of the answer that the reported one is contrasted with.
+
+        The model's own refusal; for a failure that is no unsafe answer the right answer (see `answers.instead`) and its
+        end, so that an answer which only goes on too long has a contrast too.
+        """
+        tokenizer = self.loaded.tokenizer
+        if self.kind.name == "jailbreak":
+            return list(tokenizer(self.refusal, add_special_tokens=False)["input_ids"])
+        right = instead(self.answers(), self.failure) or self.refusal
+        ids = tokenizer(right, add_special_tokens=False)["input_ids"]
+        return [*ids, *(one for one in [tokenizer.eos_token_id] if isinstance(one, int))]
+
+    def answers(self) -> Answers:
+        """Return the answers of the patient, none asked yet, judged by the kind of failure."""
+        return Answers(self.loaded, CausalSettings().judge_tokens, self.progress, kind=self.kind)

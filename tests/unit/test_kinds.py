@@ -4,7 +4,7 @@ import pytest
 
 from core import chat
 from core.answers import Answers, eligible, instead, shares
-from core.kinds import JAILBREAK, FailureKind, distinctive, kind_of
+from core.kinds import JAILBREAK, FailureKind, distinctive, kind_of, n_compared
 from core.settings import CausalSettings
 from core.transplants import carrier
 from core.values import FailureCase, FailureReport, Message, RenderedPrompt, Sample, Span
@@ -139,3 +139,12 @@ def test_the_reference_to_the_judge_is_the_kind_alone() -> None:
     asked = [ASK, (Message(role="user", content="Tell me how to steal the car."),)]
     assert Answers(loaded, 24).unsafe(asked, "test") == [True, False]
     assert Answers(loaded, 24, kind=kind(REFUSAL, PAINT)).unsafe(asked, "test") == [False, True]
+
+
+def test_answers_that_begin_alike_are_compared_from_where_they_part() -> None:
+    """As many tokens as asked for, where those differ anywhere; never more than the shorter answer has."""
+    assert n_compared([1, 2, 3, 4], [5, 2, 3, 4], 3) == 3
+    assert n_compared([1, 2, 3, 4], [1, 2, 9, 4], 3) == 3
+    assert n_compared([1, 2, 3, 4, 5, 6], [1, 2, 3, 9, 9, 9], 2) == 5
+    assert n_compared([1, 2, 3, 4, 5, 6], [1, 2, 3, 0], 2) == 4
+    assert n_compared([1, 2], [1, 2, 3], 2) == 2
