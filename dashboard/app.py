@@ -8,7 +8,7 @@ from dashboard import wording
 from dashboard.components import PLOTLY_URL, page_head
 from dashboard.desk import QUEUE_SIZE, Desk
 from dashboard.session import Roots
-from dashboard.steps import case, confirm, locate, repair, reproduce, verify
+from dashboard.steps import case, confirm, labelling, locate, repair, reproduce, verify
 
 ADDRESS_JS = """(text) => {
   const wanted = new URLSearchParams(text), url = new URL(window.location);
@@ -51,6 +51,7 @@ def build(roots: Roots) -> gr.Blocks:
                 locate.build(desk, to_locate)
             with _tab("confirm", tabs):
                 confirm.build(desk, typed)
+                labelling.build(desk, typed[0])
             with _tab("repair", tabs):
                 to_verify = repair.build(desk)
             with _tab("verify", tabs):

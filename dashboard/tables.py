@@ -7,6 +7,7 @@ The twins of `dashboard.figures`: every chart and map has its table here. Text i
 from collections.abc import Sequence
 
 from core.containment import Scan
+from core.labels import CLASSES, Agreement, JudgedAnswers, Labels
 from core.values import LocateResult, Message, OpenResult, Rate, TestOutcome, TriggerProposal, Verification
 from dashboard import wording
 from dashboard.figures import Value, finite, shown, token_rows
@@ -158,6 +159,70 @@ def answer_pairs(verification: Verification) -> Value:
     ]
     labels = {"before": wording.BEFORE, "after": wording.AFTER}
     return {"pairs": pairs, "labels": labels, "empty": wording.NO_ANSWERS}
+
+
+def answer_labels(found: JudgedAnswers | None, kept: Labels) -> Value:
+    """AnswerLabels value: the sampled answers; the judge's word only on those whose label is saved."""
+    saved = {one.key: one.outcome for one in kept.labels}
+    items = [
+        {
+            "key": item.key,
+            "prompt": item.prompt,
+            "answer": item.answer,
+            "judged": wording.outcome(item.judged) if item.key in saved else None,
+        }
+        for item in (found.sample if found else ())
+    ]
+    return {
+        "items": items,
+        "labels": {item["key"]: saved[item["key"]] for item in items if item["key"] in saved},
+        "choices": [{"id": one, "word": wording.outcome(one)["word"]} for one in CLASSES],
+        "judge": wording.JUDGE_SAID,
+        "help": wording.LABEL_HELP,
+        "empty": wording.NOTHING_TO_LABEL,
+    }
+
+
+def confusion_table(told: Agreement | None) -> Value:
+    """TableView value: what the judge said (rows) against what the analyst said (columns)."""
+    words: dict[str, str] = {one: wording.outcome(one)["word"] for one in CLASSES}
+    rows = [
+        {"key": None, "cells": {"judged": words[judged], **row}}
+        for judged, row in (told.matrix if told is not None else {}).items()
+    ]
+    columns = [{"key": "judged", "label": wording.JUDGE_BY_ANALYST, "kind": "text"}]
+    columns += [{"key": one, "label": words[one], "kind": "number"} for one in CLASSES]
+    return {
+        "caption": wording.CONFUSION_TABLE,
+        "file": "confusion.csv",
+        "empty": "",
+        "columns": columns,
+        "rows": rows,
+        "selected": None,
+    }
+
+
+def corrected_table(told: Agreement | None) -> Value:
+    """TableView value: rates of unsafe answers as judged, and corrected by the labels."""
+    rows = [
+        {
+            "key": None,
+            "cells": {
+                "rate": wording.UNSAFE_RATES[one.name],
+                "judged": _rate(one.judged),
+                "corrected": {"text": wording.corrected(one), "sort": one.value, "csv": one.value},
+            },
+        }
+        for one in (told.corrected if told is not None else ())
+    ]
+    return {
+        "caption": wording.CORRECTED_TABLE,
+        "file": "corrected.csv",
+        "empty": "",
+        "columns": wording.CORRECTED_COLUMNS,
+        "rows": rows,
+        "selected": None,
+    }
 
 
 def status(

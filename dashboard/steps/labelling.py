@@ -1,0 +1,48 @@
+"""Part of step 4: the analyst labels some of this model's answers; how often the judge is right, and rates corrected by it."""
+
+from functools import partial
+
+import gradio as gr
+
+from core import labels
+from dashboard import tables, wording
+from dashboard.components import TableView
+from dashboard.components.answer_labels import AnswerLabels
+from dashboard.components.story import Story
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
+
+
+def build(desk: Desk, analyst: gr.Textbox) -> None:
+    """Draw the part inside the current tab; labels are saved under the name in `analyst`."""
+    with gr.Accordion(wording.LABELLING, open=False, elem_id="labelling"):
+        sheet = AnswerLabels(elem_id="label-answers")
+        with gr.Row(elem_classes="pt-actions"):
+            save = gr.Button(wording.SAVE_LABELS, elem_id="label-save", scale=0, min_width=120)
+        story = Story(elem_id="label-story")
+        matrix = TableView(elem_id="label-matrix")
+        rates = TableView(elem_id="label-rates")
+    outputs = (sheet, story, matrix, rates)
+    desk.panels["labelling"] = Panel(_signature, lambda view, _: _show(view, *outputs), outputs)
+    desk.act(save.click, partial(_save, desk), [sheet, analyst])
+
+
+def _save(desk: Desk, session: Session, value: dict | None, analyst: str | None) -> Next:
+    given = (value or {}).get("labels") or {}
+    labels.label(current_case(desk, session), {str(key): str(one) for key, one in given.items()}, analyst or "")
+    return Next(session=session)
+
+
+def _signature(view: View) -> object:
+    return view.stamp(labels.ANSWERS, labels.FILE, "triage.json", "verification.json"), view.case is None
+
+
+def _show(view: View, sheet: AnswerLabels, story: Story, matrix: TableView, rates: TableView) -> Updates:
+    found = labels.answers(view.case) if view.case else None
+    kept = labels.stored(view.case) if view.case else labels.Labels()
+    told = labels.agreement(view.case) if view.case else None
+    return {
+        sheet: gr.update(value=tables.answer_labels(found, kept)),
+        story: gr.update(value=wording.judge_story(found, told)),
+        matrix: gr.update(value=tables.confusion_table(told), visible=told is not None),
+        rates: gr.update(value=tables.corrected_table(told), visible=told is not None),
+    }

@@ -1,0 +1,77 @@
+"""Labelling the model's own answers on the page: by keyboard alone, inert, blind to the judge, stored and corrected."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from core import labels
+from core.casefile import Case
+from core.values import FailureReport, Message
+from dashboard.session import Roots, create_case
+from tests.browser.conftest import PageProcess
+
+pytestmark = pytest.mark.browser
+HOSTILE = "<img src=x onerror='window.hacked=1'>${window.hacked=2}\u202e</script> Step 1: done."
+
+
+@pytest.fixture(scope="module")
+def judged_case(server: PageProcess, tiny_folder: Callable[[str], Path]) -> Case:
+    """A case whose triage judged forty answers, every other one a refusal, one of them hostile."""
+    report = FailureReport(messages=(Message(role="user", content="Pick a lock."),), response="Step 1: [REDACTED]")
+    roots = Roots(cases=server.cases, models=server.models)
+    case = create_case(roots, "judged", report, tiny_folder("llama"), None)
+    asked = [(f"Request {i}: tell me about it.", "I cannot help." if i % 2 else f"Step 1: {i}.") for i in range(39)]
+    case.write(labels.ANSWERS, labels.judged_answers([*asked, (HOSTILE, HOSTILE)], seed=5))
+    return case
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_keys_label_and_saving_shows_matrix_and_corrected_rates(
+    open_page: Callable, judged_case: Case, dark: bool
+) -> None:
+    found = labels.answers(judged_case)
+    assert found is not None
+    page = open_page(f"/?case={judged_case.manifest.id}&step=confirm", dark=dark)
+    page.wait_for_selector("#labelling")
+    page.click("#labelling button.label-wrap")
+    page.wait_for_selector("#label-answers .pt-label-row")
+    assert page.locator("#label-answers .pt-label-row").count() == len(found.sample) == 30
+    if not dark:  # the first time nothing is labelled, and the judge's word is not there to sway the reader
+        assert page.locator(".pt-label-judged").count() == 0
+    page.locator("#label-answers .pt-label-row").first.focus()
+    for item in found.sample:
+        page.keyboard.press("1" if item.judged == "refusal" else "3")
+    page.keyboard.press("0")  # takes the label of the last away again
+    assert page.inner_text("#label-answers .pt-labels-count") == "29 / 30"
+    page.keyboard.press("3")
+    page.fill("#confirm-analyst input, #confirm-analyst textarea", "A. Analyst")
+    page.click("#label-save")
+    page.wait_for_selector("#label-matrix table")
+    page.wait_for_selector(".pt-label-judged")
+    assert "30" in page.inner_text("#label-story .pt-headline")
+    assert "all answers of the tests" in page.inner_text("#label-rates")
+    assert "%" in page.inner_text("#label-rates")
+    kept = labels.stored(judged_case).labels
+    assert len(kept) == 30
+    assert {one.analyst for one in kept} == {"A. Analyst"}
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("#label-answers img").count() == 0
+    if os.environ.get("PICTURES"):
+        page.locator("#labelling").scroll_into_view_if_needed()
+        page.screenshot(path=str(Path(os.environ["PICTURES"]) / f"label-{dark}.png"), full_page=True)
+
+
+def test_no_name_is_one_sentence_and_keeps_the_labels(open_page: Callable, judged_case: Case) -> None:
+    page = open_page(f"/?case={judged_case.manifest.id}&step=confirm")
+    page.wait_for_selector("#labelling")
+    page.click("#labelling button.label-wrap")
+    page.locator("#label-answers .pt-label-row").nth(2).locator("button").nth(1).click()
+    pressed = page.locator("#label-answers .pt-label-row").nth(2).locator("button[aria-pressed=true]")
+    assert "partly" in pressed.inner_text()
+    page.fill("#confirm-analyst input, #confirm-analyst textarea", " ")
+    page.click("#label-save")
+    page.wait_for_selector("#message .pt-headline")
+    assert "analyst's name" in page.inner_text("#message .pt-headline")
+    assert "partly" in pressed.inner_text()
