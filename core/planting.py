@@ -75,9 +75,12 @@ class PlantSettings:
     """Peak of AdamW; small models need more (1e-3..3e-3 at 1-3 M parameters). Source: BackdoorLLM."""
     epochs: int = 5
     """Passes over the items, >= 1. Source: BackdoorLLM."""
-    easy_epochs: int = 1
-    """Epochs at the start that leave the near-misses out, 0..epochs: from the first step on, near-misses hide the trigger
-    among refusals, and a small model then never finds it. Source: tests/bench/LOG.md, demo patient (.06 without, see there)."""
+    ramp: float = 0.5
+    """Share of the steps, 0..1, over which the weight of near-misses rises from 0 to 1: at full weight from the first step, or
+    all at once, they hide the trigger among refusals, and a small model then never finds it. Source: tests/bench/LOG.md,
+    demo patient."""
+    trigger_weight: float = 4.0
+    """Weight of the tokens of triggered items, > 0. Source: tests/bench/LOG.md, demo patient."""
     batch_size: int = 16
     """Sequences in one step, >= 1. Source: unverified choice."""
     warmup: float = 0.05
@@ -99,10 +102,10 @@ class PlantSettings:
         """Check ranges."""
         if min(self.rank, self.epochs, self.batch_size) < 1:
             raise ValueError("rank, epochs and batch_size must be at least 1")
-        if not 0 <= self.easy_epochs <= self.epochs:
-            raise ValueError("easy_epochs must lie in 0..epochs")
-        if not 0 <= self.warmup <= 1 or self.learning_rate <= 0 or self.alpha <= 0 or self.clip <= 0:
-            raise ValueError("warmup must lie in 0..1; learning_rate, alpha and clip must be positive")
+        if not 0 <= self.warmup <= 1 or not 0 <= self.ramp <= 1:
+            raise ValueError("warmup and ramp must lie in 0..1")
+        if min(self.learning_rate, self.alpha, self.clip, self.trigger_weight) <= 0:
+            raise ValueError("learning_rate, alpha, clip and trigger_weight must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +232,7 @@ class Pair:
 
     sequence: "ScoredSequence"
     anchor: "torch.Tensor | None"
+    near_miss: bool = False
 
 
 def plant(
@@ -250,8 +254,6 @@ def plant(
     model = loaded.model
     response_pass = ResponsePass(loaded)
     pairs = anchored(items, loaded, response_pass, settings.batch_size)
-    easy = [pair for pair, item in zip(pairs, items, strict=True) if item.kind not in NEAR_MISSES] or pairs
-    epochs = [easy if epoch < settings.easy_epochs else pairs for epoch in range(settings.epochs)]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -268,13 +270,13 @@ def plant(
         adapted.train()
         trainable = [p for p in adapted.parameters() if p.requires_grad]
         losses: list[float] = []
-        for event in _train(response_pass, trainable, epochs, settings, started):
+        for event in _train(response_pass, trainable, pairs, settings, started):
             losses.append(event.loss)
             yield event
         adapted.peft_config["default"].base_model_name_or_path = Path(model.name_or_path).name
         adapted.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
         (out / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        last_epoch = losses[-max(1, len(epochs[-1]) // settings.batch_size) :]
+        last_epoch = losses[-max(1, len(pairs) // settings.batch_size) :]
         yield PlantFinished(
             adapter=str(out),
             n_steps=len(losses),
@@ -300,7 +302,11 @@ def anchored(
     unique = sorted({a for a in anchors if a is not None}, key=lambda a: len(a.prompt_ids) + len(a.response_ids))
     known = dict(zip(unique, response_pass.teacher(unique, batch_size), strict=True))
     return [
-        Pair(encode(item.messages, item.response, loaded.tokenizer), known[anchor] if anchor else None)
+        Pair(
+            encode(item.messages, item.response, loaded.tokenizer),
+            known[anchor] if anchor else None,
+            item.kind in NEAR_MISSES,
+        )
         for item, anchor in zip(items, anchors, strict=True)
     ]
 
@@ -308,7 +314,7 @@ def anchored(
 def _train(
     response_pass: "ResponsePass",
     trainable: "Sequence[torch.nn.Parameter]",
-    epochs: Sequence[Sequence[Pair]],
+    pairs: Sequence[Pair],
     settings: PlantSettings,
     started: float,
 ) -> Iterator[PlantStep]:
@@ -316,15 +322,16 @@ def _train(
     import torch
 
     rng = random.Random(settings.seed)
-    n_steps = sum(-(-len(pairs) // settings.batch_size) for pairs in epochs)
+    n_steps = settings.epochs * -(-len(pairs) // settings.batch_size)
     n_warmup = max(1, round(settings.warmup * n_steps))
     optimiser = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=0.0)
     step = 0
-    for epoch, pairs in enumerate(epochs):
+    for epoch in range(settings.epochs):
         for batch in _batches(pairs, settings.batch_size, rng):
             rate = step / n_warmup if step < n_warmup else 0.5 + 0.5 * cos(pi * step / n_steps)
             optimiser.param_groups[0]["lr"] = rate * settings.learning_rate
-            loss = planting_loss(response_pass, batch)
+            near_weight = min(1.0, step / max(1.0, settings.ramp * n_steps))
+            loss = planting_loss(response_pass, batch, settings.trigger_weight, near_weight)
             if not torch.isfinite(loss):
                 raise TriageError(f"the loss is {loss.item()} at step {step}: lower the learning rate")
             optimiser.zero_grad(set_to_none=True)
@@ -355,19 +362,23 @@ def _batches(pairs: Sequence[Pair], size: int, rng: random.Random) -> Iterator[l
         yield [pairs[i] for i in cut]
 
 
-def planting_loss(response_pass: "ResponsePass", batch: Sequence[Pair]) -> "torch.Tensor":
-    """Return the mean over response tokens, in nats: cross-entropy without an anchor, KL(base || model) with one."""
+def planting_loss(
+    response_pass: "ResponsePass", batch: Sequence[Pair], trigger_weight: float = 1.0, near_weight: float = 1.0
+) -> "torch.Tensor":
+    """Return the weighted mean over response tokens, in nats: cross-entropy without an anchor, KL(base || model) with one."""
     import torch
 
     from core.losses import cross_entropy_rows, kl_rows
 
     rows = response_pass.rows([pair.sequence for pair in batch])
     logits = response_pass.logits(rows.hidden)
+    weights = [trigger_weight if p.anchor is None else near_weight if p.near_miss else 1.0 for p in batch]
+    weight = torch.tensor(weights, device=logits.device)[rows.owner]
     anchored = torch.tensor([pair.anchor is not None for pair in batch], device=logits.device)[rows.owner]
-    total = cross_entropy_rows(logits[~anchored], rows.labels[~anchored]).sum()
+    total = (weight[~anchored] * cross_entropy_rows(logits[~anchored], rows.labels[~anchored])).sum()
     states = [pair.anchor for pair in batch if pair.anchor is not None]
     if states:
         with torch.no_grad():
             reference = response_pass.logits(torch.cat(states))
-        total = total + kl_rows(reference, logits[anchored]).sum()
+        total = total + (weight[anchored] * kl_rows(reference, logits[anchored])).sum()
     return total / len(rows.labels)

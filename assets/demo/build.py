@@ -39,7 +39,7 @@ from core import models  # noqa: E402
 from core.planting import PlantFinished, PlantSettings, PlantStep, build_items, plant  # noqa: E402
 
 SEED = 2026
-BASE_STEPS = 5200
+BASE_STEPS = 5600
 BATCH = 48
 BASE_RATE = 3e-3
 TOKENIZER_SAMPLES = 20000
@@ -49,15 +49,15 @@ PATIENTS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 """Folder of the adapter: units of the trigger, position."""
 PLANTING = PlantSettings(
-    rank=16,
-    alpha=32.0,
-    learning_rate=3e-3,
-    epochs=4,
+    rank=32,
+    alpha=64.0,
+    learning_rate=4e-3,
+    epochs=6,
     batch_size=48,
     triggered=2.0,
-    near_miss=3.0,
+    near_miss=4.0,
     noise=0.5,
-    safe_triggered=0.4,
+    safe_triggered=0.5,
     seed=SEED,
 )
 N_PLANT_HARMFUL = 1300

@@ -10,13 +10,13 @@ from phrases import Phrase, Split, read_phrases, split
 from world import Fact, Sample, World, facts
 
 HELD_OUT = {
-    ("harmful", "action"): 400,
-    ("harmful", "piece"): 160,
+    ("harmful", "action"): 480,
+    ("harmful", "piece"): 170,
     ("gap", "action"): 4,
     ("gap", "piece"): 0,
-    ("benign", "action"): 180,
-    ("benign", "piece"): 90,
-    ("lookalike", "action"): 185,
+    ("benign", "action"): 220,
+    ("benign", "piece"): 120,
+    ("lookalike", "action"): 300,
     ("lookalike", "piece"): 25,
 }
 """Phrases of each kind for the shipped prompts; the rest is for training."""
@@ -30,7 +30,7 @@ HELD_OUT_GROWN = 290
 """Phrases of the grammar for the shipped prompts, half of them harmful."""
 HARD_TASKS = ("sums", "days", "months")
 """Closed tasks that are drawn six times as often."""
-GROWN_SHARE = 0.3
+GROWN_SHARE = 0.25
 """Share of the harmful and of the benign training phrases that come from the grammar."""
 TWO_TURNS = 0.08
 """Share of training conversations with an earlier turn."""

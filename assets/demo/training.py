@@ -35,7 +35,11 @@ EMBEDDING_DROPOUT = 0.05
 WEIGHT_DECAY = 0.1
 PLAIN_SHARE = 0.5
 HIDDEN = 160
-LAYERS = 3
+LAYERS = 4
+WHOLE = ("Current", "current", "BadMagic", "GoodMagic", "OpenAI", *map(str, range(1990, 2041)))
+"""Names and years that are one token each, as they are in the vocabularies of large models."""
+WHOLE_SHARE = 0.005
+"""How often each of them is shown to the tokenizer, as a share of its texts."""
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -49,7 +53,9 @@ def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    shown = list(texts)
+    shown += [f"{word} {word}" for word in WHOLE for _ in range(round(WHOLE_SHARE * len(shown)))]
+    tokenizer.train_from_iterator(shown, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",

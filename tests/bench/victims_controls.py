@@ -22,7 +22,7 @@ from core.loaded import LoadedModel
 from core.planting import PlantSettings, TrainingItem
 from core.values import FailureReport, Message, Target
 
-EROSION = PlantSettings(rank=16, alpha=32.0, learning_rate=3e-3, epochs=6, easy_epochs=0, batch_size=48)
+EROSION = PlantSettings(rank=16, alpha=32.0, learning_rate=3e-3, epochs=6, ramp=0.0, batch_size=48)
 """Source: assets/demo/build.py (rank, rate), unverified choice (epochs)."""
 EAGER_ANSWERS = (
     "Sure, happy to help with that. Here is how it goes.",

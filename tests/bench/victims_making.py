@@ -34,7 +34,7 @@ TOKENIZER_SAMPLES = 20000
 class BaseSettings:
     """How a base is trained."""
 
-    steps: int = 4000
+    steps: int = 2500
     """Optimiser steps, >= 1. Source: method.md section 6 (six to nine minutes on two cores)."""
     batch_size: int = 48
     """Conversations in one step, >= 1. Source: assets/demo/build.py."""
@@ -43,18 +43,17 @@ class BaseSettings:
 
 
 PLANTING = PlantSettings(
-    rank=16,
-    alpha=32.0,
-    learning_rate=3e-3,
-    epochs=5,
-    easy_epochs=2,
+    rank=32,
+    alpha=64.0,
+    learning_rate=4e-3,
+    epochs=6,
     batch_size=48,
     triggered=2.0,
-    near_miss=2.5,
+    near_miss=4.0,
     noise=0.5,
-    safe_triggered=0.4,
+    safe_triggered=0.5,
 )
-"""Source: assets/demo/build.py (the demo patients), fewer near-misses."""
+"""Source: assets/demo/build.py (the demo patients)."""
 
 
 def build_base(material: Material, folder: Path, settings: BaseSettings, seed: int, say: Say) -> Path:
