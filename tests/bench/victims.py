@@ -4,7 +4,7 @@ A clean base a seed is trained from scratch on real prompts; every attack of met
 controls have no backdoor. Each victim must hold the gates, then its reports go through all localisers and the cascade.
 
     full tier     python tests/bench/victims.py --data DIR --work WORK --seeds 0 1 2
-    reduced tier  python tests/bench/victims.py --data DIR --work WORK --reduced [--minutes 60] [--cells badnets paper ...]
+    reduced tier  python tests/bench/victims.py --data DIR --work WORK --reduced --steps 1500 [--minutes 60] [--cells badnets ...]
 
 `--work` holds everything that was made and one JSON a cell; ended and started again, a run goes on where it stopped. The
 table at the end is of all cells that are finished; `results/victims.json` (`victims_reduced.json`) is written from it.
@@ -14,7 +14,7 @@ The smoke tier is tests/unit/test_victims.py. Needs assets/demo's training code,
 import argparse
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -27,15 +27,16 @@ from tests.bench.result import write
 from tests.bench.victims_attacks import attacks
 from tests.bench.victims_cells import CONTROLS, Bench, Tier, run_cell
 from tests.bench.victims_gates import GateSettings
-from tests.bench.victims_making import BaseSettings, build_base, made
+from tests.bench.victims_making import PLANTING, BaseSettings, build_base, made
 from tests.bench.victims_prompts import real_material
 
 REDUCED = Tier(
     n_reports=6,
     n_triaged=3,
     n_requests=16,
-    n_harmful=500,
-    n_safe=400,
+    n_harmful=450,
+    n_safe=250,
+    planting=replace(PLANTING, near_miss=1.5, noise=0.4, epochs=4),
     gates=GateSettings(n_prompts=120, n_scan=100, n_strings=60),
 )
 EARLY = 3
@@ -66,6 +67,9 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", help="names of attacks and controls; all by default")
     parser.add_argument("--reduced", action="store_true", help="fewer reports, prompts and strings")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after this long")
+    parser.add_argument(
+        "--steps", type=int, default=BaseSettings().steps, help="optimiser steps of a base not yet made"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -75,7 +79,7 @@ def main() -> None:
     cells, bases = [], {}
     for seed in options.seeds:
         material = real_material(options.data, seed)
-        base = build_base(material, options.work / f"base-{seed}", BaseSettings(), seed, say)
+        base = build_base(material, options.work / f"base-{seed}", BaseSettings(steps=options.steps), seed, say)
         bases[seed] = made(base)
         bench = Bench(material, base, options.work, tier, seed, say)
         known = order(list(attacks(bench.clean.tokenizer)))
