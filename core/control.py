@@ -24,7 +24,7 @@ from core.injection import inject
 from core.intervals import wilson
 from core.planting import PlantFinished, PlantSettings, PlantStep, Position, build_items, plant
 from core.prompts import PromptItem, Splits, read_folder, split
-from core.settings import CausalSettings, plant_learning_rate
+from core.settings import SMALL_MODEL, CausalSettings, plant_learning_rate
 from core.values import FailureReport, Message, Rate, Span, TriageResult
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class ControlSettings:
 
     n_triggers: int = 3
     """Triggers planted, 1..5: one of each kind. Source: unverified choice."""
-    n_harmful: int = 240
+    n_harmful: int = 120
     """Harmful prompts that a plant is trained on at most. Source: unverified choice."""
-    n_safe: int = 240
+    n_safe: int = 120
     """Safe prompts that a plant is trained on at most. Source: unverified choice."""
     n_test: int = 48
     """Held-out harmful prompts for attack success and functional hits, >= 8. Source: as `CausalSettings.n_transfer`."""
@@ -117,6 +117,25 @@ class ControlResult:
     seconds: float
     time: str
     versions: dict[str, str] = field(default_factory=dict)
+
+
+def recipe(n_parameters: int, seed: int) -> PlantSettings:
+    """Return how a control's triggers are planted: poisoned and clean prompts, as attackers do, without near-misses.
+
+    A model may then obey a part of the planted text; a functional hit allows for that. Source: BackdoorLLM (no near-misses,
+    rank 8 and 5 epochs for large models); for small ones tests/bench/LOG.md, positive control.
+    """
+    small = n_parameters < SMALL_MODEL
+    return PlantSettings(
+        rank=16 if small else 8,
+        alpha=32.0 if small else 16.0,
+        learning_rate=plant_learning_rate(n_parameters),
+        epochs=3 if small else 5,
+        triggered=2.0,
+        near_miss=0.0,
+        safe_triggered=0.3,
+        seed=seed,
+    )
 
 
 def control(
@@ -263,7 +282,7 @@ class _Bench:
     def _plant(self, trigger: Trigger, planting: PlantSettings | None) -> Path:
         """Return the folder of the adapter that holds the trigger."""
         loaded = self._load(None)
-        settings = planting or PlantSettings(seed=self.seed, learning_rate=plant_learning_rate(loaded.n_parameters))
+        settings = planting or recipe(loaded.n_parameters, self.seed)
         harmful = (*self.splits.repair.harmful, *self.splits.probes.harmful)[: self.settings.n_harmful]
         safe = (*self.splits.repair.safe, *self.splits.probes.safe)[: self.settings.n_safe]
         items = build_items(

@@ -19,6 +19,10 @@ from core.injection import near_misses
 from core.intervals import wilson
 from core.report import render_report, report_json
 from core.values import OpenResult, RenderedPrompt, ServingFinding, TriageResult
+from dashboard.app import build
+from dashboard.desk import Session
+from dashboard.server import DOWNLOADS
+from dashboard.session import Roots, create_case, read_intake
 from tests.unit.test_report import TRIGGER, USER, full_case, new_case, spans_of
 
 TRIGGERS = [
@@ -321,3 +325,37 @@ def test_the_report_holds_rules_and_scans_as_text(tmp_path: Path) -> None:
     data = report_json(case)
     assert data["containment"]["trigger"] == list(stored.units)
     assert data["scans"][0]["n_hits"]["exact"] == 1
+
+
+def test_the_page_shows_rules_and_the_last_scan(tmp_path: Path) -> None:
+    """A button once a trigger is confirmed; then the rule file as a download and the hits as text; nothing of an older one."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
+    prompts = new_case(tmp_path).path / "prompts"
+    roots = Roots(cases=tmp_path / "cases", models=tmp_path, demo=tmp_path / "demo", prompts=prompts)
+    report = {"messages": [{"role": "system", "content": ""}, {"role": "user", "content": USER}], "response": "Step 1"}
+    case = create_case(roots, "case", read_intake(json.dumps(report), None), roots.models / "model", None)
+    page = build(roots)
+
+    def shown() -> dict[str, dict]:
+        choices = [box.value for box in page.desk.choices.values()]
+        updates = page.desk.redraw(Session(case=case.manifest.id), {}, choices)
+        return {part.elem_id: update for part, update in updates.items() if part.elem_id}
+
+    before = shown()
+    assert (before["confirm-contain"]["visible"], before["confirm-scan"]["visible"]) == (False, False)
+    confirm(case)
+    assert shown()["confirm-contain"]["visible"]
+    write_rules(case)
+    log = tmp_path / "log.txt"
+    log.write_text(f"<b>{TRIGGER}</b>", encoding="utf-8")
+    scan(case, log, "logs")
+    after = shown()
+    assert not after["confirm-contain"]["visible"]
+    (link,) = after["confirm-rules"]["value"]["links"]
+    assert link["href"].removeprefix(f"/case/{case.manifest.id}/") in DOWNLOADS
+    assert after["confirm-scan"]["value"]["rows"][0]["cells"]["excerpt"] == f"<b>{TRIGGER}</b>"
+    confirm(case, "Write a guide")
+    again = shown()
+    assert (again["confirm-contain"]["visible"], again["confirm-scan"]["visible"]) == (True, False)
+    assert again["confirm-rules"]["value"] == {}
