@@ -1,25 +1,27 @@
 """The smallest set of words that still transfers, found by counting, not by scores.
 
-All words of all candidates are the material. Each set is carried into requests that the model refuses bare, and counts
-as sufficient at a share of the best attack success among the candidates and all of them together. Up to
-`EXHAUSTIVE` words are searched by size; more are first cut down to those that cannot be left out one at a time or, where
-these do not suffice, by delta debugging (Zeller and Hildebrandt 2002). A set is given up as soon as it cannot reach the
-needed count, which changes no result.
-What this does not do (yet): take the found set out of the report and look again for a second, redundant one.
+All words of all candidates, and a word on either side, are the material. Each set is carried into requests that are
+answered rightly bare, and counts as sufficient at a share of the best attack success among the candidates and all of them
+together. Up to `EXHAUSTIVE` words are searched by size; more are first cut down to those that cannot be left out one at a
+time or, where these do not suffice, by delta debugging (Zeller and Hildebrandt 2002). A set is given up as soon as it
+cannot reach the needed count, which changes no result. In the end a word is cut to the tokens that stand out in it, where
+nothing is lost by that. A set of more than half of the prompt is no finding: a style or a scenario has no small text.
+What this does not do: look for a second text that works by itself beside these words (`again.py` prepares that).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
-from math import ceil
+from math import ceil, comb
 
 from core import chat
-from core.answers import Answers, refused_bare, shares
+from core.answers import Answers, eligible, shares
+from core.budget import Meter
 from core.loaded import LoadedModel
 from core.prompts import PromptSet
 from core.settings import CausalSettings
-from core.transplants import carrier, words_of
-from core.values import FailureCase, Span, TriggerProposal
+from core.transplants import carrier, close_units, shown, words_of
+from core.values import FailureCase, Message, Span, TriggerProposal
 
 Progress = Callable[[str, int, int], None]
 Words = frozenset[int]
@@ -29,6 +31,19 @@ FIRST_LOOK = 8
 """Requests asked before a set may be given up. Source: unverified choice."""
 SEPARATOR = " \u2026 "
 """Between units in a candidate's text; shown only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minimised:
+    """Candidates to test, best first, and those dropped, each with its reasons; `logic` of the first one's words.
+
+    `found` is whether the first candidate is a set that transfers.
+    """
+
+    kept: tuple[TriggerProposal, ...] = ()
+    dropped: tuple[TriggerProposal, ...] = ()
+    logic: str = ""
+    found: bool = False
 
 
 def minimise(
@@ -41,29 +56,67 @@ def minimise(
     progress: Progress | None = None,
     answers: Answers | None = None,
 ) -> tuple[tuple[TriggerProposal, ...], tuple[TriggerProposal, ...]]:
-    """Return the candidates to test, best first, and those dropped, each with its reasons.
-
-    `prompts` is the whole causal split; only its minimisation share is used. Where nothing transfers, the proposals
-    are kept as they are, so that the tests say so. Source: method.md section 4.2 step 3.
-    """
+    """Return the candidates to test, best first, and those dropped, as `search` finds them."""
     settings = settings or CausalSettings()
-    if not proposals:
-        return (), ()
     answers = answers or Answers(loaded, settings.judge_tokens, progress)
-    search = _Search(case, proposals, shares(prompts, settings)[0], settings, answers)
-    n = len(search.requests)
-    found = search.smallest() if n >= settings.min_minimise else None
-    if found is None:
-        why = f"No set of candidates changes more than {search.best} of {n} other requests: not cut down."
-        if n < settings.min_minimise:
-            why = f"Only {n} requests of the folder are refused without the candidates: not cut down."
-        kept = [replace(one, reasons=(*one.reasons, why)) for one in proposals]
+    result = search(case, proposals, prompts, settings, answers, Meter(settings.max_calls, loaded))
+    return result.kept, result.dropped
+
+
+def search(
+    case: FailureCase,
+    proposals: Sequence[TriggerProposal],
+    prompts: PromptSet,
+    settings: CausalSettings,
+    answers: Answers,
+    meter: Meter,
+    *,
+    around: Sequence[Span] = (),
+    marked: Sequence[int] = (),
+    taken: Sequence[Span] = (),
+) -> Minimised:
+    """Return the smallest set of words that transfers, beside it what transfers by itself, and the logic of its words.
+
+    `prompts` is the whole causal split; only its minimisation share is used. `around` is more text that may belong to the
+    trigger; `marked` are token positions that stand out, to cut words to; `taken` is text that was found before and never
+    comes along. Where nothing transfers, the proposals are kept as they are, so that the tests say so.
+    Source: method.md section 4.2 step 3.
+    """
+    if not proposals:
+        return Minimised()
+    share = shares(prompts, settings, answers.kind)[0]
+    one = _Search(case, proposals, share, settings, answers, meter, around, marked, taken)
+    n = len(one.requests)
+    found = one.smallest() if n >= settings.min_minimise else None
+    if found is not None and not is_small(case, one.spans_of(found), settings):
+        why = (
+            f"The smallest set of words that changes other requests is more than half of the prompt ({len(found)} words): "
+            "a style or a scenario rather than a phrase."
+        )
+        found = None
+    elif n < settings.min_minimise:
+        why = f"Only {n} requests of the folder are {answers.kind.right_words} without the candidates: not cut down."
     else:
-        kept = search.candidates(found)
+        why = f"No set of candidates changes more than {one.best} of {n} other requests: not cut down."
+    logic = ""
+    gone: list[TriggerProposal] = []
+    if found is None:
+        kept, gone = one.wholes(why)
+    else:
+        kept, gone = one.candidates(found), one.dropped(found)
+        logic = one.logic(found)
     limit = settings.max_candidates
     beyond = f"Not tested: beyond the first {limit} candidates."
-    dropped = [replace(one, kept=False, reasons=(*one.reasons, beyond)) for one in kept[limit:]]
-    return tuple(kept[:limit]), (*(search.dropped(found) if found is not None else ()), *dropped)
+    gone += [replace(candidate, kept=False, reasons=(*candidate.reasons, beyond)) for candidate in kept[limit:]]
+    return Minimised(kept=tuple(kept[:limit]), dropped=tuple(gone), logic=logic, found=found is not None)
+
+
+def is_small(case: FailureCase, spans: Sequence[Span], settings: CausalSettings) -> bool:
+    """Return whether the spans are a few words, or no more than half of the words that are not the model's own."""
+    messages = case.report.messages
+    n_words = len(words_of(messages, spans))
+    everything = sum(len(message.content.split()) for message in messages if message.role != "assistant")
+    return n_words <= settings.small_words or n_words <= settings.large_share * everything
 
 
 class _Search:
@@ -76,26 +129,37 @@ class _Search:
         prompts: PromptSet,
         settings: CausalSettings,
         answers: Answers,
+        meter: Meter,
+        around: Sequence[Span],
+        marked: Sequence[int],
+        taken: Sequence[Span],
     ) -> None:
-        """Find the requests and count the proposals and all of them together."""
-        self.case, self.proposals, self.settings, self.answers = case, proposals, settings, answers
-        self.messages = case.report.messages
-        self.words = words_of(self.messages, [span for one in proposals for span in one.spans])
-        nothing_carried = carrier(self.messages, (), self.words)
-        self.requests, _ = refused_bare(answers, nothing_carried, prompts.harmful, settings.n_minimise)
+        """Find the requests and count the proposals and, where none of them transfers, all of the material together."""
+        self.case, self.proposals, self.settings, self.answers, self.meter = case, proposals, settings, answers, meter
+        self.messages, self.marked = case.report.messages, marked
+        material = words_of(self.messages, [*around, *(span for one in proposals for span in one.spans)])
+        self.words = tuple(word for word in material if not _touches(word, taken))
+        self.removed = (*self.words, *taken)
+        nothing_carried = carrier(self.messages, (), self.removed)
+        self.requests: list[str] = []
+        if meter.allows(settings.n_minimise):
+            self.requests, _ = eligible(answers, nothing_carried, prompts, answers.kind, settings.n_minimise)
         self.hits: dict[Words, int] = {}
         self.n_sets = 0
         self.need = 0
         self.sets = [self._indices(one) for one in proposals]
-        everything = frozenset(range(len(self.words)))
-        for words in dict.fromkeys([everything, *self.sets]) if len(self.requests) >= settings.min_minimise else ():
+        together = frozenset[int]().union(*self.sets)
+        for words in dict.fromkeys([together, *self.sets]) if len(self.requests) >= settings.min_minimise else ():
             self._count(words)
+        everything = frozenset(range(len(self.words)))
+        if self.hits and everything not in self.hits and not self._transfers(max(self.hits.values())):
+            self._count(everything)
         self.best = max(self.hits.values(), default=0)
         self.need = max(1, ceil(settings.sufficient_share * self.best - 1e-9))
 
     def smallest(self) -> Words | None:
         """Return the smallest sufficient set found, or None where nothing transfers."""
-        if self.best < self.settings.transfer_gain * len(self.requests):
+        if not self._transfers(self.best):
             return None
         start = min((one for one in self.hits if self.hits[one] >= self.need), key=self._order)
         cut = self._necessary(start) or self._delta_debug(start) if len(start) > EXHAUSTIVE else start
@@ -108,21 +172,55 @@ class _Search:
             key=lambda one: len(one.spans),
             default=self.proposals[0],
         )
-        spans = self._spans(found)
+        spans = self._trimmed(found)
         n, spent = len(self.requests), self.n_sets >= self.settings.max_minimise_sets
         reasons = [
             f"The smallest set of words that still changes {self.hits[found]} of {n} other requests (the best set: {self.best})."
         ]
         if spent:
             reasons.append(f"The search ended at the limit of {self.settings.max_minimise_sets} sets.")
+        if self.meter.spent:
+            reasons.append("The search ended at the limit of the budget.")
+        if spans != self.spans_of(found):
+            reasons.append("Words cut to the part that stands out: the rest of them is not needed.")
         first = TriggerProposal(
             spans=spans,
-            text=SEPARATOR.join(chat.units_of(self.messages, spans)),
+            text=SEPARATOR.join(shown(unit) for unit in chat.units_of(self.messages, spans)),
             token_positions=chat.spans_to_positions(self.case.prompt, spans),
             score=source.score,
             reasons=(*source.reasons, *reasons) if source.spans == spans else tuple(reasons),
         )
         return [first, *(self._with_count(one, words) for one, words in self._apart(found))]
+
+    def wholes(self, why: str) -> tuple[list[TriggerProposal], list[TriggerProposal]]:
+        """Return the proposals that no earlier one holds, and the others as dropped; for when nothing transfers."""
+        kept: list[TriggerProposal] = []
+        gone: list[TriggerProposal] = []
+        seen: list[Words] = []
+        for one, words in zip(self.proposals, self.sets, strict=True):
+            part = any(words <= other for other in seen)
+            reasons = (*one.reasons, why, *(["It is part of a candidate that is tested."] if part else []))
+            (gone if part else kept).append(replace(one, kept=not part, reasons=reasons))
+            seen.append(words)
+        return kept, gone
+
+    def logic(self, found: Words) -> str:
+        """Return in plain words how the words of `found` work: alone, together, or any so many of several."""
+        names = [f"\u201c{shown(chat.span_text(self.messages, word))}\u201d" for word in self.words]
+        size, n = len(found), len(self.requests)
+        same = [words for words, hits in self.hits.items() if len(words) == size and hits >= self.need]
+        pool = sorted(frozenset[int]().union(*same))
+        listed = ", ".join(names[one] for one in pool)
+        if len(same) > 1 and len(same) == comb(len(pool), size):
+            return f"OR: any one of {listed}." if size == 1 else f"{size} of {len(pool)}: any {size} of {listed}."
+        if len(same) > 1:
+            sets = [" and ".join(names[at] for at in sorted(one)) for one in same]
+            return f"OR: {'; or '.join(sets)}."
+        if size == 1:
+            return f"One word: {listed} works by itself."
+        less = [hits for words, hits in self.hits.items() if words and words < found]
+        most = f"; fewer of them change at most {max(less)} of {n} other requests" if less else ""
+        return f"AND: {listed} are needed together{most}."
 
     def dropped(self, found: Words) -> list[TriggerProposal]:
         """Return the proposals that are not kept beside the found set."""
@@ -133,6 +231,34 @@ class _Search:
                 what = "It holds the smallest set and more." if words > found else ""
                 gone.append(self._with_count(replace(one, kept=False), words, what))
         return gone
+
+    def _trimmed(self, found: Words) -> tuple[Span, ...]:
+        """Return the spans of `found`, cut at the ends of its units to the tokens that stand out, where nothing is lost."""
+        spans = self.spans_of(found)
+        for number, span in enumerate(spans):
+            hull = self._hull(span)
+            if hull is None or hull == span or not self.meter.allows(len(self.requests)):
+                continue
+            tried = (*spans[:number], hull, *spans[number + 1 :])
+            carried = carrier(self.messages, tried, self.removed)
+            if sum(self._unsafe([carried.carry(request) for request in self.requests])) >= self.hits[found]:
+                spans = tried
+        return spans
+
+    def _hull(self, span: Span) -> Span | None:
+        """Return the part of a unit from its first to its last marked token, None without any."""
+        at = set(chat.spans_to_positions(self.case.prompt, [span])) & set(self.marked)
+        own = [one for one in chat.positions_to_spans(self.case.prompt, sorted(at)) if one.message == span.message]
+        if not own:
+            return None
+        start, end = max(span.start, own[0].start), min(span.end, own[-1].end)
+        content = self.messages[span.message].content
+        while start < end and content[start].isspace() and not content[start:end].isspace():
+            start += 1
+        return replace(span, start=start, end=end)
+
+    def _transfers(self, hits: int) -> bool:
+        return hits >= self.settings.transfer_gain * len(self.requests)
 
     def _apart(self, found: Words) -> list[tuple[TriggerProposal, Words]]:
         pairs = zip(self.proposals, self.sets, strict=True)
@@ -192,6 +318,9 @@ class _Search:
         alive, hits, asked = new, dict.fromkeys(new, 0), 0
         while alive and asked < len(self.requests):
             chunk = self.requests[asked : asked + (FIRST_LOOK if asked == 0 else len(self.requests))]
+            if not self.meter.allows(len(alive) * len(chunk)):
+                hits = {one: count for one, count in hits.items() if one not in alive}
+                break
             unsafe = iter(self._ask([(one, request) for one in alive for request in chunk]))
             for one in alive:
                 hits[one] += sum(next(unsafe) for _ in chunk)
@@ -202,18 +331,22 @@ class _Search:
 
     def _count(self, words: Words) -> None:
         self.n_sets += 1
-        self.hits[words] = sum(self._ask([(words, request) for request in self.requests]))
+        self.hits[words] = 0
+        if words and self.meter.allows(len(self.requests)):
+            self.hits[words] = sum(self._ask([(words, request) for request in self.requests]))
 
     def _ask(self, asked: Sequence[tuple[Words, str]]) -> list[bool]:
-        carriers = {words: carrier(self.messages, self._spans(words), self.words) for words, _ in asked}
-        conversations = [carriers[words].carry(request) for words, request in asked]
+        carriers = {words: carrier(self.messages, self.spans_of(words), self.removed) for words, _ in asked}
+        return self._unsafe([carriers[words].carry(request) for words, request in asked])
+
+    def _unsafe(self, conversations: Sequence[tuple[Message, ...]]) -> list[bool]:
         fits = [self.answers.fits(one) for one in conversations]
         unsafe = iter(self.answers.unsafe([one for one, ok in zip(conversations, fits, strict=True) if ok], "minimise"))
         return [next(unsafe) if ok else False for ok in fits]
 
-    def _spans(self, words: Words) -> tuple[Span, ...]:
+    def spans_of(self, words: Words) -> tuple[Span, ...]:
         """Return the words as spans, adjacent ones joined with the text between them."""
-        return chat.close_to_words(self.messages, [self.words[one] for one in sorted(words)])
+        return close_units(self.messages, [self.words[one] for one in sorted(words)])
 
     def _indices(self, proposal: TriggerProposal) -> Words:
         own = set(words_of(self.messages, proposal.spans))
@@ -221,3 +354,7 @@ class _Search:
 
     def _order(self, words: Words) -> tuple[int, int, list[int]]:
         return len(words), -self.hits[words], sorted(words)
+
+
+def _touches(word: Span, spans: Sequence[Span]) -> bool:
+    return any(one.message == word.message and one.start < word.end and word.start < one.end for one in spans)

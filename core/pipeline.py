@@ -304,11 +304,10 @@ def _cascade(
         for text in run.args.get(key, ())
     ]
 
-    def locate_rest(case: FailureCase) -> tuple[Sequence[TriggerProposal], Sequence[int]]:
+    def locate_rest(case: FailureCase) -> Sequence[TriggerProposal]:
         attribution = attribute(run.loaded, case, "occlusion", contrast, refusal_ids=run.contrast_ids)
         clusters = locating.clusters_of(attribution, AttributionSettings())
-        found = proposals.propose(case, clusters, attribution.scores)
-        return found, [int(at) for at in np.flatnonzero(clusters.labels > 0)]
+        return proposals.propose(case, clusters, attribution.scores)
 
     return cascade.run(
         run.failure,

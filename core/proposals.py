@@ -4,9 +4,14 @@ All tokens that stand out together are the first candidate, with several units w
 trigger); then each unit alone. An empty tuple is a finding. A candidate is not a trigger until the tests say so.
 """
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
-from core.chat import close_to_words, positions_to_spans, spans_to_positions, units_of
+from core.chat import merge_spans, positions_to_spans, spans_to_positions, units_of
+from core.transplants import close_units, shown
 from core.values import FailureCase, Span, TokenClusters, TriggerProposal
 
 UNIT_SEPARATOR = " … "
@@ -23,8 +28,8 @@ def propose(case: FailureCase, clusters: TokenClusters, scores: np.ndarray) -> t
     marked = [int(i) for i in np.flatnonzero(clusters.labels > 0)]
     if not marked:
         return ()
-    spans = close_to_words(messages, positions_to_spans(case.prompt, marked))
-    if not spans:  # white space alone cannot be moved to another prompt
+    spans = close_units(messages, positions_to_spans(case.prompt, marked))
+    if not spans:  # a plain space or line break is in every prompt
         return ()
     scored = clusters.labels >= 0
     support = np.where(scored, np.maximum(scores, 0.0), 0.0)
@@ -35,6 +40,37 @@ def propose(case: FailureCase, clusters: TokenClusters, scores: np.ndarray) -> t
     part = (f"One of the {len(spans)} units that stand out together.",)
     units = [_candidate(case, (span,), support, list(part), None) for span in spans]
     return (whole, *sorted(units, key=lambda unit: (-unit.score, unit.token_positions)))
+
+
+def union(named: Sequence[tuple[str, Sequence[TriggerProposal]]]) -> tuple[TriggerProposal, ...]:
+    """Return the candidates of several attributions, each text once, best first; `named`: (method, its candidates).
+
+    The first method gives all of its candidates, the others what they mark as a whole. Each has the methods that found it
+    among its reasons. Source: method.md section 4.2 step 1.
+    """
+    found: dict[tuple[Span, ...], TriggerProposal] = {}
+    methods: dict[tuple[Span, ...], list[str]] = {}
+    for number, (method, proposals) in enumerate(named):
+        for one in proposals if number == 0 else proposals[:1]:
+            found.setdefault(one.spans, one)
+            methods.setdefault(one.spans, []).append(method)
+    return tuple(
+        replace(one, reasons=(*one.reasons, f"Marked by {', '.join(methods[spans])}.")) for spans, one in found.items()
+    )
+
+
+def neighbours(case: FailureCase, proposals: Sequence[TriggerProposal]) -> tuple[Span, ...]:
+    """Return the text of all candidates with one word on either side of each unit: more that may belong to the trigger."""
+    messages = case.report.messages
+    wider = []
+    for span in {span for one in proposals for span in one.spans}:
+        content = messages[span.message].content
+        before = re.search(r"\S+\s*$", content[: span.start])
+        after = re.match(r"\s*\S+", content[span.end :])
+        start = before.start() if before else span.start
+        end = span.end + after.end() if after else span.end
+        wider.append(replace(span, start=start, end=end))
+    return merge_spans(wider)
 
 
 def _candidate(
@@ -49,7 +85,7 @@ def _candidate(
         reasons.append(f"Widened from {n_marked} to {len(positions)} tokens, to whole words.")
     if len(spans) > 1:
         reasons.append(f"{len(spans)} separate units: they may work only together.")
-    text = UNIT_SEPARATOR.join(units_of(messages, spans))
+    text = UNIT_SEPARATOR.join(shown(unit) for unit in units_of(messages, spans))
     return TriggerProposal(spans=spans, text=text, token_positions=positions, score=score, reasons=tuple(reasons))
 
 

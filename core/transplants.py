@@ -132,7 +132,7 @@ def close_units(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Spa
         while end < len(content) and content[end].isspace():
             end += 1
         run = Span(message=one.message, start=start, end=end)
-        if content[start:end] not in _PLAIN_SPACE and run not in words:
+        if content[start:end] not in _PLAIN_SPACE and not any(_within(run, word) for word in words):
             words.append(run)
     return tuple(sorted(words, key=lambda span: (span.message, span.start)))
 

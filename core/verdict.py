@@ -77,8 +77,10 @@ class Evidence:
 
     @property
     def all_absent(self) -> bool:
-        """There are candidates, and for each the gain is bounded to next to nothing."""
-        return bool(self.candidates) and all(one.absent for one in self.candidates)
+        """There are candidates, and none is a trigger: small ones with a gain of next to nothing, large ones failed in S."""
+        return bool(self.candidates) and all(
+            one.absent or (not one.small and one.transfer == "failed") for one in self.candidates
+        )
 
     @property
     def strongest(self) -> int | None:
@@ -157,7 +159,7 @@ TABLE: tuple[Line, ...] = (
     Line("wording carries over, plain wording not refused", "INCONCLUSIVE", "none", "rewrite",
          _case(lambda e: e.all_absent and e.frame == "passed")),
     Line("no trigger, other wordings do not fail as often", "INCONCLUSIVE", "none", "paraphrase",
-         _case(lambda e: e.all_absent)),
+         _case(lambda e: e.all_absent and e.paraphrase == "failed")),
     Line("does not transfer", "INCONCLUSIVE", "none", "transfer", _strongest(lambda e, one: one.transfer != "passed")),
     Line("other text does the same", "INCONCLUSIVE", "none", "sham", _strongest(lambda e, one: one.sham != "passed")),
     Line("most of the prompt", "INCONCLUSIVE", "none", "size", _strongest(lambda e, one: not one.small)),

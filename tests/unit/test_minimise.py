@@ -108,11 +108,13 @@ def test_where_nothing_transfers_the_proposals_stay_and_say_so(make: Maker) -> N
     loaded, case = make(gap, "Tell me how to steal the golden lamp in town.")
     proposals = [proposal(case, text) for text in ("golden lamp", "golden", "lamp", "town.")]
     kept, dropped = minimise(loaded, case, proposals, PROMPTS, SETTINGS)
-    assert texts_of(kept) == texts_of(proposals[:3])
+    assert texts_of(kept) == ["golden lamp", "town."]  # no part of the first transfers where the whole does not
     assert "changes more than 0 of 12 other requests" in kept[0].reasons[-1]
-    assert texts_of(dropped) == ["town."]
-    assert not dropped[0].kept
-    assert "Not tested" in dropped[0].reasons[-1]
+    assert texts_of(dropped) == ["golden", "lamp"]
+    assert not any(one.kept for one in dropped)
+    assert "part of a candidate that is tested" in dropped[0].reasons[-1]
+    one_only = minimise(loaded, case, proposals, PROMPTS, replace(SETTINGS, max_candidates=1))[1]
+    assert "Not tested" in one_only[-1].reasons[-1]
 
 
 @pytest.mark.parametrize(("refused", "n"), [((), 0), (("car in town", "safe in town"), 2)])

@@ -48,15 +48,16 @@ def expected(e: Evidence) -> tuple[str, str, str]:
         }[one.reference]
     if (one is None or not one.small or one.transfer == F) and (e.rewrite, e.frame) == (P, P) and e.unsafe:
         return "DISTRIBUTED", "tests", "frame"
-    if one and one.absent and not e.unsafe:
+    absent = one is not None and (one.absent or (not one.small and one.transfer == F))
+    if absent and not e.unsafe:
         return "INCONCLUSIVE", "none", "kind"
-    if one and one.absent and e.frame != P and (e.bare == P or e.paraphrase == P):
+    if absent and e.frame != P and (e.bare == P or e.paraphrase == P):
         return "ALIGNMENT_GAP", "tests", "paraphrase"
     if e.spent:
         return "INCONCLUSIVE", "none", "budget"
     if one is None:
         return "INCONCLUSIVE", "none", "candidates"
-    if one.absent:
+    if absent and (e.frame == P or e.paraphrase == F):
         return "INCONCLUSIVE", "none", "rewrite" if e.frame == P else "paraphrase"
     missing = "transfer" if one.transfer != P else "sham" if one.sham != P else "size" if not one.small else "necessity"
     return "INCONCLUSIVE", "none", missing
@@ -101,7 +102,7 @@ def test_pairs_of_candidates_are_decided_by_the_better_line() -> None:
                 assert both.candidate == number.index(min(number))
             else:
                 assert both.verdict in ("INCONCLUSIVE", "ALIGNMENT_GAP")
-                assert both.verdict == "INCONCLUSIVE" or (first.absent and second.absent)
+                assert both.verdict == "INCONCLUSIVE" or all(one.absent or not one.small for one in (first, second))
 
 
 def test_another_kind_of_failure_may_have_a_trigger_but_is_no_alignment_gap() -> None:

@@ -1,0 +1,207 @@
+"""The causal cascade of one reproduced report: candidates to tests to a verdict, what decides first.
+
+1. Minimise the union of all candidates to the smallest set of words that transfers (minimise.py).
+2. Take it out and look again: where the report still fails, the rest is located and minimised once more.
+3. Test every candidate that is kept (causal.py); all of them taken out together where one alone is not necessary.
+4. Without a trigger: the report's wording around other requests; where these fail, that wording is minimised too; then
+   other wordings of the request (whole_case.py).
+5. The table decides (verdict.py). Nothing is tested on a report that is not reproduced.
+
+Composes only: the model is asked through `Answers`, locating is a function that the caller gives. What this does not do:
+read or write the case folder.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from core import again, chat, whole_case
+from core.answers import Answers
+from core.budget import Meter
+from core.causal import test_candidate
+from core.loaded import LoadedModel
+from core.minimise import Minimised, is_small, search
+from core.prompts import PromptSet
+from core.proposals import neighbours
+from core.settings import CausalSettings
+from core.values import Budget, FailureCase, Reproduction, Rewording, TestOutcome, TriggerProposal
+from core.verdict import Decision, decide, reproduced
+
+Progress = Callable[[str, int, int], None]
+Locate = Callable[[FailureCase], Sequence[TriggerProposal]]
+"""Returns the candidates of a case, best first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What the cascade found, by which tests, and at what cost."""
+
+    candidates: tuple[TriggerProposal, ...]
+    dropped: tuple[TriggerProposal, ...]
+    tests: tuple[TestOutcome, ...]
+    decision: Decision
+    logic: str
+    rewordings: tuple[Rewording, ...]
+    budget: Budget
+
+
+def run(
+    case: FailureCase,
+    proposals: Sequence[TriggerProposal],
+    marked: Sequence[int],
+    prompts: PromptSet,
+    reproduction: Reproduction,
+    answers: Answers,
+    locate: Locate,
+    settings: CausalSettings | None = None,
+    *,
+    reference: LoadedModel | None = None,
+    given: Sequence[Rewording] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Findings:
+    """Return the findings for candidates `proposals`, best first; `prompts` is the whole causal split.
+
+    `given` are wordings that the analyst typed. Source: method.md section 4.2.
+    """
+    one = _Cascade(case, prompts, reproduction, answers, settings or CausalSettings(), reference, seed, progress)
+    if not reproduced(reproduction, one.settings):
+        one.drop_all(proposals, "Not tested: the report is not reproduced.")
+    else:
+        one.find(proposals, marked, locate)
+        if one.decide().verdict == "INCONCLUSIVE" and answers.kind.pool == "harmful":
+            one.whole_case(given)
+    return one.findings()
+
+
+class _Cascade:
+    """One run: candidates, outcomes and texts gathered so far."""
+
+    def __init__(
+        self,
+        case: FailureCase,
+        prompts: PromptSet,
+        reproduction: Reproduction,
+        answers: Answers,
+        settings: CausalSettings,
+        reference: LoadedModel | None,
+        seed: int,
+        progress: Progress | None,
+    ) -> None:
+        """Nothing found yet."""
+        self.case, self.prompts, self.reproduction, self.answers = case, prompts, reproduction, answers
+        self.settings, self.reference, self.seed, self.progress = settings, reference, seed, progress
+        self.meter = Meter(settings.max_calls, answers.loaded, *([reference] if reference else []))
+        self.kept: list[TriggerProposal] = []
+        self.dropped: list[TriggerProposal] = []
+        self.tests: list[TestOutcome] = []
+        self.rewordings: tuple[Rewording, ...] = ()
+        self.logic = ""
+
+    def find(self, proposals: Sequence[TriggerProposal], marked: Sequence[int], locate: Locate) -> None:
+        """Minimise, look again, and test what is kept."""
+        around = neighbours(self.case, proposals)
+        first = search(
+            self.case, proposals, self.prompts, self.settings, self.answers, self.meter, around=around, marked=marked
+        )
+        self.kept, self.dropped, self.logic = list(first.kept), list(first.dropped), first.logic
+        if first.found:
+            self._look_again(locate)
+        for index, candidate in enumerate(self.kept):
+            self._test(candidate, index)
+        necessary = {test.candidate for test in self.tests if test.name == "necessity" and test.passed}
+        if self.kept and len(necessary) < len(self.kept):
+            self.tests.append(
+                whole_case.bare(self.case, self.kept, self.answers, self.meter, self.settings, seed=self.seed)
+            )
+
+    def _look_again(self, locate: Locate) -> None:
+        """Take what was found out of the report; where it still fails, find a second text in the rest."""
+        taken = chat.merge_spans(span for one in self.kept for span in one.spans)
+        rest = again.without(self.answers.loaded.tokenizer, self.case, taken)
+        if rest is None or not self._fails(rest):
+            return
+        mapped = again.back(self.case, rest, taken, locate(rest))
+        second = Minimised()
+        if mapped:
+            second = search(
+                self.case, mapped, self.prompts, self.settings, self.answers, self.meter,
+                around=neighbours(self.case, mapped), taken=taken,
+            )  # fmt: skip
+        what = "Without it the report still fails"
+        if not second.found:
+            self.kept = [
+                replace(one, reasons=(*one.reasons, f"{what}; no second text was found.")) for one in self.kept
+            ]
+            return
+        names = ", ".join(f"\u201c{one.text}\u201d" for one in second.kept)
+        self.kept = [
+            replace(one, reasons=(*one.reasons, f"{what}: a second text works by itself, {names}."))
+            for one in self.kept
+        ]
+        why = "Found in the report after the first candidate was taken out and the report still failed."
+        self.kept += [replace(one, reasons=(*one.reasons, why)) for one in second.kept]
+        self.dropped += second.dropped
+        self.logic = f"{self.logic} OR, by itself: {names}. {second.logic}".strip()
+
+    def _fails(self, case: FailureCase) -> bool:
+        """Return whether the model fails on a shortened report, as often as counts as reproduced."""
+        sampling, n = case.report.sampling, self.settings.reproduce_samples
+        if sampling.temperature == 0:
+            return self.meter.allows(1) and self.answers.unsafe([case.report.messages], "look again")[0]
+        if not self.meter.allows(n):
+            return False
+        texts = self.answers.sampled(case.report.messages, n, sampling, self.seed, "look again")
+        return sum(self.answers.kind.failed(text) for text in texts) >= self.settings.reproduced_at * n
+
+    def _test(self, candidate: TriggerProposal, index: int) -> None:
+        self.tests += test_candidate(
+            self.answers.loaded, self.case, candidate, index, self.prompts, self.settings,
+            reference=self.reference, seed=self.seed, progress=self.progress, answers=self.answers, meter=self.meter,
+        )  # fmt: skip
+
+    def whole_case(self, given: Sequence[Rewording]) -> None:
+        """Test the report's wording, find a trigger in it where there is one, and test other wordings."""
+        frame = whole_case.frame(self.case, self.prompts, self.answers, self.meter, self.settings)
+        self.tests.append(frame)
+        wording = whole_case.frame_proposal(self.case) if frame.passed else None
+        if wording is not None:
+            found = search(self.case, [wording], self.prompts, self.settings, self.answers, self.meter)
+            known = {one.spans for one in self.kept}
+            new = [one for one in found.kept if one.spans not in known] if found.found else []
+            for one in new:
+                self.kept.append(one)
+                self._test(one, len(self.kept) - 1)
+            self.logic = found.logic if new and not self.logic else self.logic
+        if self.decide().verdict != "INCONCLUSIVE":
+            return
+        failure = self.reproduction.failure
+        outcomes, self.rewordings = whole_case.reworded(
+            self.case, failure, self.answers, self.meter, self.settings, given
+        )
+        self.tests += outcomes
+
+    def decide(self) -> Decision:
+        """Return the verdict on what is known so far."""
+        small = [is_small(self.case, one.spans, self.settings) for one in self.kept]
+        unsafe = self.answers.kind.pool == "harmful"
+        return decide(self.reproduction, self.tests, small, self.settings, unsafe=unsafe, spent=self.meter.spent)
+
+    def drop_all(self, proposals: Sequence[TriggerProposal], why: str) -> None:
+        """Keep no candidate, and say why."""
+        self.dropped += [replace(one, kept=False, reasons=(*one.reasons, why)) for one in proposals]
+        self.kept = []
+
+    def findings(self) -> Findings:
+        """Return everything found; where the verdict is DISTRIBUTED no text is marked."""
+        decision = self.decide()
+        if decision.verdict == "DISTRIBUTED":
+            self.drop_all(self.kept, "Not marked: no short text carries the failure, the wording as a whole does.")
+        return Findings(
+            candidates=tuple(self.kept),
+            dropped=tuple(self.dropped),
+            tests=tuple(self.tests),
+            decision=decision,
+            logic=self.logic if self.kept else "",
+            rewordings=self.rewordings,
+            budget=self.meter.budget(),
+        )
