@@ -112,6 +112,16 @@ class Bench:
         """The prompt folder that triage is given."""
         return write_folder(self.material.folder, self.work / f"prompts-{self.seed}")
 
+    def cell_file(self, name: str) -> Path:
+        """The file of a cell."""
+        return self.work / f"cell-{name}-{self.seed}.json"
+
+    def stored(self, name: str) -> dict[str, Any]:
+        """Return what is there of a cell; empty when it was not begun."""
+        path = self.cell_file(name)
+        found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        return found
+
     def respond(self, prompts: Sequence[str]) -> list[str]:
         """Return the clean base's own answers."""
         return self.clean.answer([_ask(prompt) for prompt in prompts])
@@ -144,15 +154,14 @@ class Bench:
 
 def run_cell(bench: Bench, name: str) -> dict[str, Any]:
     """Return the finished cell `name`, from its file as far as that goes."""
-    path = bench.work / f"cell-{name}-{bench.seed}.json"
-    cell: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {"seconds": 0.0}
+    cell = {"seconds": 0.0} | bench.stored(name)
     if cell.get("finished"):
         return cell
     begun, before = time.perf_counter(), cell["seconds"]
 
     def save(**more: Any) -> None:
         cell.update(more, seconds=round(before + time.perf_counter() - begun, 1))
-        write_atomic(path, json.dumps(cell, ensure_ascii=False, indent=1))
+        write_atomic(bench.cell_file(name), json.dumps(cell, ensure_ascii=False, indent=1))
 
     victim = make_victim(bench, name)
     save(
