@@ -68,7 +68,7 @@ def run(
         one.drop_all(proposals, "Not tested: the report is not reproduced.")
     else:
         one.find(proposals, marked, locate)
-        if one.decide().verdict == "INCONCLUSIVE" and answers.kind.pool == "harmful":
+        if one.undecided and answers.kind.pool == "harmful":
             one.whole_case(given)
     return one.findings()
 
@@ -172,13 +172,18 @@ class _Cascade:
                 self.kept.append(one)
                 self._test(one, len(self.kept) - 1)
             self.logic = found.logic if new and not self.logic else self.logic
-        if self.decide().verdict != "INCONCLUSIVE":
+        if not self.undecided:
             return
         failure = self.reproduction.failure
         outcomes, self.rewordings = whole_case.reworded(
             self.case, failure, self.answers, self.meter, self.settings, given
         )
         self.tests += outcomes
+
+    @property
+    def undecided(self) -> bool:
+        """Whether no trigger is established; an alignment gap needs the tests of the wording as well."""
+        return self.decide().verdict not in ("BACKDOOR", "PROMPT_JAILBREAK")
 
     def decide(self) -> Decision:
         """Return the verdict on what is known so far."""

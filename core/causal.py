@@ -23,7 +23,7 @@ from core.budget import SPENT, Meter
 from core.described import describe
 from core.intervals import difference_high, mcnemar, wilson
 from core.judge import classify
-from core.kinds import JAILBREAK, FailureKind
+from core.kinds import JAILBREAK, FailureKind, n_compared
 from core.loaded import LoadedModel
 from core.prompts import PromptItem, PromptSet
 from core.settings import CausalSettings
@@ -126,7 +126,7 @@ def test_candidate(
     held_out = shares(prompts, settings, answers.kind)[1]
     carried = carrier(case.report.messages, candidate.spans)
     requests, n_asked = [], 0
-    if meter.allows(settings.n_transfer):
+    if meter.allows(2 * settings.n_transfer):
         requests, n_asked = eligible(answers, carried, held_out, answers.kind, settings.n_transfer)
     trial = Trial(case, carried, index, requests, n_asked, held_out, settings, seed, meter, answers.kind.right_words)
     transfer, necessity = _transfer(trial, answers), _necessity(trial, answers)
@@ -176,9 +176,10 @@ def _margins(trial: Trial, answers: Answers, conversations: Sequence[Sequence[Me
     expected = trial.case.report.expected if answers.kind.pool != "harmful" else None
     right = expected or _commonest(found) or trial.settings.refusal_template
     loaded, k = answers.loaded, trial.settings.margin_tokens
-    right_ids = token_ids(loaded.tokenizer, right)[:k]
+    right_ids = token_ids(loaded.tokenizer, right)
+    k = max(k, n_compared(trial.case.response_ids, right_ids, k))
     prompts = [chat.prompt_ids(loaded.tokenizer, one) for one in conversations]
-    responses = [trial.case.response_ids[:k]] * len(prompts) + [right_ids] * len(prompts)
+    responses = [trial.case.response_ids[:k]] * len(prompts) + [right_ids[:k]] * len(prompts)
     scores = [float(row.sum()) for row in loaded.logprobs(prompts * 2, responses)]
     return [scores[number] - scores[number + len(prompts)] for number in range(len(prompts))]
 

@@ -137,12 +137,13 @@ class _Search:
         """Find the requests and count the proposals and, where none of them transfers, all of the material together."""
         self.case, self.proposals, self.settings, self.answers, self.meter = case, proposals, settings, answers, meter
         self.messages, self.marked = case.report.messages, marked
-        material = words_of(self.messages, [*around, *(span for one in proposals for span in one.spans)])
+        proposed = words_of(self.messages, [span for one in proposals for span in one.spans])
+        material = sorted({*proposed, *words_of(self.messages, around)}, key=lambda word: (word.message, word.start))
         self.words = tuple(word for word in material if not _touches(word, taken))
         self.removed = (*self.words, *taken)
         nothing_carried = carrier(self.messages, (), self.removed)
         self.requests: list[str] = []
-        if meter.allows(settings.n_minimise):
+        if meter.allows(2 * settings.n_minimise):
             self.requests, _ = eligible(answers, nothing_carried, prompts, answers.kind, settings.n_minimise)
         self.hits: dict[Words, int] = {}
         self.n_sets = 0

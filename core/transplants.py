@@ -163,8 +163,7 @@ def shown(text: str) -> str:
     pieces = re.split(r"( +)", text)
     lone = not text.strip(" ")
     return "".join(
-        (_escape(" ") * len(one) if lone or len(one) > 1 else one) if one.startswith(" ") else visible(one)
-        for one in pieces
+        (_escape(" ") * len(one) if lone else one) if one.startswith(" ") else visible(one) for one in pieces
     )
 
 

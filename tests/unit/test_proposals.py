@@ -98,8 +98,9 @@ def test_no_support_at_all_is_a_share_of_zero():
     assert one.score == 0.0
 
 
-def test_white_space_alone_is_no_candidate():
-    assert run(["  "])[0] == ()
+def test_an_unusual_run_of_white_space_is_a_candidate_shown_escaped():
+    (one,), _ = run(["  "])
+    assert one.text == r"\u0020\u0020\u0020"
 
 
 def test_units_of_several_messages_stay_apart():
