@@ -398,6 +398,12 @@ def test_span(run: Run) -> StageFinished:
 def repair_model(run: Run) -> StageFinished:
     """Fine-tune the confirmed trigger away, streaming events; the adapter stays in `repair/`."""
     accepted = confirmation.check(confirmation.stored(run.case), run.failure, run.case.manifest.model)
+    if run.kind.name != "jailbreak":
+        raise ConfirmationError(
+            "The repair teaches refusal of harmful requests and holds safe answers in place, this failure included: "
+            f"{run.kind.words} Such a backdoor is found, not repaired; without 'expected' and 'second' the report is "
+            "read as an unsafe answer."
+        )
     run.progress("checking the evidence", 0, 0)
     run.case.verify_evidence()
     args = dict(run.args)
