@@ -431,6 +431,7 @@ def verdict_details(result: TriageResult) -> str:
     certainty = {
         "no_reference": "no clean reference to compare with",
         "reference": "held against a clean reference",
+        "tests": "no reference needed",
         "none": "",
     }
     decided = f"decided by {result.decided_by}" if result.decided_by and result.mode == "causal" else result.decided_by
@@ -479,6 +480,11 @@ def repair_headline(
     return "Starting" if started else "Not started"
 
 
+def budget_used(kl: float, budget: float) -> str:
+    """Label of the meter of the KL budget."""
+    return f"KL budget: {percent(kl / budget)} used"
+
+
 def live_summary(
     steps: Sequence[StepDone],
     probes: Sequence[CheckpointScored],
@@ -494,6 +500,10 @@ def live_summary(
         parts.append(f"attack success {percent(probes[-1].asr_triggered.value)}")
         parts.append(f"refusal {percent(probes[-1].refusal_untriggered.value)}")
         parts.append(f"agreement {percent(probes[-1].agreement_safe.value)}")
+        if probes[-1].refusal_triggered_safe is not None:
+            parts.append(f"safe requests with the trigger refused {percent(probes[-1].refusal_triggered_safe.value)}")
+    if steps and 0 < steps[-1].micro_batch < max(step.micro_batch for step in steps):
+        parts.append(f"memory ran out: micro-batches of {steps[-1].micro_batch}")
     return "  ·  ".join(parts)
 
 
@@ -590,6 +600,8 @@ REPAIR_LABELS = {
     "weight_refusal": "Weight of refusal",
     "weight_kl_harmful": "Weight of KL, harmful",
     "weight_kl_safe": "Weight of KL, safe",
+    "weight_kl_trigger": "Weight of KL, safe with the trigger",
+    "objective": "Objective",
     "seed": "Seed",
     "early_stop": "Stop early when the targets hold",
 }
