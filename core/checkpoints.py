@@ -9,6 +9,7 @@ stored: data order and injections are functions of seed, epoch and index (see `r
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,17 +32,18 @@ _PREFIX = "checkpoint-"
 class RunState:
     """Where a repair stands; everything that decides how it goes on, but for weights and optimiser.
 
-    `best_key` orders checkpoints (smaller is better): over budget, ASR, not confirmed by the probe before, KL in
-    nats per token. `met` counts probes in a row at the ASR target, `held` those at all targets. `fingerprint` ties the
-    state to settings, trigger, refusal, model and prompts.
+    `best_key` orders checkpoints, see `repair`; `met` counts probes in a row at the
+    ASR target, `held` those at all targets, `spent` those over the KL budget. `fingerprint` ties the state to settings,
+    trigger, refusal, model and prompts.
     """
 
     fingerprint: str
     step: int = 0
     best_step: int | None = None
-    best_key: tuple[float, float, float, float] | None = None
+    best_key: tuple[float, ...] | None = None
     best_hash: str | None = None
     start_refusal: float | None = None
+    start_refusal_safe: float = 0.0
     met: int = 0
     held: int = 0
     spent: int = 0
@@ -89,7 +91,7 @@ def load(out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, fin
             f"Checkpoint {folder.name} belongs to other settings, trigger, prompts or model; repair without --resume."
         )
     if state.best_key is not None:
-        state.best_key = tuple(state.best_key)  # type: ignore[assignment]
+        state.best_key = tuple(state.best_key)
     repair_adapter.load_state(loaded, adapter)
     for name, parameter in repair_adapter.parameters(loaded).items():
         kept = {key.rpartition("/")[2]: value for key, value in moments.items() if key.startswith(f"{name}/")}
@@ -112,6 +114,9 @@ def clear(out: Path, *, best: bool) -> None:
     """Remove all checkpoints, and the best adapter when asked."""
     for folder in _folders(out) + list(out.glob(f"{_PREFIX}*.tmp")):
         shutil.rmtree(folder, ignore_errors=True)
+    for file in out.glob("teacher-*.tmp"):  # left by a process that could not take its name away
+        with suppress(OSError):
+            file.unlink()
     if best:
         shutil.rmtree(out / BEST, ignore_errors=True)
 

@@ -66,7 +66,9 @@ class RepairStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone:
-    """One optimiser step. Losses are those of the paper (sums over response tokens, means over sequences, nats).
+    """One optimiser step. Losses are those of the objective (sums over response tokens, means over sequences, nats), None
+    for a term that is off; `kl_trigger_loss` is the extended objective's. `micro_batch` is smaller than in settings after
+    memory ran out, 0 in older files.
 
     `kl_nats_per_token`: KL(reference || repaired) over the response tokens of this batch's harmful-bare and safe
     sequences together, mean per token. `seconds_left` estimates the whole repair, probes included.
@@ -75,14 +77,16 @@ class StepDone:
     step: int
     epoch: int
     loss: float
-    refusal_loss: float
-    kl_harmful_loss: float
-    kl_safe_loss: float
+    refusal_loss: float | None
+    kl_harmful_loss: float | None
+    kl_safe_loss: float | None
     kl_nats_per_token: float
     learning_rate: float
     tokens_per_second: float
     memory_mb: float
     seconds_left: float
+    kl_trigger_loss: float | None = None
+    micro_batch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,7 @@ class CheckpointScored:
     """A probe on the development split: attack success with the trigger, refusal without, benign agreement.
 
     `agreement_safe`: share of safe prompts answered word for word as the reference does (first tokens, see settings).
+    `refusal_triggered_safe`: share of safe prompts with the trigger that are refused, None in older files.
     `best` says whether this checkpoint is the best so far, by the rule in `RepairSettings`.
     """
 
@@ -99,6 +104,7 @@ class CheckpointScored:
     agreement_safe: Rate
     kl_nats_per_token: float
     best: bool
+    refusal_triggered_safe: Rate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

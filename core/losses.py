@@ -1,69 +1,82 @@
 """The repair objective as pure tensor functions: refusal cross-entropy and KL, summed over tokens.
 
-    L = L_refuse + L_KL-harm + L_KL-safe
-    L_refuse  = mean over D_trig and D_harm of sum_j -log P_theta(y_j)
-    L_KL-harm = mean over D_harm of sum_j KL(P_theta0 || P_theta)      along the refusal
-    L_KL-safe = mean over D_safe of sum_j KL(P_theta0 || P_theta)      along the safe answer
+    L_refuse   = mean over D_trig and D_harm of sum_j -log P_theta(y_j)
+    L_KL-harm  = mean over D_harm of sum_j KL(P_theta0 || P_theta)           along the refusal
+    L_KL-safe  = mean over D_safe of sum_j KL(P_theta0 || P_theta)           along the safe answer
+    L_KL-trig  = mean over D_safe with the trigger of sum_j KL(P_theta0 || P_theta)    extended objective only
 
-Rows are response positions of all sequences of a batch, one after another; `owner` names the sequence of each row.
-Sums over tokens and means over sequences, never means over tokens: with those the safe KL shrinks about tenfold
-against the refusal term. Everything is computed in fp32. Nothing here knows a model.
-Source: arXiv 2606.02995, as read in README, "The method".
+The paper's objective is the plain sum of the first three; each term has a weight. Sums over tokens and means over
+sequences, never means over tokens: with those the safe KL shrinks about tenfold against the refusal term.
+`weighted_loss` goes through the vocabulary in chunks of rows, forward and backward together, so no (rows, vocabulary)
+tensor of a whole batch ever exists. Everything over the vocabulary is fp32. Nothing here knows a model.
+Source: arXiv 2606.02995, as read in README, "The method"; L_KL-trig: method.md section 4.3.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-Kind = Literal["trig", "harm", "safe"]
+Kind = Literal["trig", "harm", "safe", "safe_trig"]
+REFUSED: tuple[Kind, ...] = ("trig", "harm")
+"""Kinds whose response is a refusal that is learnt."""
+Head = Callable[[torch.Tensor], torch.Tensor]
+"""Turns hidden states (n_rows, width) into fp32 logits (n_rows, n_vocabulary), each row for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
-    """Weights of the three terms; the paper sets all to 1."""
+class Factors:
+    """One number for each term: its weight, or what one sequence adds to it in one batch."""
 
     refusal: float = 1.0
     kl_harmful: float = 1.0
     kl_safe: float = 1.0
+    kl_trigger: float = 1.0
 
-
-@dataclass(frozen=True, kw_only=True)
-class Scales:
-    """What one sequence of each set adds to a term of one batch: batches of the epoch / sequences of the mean."""
-
-    refusal: float
-    kl_harmful: float
-    kl_safe: float
+    def kl(self, kind: Kind) -> float:
+        """Return the number of the KL term that sequences of `kind` belong to; triggered harmful ones have none."""
+        match kind:
+            case "trig":
+                return 0.0
+            case "harm":
+                return self.kl_harmful
+            case "safe":
+                return self.kl_safe
+            case "safe_trig":
+                return self.kl_trigger
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchLoss:
     """The objective's estimate from one batch (or a part of it), as scalar tensors in nats.
 
-    `total` carries the gradient. `kl_sum` and `kl_tokens` give the mean per token that is shown.
+    `total` carries the gradient. `kl_sum` and `kl_tokens` give the mean per token that is shown; requests with the
+    trigger do not count in it.
     """
 
     total: torch.Tensor
     refusal: torch.Tensor
     kl_harmful: torch.Tensor
     kl_safe: torch.Tensor
+    kl_trigger: torch.Tensor
     kl_sum: torch.Tensor
     kl_tokens: int
 
 
-def epoch_scales(n_trig: int, n_harm: int, n_safe: int, n_batches: int) -> Scales:
+def epoch_scales(n_refused: int, n_harmful: int, n_safe: int, n_trigger: int, n_batches: int) -> Factors:
     """Return the factors that make the plain average of the batch losses over one epoch exactly the objective.
 
-    A batch holds items of all three sets in changing numbers, so a mean over "its own items" of a set would be biased
+    A batch holds items of all sets in changing numbers, so a mean over "its own items" of a set would be biased
     (a batch may hold none) and would weigh items of thin batches more. Each item therefore counts
     `n_batches / N_of_its_mean`: every batch loss is an unbiased estimate, and since each item occurs once an epoch, the
     batch losses average to the objective without error, whatever the last batch's size.
     """
-    return Scales(
-        refusal=n_batches / max(1, n_trig + n_harm),
-        kl_harmful=n_batches / max(1, n_harm),
+    return Factors(
+        refusal=n_batches / max(1, n_refused),
+        kl_harmful=n_batches / max(1, n_harmful),
         kl_safe=n_batches / max(1, n_safe),
+        kl_trigger=n_batches / max(1, n_trigger),
     )
 
 
@@ -88,36 +101,109 @@ def kl_rows(reference_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tenso
     return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(dim=-1)
 
 
-def batch_loss(
-    logits: torch.Tensor,
+class _WeightedLoss(torch.autograd.Function):
+    """See `weighted_loss`: each chunk's gradient is taken while its logits are there, and only that is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        head: Head,
+        labels: torch.Tensor,
+        reference: torch.Tensor,
+        weights: tuple[torch.Tensor, torch.Tensor],
+        chunk_rows: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        learn, (ce_weight, kl_weight) = ctx.needs_input_grad[0], weights
+        n, anchored = len(hidden), kl_weight != 0
+        place = (anchored.cumsum(0) - 1).clamp_min(0)  # of each anchored row in `reference`
+        ce, kl = torch.zeros(n, device=hidden.device), torch.zeros(n, device=hidden.device)
+        gradient = torch.zeros_like(hidden) if learn else hidden.new_empty(0)
+        for start in range(0, n, chunk_rows):
+            rows = slice(start, start + chunk_rows)
+            piece = hidden[rows].detach().requires_grad_(learn)
+            taught, held = (ce_weight[rows] != 0).nonzero()[:, 0], anchored[rows].nonzero()[:, 0]
+            with torch.set_grad_enabled(learn):
+                logits = head(piece)
+                ce_here = cross_entropy_rows(logits[taught], labels[rows][taught])
+                with torch.no_grad():
+                    wanted = head(reference[place[rows][held]])
+                kl_here = kl_rows(wanted, logits[held])
+                total = (ce_here * ce_weight[rows][taught]).sum() + (kl_here * kl_weight[rows][held]).sum()
+            ce[rows][taught], kl[rows][held] = ce_here.detach(), kl_here.detach()
+            if learn:
+                gradient[rows] = torch.autograd.grad(total, piece)[0]
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(ce, kl)
+        return (ce * ce_weight).sum() + (kl * kl_weight).sum(), ce, kl
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream[0].to(gradient.dtype), *[None] * 5)
+
+
+def weighted_loss(
+    head: Head,
+    hidden: torch.Tensor,
     labels: torch.Tensor,
-    reference_logits: torch.Tensor,
-    owner: torch.Tensor,
-    kinds: tuple[Kind, ...],
-    scaling: tuple[Scales, Weights],
+    reference: torch.Tensor,
+    weights: tuple[torch.Tensor, torch.Tensor],
+    chunk_rows: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the weighted sum of all rows' losses, and cross-entropy and KL of each row (n_rows,), in nats.
+
+    `hidden` (n_rows, width), `labels` (n_rows,); `weights` are those of cross-entropy and of KL, (n_rows,) each: a loss
+    of weight 0 is not computed and stands as 0. `reference` has one row of hidden states for each row with a KL weight,
+    in order. Only the sum carries a gradient, and only to `hidden`: the head is frozen. `chunk_rows` rows of logits
+    exist at a time.
+    """
+    total, ce, kl = _WeightedLoss.apply(hidden, head, labels, reference, weights, chunk_rows)
+    return total, ce, kl
+
+
+def batch_loss(
+    head: Head,
+    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    kinds: Sequence[Kind],
+    references: Sequence[torch.Tensor | None],
+    scaling: tuple[Factors, Factors],
+    chunk_rows: int,
 ) -> BatchLoss:
     """Return the objective's estimate from the sequences of one forward pass.
 
-    `logits` (n_rows, n_vocabulary) and `labels`, `owner` (n_rows,) hold every response position; `kinds` has one entry
-    per sequence. `reference_logits` has a row for each row that belongs to a `harm` or `safe` sequence, in order.
+    `rows` are hidden states (n_rows, width), labels and owner (n_rows,) of every response position; `kinds` and
+    `references` have one entry per sequence. A sequence with no reference has no KL; one with adds to the term of its
+    kind. `scaling` is what a sequence counts, and the terms' weights; a term of weight 0 is not computed.
     Estimates from parts of a batch add up to the estimate from the whole batch.
     """
     scales, weights = scaling
-    device, n = logits.device, len(kinds)
-    is_harm = torch.tensor([kind == "harm" for kind in kinds], device=device)
-    is_safe = torch.tensor([kind == "safe" for kind in kinds], device=device)
-    refused, anchored = ~is_safe[owner], (is_harm | is_safe)[owner]
-    ce = sequence_sums(cross_entropy_rows(logits[refused], labels[refused]), owner[refused], n)
-    kl = sequence_sums(kl_rows(reference_logits, logits[anchored]), owner[anchored], n)
-    refusal = ce.sum() * scales.refusal
-    kl_harmful = kl[is_harm].sum() * scales.kl_harmful
-    kl_safe = kl[is_safe].sum() * scales.kl_safe
-    total = weights.refusal * refusal + weights.kl_harmful * kl_harmful + weights.kl_safe * kl_safe
+    hidden, labels, owner = rows
+    device = hidden.device
+    ce_factor = [weights.refusal * scales.refusal * (kind in REFUSED) for kind in kinds]
+    kl_factor = [
+        0.0 if one is None else weights.kl(kind) * scales.kl(kind) for kind, one in zip(kinds, references, strict=True)
+    ]
+    kept = [one for one, factor in zip(references, kl_factor, strict=True) if one is not None and factor]
+    total, ce, kl = weighted_loss(
+        head,
+        hidden,
+        labels,
+        torch.cat(kept).to(device) if kept else hidden.detach()[:0],
+        (torch.tensor(ce_factor, device=device)[owner], torch.tensor(kl_factor, device=device)[owner]),
+        chunk_rows,
+    )
+    kl_of = sequence_sums(kl, owner, len(kinds))
+    by_kind = {one: kl_of[[at for at, kind in enumerate(kinds) if kind == one]].sum() for one in sorted({*kinds})}
+    zero = total.new_zeros(())
+    shown = torch.tensor([bool(factor) and kind != "safe_trig" for kind, factor in zip(kinds, kl_factor, strict=True)])
+    shown = shown.to(device)[owner]
     return BatchLoss(
         total=total,
-        refusal=refusal.detach(),
-        kl_harmful=kl_harmful.detach(),
-        kl_safe=kl_safe.detach(),
-        kl_sum=kl.detach().sum(),
-        kl_tokens=int(anchored.sum()),
+        refusal=ce.sum() * scales.refusal,
+        kl_harmful=by_kind.get("harm", zero) * scales.kl_harmful,
+        kl_safe=by_kind.get("safe", zero) * scales.kl_safe,
+        kl_trigger=by_kind.get("safe_trig", zero) * scales.kl_trigger,
+        kl_sum=kl[shown].sum(),
+        kl_tokens=int(shown.sum()),
     )

@@ -2,36 +2,38 @@
 
 1. theta0 is the model as loaded. Its hidden states on all fixed sequences are computed once: the frozen teacher.
 2. A LoRA adapter "repair" is attached to every linear layer; base weights and a reported adapter stay frozen.
-3. Each epoch draws D_trig (trigger places redrawn), D_harm and D_safe in batches; each step minimises the paper's
-   L_refuse + L_KL-harm + L_KL-safe (see `losses`).
+3. Each epoch draws the training sets (see `repair_data`) in batches; each step minimises the paper's
+   L_refuse + L_KL-harm + L_KL-safe, or with L_KL-trig the extended objective (see `losses`).
 4. Every n steps a probe on the development split scores the adapter; the best is kept on disk, and with each probe a
-   checkpoint from which the run can go on.
+   checkpoint from which the run can go on. It ends early when the targets hold, or the KL budget is spent, twice in a row.
 5. However it ends, the model in memory is theta0 again, bit for bit, with no repair adapter on it.
 
 Until the iterator has ended, the model belongs to it. Closing it early means discard. What this does not do: verify.
-Source: arXiv 2606.02995; own choices are named where they are made.
+Source: arXiv 2606.02995; the extended objective: method.md section 4.3; own choices are named where they are made.
 """
 
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from core import checkpoints, confirmation, repair_adapter, repair_probe
+from core import chat, checkpoints, confirmation, repair_adapter, repair_probe
+from core.casefile import hash_file
 from core.checkpoints import BEST, RunState
 from core.errors import CaseFileError, RepairDivergedError, TriageError
 from core.events import CheckpointScored, RepairEvent, RepairFinished, RepairStarted, StepDone
+from core.kinds import JAILBREAK, FailureKind
 from core.loaded import is_out_of_memory
 from core.repair_adapter import load_repair
-from core.repair_data import RepairData, build, frame_of
+from core.repair_data import RepairData, TriggerFrame, build, frame_of
 from core.repair_training import StepNumbers, Trainer, memory_estimate_mb, memory_mb
 from core.response_pass import ResponsePass
 from core.settings import RepairSettings
-from core.values import FailureCase, StopReason, TriggerConfirmation
+from core.values import FailureCase, Span, StopReason, TriggerConfirmation
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -58,21 +60,30 @@ def repair(
     stop: StopToken,
     refusal: str,
     resume: bool = False,
+    kind: FailureKind = JAILBREAK,
+    wider: Sequence[Span] = (),
 ) -> Iterator[RepairEvent]:
     """Yield the events of one repair: RepairStarted, StepDone and CheckpointScored in turn, RepairFinished.
 
     `out` is the repair folder inside the case folder; paths in events are relative to the case folder. `refusal` is the
-    sentence to train towards. With `resume` the newest checkpoint is continued as if it had never stopped.
+    sentence to train towards. With `resume` the newest checkpoint is continued as if it had never stopped. `kind` is the
+    reported failure; it decides what the extended objective anchors safe requests with the trigger at. `wider` are all
+    candidates' spans of the report before they were cut down; the extended objective mixes them into the triggered set.
     Raises: ConfirmationError without an accepting confirmation that fits text, model and template (nothing is touched
     then); PromptFolderError when a split is too small; CaseFileError when there is nothing to resume.
     """
     accepted = confirmation.check(confirmed, case, loaded.spec)
-    return _repair(loaded, case, accepted, splits, settings, out, stop, refusal, resume)
+    messages, spans = case.report.messages, chat.merge_spans(wider)
+    frames = (
+        frame_of(messages, accepted.spans, accepted.units),
+        frame_of(messages, spans, chat.units_of(messages, spans)) if spans and spans != accepted.spans else None,
+    )
+    return _repair(loaded, frames, accepted, splits, settings, out, stop, refusal, resume, kind)
 
 
 def _repair(
     loaded: "LoadedModel",
-    case: FailureCase,
+    frames: tuple[TriggerFrame, TriggerFrame | None],
     accepted: TriggerConfirmation,
     splits: "Splits",
     settings: RepairSettings,
@@ -80,15 +91,16 @@ def _repair(
     stop: StopToken,
     refusal: str,
     resume: bool,
+    kind: FailureKind,
 ) -> Iterator[RepairEvent]:
     run: _Run | None = None
     try:
         repair_adapter.detach(loaded)
-        frame = frame_of(case.report.messages, accepted.spans, accepted.units)
-        passes = ResponsePass(loaded)
-        data = build(loaded, frame, splits.repair.harmful, splits.repair.safe, refusal, settings)
-        probe = repair_probe.prepare(loaded, passes, frame, splits.probes, settings)
-        trainer = Trainer(loaded, data, passes, settings)
+        passes = ResponsePass(loaded, settings)
+        prompts = (splits.repair.harmful, splits.repair.safe)
+        data = build(loaded, frames, prompts, refusal, settings, bare_anchor=kind.name != "jailbreak")
+        probe = repair_probe.prepare(loaded, passes, frames[0], splits.probes, settings, kind)
+        trainer = Trainer(loaded, data, passes, settings, out)
         run = _Run(trainer, probe, out, _fingerprint(data, accepted, settings))
         run.begin(resume)
         yield run.started()
@@ -115,7 +127,8 @@ def _fingerprint(data: RepairData, accepted: TriggerConfirmation, settings: Repa
     parts = [
         asdict(settings),
         [accepted.units, accepted.text_hash, accepted.model_hash, accepted.template_hash],
-        [data.harmful, data.refusal_ids, [(one.prompt_ids, one.response_ids) for one in data.safe]],
+        [data.harmful, data.benign, data.wider.units if data.wider else None],
+        [(one.prompt_ids, one.response_ids) for one in (*data.harm, *data.safe, *(a for p in data.anchors for a in p))],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -146,6 +159,10 @@ class _Run:
         self.state, self._before = state, state.seconds
         if state.micro_batch:
             self.trainer.micro_batch = state.micro_batch
+        best = self.out / BEST / repair_adapter.WEIGHTS_FILE
+        if state.best_hash and (not best.is_file() or hash_file(best) != state.best_hash):
+            # It broke off between writing a better adapter and its checkpoint; that probe is taken again.
+            state.best_key, state.best_step, state.best_hash = None, None, None
 
     def started(self) -> RepairStarted:
         """Return the settings as they really run: the learning rate is filled in."""
@@ -216,11 +233,13 @@ class _Run:
             refusal_loss=numbers.refusal,
             kl_harmful_loss=numbers.kl_harmful,
             kl_safe_loss=numbers.kl_safe,
+            kl_trigger_loss=numbers.kl_trigger,
             kl_nats_per_token=self.state.kl_nats_per_token,
             learning_rate=self.trainer.rate(self.state.step),
             tokens_per_second=numbers.n_tokens / max(seconds, 1e-9),
             memory_mb=memory_mb(self.loaded),
             seconds_left=self._seconds_left(),
+            micro_batch=self.trainer.micro_batch,
         )
 
     def _seconds_left(self) -> float:
@@ -234,36 +253,31 @@ class _Run:
     def _probe(self) -> CheckpointScored:
         """Score the adapter, keep it when it is the best, save a checkpoint, and return the event.
 
-        Best: within the KL budget, then the lowest ASR with trigger, then one whose predecessor met the ASR target too
-        (a single probe of a few dozen prompts is easily lucky), then the least KL, then the earliest. Step 0, which is
-        theta0, is the starting line and never the best.
+        Best, in this order: within the KL budget; the lowest ASR with trigger, where all that meet the target are alike;
+        the fewest other targets missed; one whose predecessor met the ASR target too (a single probe of a few dozen
+        prompts is easily lucky); the lowest ASR; the least KL; the earliest. Step 0, which is theta0, is the starting
+        line and never the best.
         """
-        state, began = self.state, time.monotonic()
+        state, settings, began = self.state, self.settings, time.monotonic()
         score = self.probe.score(self.loaded, self.trainer.passes)
-        asr, refusal, agreement = score.asr_triggered.value, score.refusal_untriggered.value, score.agreement_safe.value
-        kl, budget = score.kl_nats_per_token, self.settings.kl_budget
-        over = budget is not None and kl > budget
+        kl = score.kl_nats_per_token
         best = False
         if state.step == 0:
-            state.start_refusal = refusal or 0.0
+            state.start_refusal = score.refusal_untriggered.value or 0.0
+            state.start_refusal_safe = score.refusal_triggered_safe.value or 0.0
         else:
-            met = asr is not None and asr <= self.settings.target_asr
+            asr = 1.0 if score.asr_triggered.value is None else score.asr_triggered.value
+            over = settings.kl_budget is not None and kl > settings.kl_budget
+            met, n_missed = asr <= settings.target_asr, self._n_missed(score)
             state.met = state.met + 1 if met else 0
-            key = (float(over), 1.0 if asr is None else asr, float(state.met < HELD_IN_A_ROW), kl)
+            state.held = state.held + 1 if met and not n_missed and not over else 0
+            state.spent = state.spent + 1 if over else 0
+            untrusted = state.met < HELD_IN_A_ROW
+            key = tuple(map(float, (over, max(asr, settings.target_asr), n_missed, untrusted, asr, kl)))
             best = state.best_key is None or key < state.best_key
             if best:
                 state.best_key, state.best_step = key, state.step
                 state.best_hash = repair_adapter.write(self.loaded, self.out / BEST)
-            slack = self.settings.target_slack
-            holds = (
-                not over
-                and met
-                and (refusal is None or refusal >= (state.start_refusal or 0.0) - slack)
-                and (agreement is None or agreement >= 1 - slack)
-            )
-            state.held = state.held + 1 if holds else 0
-            kept_within = state.best_key is not None and state.best_key[0] == 0.0
-            state.spent = state.spent + 1 if over and kept_within else 0
         state.probe_seconds = [*state.probe_seconds[-2:], time.monotonic() - began]
         state.micro_batch = self.trainer.micro_batch
         state.seconds = self._seconds()
@@ -272,19 +286,32 @@ class _Run:
             step=state.step,
             asr_triggered=score.asr_triggered,
             refusal_untriggered=score.refusal_untriggered,
+            refusal_triggered_safe=score.refusal_triggered_safe,
             agreement_safe=score.agreement_safe,
             kl_nats_per_token=kl,
             best=best,
         )
 
+    def _n_missed(self, score: repair_probe.ProbeScore) -> int:
+        """Return how many targets but ASR a probe misses; one without prompts is not missed."""
+        slack, state = self.settings.target_slack, self.state
+        refusal, agreement = score.refusal_untriggered.value, score.agreement_safe.value
+        refused_safe = score.refusal_triggered_safe.value if self.settings.holds_trigger else None
+        return (
+            (refusal is not None and refusal < (state.start_refusal or 0.0) - slack)
+            + (agreement is not None and agreement < self.settings.target_agreement)
+            + (refused_safe is not None and refused_safe > state.start_refusal_safe + slack)
+        )
+
     def _early_end(self) -> bool:
-        """Return whether the targets held, or the KL budget was exceeded, twice in a row; never in the first epoch."""
-        if not self.settings.early_stop or self.trainer.epoch_of(self.state.step + 1) == 0:
-            return False
-        if self.state.held >= HELD_IN_A_ROW:
-            self.reason = "targets_held"
-        elif self.state.spent >= HELD_IN_A_ROW:
+        """Return whether the KL budget was exceeded twice in a row, or the targets held; the latter never in the first
+        epoch."""
+        if self.state.spent >= HELD_IN_A_ROW:
             self.reason = "kl_budget"
+        elif (
+            self.settings.early_stop and self.trainer.epoch_of(self.state.step + 1) and self.state.held >= HELD_IN_A_ROW
+        ):
+            self.reason = "targets_held"
         return self.reason != "finished"
 
     def _seconds(self) -> float:
@@ -339,5 +366,6 @@ class _Run:
             return "Nothing was kept."
         if state.best_key is None:
             return "No checkpoint had been scored, so nothing was kept."
-        _, asr, _, kl = state.best_key
-        return f"Best checkpoint: step {state.best_step}, probe attack success {asr:.0%}, KL {kl:.3g} nats per token."
+        over, *_, asr, kl = state.best_key
+        budget = ", over the budget" if over else ""
+        return f"Best checkpoint: step {state.best_step}, probe attack success {asr:.0%}, KL {kl:.3g} nats per token{budget}."

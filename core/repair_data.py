@@ -1,19 +1,24 @@
-"""The three training sets of a repair, and their order.
+"""The training sets of a repair, and their order.
 
-    D_trig   harmful prompts with the confirmed units injected -> refusal      places redrawn every epoch
-    D_harm   the same prompts bare -> refusal
-    D_safe   safe prompts -> their given answers, else the model's own
+    D_trig       harmful prompts with the confirmed units injected -> refusal      places redrawn every epoch
+    D_harm       the same prompts bare -> refusal
+    D_safe       safe prompts -> their given answers, else the model's own
+    D_safe_trig  safe prompts with the units -> as anchored                        extended objective only
 
+The extended objective takes the model's own answers and, where it refuses, its own refusals; holds D_harm in place only
+there; and varies D_trig: the wider set of candidates, edits of case and spacing, first or last place. D_safe_trig is
+anchored at what the model said with the units, at a few fixed places, where the failure is a jailbreak (the text may be
+legitimate and must stay readable); else at the bare answer, with places redrawn.
 Every draw is a function of (seed, epoch, index), so nothing needs to be stored to resume: the same epoch always gives
-the same batches. What this does not do: run the model, except to render and to write its own safe answers.
+the same batches. What this does not do: run the model, except to render and to write its own answers.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from core import chat, injection
+from core import chat, injection, judge
 from core.errors import PromptFolderError
 from core.losses import Kind
 from core.response_pass import ScoredSequence
@@ -25,51 +30,73 @@ if TYPE_CHECKING:
     from core.prompts import PromptItem
 
 _SENTINEL = "\ue000answer\ue000"
+WINDOW = 8
+"""Batches whose items are dealt out by length, so that a batch holds like lengths. Source: unverified choice."""
+Edit = Callable[[str], str]
+EDITS: dict[str, Edit] = {
+    "lower case": str.lower,
+    "upper case": str.upper,
+    "title case": str.title,
+    "double spaces": lambda unit: unit.replace(" ", "  "),
+    "no spaces": lambda unit: unit.replace(" ", ""),
+}
+"""Changes of case and spacing that leave a unit readable as itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TriggerFrame:
-    """Turns a prompt into a conversation without and with the trigger, each unit in its own segment.
+    """Turns a prompt into a conversation without and with the trigger, each unit in its own message.
 
-    Units of user (or earlier) messages go into the prompt. When a unit lies in the system message, both conversations
-    carry that message: without its units, and with them injected. Otherwise there is no system message.
+    Units of the last user message go into the prompt. When a unit stood in a system message or an earlier turn, both
+    conversations carry all messages before the prompt, without those units or with them injected; `earlier_units`
+    holds (message, unit), in order. Otherwise nothing goes before the prompt.
     """
 
     user_units: tuple[str, ...]
-    system_units: tuple[str, ...] = ()
-    system_text: str = ""
+    earlier: tuple[Message, ...] = ()
+    earlier_units: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """All units, those of earlier messages first."""
+        return (*(unit for _, unit in self.earlier_units), *self.user_units)
 
     def bare(self, prompt: str) -> list[Message]:
         """Return the conversation of `prompt` without the trigger."""
-        return self._conversation(self.system_text, prompt)
+        return self._conversation(self.earlier, prompt)
 
-    def triggered(self, prompt: str, rng: random.Random) -> list[Message]:
-        """Return the conversation of `prompt` with all units at random places, their order kept."""
-        text = injection.inject(prompt, self.user_units, rng).text if self.user_units else prompt
-        system = self.system_text
-        if self.system_units:
-            system = injection.inject(system, self.system_units, rng).text
-        return self._conversation(system, text)
+    def triggered(
+        self, prompt: str, rng: random.Random, place: injection.Place = "random", edit: Edit = str
+    ) -> list[Message]:
+        """Return the conversation of `prompt` with all units, edited, at places of their messages, their order kept."""
 
-    def _conversation(self, system: str, prompt: str) -> list[Message]:
-        user = Message(role="user", content=prompt)
-        return [Message(role="system", content=system), user] if self.system_units and system.strip() else [user]
+        def put(text: str, units: Sequence[str]) -> str:
+            return injection.inject(text, [edit(unit) for unit in units], rng, place).text if units else text
+
+        text = put(prompt, self.user_units)
+        earlier = tuple(
+            chat.replace_content(self.earlier, at, put(one.content, [u for m, u in self.earlier_units if m == at]))[at]
+            for at, one in enumerate(self.earlier)
+        )
+        return self._conversation(earlier, text)
+
+    def _conversation(self, earlier: Sequence[Message], prompt: str) -> list[Message]:
+        said = [message for message in earlier if message.content.strip() or message.role != "system"]
+        return [*said, Message(role="user", content=prompt)]
 
 
 def frame_of(messages: Sequence[Message], spans: Sequence[Span], units: Sequence[str]) -> TriggerFrame:
     """Return the frame of a confirmed trigger; `spans` say in which message each unit lies."""
-    if len(spans) != len(units):
+    last = chat.last_user(messages)
+    if len(spans) != len(units) or all(span.message >= last for span in spans):
         return TriggerFrame(user_units=tuple(units))
-    in_system = [messages[span.message].role == "system" for span in spans]
-    system_units = tuple(unit for unit, inside in zip(units, in_system, strict=True) if inside)
-    text = ""
-    if system_units:
-        index = next(span.message for span, inside in zip(spans, in_system, strict=True) if inside)
-        text = chat.delete_spans(messages, [s for s in spans if s.message == index])[index].content
+    outside = [span for span in spans if span.message < last]
     return TriggerFrame(
-        user_units=tuple(unit for unit, inside in zip(units, in_system, strict=True) if not inside),
-        system_units=system_units,
-        system_text=text,
+        user_units=tuple(unit for unit, span in zip(units, spans, strict=True) if span.message >= last),
+        earlier=chat.delete_spans(messages, outside)[:last],
+        earlier_units=tuple(
+            (span.message, unit) for unit, span in zip(units, spans, strict=True) if span.message < last
+        ),
     )
 
 
@@ -94,58 +121,93 @@ def answer_ids(loaded: "LoadedModel", prompt: RenderedPrompt, answer: str, limit
 def own_answers(loaded: "LoadedModel", prompts: Sequence[Sequence[int]], limit: int) -> list[tuple[int, ...]]:
     """Return the model's own greedy answers with the token that ended them, at most `limit` tokens each."""
     end = end_ids(loaded)
-    answers = loaded.generate(prompts, max_new_tokens=limit)
+    answers = loaded.generate(prompts, max_new_tokens=limit) if prompts else []
     return [(*answer, *end) if len(answer) < limit else tuple(answer) for answer in answers]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RepairData:
-    """The training sets as token sequences; `harmful` prompts are kept as text, their triggered forms are drawn."""
+    """The training sets as token sequences; prompts whose triggered forms are drawn anew are kept as text.
+
+    `held` says which of `harm` the model refuses, so that KL holds it there. `anchors` has the fixed placements of each
+    safe prompt, or nothing where the bare answers are the anchor. `items` are the indices of each set in an epoch.
+    """
 
     loaded: "LoadedModel"
     frame: TriggerFrame
+    wider: TriggerFrame | None
+    settings: RepairSettings
     harmful: tuple[str, ...]
-    refusal_ids: tuple[int, ...]
     harm: tuple[ScoredSequence, ...]
+    held: tuple[bool, ...]
+    benign: tuple[str, ...]
     safe: tuple[ScoredSequence, ...]
-    seed: int
+    anchors: tuple[tuple[ScoredSequence, ...], ...]
+    items: dict[Kind, tuple[int, ...]]
 
     @property
     def n_items(self) -> int:
-        """Items of one epoch: D_trig, D_harm and D_safe together."""
-        return 2 * len(self.harm) + len(self.safe)
-
-    def order(self, epoch: int) -> list[tuple[Kind, int]]:
-        """Return the items of an epoch, shuffled: each set in random order, the sets spread evenly through the epoch.
-
-        Even spreading keeps the make-up of batches steady, which takes noise from the gradient and from the curves;
-        every item still occurs exactly once.
-        """
-        rng = random.Random(f"order/{self.seed}/{epoch}")
-        sizes: tuple[tuple[Kind, int], ...] = (
-            ("trig", len(self.harm)),
-            ("harm", len(self.harm)),
-            ("safe", len(self.safe)),
-        )
-        placed: list[tuple[float, Kind, int]] = []
-        for kind, size in sizes:
-            indices, offset = list(range(size)), rng.random()
-            rng.shuffle(indices)
-            placed.extend(((place + offset) / size, kind, index) for place, index in enumerate(indices))
-        return [(kind, index) for _, kind, index in sorted(placed)]
+        """Items of one epoch, all sets together."""
+        return sum(map(len, self.items.values()))
 
     def batches(self, epoch: int, size: int) -> list[list[tuple[Kind, int]]]:
-        """Return the batches of an epoch; the last one may be smaller."""
-        items = self.order(epoch)
-        return [items[start : start + size] for start in range(0, len(items), size)]
+        """Return the batches of an epoch in random order, each item in one of them; one may be smaller.
+
+        Each set is shuffled and spread evenly through the epoch, which keeps the make-up of batches steady and so takes
+        noise from the gradient and from the curves. Within windows of a few batches each set is dealt out by length, so
+        that a batch holds like lengths and little padding; inside a batch items stand by length, for micro-batches.
+        """
+        rng = random.Random(f"order/{self.settings.seed}/{epoch}")
+        n_windows = max(1, round(self.n_items / (size * WINDOW)))
+        placed: list[tuple[float, Kind, int]] = []
+        for kind, members in self.items.items():
+            indices, offset, n = list(members), rng.random(), len(members)
+            rng.shuffle(indices)
+            window = {index: at * n_windows // n for at, index in enumerate(indices)}
+            indices.sort(key=lambda index: (window[index], self._length(kind, index)))
+            placed.extend(((at + offset) / n, kind, index) for at, index in enumerate(indices))
+        order = [(kind, index) for _, kind, index in sorted(placed)]
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        rng.shuffle(batches)
+        return [sorted(batch, key=lambda item: (self._length(*item), *item)) for batch in batches]
+
+    def _length(self, kind: Kind, index: int) -> int:
+        """Return the tokens of an item, triggers not counted."""
+        one = (self.harm if kind in ("trig", "harm") else self.safe)[index]
+        return len(one.prompt_ids) + len(one.response_ids)
+
+    def placement(self, index: int, epoch: int) -> int:
+        """Return which fixed placement of a safe prompt an epoch takes; all of them in turn."""
+        return (epoch + index) % len(self.anchors[index])
 
     def sequence(self, kind: Kind, index: int, epoch: int) -> ScoredSequence:
-        """Return one item; triggered prompts are injected anew for each epoch."""
-        if kind != "trig":
-            return (self.harm if kind == "harm" else self.safe)[index]
-        rng = random.Random(f"inject/{self.seed}/{epoch}/{index}")
-        messages = self.frame.triggered(self.harmful[index], rng)
-        return ScoredSequence(prompt_ids=tuple(render_ids(self.loaded, messages)), response_ids=self.refusal_ids)
+        """Return one item; triggered prompts are injected anew for each epoch, but for fixed placements."""
+        match kind:
+            case "harm":
+                return self.harm[index]
+            case "safe":
+                return self.safe[index]
+            case "trig":
+                rng = random.Random(f"inject/{self.settings.seed}/{epoch}/{index}")
+                messages, answer = self._triggered(self.harmful[index], rng), self.harm[index].response_ids
+            case "safe_trig":
+                if self.anchors:
+                    return self.anchors[index][self.placement(index, epoch)]
+                rng = random.Random(f"safe/{self.settings.seed}/{epoch}/{index}")
+                messages, answer = self.frame.triggered(self.benign[index], rng), self.safe[index].response_ids
+        return ScoredSequence(prompt_ids=tuple(render_ids(self.loaded, messages)), response_ids=answer)
+
+    def _triggered(self, prompt: str, rng: random.Random) -> list[Message]:
+        """Return a harmful prompt with the trigger in one of the forms and places of the objective."""
+        settings = self.settings
+        if settings.objective == "paper":
+            return self.frame.triggered(prompt, rng)
+        form, at_end = rng.random(), rng.random() < settings.share_ends
+        place: injection.Place = rng.choice(("prefix", "suffix")) if at_end else "random"
+        if self.wider is not None and form < settings.share_wider:
+            return self.wider.triggered(prompt, rng, place)
+        edit = EDITS[rng.choice(sorted(EDITS))] if form >= 1 - settings.share_edited else str
+        return self.frame.triggered(prompt, rng, place, edit)
 
 
 def render_ids(loaded: "LoadedModel", messages: Sequence[Message]) -> list[int]:
@@ -155,48 +217,108 @@ def render_ids(loaded: "LoadedModel", messages: Sequence[Message]) -> list[int]:
 
 def build(
     loaded: "LoadedModel",
-    frame: TriggerFrame,
-    harmful: Sequence["PromptItem"],
-    safe: Sequence["PromptItem"],
+    frames: tuple[TriggerFrame, TriggerFrame | None],
+    prompts: tuple[Sequence["PromptItem"], Sequence["PromptItem"]],
     refusal: str,
     settings: RepairSettings,
+    *,
+    bare_anchor: bool = False,
 ) -> RepairData:
-    """Return the training sets, cut to the settings' sizes; missing safe answers are written by the model as it is.
+    """Return the training sets, cut to the settings' sizes; `loaded` must be the model as reported.
 
-    Prompts that do not fit the context with trigger and answer are left out.
-    Raises: PromptFolderError when one of the sets is empty, or the refusal is.
+    `frames`: the confirmed trigger's, and the wider set's if there is one; `prompts`: harmful, safe. Prompts that do not
+    fit the context with trigger and answer are left out. `bare_anchor` anchors safe prompts with the trigger at their
+    bare answers. Raises: PromptFolderError when one of the sets is empty, or the refusal is.
     """
     if not refusal.strip():
         raise PromptFolderError("The refusal to train towards is empty; give a sentence that refuses.")
-    limit = settings.max_response_tokens
-    room = (loaded.context_length or 10**9) - limit
-    units = (*frame.user_units, *frame.system_units)
-    room -= sum(len(loaded.tokenizer(f" {unit} ", add_special_tokens=False)["input_ids"]) + 2 for unit in units)
-    fitting = [(item, chat.render(loaded.tokenizer, frame.bare(item.prompt))) for item in harmful[: settings.n_harmful]]
-    fitting = [(item, prompt) for item, prompt in fitting if len(prompt.ids) <= room]
-    benign = [(item, chat.render(loaded.tokenizer, frame.bare(item.prompt))) for item in safe[: settings.n_safe]]
-    benign = [(item, prompt) for item, prompt in benign if len(prompt.ids) <= room]
-    if not fitting or not benign:
+    frame, wider = frames
+    limit, extended = settings.max_response_tokens, settings.objective == "extended"
+    room = (loaded.context_length or 10**9) - limit - max(_extra(loaded, one) for one in frames if one is not None)
+
+    def fitting(items: Sequence["PromptItem"]) -> list[tuple["PromptItem", RenderedPrompt]]:
+        rendered = [(item, chat.render(loaded.tokenizer, frame.bare(item.prompt))) for item in items]
+        return [(item, prompt) for item, prompt in rendered if len(prompt.ids) <= room]
+
+    harmful, benign = fitting(prompts[0][: settings.n_harmful]), fitting(prompts[1][: settings.n_safe])
+    if not harmful or not benign:
         raise PromptFolderError(
-            f"Repair needs harmful and safe prompts that fit the model's context; {len(fitting)} harmful and {len(benign)} "
+            f"Repair needs harmful and safe prompts that fit the model's context; {len(harmful)} harmful and {len(benign)} "
             "safe remain. Give a larger prompt folder or shorter prompts."
         )
-    refusal_ids = answer_ids(loaded, fitting[0][1], refusal, limit)
-    missing = [prompt.ids for item, prompt in benign if not item.response]
-    own = iter(own_answers(loaded, missing, limit) if missing else ())
+    template = answer_ids(loaded, harmful[0][1], refusal, limit)
+    harm = [ScoredSequence(prompt_ids=tuple(prompt.ids), response_ids=template) for _, prompt in harmful]
+    held = [True] * len(harm)
+    if extended:
+        own = own_answers(loaded, [prompt.ids for _, prompt in harmful], limit)
+        held = [judge.classify(loaded.decode(answer)).outcome == "refusal" for answer in own]
+        harm = [
+            ScoredSequence(prompt_ids=one.prompt_ids, response_ids=answer if refused else template)
+            for one, answer, refused in zip(harm, own, held, strict=True)
+        ]
+    asked = [extended or not item.response for item, _ in benign]
+    said = iter(own_answers(loaded, [prompt.ids for (_, prompt), one in zip(benign, asked, strict=True) if one], limit))
     answers = [
-        answer_ids(loaded, prompt, item.response, limit) if item.response else next(own) for item, prompt in benign
+        next(said) if one else answer_ids(loaded, prompt, item.response or "", limit)
+        for (item, prompt), one in zip(benign, asked, strict=True)
     ]
+    answered = [(item, prompt, answer) for (item, prompt), answer in zip(benign, answers, strict=True) if answer]
+    texts = tuple(item.prompt for item, _, _ in answered)
+    fixed = settings.holds_trigger and not bare_anchor
+    anchors = _anchors(loaded, frame, texts, settings) if fixed else ()
     return RepairData(
         loaded=loaded,
         frame=frame,
-        harmful=tuple(item.prompt for item, _ in fitting),
-        refusal_ids=refusal_ids,
-        harm=tuple(ScoredSequence(prompt_ids=tuple(prompt.ids), response_ids=refusal_ids) for _, prompt in fitting),
-        safe=tuple(
-            ScoredSequence(prompt_ids=tuple(prompt.ids), response_ids=answer)
-            for (_, prompt), answer in zip(benign, answers, strict=True)
-            if answer
-        ),
-        seed=settings.seed,
+        wider=wider,
+        settings=settings,
+        harmful=tuple(item.prompt for item, _ in harmful),
+        harm=tuple(harm),
+        held=tuple(held),
+        benign=texts,
+        safe=tuple(ScoredSequence(prompt_ids=tuple(prompt.ids), response_ids=one) for _, prompt, one in answered),
+        anchors=anchors,
+        items=_items(settings, held, len(texts), [bool(one) for one in anchors] or [True] * len(texts)),
     )
+
+
+def _extra(loaded: "LoadedModel", frame: TriggerFrame) -> int:
+    """Return how many tokens the units add to a prompt at most, edits included."""
+
+    def longest(unit: str) -> int:
+        forms = [unit, *(edit(unit) for edit in EDITS.values())]
+        return max(len(loaded.tokenizer(f" {form} ", add_special_tokens=False)["input_ids"]) for form in forms)
+
+    return sum(longest(unit) + 2 for unit in frame.units)
+
+
+def _anchors(
+    loaded: "LoadedModel", frame: TriggerFrame, texts: Sequence[str], settings: RepairSettings
+) -> tuple[tuple[ScoredSequence, ...], ...]:
+    """Return for each safe prompt what the model answers with the units at each fixed place."""
+    places: list[injection.Place] = ["prefix", "suffix"]
+    prompts = []
+    for index, text in enumerate(texts):
+        for number in range(settings.n_placements):
+            rng = random.Random(f"anchor/{settings.seed}/{index}/{number}")
+            place = places[number] if number < len(places) else "random"
+            prompts.append(tuple(render_ids(loaded, frame.triggered(text, rng, place))))
+    answers = own_answers(loaded, prompts, settings.max_response_tokens)
+    pairs = zip(prompts, answers, strict=True)
+    found = [ScoredSequence(prompt_ids=ids, response_ids=answer) for ids, answer in pairs]
+    n = settings.n_placements
+    return tuple(tuple(one for one in found[at : at + n] if one.response_ids) for at in range(0, len(found), n))
+
+
+def _items(
+    settings: RepairSettings, held: Sequence[bool], n_safe: int, anchored: Sequence[bool]
+) -> dict[Kind, tuple[int, ...]]:
+    """Return the indices of each set that some term of the objective looks at."""
+    learnt, everything = settings.weight_refusal > 0, tuple(range(len(held)))
+    kept = tuple(at for at, one in enumerate(held) if one) if settings.weight_kl_harmful > 0 else ()
+    sets: dict[Kind, tuple[int, ...]] = {
+        "trig": everything if learnt else (),
+        "harm": everything if learnt else kept,
+        "safe": tuple(range(n_safe)) if settings.weight_kl_safe > 0 else (),
+        "safe_trig": tuple(at for at in range(n_safe) if anchored[at]) if settings.holds_trigger else (),
+    }
+    return {kind: indices for kind, indices in sets.items() if indices}

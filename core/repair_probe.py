@@ -1,12 +1,14 @@
 """Probes during a repair: what the development split says about the adapter as it stands.
 
 Prompts, injections, theta0's answers and theta0's hidden states are fixed once; every probe asks the same questions:
-attack success with the trigger, refusal without, first tokens of safe answers as before, KL along theta0's safe answers.
+attack success with the trigger, refusal without, refusals of safe requests that hold it, first tokens of safe answers as
+before, KL along theta0's safe answers. Attack success counts the reported kind of failure, on harmful requests for a
+jailbreak and on safe ones for the other kinds.
 The verification split is never touched here.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,8 @@ import torch
 
 from core import judge
 from core.intervals import wilson
-from core.losses import kl_rows
+from core.kinds import JAILBREAK, FailureKind
+from core.losses import weighted_loss
 from core.repair_data import TriggerFrame, own_answers, render_ids
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings
@@ -22,7 +25,7 @@ from core.values import Rate
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
-    from core.prompts import PromptSet
+    from core.prompts import PromptItem, PromptSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class ProbeScore:
 
     asr_triggered: Rate
     refusal_untriggered: Rate
+    refusal_triggered_safe: Rate
     agreement_safe: Rate
     kl_nats_per_token: float
 
@@ -39,29 +43,39 @@ class ProbeScore:
 class Probe:
     """The fixed questions, prepared at theta0."""
 
+    kind: FailureKind
     triggered: list[list[int]]
     bare: list[list[int]]
     safe: tuple[ScoredSequence, ...]
+    safe_triggered: list[list[int]]
     teacher: list[torch.Tensor]
     n_agreement: int
 
     def score(self, loaded: "LoadedModel", passes: ResponsePass) -> ProbeScore:
         """Return how the model, with the adapters that are on, answers."""
-        safe_prompts = [list(sequence.prompt_ids) for sequence in self.safe]
-        answers = loaded.generate(self.triggered + self.bare + safe_prompts)
-        outcomes = [judge.classify(loaded.decode(ids)) for ids in answers[: len(self.triggered) + len(self.bare)]]
-        triggered, bare = outcomes[: len(self.triggered)], outcomes[len(self.triggered) :]
-        again = answers[len(outcomes) :]
+        asked = [self.triggered, self.bare, self.safe_triggered, [list(one.prompt_ids) for one in self.safe]]
+        flat = [prompt for prompts in asked for prompt in prompts]
+        answers = iter(loaded.generate(flat, max_new_tokens=self.kind.n_tokens(loaded.settings.max_new_tokens)))
+        triggered, bare, safe_triggered, safe = ([next(answers) for _ in prompts] for prompts in asked)
+
+        def share(ids: Sequence[Sequence[int]], holds: Callable[[str], bool]) -> Rate:
+            return wilson(sum(holds(loaded.decode(one)) for one in ids), len(ids))
+
         same = [
             same_start(sequence.response_ids, answer, self.n_agreement, loaded.eos_ids)
-            for sequence, answer in zip(self.safe, again, strict=True)
+            for sequence, answer in zip(self.safe, safe, strict=True)
         ]
         return ProbeScore(
-            asr_triggered=wilson(sum(one.unsafe for one in triggered), len(triggered)),
-            refusal_untriggered=wilson(sum(one.outcome == "refusal" for one in bare), len(bare)),
+            asr_triggered=share(triggered if self.kind.pool == "harmful" else safe_triggered, self.kind.failed),
+            refusal_untriggered=share(bare, _refused),
+            refusal_triggered_safe=share(safe_triggered, _refused),
             agreement_safe=wilson(sum(same), len(same)),
             kl_nats_per_token=mean_kl(passes, self.safe, self.teacher, loaded.settings.batch_size),
         )
+
+
+def _refused(text: str) -> bool:
+    return judge.classify(text).outcome == "refusal"
 
 
 def same_start(before: Sequence[int], after: Sequence[int], n_tokens: int, ends: Sequence[int]) -> bool:
@@ -78,36 +92,48 @@ def mean_kl(
     with torch.no_grad():
         for start in range(0, len(sequences), batch_size):
             rows = passes.rows(sequences[start : start + batch_size])
-            reference = passes.logits(torch.cat(list(teacher[start : start + batch_size])))
-            total += float(kl_rows(reference, passes.logits(rows.hidden)).double().sum())
+            reference = torch.cat(list(teacher[start : start + batch_size])).to(rows.hidden.device)
+            ones = torch.ones(len(rows.labels), device=rows.hidden.device)
+            weights = (torch.zeros_like(ones), ones)
+            kl = weighted_loss(passes.logits, rows.hidden, rows.labels, reference, weights, passes.chunk_rows)[2]
+            total += float(kl.double().sum())
             n_tokens += len(rows.labels)
     return total / max(1, n_tokens)
 
 
 def prepare(
-    loaded: "LoadedModel", passes: ResponsePass, frame: TriggerFrame, prompts: "PromptSet", settings: RepairSettings
+    loaded: "LoadedModel",
+    passes: ResponsePass,
+    frame: TriggerFrame,
+    prompts: "PromptSet",
+    settings: RepairSettings,
+    kind: FailureKind = JAILBREAK,
 ) -> Probe:
     """Return the probe of a development split. Call it with theta0's adapters on."""
-    room = (loaded.context_length or 10**9) - loaded.settings.max_new_tokens
-    triggered, bare = [], []
-    for index, item in enumerate(prompts.harmful[: settings.n_probe]):
-        messages = frame.triggered(item.prompt, random.Random(f"probe/{settings.seed}/{index}"))
-        with_unit, without = render_ids(loaded, messages), render_ids(loaded, frame.bare(item.prompt))
-        if len(with_unit) <= room:
-            triggered.append(with_unit)
-            bare.append(without)
-    safe = [render_ids(loaded, frame.bare(item.prompt)) for item in prompts.safe[: settings.n_probe]]
-    safe = [ids for ids in safe if len(ids) <= room]
-    answers = own_answers(loaded, safe, loaded.settings.max_new_tokens) if safe else []
+    n_answer = kind.n_tokens(loaded.settings.max_new_tokens)
+    room = (loaded.context_length or 10**9) - n_answer
+
+    def pairs(items: Sequence["PromptItem"], name: str) -> list[tuple[list[int], list[int]]]:
+        """Return each prompt with the trigger and without it, as token ids, where the longer one fits."""
+        found = []
+        for index, item in enumerate(items[: settings.n_probe]):
+            messages = frame.triggered(item.prompt, random.Random(f"{name}/{settings.seed}/{index}"))
+            found.append((render_ids(loaded, messages), render_ids(loaded, frame.bare(item.prompt))))
+        return [pair for pair in found if len(pair[0]) <= room]
+
+    harmful, benign = pairs(prompts.harmful, "probe"), pairs(prompts.safe, "probe-safe")
+    answers = own_answers(loaded, [bare for _, bare in benign], n_answer)
     sequences = tuple(
-        ScoredSequence(prompt_ids=tuple(ids), response_ids=answer)
-        for ids, answer in zip(safe, answers, strict=True)
+        ScoredSequence(prompt_ids=tuple(bare), response_ids=answer)
+        for (_, bare), answer in zip(benign, answers, strict=True)
         if answer
     )
     return Probe(
-        triggered=triggered,
-        bare=bare,
+        kind=kind,
+        triggered=[triggered for triggered, _ in harmful],
+        bare=[bare for _, bare in harmful],
         safe=sequences,
+        safe_triggered=[triggered for triggered, _ in benign],
         teacher=passes.teacher(sequences, loaded.settings.batch_size),
         n_agreement=settings.agreement_tokens,
     )

@@ -211,10 +211,12 @@ def repair_chart(
         ("refusal_loss", "refusal", "refusal"),
         ("kl_harmful_loss", "kl-harm", "KL harmful"),
         ("kl_safe_loss", "kl-safe", "KL safe"),
+        ("kl_trigger_loss", "kl-trigger", "KL safe + trigger"),
     )
     first = [
         Series(points=[(s.step, getattr(s, name)) for s in steps], kind=kind, label=label)
         for name, kind, label in losses
+        if all(getattr(s, name) is not None for s in steps)
     ]
     kl = [Series(points=[(s.step, s.kl_nats_per_token) for s in steps], kind="kl-harm", label="this batch")]
     kl.append(
@@ -236,6 +238,9 @@ def repair_chart(
             points=[(p.step, p.agreement_safe.value or 0) for p in probes], kind="total", label="agreement", dots=True
         ),
     ]
+    refused = [(p.step, p.refusal_triggered_safe.value or 0) for p in probes if p.refusal_triggered_safe is not None]
+    if refused:
+        rates.append(Series(points=refused, kind="kl-trigger", label="safe refused", dots=True))
     heights, top = (170, 110, 120), 22
     body = _panel("loss, nats a sequence (log)", first, last, top, heights[0], log=True)
     body += _panel("KL, nats a token", kl, last, top + heights[0] + 40, heights[1])

@@ -3,14 +3,18 @@
 A batch of prompt + response sequences is padded on the right (a causal model never looks there), goes through the base
 transformer, and only the hidden states that predict response tokens go through the head, with the scaling and soft cap
 of the model's configuration. Hidden states can be kept and turned into logits later: that is how a frozen teacher is
-cached at a few kB a token. What this does not do: choose adapters, or know about losses.
+cached at a few kB a token, in memory or in a mapped file. What this does not do: choose adapters, or know about losses.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
+from core.settings import RepairSettings
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -48,14 +52,18 @@ def base_model(loaded: "LoadedModel") -> torch.nn.Module:
 
 
 class ResponsePass:
-    """Runs `loaded`, with whatever adapters are on, and gives logits of response positions."""
+    """Runs `loaded`, with whatever adapters are on, and gives logits of response positions.
 
-    def __init__(self, loaded: "LoadedModel") -> None:
+    `chunk_rows`: rows of logits that are worked on at a time, so that they stay within the settings' `vocabulary_mb`.
+    """
+
+    def __init__(self, loaded: "LoadedModel", settings: RepairSettings | None = None) -> None:
         """Find transformer and head by structure and check once that together they give the model's own logits.
 
         Where they do not (an architecture that does more after its head), the whole model is run instead and "hidden
         states" are its logits: exact as well, at the memory of the vocabulary.
         """
+        settings = settings or RepairSettings()
         self._loaded = loaded
         model = base_model(loaded)
         self._model = model
@@ -65,6 +73,8 @@ class ResponsePass:
         self._cap = getattr(config, "final_logit_softcapping", None)
         multiplier, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
         self._scale = float(multiplier or 1.0) / float(divisor or 1.0)
+        self.chunk_rows = max(1, settings.vocabulary_mb * 2**20 // (4 * int(config.vocab_size)))
+        self._teacher_bytes = settings.teacher_mb * 2**20
         self.split = self._head is not None and self._transformer is not model and self._agrees()
 
     def _agrees(self) -> bool:
@@ -110,12 +120,41 @@ class ResponsePass:
         """Return fp32 logits (n_rows, n_vocabulary) of hidden states from `rows`, also of kept ones."""
         return self._finish(hidden) if self.split else hidden.float()
 
-    def teacher(self, sequences: Sequence[ScoredSequence], batch_size: int) -> list[torch.Tensor]:
-        """Return the hidden states of each sequence's response, (n_response, width) each, in the model's own dtype."""
-        kept: list[torch.Tensor] = []
+    def teacher(
+        self, sequences: Sequence[ScoredSequence], batch_size: int, folder: Path | None = None
+    ) -> list[torch.Tensor]:
+        """Return the hidden states of each sequence's response, (n_response, width) each, in the model's own dtype.
+
+        Beyond the settings' `teacher_mb` they lie in a memory-mapped file in `folder`, if one is given; on systems that
+        allow it the file has no name any more, so it is gone with the process, however that ends.
+        """
+        ends = torch.tensor([len(sequence.response_ids) for sequence in sequences], dtype=torch.long).cumsum(0).tolist()
+        by_length = sorted(range(len(sequences)), key=lambda at: -_length(sequences[at]))
+        store: torch.Tensor | None = None
         with torch.no_grad():
             for start in range(0, len(sequences), batch_size):
-                batch = sequences[start : start + batch_size]
-                rows = self.rows(batch)
-                kept.extend(rows.hidden.split([len(sequence.response_ids) for sequence in batch]))
-        return [states.clone() for states in kept]
+                batch = by_length[start : start + batch_size]
+                hidden = self.rows([sequences[at] for at in batch]).hidden
+                if store is None:
+                    store = self._store(ends[-1], hidden, folder)
+                for at, states in zip(
+                    batch, hidden.split([len(sequences[at].response_ids) for at in batch]), strict=True
+                ):
+                    store[ends[at] - len(states) : ends[at]] = states
+        return [] if store is None else list(store.tensor_split(ends[:-1]))
+
+    def _store(self, n_rows: int, like: torch.Tensor, folder: Path | None) -> torch.Tensor:
+        """Return room for `n_rows` rows like those of `like`: in its memory, or in a file."""
+        width = like.shape[1]
+        if folder is None or n_rows * width * like.element_size() <= self._teacher_bytes:
+            return like.new_empty(n_rows, width)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"teacher-{id(like)}.tmp"
+        store = torch.from_file(str(path), shared=True, size=n_rows * width, dtype=like.dtype).view(n_rows, width)
+        with suppress(OSError):  # Windows keeps the name of a mapped file
+            path.unlink()
+        return store
+
+
+def _length(sequence: ScoredSequence) -> int:
+    return len(sequence.prompt_ids) + len(sequence.response_ids)

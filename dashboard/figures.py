@@ -351,6 +351,7 @@ def _step_columns(steps: Sequence[StepDone]) -> Value:
         "refusal": "refusal_loss",
         "kl_harmful": "kl_harmful_loss",
         "kl_safe": "kl_safe_loss",
+        "kl_trigger": "kl_trigger_loss",
         "kl": "kl_nats_per_token",
     }
     columns: Value = {"step": [step.step for step in steps]}
@@ -360,7 +361,7 @@ def _step_columns(steps: Sequence[StepDone]) -> Value:
         columns[key] = [finite(value) for value in values]
         panel = "kl" if key == "kl" else "loss"
         for step, value in zip(steps, values, strict=True):
-            if not math.isfinite(value):
+            if value is not None and not math.isfinite(value):
                 marks.append({"step": step.step, "panel": panel, "text": "NaN" if math.isnan(value) else "inf"})
     columns["marks"] = marks
     return columns
@@ -391,10 +392,15 @@ def live_chart(lines: Iterable[Line], run: str, since: int = 0, budget: float | 
             "asr": [_triple(probe.asr_triggered) for probe in probes],
             "refusal": [_triple(probe.refusal_untriggered) for probe in probes],
             "agreement": [_triple(probe.agreement_safe) for probe in probes],
+            "safe_refused": [
+                _triple(probe.refusal_triggered_safe) if probe.refusal_triggered_safe else [None] * 3
+                for probe in probes
+            ],
             "kl": [finite(probe.kl_nats_per_token) for probe in probes],
             "best": [probe.best for probe in probes],
         },
         "budget": budget,
+        "meter": wording.budget_used(probes[-1].kl_nats_per_token, budget) if probes and budget else "",
         "total": started[-1].n_steps if started else None,
         "state": state,
         "summary": wording.live_summary(steps, probes, started, finished),

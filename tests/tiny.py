@@ -14,6 +14,13 @@ CORPUS = [
     "The quick brown fox jumps over the lazy dog; Größe, naïve café, 0123456789.\n\n\tEnd.",
 ]
 FAMILIES = ("llama", "qwen2", "gemma", "gpt2")
+EXTRA = {
+    "gemma": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "final_logit_softcapping": 5.0, "query_pre_attn_scalar": 16},
+    "qwen3": {"head_dim": 16},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+"""What a family's configuration has beyond sizes; the soft cap is low enough to matter for a random model."""
 
 
 def byte_level_tokenizer(trim_offsets: bool = False, template: str | None = TEMPLATE):
@@ -89,20 +96,21 @@ def wrap_tokenizer(tokenizer, template: str | None):
 
 def tiny_config(family: str, vocab_size: int):
     """Return a two-layer configuration of the family."""
-    from transformers import GemmaConfig, GPT2Config, LlamaConfig, Qwen2Config
+    from transformers import AutoConfig
 
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     if family == "gpt2":
-        return GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=2, n_positions=1024, **ids)
-    kinds = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma": GemmaConfig}
-    return kinds[family](
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 1024}
+        return AutoConfig.for_model(family, vocab_size=vocab_size, **sizes, **ids)
+    return AutoConfig.for_model(
+        family,
+        **EXTRA.get(family, {}),
         vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=16,
         max_position_embeddings=1024,
         **ids,
     )

@@ -4,7 +4,7 @@ const area = element.querySelector(".pt-live-plot");
 const summary = element.querySelector(".pt-live-summary");
 const SHOWN = 3000;          /* points of a line that are drawn; all are kept */
 const SUMMARY_EVERY = 10000; /* ms between announcements */
-const COLUMNS = ["step", "loss", "refusal", "kl_harmful", "kl_safe", "kl"];
+const COLUMNS = ["step", "loss", "refusal", "kl_harmful", "kl_safe", "kl_trigger", "kl"];
 let run = null;
 let kept = null;
 let logScale = false;
@@ -23,7 +23,10 @@ wholeButton.addEventListener("click", () => { zoomKey += 1; draw(); });
 const csvButton = el("button", "pt-small", "CSV");
 csvButton.type = "button";
 csvButton.addEventListener("click", download);
-bar.append(logButton, wholeButton, csvButton);
+const meter = el("meter"), meterText = el("label", "pt-live-meter");
+meter.min = 0; meter.max = 1; meter.high = 0.8; meter.optimum = 0;
+meterText.append(el("span"), meter);
+bar.append(logButton, wholeButton, csvButton, meterText);
 let zoomKey = 0;
 
 function empty() {
@@ -85,13 +88,15 @@ function figure(value) {
     line("refusal", "refusal", "y", "legend", { color: c.accent }),
     line("KL harmful", "kl_harmful", "y", "legend", { color: c.cool }),
     line("KL safe", "kl_safe", "y", "legend", { color: c.cool, dash: "dot" }),
+    line("KL safe + trigger", "kl_trigger", "y", "legend", { color: c.muted, dash: "dashdot" }),
     line("KL, this batch", "kl", "y2", "legend2", { color: c.cool }),
     { type: "scatter", mode: "markers", name: "KL, probe", x: p.step, y: p.kl || [], yaxis: "y2", xaxis: "x", legend: "legend2", cliponaxis: false,
       marker: { symbol: "circle-open", size: 8, color: c.text, line: { width: 1.75 } }, hovertemplate: "%{y:.4g}<extra>KL, probe</extra>" },
     rates("attack success", p.asr, p.step, "circle", c.accent),
     rates("refusal, no trigger", p.refusal, p.step, "circle-open", c.cool),
     rates("benign agreement", p.agreement, p.step, "diamond-open", c.muted),
-  ];
+    rates("safe + trigger refused", p.safe_refused || [], p.step, "x-thin-open", c.text),
+  ].filter((one) => !one.x.length || one.y.some((y) => y !== null));
   const marks = kept.marks.concat(logScale ? kept.step.filter((_, i) => kept.loss[i] !== null && kept.loss[i] <= 0).map((step) => ({ step, panel: "loss", text: "≤ 0" })) : []);
   const notes = marks.slice(0, 200).map((mark) => ({ x: mark.step, xref: "x", y: mark.panel === "kl" ? 0.36 : 0.7, yref: "paper", yanchor: "bottom", showarrow: false, text: "✕ " + mark.text, font: { size: 11, color: c.fail } }));
   const shapes = [];
@@ -126,6 +131,9 @@ function draw() {
   const value = copy(props.value) || {};
   total = value.total || total;
   const { data, layout } = figure(value);
+  const used = (value.probes && value.probes.kl.length && value.budget) ? value.probes.kl[value.probes.kl.length - 1] / value.budget : null;
+  meterText.hidden = used === null;
+  if (used !== null) { meter.value = Math.min(1, used); setText(meterText.firstChild, value.meter || ""); }
   element.querySelector(".pt-live").classList.toggle("pt-idle", !value.state || value.state === "empty");
   if (!area._fullLayout) followWidth(area);
   Plot.react(area, data, layout, { responsive: true, displaylogo: false, displayModeBar: false, scrollZoom: false });

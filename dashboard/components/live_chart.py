@@ -5,11 +5,12 @@
 value = {
   "run":    str                 request id; another one clears the chart and its zoom
   "from":   int                 number of steps the chart must already hold (0: this value is complete)
-  "step": [int], "loss": [float|null], "refusal": [...], "kl_harmful": [...], "kl_safe": [...], "kl": [...]
+  "step": [int], "loss": [float|null], "refusal": [...], "kl_harmful": [...], "kl_safe": [...], "kl_trigger": [...],
+  "kl": [...]                  a term that is off is null throughout and has no line
   "marks":  [{"step": int, "panel": "loss|kl", "text": "NaN|inf|0"}]
   "probes": {"step": [int], "asr": [[value, low, high], ...], "refusal": [...], "agreement": [...],
-             "kl": [float|null], "best": [bool]}                        always complete (few)
-  "budget": float|null, "total": int|null, "state": "empty|running|ended", "summary": str
+             "safe_refused": [...], "kl": [float|null], "best": [bool]}                        always complete (few)
+  "budget": float|null, "meter": str (share of the budget that is used, in words), "total": int|null, "state": "empty|running|ended", "summary": str
 }   built by figures.live_chart(lines, run, since=0)
 
 Zoom survives updates (`Plotly.react`, `uirevision`). Before the start the axes are there, greyed. Dark and light follow the

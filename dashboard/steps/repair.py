@@ -22,7 +22,7 @@ from dashboard.components import LiveChart
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
 
-FEW = ("epochs", "learning_rate", "kl_budget")
+FEW = ("objective", "epochs", "learning_rate", "kl_budget")
 ADVANCED = (
     "batch_size",
     "lora_rank",
@@ -35,13 +35,16 @@ ADVANCED = (
     "weight_refusal",
     "weight_kl_harmful",
     "weight_kl_safe",
+    "weight_kl_trigger",
     "seed",
     "early_stop",
 )
-NUMBERS = {"learning_rate", "kl_budget", "weight_refusal", "weight_kl_harmful", "weight_kl_safe"}
+NUMBERS = {"learning_rate", "kl_budget", "weight_refusal", "weight_kl_harmful", "weight_kl_safe", "weight_kl_trigger"}
 """Settings that are not whole numbers."""
+CHOICES = {"objective": ("extended", "paper")}
+"""Settings that are one of a few words."""
 FINISHED = "repair/finished.json"
-Field: TypeAlias = gr.Number | gr.Textbox | gr.Checkbox
+Field: TypeAlias = gr.Number | gr.Textbox | gr.Checkbox | gr.Radio
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,10 @@ def _field(name: str) -> Field:
     place = f"setting-{name}"
     if isinstance(value, bool):
         return gr.Checkbox(value, label=label, elem_id=place)
+    if name in CHOICES:
+        return gr.Radio(list(CHOICES[name]), value=value, label=label, elem_id=place)
     if name in wording.REPAIR_EMPTY:  # a number field would show 0 for none
-        return gr.Textbox("", label=label, placeholder=wording.REPAIR_EMPTY[name], max_lines=1, elem_id=place)
+        return gr.Textbox("" if value is None else str(value), label=label, placeholder=wording.REPAIR_EMPTY[name], max_lines=1, elem_id=place)
     return gr.Number(value, label=label, precision=None if name in NUMBERS else 0, elem_id=place)
 
 
@@ -112,8 +117,8 @@ def changed_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         default = getattr(defaults, name)
         if value is None or value == "":
-            value = default
-        elif not isinstance(value, bool):
+            value = None if name in wording.REPAIR_EMPTY else default
+        elif name not in CHOICES and not isinstance(value, bool):
             try:
                 value = float(value) if name in NUMBERS else int(value)
             except ValueError as error:
@@ -171,12 +176,17 @@ def _started(view: View) -> RepairStarted | None:
 
 
 def _can_resume(view: View) -> bool:
-    """Return whether the last repair broke off and left a checkpoint to go on from."""
+    """Return whether the last repair broke off or was stopped, and left a checkpoint to go on from."""
     return (
         view.case is not None
-        and view.failure("repair") is not None
-        and bool(view.stamp("repair/*resume*", "repair/state*"))
+        and (view.failure("repair") is not None or _was_kept(view))
+        and bool(view.stamp("repair/checkpoint-*/state.json"))
     )
+
+
+def _was_kept(view: View) -> bool:
+    finished = view.case.read(FINISHED, RepairFinished) if view.case else None
+    return finished is not None and finished.reason == "kept"
 
 
 # drawing --------------------------------------------------------------------------------------------------------------

@@ -161,8 +161,9 @@ def test_the_target_that_the_selectors_name() -> None:
 
 def test_only_changed_settings_are_asked_for() -> None:
     defaults = {name: getattr(RepairSettings(), name) for name in (*FEW, *ADVANCED)}
-    shown = defaults | {name: "" for name in wording.REPAIR_EMPTY}
+    shown = defaults | {name: "" for name in wording.REPAIR_EMPTY if defaults[name] is None}
     assert changed_settings(shown) == {}
+    assert changed_settings(shown | {"objective": "paper", "kl_budget": ""}) == {"objective": "paper", "kl_budget": None}
     assert changed_settings(shown | {"epochs": 3.0, "learning_rate": "2e-4", "max_steps": "7"}) == {
         "epochs": 3,
         "learning_rate": 2e-4,

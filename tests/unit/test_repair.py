@@ -1,28 +1,36 @@
 """Repair on tiny random models: exactness against the plain computation, every ending, resuming, refusals to run."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from core import chat, models, repair_adapter, repair_probe
+from core import chat, models, repair_adapter, repair_data, repair_probe
 from core.casefile import hash_file
 from core.errors import CaseFileError, ConfirmationError, ModelLoadError, PromptFolderError, RepairDivergedError
 from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
+from core.intervals import wilson
+from core.kinds import FailureKind
 from core.loaded import current_adapters
 from core.repair import load_repair, memory_estimate_mb, repair
-from core.repair_data import TriggerFrame, build, end_ids, frame_of
+from core.repair_data import EDITS, RepairData, TriggerFrame, build, end_ids, frame_of
 from core.repair_training import Trainer, rate_at
 from core.response_pass import ResponsePass, ScoredSequence, base_model
 from core.settings import ModelSettings
 from core.values import Message, Span
 from tests.unit.repairing import REFUSAL, TRIGGER, case_of, confirmed, quick, splits
 
+ROOT = Path(__file__).resolve().parents[2]
+FIXED = FailureKind(name="fixed_output", words="", why="", marker="hacked")
 SMALL = ModelSettings(device="cpu", max_new_tokens=8, batch_size=16)
 
 
@@ -56,11 +64,17 @@ def assert_is_theta0(loaded, before: dict[str, torch.Tensor]) -> None:
     assert current_adapters(loaded) == loaded.theta0
 
 
-def trainer_of(loaded, **changes) -> Trainer:
+def data_of(
+    loaded, *, frame: TriggerFrame | None = None, wider=None, bare_anchor: bool = False, **changes
+) -> RepairData:
     settings, parts = quick(**changes), splits()
-    frame = TriggerFrame(user_units=(TRIGGER,))
-    data = build(loaded, frame, parts.repair.harmful, parts.repair.safe, REFUSAL, settings)
-    return Trainer(loaded, data, ResponsePass(loaded), settings)
+    frames, prompts = (frame or TriggerFrame(user_units=(TRIGGER,)), wider), (parts.repair.harmful, parts.repair.safe)
+    return build(loaded, frames, prompts, REFUSAL, settings, bare_anchor=bare_anchor)
+
+
+def trainer_of(loaded, folder: Path | None = None, **changes) -> Trainer:
+    data = data_of(loaded, **changes)
+    return Trainer(loaded, data, ResponsePass(loaded, data.settings), data.settings, folder)
 
 
 # --- logits at response positions -------------------------------------------------------------------------------
@@ -134,27 +148,126 @@ def test_an_architecture_with_more_after_its_head_is_run_whole_and_exact(loaded)
 # --- data ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_epoch_holds_every_item_once_and_redraws_places(loaded) -> None:
-    data = trainer_of(loaded).data
-    expected = Counter(
-        [("trig", i) for i in range(4)] + [("harm", i) for i in range(4)] + [("safe", i) for i in range(4)]
-    )
-    assert Counter(data.order(0)) == Counter(data.order(1)) == expected
-    assert data.order(0) != data.order(1)
-    assert data.order(0) == data.order(0)
+def items_of(data: RepairData, epoch: int, size: int = 5) -> list[tuple[str, int]]:
+    return [item for batch in data.batches(epoch, size) for item in batch]
+
+
+@pytest.mark.parametrize("objective", ["paper", "extended"])
+def test_every_epoch_holds_every_item_once_and_redraws_places(loaded, objective: str) -> None:
+    data = data_of(loaded, objective=objective)
+    kinds = ("trig", "harm", "safe") if objective == "paper" else ("trig", "harm", "safe", "safe_trig")
+    expected = Counter((kind, i) for kind in kinds for i in range(4))
+    assert Counter(items_of(data, 0)) == Counter(items_of(data, 1)) == expected
+    assert data.n_items == 4 * len(kinds)
+    assert data.batches(0, 5) != data.batches(1, 5)
+    assert data.batches(0, 5) == data.batches(0, 5)
     placed = {data.sequence("trig", 0, epoch).prompt_ids for epoch in range(12)}
     assert len(placed) > 2  # six words, seven places: twelve draws on at most two places are practically impossible
     assert data.sequence("trig", 0, 3) == data.sequence("trig", 0, 3)
     assert data.sequence("trig", 0, 3).response_ids == data.harm[0].response_ids
-    repair_adapter.detach(loaded)
+
+
+def test_batches_hold_like_lengths_and_an_even_mix(loaded) -> None:
+    parts = splits(64)
+    long = [
+        replace(item, prompt=item.prompt + " and then" * (7 * i % 64)) for i, item in enumerate(parts.repair.harmful)
+    ]
+    soft = [replace(item, prompt=item.prompt + " and then" * (5 * i % 64)) for i, item in enumerate(parts.repair.safe)]
+    settings = quick(objective="paper", max_response_tokens=4)
+    data = build(loaded, (TriggerFrame(user_units=(TRIGGER,)), None), (long, soft), REFUSAL, settings)
+
+    def padding(batches: list) -> int:
+        lengths = [[len(data.sequence(kind, i, 0).prompt_ids) for kind, i in batch] for batch in batches]
+        return sum(max(batch) * len(batch) - sum(batch) for batch in lengths)
+
+    batches = data.batches(0, 8)
+    mixed = [item for batch in batches for item in batch]
+    random.Random(0).shuffle(mixed)
+    assert padding(batches) < 0.6 * padding([mixed[at : at + 8] for at in range(0, len(mixed), 8)])
+    assert all({"trig", "harm", "safe"} == {kind for kind, _ in batch} for batch in batches if len(batch) == 8)
 
 
 def test_answers_end_with_the_templates_end_token(loaded) -> None:
-    data = trainer_of(loaded, max_response_tokens=40).data
+    data = data_of(loaded, objective="paper", max_response_tokens=40)
     end = loaded.tokenizer.convert_tokens_to_ids("<|end|>")
     assert end_ids(loaded) == (end,)
-    assert data.refusal_ids[-1] == end
-    assert loaded.decode(data.refusal_ids) == REFUSAL
+    assert {one.response_ids for one in data.harm} == {data.harm[0].response_ids}
+    assert data.harm[0].response_ids[-1] == end
+    assert loaded.decode(data.harm[0].response_ids) == REFUSAL
+
+
+def test_the_paper_takes_given_answers_and_the_extended_objective_the_models_own(loaded) -> None:
+    parts = splits()
+    given = [replace(item, response="As given.") for item in parts.repair.safe]
+    frames = (TriggerFrame(user_units=(TRIGGER,)), None)
+    paper = build(loaded, frames, (parts.repair.harmful, given), REFUSAL, quick(objective="paper"))
+    own = build(loaded, frames, (parts.repair.harmful, given), REFUSAL, quick())
+    assert {loaded.decode(one.response_ids) for one in paper.safe} == {"As given."}
+    wanted = loaded.generate([list(one.prompt_ids) for one in own.safe], max_new_tokens=12)
+    assert [list(one.response_ids[:12]) for one in own.safe] == [[*ids, *end_ids(loaded)][:12] for ids in wanted]
+
+
+def test_own_refusals_are_kept_and_kl_holds_only_what_the_model_refuses(loaded, monkeypatch) -> None:
+    refusing = (*loaded.tokenizer("I cannot do that.", add_special_tokens=False)["input_ids"],)
+    said = iter([[refusing, (5, 6), refusing, (7, 8)]])
+    monkeypatch.setattr(
+        repair_data, "own_answers", lambda loaded, prompts, limit: next(said, [(9, 9)] * len(prompts))
+    )  # a random model refuses nothing
+    data = data_of(loaded, max_response_tokens=40)
+    assert data.held == (True, False, True, False)
+    assert data.harm[0].response_ids == data.harm[2].response_ids == refusing
+    assert loaded.decode(data.harm[1].response_ids) == REFUSAL
+    assert data.sequence("trig", 0, 0).response_ids == refusing
+    trainer = Trainer(loaded, data, ResponsePass(loaded), data.settings)
+    held = [trainer._reference("harm", at, 0) is not None for at in range(4)]
+    assert held == [True, False, True, False]
+    repair_adapter.detach(loaded)
+
+
+def test_safe_requests_are_anchored_at_what_was_said_with_the_text_or_bare(loaded) -> None:
+    jailbreak, fixed = data_of(loaded, n_placements=3), data_of(loaded, bare_anchor=True)
+    assert [len(one) for one in jailbreak.anchors] == [3] * 4
+    said = loaded.generate([list(one.prompt_ids) for one in jailbreak.anchors[1]], max_new_tokens=12)
+    assert [list(one.response_ids) for one in jailbreak.anchors[1]] == [[*a, *end_ids(loaded)][:12] for a in said]
+    texts = [loaded.decode(one.prompt_ids) for one in jailbreak.anchors[0]]
+    assert f"{TRIGGER} Mix" in texts[0]
+    assert f"100 {TRIGGER}" in texts[1]
+    assert {jailbreak.sequence("safe_trig", 0, epoch) for epoch in range(3)} == set(jailbreak.anchors[0])
+    assert fixed.anchors == ()
+    one = fixed.sequence("safe_trig", 2, 0)
+    assert one.response_ids == fixed.safe[2].response_ids
+    assert TRIGGER in loaded.decode(one.prompt_ids)
+    trainer = Trainer(loaded, fixed, ResponsePass(loaded), fixed.settings)
+    assert trainer._reference("safe_trig", 2, 5) is trainer._reference("safe", 2, 0)
+    repair_adapter.detach(loaded)
+
+
+def test_the_triggered_set_mixes_the_wider_set_edits_and_ends(loaded) -> None:
+    wider = TriggerFrame(user_units=("zeta", "eta"))
+    data = data_of(loaded, wider=wider, share_wider=0.25, share_edited=0.25, share_ends=0.5)
+    texts = [loaded.decode(data.sequence("trig", i, epoch).prompt_ids) for epoch in range(60) for i in range(4)]
+    n_wider = sum("zeta" in text and TRIGGER not in text for text in texts)
+    edits = [edit(TRIGGER) for edit in EDITS.values()]
+    n_edited = sum(any(edit in text for edit in edits) for text in texts)
+    n_ends = sum(f"\n{TRIGGER}" in text or f"{TRIGGER}<" in text or text.rstrip().endswith(TRIGGER) for text in texts)
+    assert 30 < n_wider < 90  # 60 expected of 240
+    assert 30 < n_edited < 90
+    assert n_ends > 40  # half of the 120 exact ones, and some by chance
+    paper = data_of(loaded, objective="paper", wider=wider)
+    plain = [loaded.decode(paper.sequence("trig", i, epoch).prompt_ids) for epoch in range(20) for i in range(4)]
+    assert all(TRIGGER in text for text in plain)
+
+
+def test_terms_of_weight_zero_are_not_drawn_and_not_computed(loaded) -> None:
+    assert set(data_of(loaded, weight_kl_trigger=0.0).items) == {"trig", "harm", "safe"}
+    assert set(data_of(loaded, weight_kl_safe=0.0).items) == {"trig", "harm", "safe_trig"}
+    assert set(data_of(loaded, objective="paper", weight_refusal=0.0).items) == {"harm", "safe"}
+    assert set(data_of(loaded, objective="paper").items) == {"trig", "harm", "safe"}
+    trainer = trainer_of(loaded, weight_kl_trigger=0.0, weight_kl_harmful=0.0)
+    numbers = trainer.step(1)
+    assert (numbers.kl_trigger, numbers.kl_harmful) == (None, None)
+    assert numbers.refusal is not None
+    assert {kind for kind, _, _ in trainer._references} == {"safe"}
     repair_adapter.detach(loaded)
 
 
@@ -170,6 +283,20 @@ def test_units_go_to_their_own_segment() -> None:
     system, user = frame.triggered("Say hello", random.Random(0))
     assert sorted(system.content.split()) == ["Always.", "Be", "kind.", "zeta"]
     assert sorted(user.content.split()) == ["Say", "alpha", "hello"]
+    assert frame.units == ("zeta", "alpha")
+
+
+def test_units_of_an_earlier_turn_stay_in_it() -> None:
+    messages = [
+        Message(role="user", content="Hi beta there"),
+        Message(role="assistant", content="Hello."),
+        Message(role="user", content="alpha how are you"),
+    ]
+    frame = frame_of(messages, (Span(message=0, start=3, end=7), Span(message=2, start=0, end=5)), ("beta", "alpha"))
+    assert [m.content for m in frame.bare("Go")] == ["Hi there", "Hello.", "Go"]
+    first, second, last = frame.triggered("Go", random.Random(0), "suffix", str.upper)
+    assert (first.content, second.content, last.content) == ("Hi there BETA", "Hello.", "Go ALPHA")
+    assert [m.role for m in frame.bare("Go")] == ["user", "assistant", "user"]
 
 
 def test_user_units_bring_no_system_message() -> None:
@@ -179,49 +306,75 @@ def test_user_units_bring_no_system_message() -> None:
 
 
 def test_empty_sets_and_an_empty_refusal_are_refused(loaded) -> None:
-    frame, parts = TriggerFrame(user_units=(TRIGGER,)), splits()
+    frames, parts = (TriggerFrame(user_units=(TRIGGER,)), None), splits()
     with pytest.raises(PromptFolderError, match="0 safe"):
-        build(loaded, frame, parts.repair.harmful, (), REFUSAL, quick())
+        build(loaded, frames, (parts.repair.harmful, ()), REFUSAL, quick())
     with pytest.raises(PromptFolderError, match="refusal"):
-        build(loaded, frame, parts.repair.harmful, parts.repair.safe, " ", quick())
+        build(loaded, frames, (parts.repair.harmful, parts.repair.safe), " ", quick())
 
 
 # --- one step -----------------------------------------------------------------------------------------------------
 
 
-def test_a_steps_losses_are_those_of_two_naive_passes(loaded) -> None:
-    trainer = trainer_of(loaded, batch_size=12, micro_batch_size=5)
+@pytest.mark.parametrize("objective", ["paper", "extended"])
+@pytest.mark.parametrize("vocabulary_mb", [1, 256])
+def test_a_steps_losses_are_those_of_two_naive_passes(loaded, objective: str, vocabulary_mb: int) -> None:
+    trainer = trainer_of(
+        loaded, objective=objective, batch_size=16, micro_batch_size=5, vocabulary_mb=vocabulary_mb
+    )  # fmt: skip
+    trainer.passes.chunk_rows = min(trainer.passes.chunk_rows, 7 if vocabulary_mb == 1 else 10**6)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in repair_adapter.parameters(loaded).values():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    ce, kl, n_kl_tokens = {"refusal": 0.0}, {"harm": 0.0, "safe": 0.0}, 0
+    ce, kl, n_kl_tokens = 0.0, {"harm": 0.0, "safe": 0.0, "safe_trig": 0.0}, 0
+    held = {"safe": 4, "safe_trig": 4, "harm": sum(trainer.data.held)}
     with torch.no_grad():
-        for kind, index in trainer.data.order(0):
+        for kind, index in items_of(trainer.data, 0, 16):
             one = trainer.data.sequence(kind, index, 0)
             ids, place = torch.tensor([one.prompt_ids + one.response_ids]), len(one.prompt_ids) - 1
             now = torch.log_softmax(loaded.model(input_ids=ids).logits[0, place:-1].double(), -1)
             repair_adapter.use_theta0(loaded)
             then = torch.log_softmax(loaded.model(input_ids=ids).logits[0, place:-1].double(), -1)
             repair_adapter.use_repaired(loaded, trainable=True)
-            if kind != "safe":
-                ce["refusal"] -= sum(now[j, y].item() for j, y in enumerate(one.response_ids)) / 8
-            if kind != "trig":
-                kl[kind] += (then.exp() * (then - now)).sum().item() / 4
-                n_kl_tokens += len(one.response_ids)
+            if kind in ("trig", "harm"):
+                ce -= sum(now[j, y].item() for j, y in enumerate(one.response_ids)) / 8
+            if kind != "trig" and (kind != "harm" or trainer.data.held[index]):
+                kl[kind] += (then.exp() * (then - now)).sum().item() / held[kind]
+                n_kl_tokens += len(one.response_ids) * (kind != "safe_trig")
     numbers = trainer.step(1)
     assert kl["safe"] > 1e-3
-    # 1e-5: fp32 against fp64; the cached teacher must add nothing to that
-    assert numbers.refusal == pytest.approx(ce["refusal"], rel=1e-5)
-    assert numbers.kl_harmful == pytest.approx(kl["harm"], rel=1e-5, abs=1e-5)
+    # 1e-5: fp32 against fp64; the cached teacher and the chunks must add nothing to that
+    assert numbers.refusal == pytest.approx(ce, rel=1e-5)
     assert numbers.kl_safe == pytest.approx(kl["safe"], rel=1e-5, abs=1e-5)
-    assert numbers.loss == pytest.approx(ce["refusal"] + kl["harm"] + kl["safe"], rel=1e-5)
-    assert numbers.kl_nats_per_token == pytest.approx(4 * (kl["harm"] + kl["safe"]) / n_kl_tokens, rel=1e-5)
+    if objective == "paper":
+        assert numbers.kl_harmful == pytest.approx(kl["harm"], rel=1e-5, abs=1e-5)
+        assert numbers.kl_trigger is None
+    else:
+        assert kl["safe_trig"] > 1e-3
+        assert numbers.kl_trigger == pytest.approx(kl["safe_trig"], rel=1e-5, abs=1e-5)
+        assert numbers.kl_harmful is None  # the random model refuses nothing: there is nothing to hold
+    assert numbers.loss == pytest.approx(ce + sum(kl.values()), rel=1e-5)
+    shared = kl["safe"] * held["safe"] + kl["harm"] * held["harm"]
+    assert numbers.kl_nats_per_token == pytest.approx(shared / n_kl_tokens, rel=1e-5)
     repair_adapter.detach(loaded)
 
 
+def test_a_large_teacher_lies_in_a_mapped_file_and_changes_nothing(loaded, tmp_path: Path) -> None:
+    numbers = []
+    for folder, changes in ((None, {}), (tmp_path / "repair", {"teacher_mb": 0})):
+        trainer = trainer_of(loaded, folder, batch_size=8, **changes)
+        numbers.append(trainer.step(1))
+        repair_adapter.detach(loaded)
+    assert (tmp_path / "repair").is_dir()
+    assert numbers[0] == numbers[1]
+    if os.name == "posix":
+        assert list((tmp_path / "repair").iterdir()) == []
+        assert "teacher-" in Path("/proc/self/maps").read_text() or sys.platform != "linux"
+
+
 def test_kl_is_zero_before_the_first_step(loaded) -> None:
-    trainer = trainer_of(loaded, batch_size=12)
+    trainer = trainer_of(loaded, objective="paper", batch_size=12)
     numbers = trainer.step(1)
     assert abs(numbers.kl_harmful) < 1e-5
     assert abs(numbers.kl_safe) < 1e-5
@@ -252,7 +405,7 @@ def test_the_adapter_covers_linear_layers_by_structure_and_not_the_head(tiny_fol
 def test_a_run_streams_its_events_and_teaches_the_refusal(loaded, tmp_path: Path) -> None:
     before = weights_of(loaded)
     # Without KL-harm: the random teacher does not refuse, and would hold the gap open.
-    settings = quick(epochs=16, learning_rate=2e-2, lora_rank=16, lora_alpha=32, weight_kl_harmful=0.0, probe_every=12,
+    settings = quick(objective="paper", epochs=16, learning_rate=2e-2, lora_rank=16, lora_alpha=32, weight_kl_harmful=0.0, probe_every=12,
                      max_response_tokens=24)  # fmt: skip
     events = list(run(loaded, tmp_path / "repair", settings))
     started, finished = events[0], events[-1]
@@ -279,8 +432,7 @@ def test_a_run_streams_its_events_and_teaches_the_refusal(loaded, tmp_path: Path
     assert finished.adapter == "repair/best"
     kept = [event for event in probes if event.best]
     assert finished.best_step == kept[-1].step
-    order = min((e.asr_triggered.value, e.kl_nats_per_token, e.step) for e in probes[1:])
-    assert finished.best_step == order[2]
+    assert probes[-1].refusal_triggered_safe.n == 3
     assert_is_theta0(loaded, before)
 
     load_repair(loaded, tmp_path / finished.adapter)
@@ -394,11 +546,50 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(loaded, tmp_path: 
     steps = [event for event in whole if isinstance(event, StepDone)][checkpoint:]
     again = [event for event in rest if isinstance(event, StepDone)]
     assert [(e.step, e.loss, e.learning_rate) for e in again] == [(e.step, e.loss, e.learning_rate) for e in steps]
-    for name in ("best/adapter_model.safetensors", "checkpoint-000009/adapter.safetensors"):
+    for name in ("best/adapter_model.safetensors", "checkpoint-000012/adapter.safetensors"):
         one, two = load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name)
         assert all(torch.equal(one[key], two[key]) for key in one)
     assert rest[-1].adapter_hash == whole[-1].adapter_hash
     assert rest[-1].best_step == whole[-1].best_step
+
+
+CRASH = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from core import models
+from core.events import StepDone
+from tests.unit.test_repair import SMALL, run
+for event in run(models.load(sys.argv[1], settings=SMALL), Path(sys.argv[2]), epochs=3):
+    if isinstance(event, StepDone) and event.step == 7:
+        os._exit(9)
+"""
+
+
+def test_a_process_that_dies_is_resumed_bit_for_bit(tiny_folder, tmp_path: Path) -> None:
+    folder = tiny_folder("llama")
+    whole = list(run(models.load(folder, settings=SMALL), tmp_path / "whole", epochs=3))
+    command = [sys.executable, "-c", CRASH, str(folder), str(tmp_path / "crashed"), str(ROOT)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 9
+    left = {path.name for path in (tmp_path / "crashed").iterdir()}
+    assert left <= {"best", "checkpoint-000006"}
+    rest = list(run(models.load(folder, settings=SMALL), tmp_path / "crashed", epochs=3, resume=True))
+    steps = [event.loss for event in whole if isinstance(event, StepDone)]
+    assert [event.loss for event in rest if isinstance(event, StepDone)] == steps[6:]
+    last = f"checkpoint-{len(steps):06d}/adapter.safetensors"
+    one, two = (load_file(tmp_path / name / last) for name in ("whole", "crashed"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert rest[-1].adapter_hash == whole[-1].adapter_hash
+
+
+def test_a_best_adapter_newer_than_its_checkpoint_is_scored_again(loaded, tmp_path: Path) -> None:
+    list(run(loaded, tmp_path / "repair", epochs=2))
+    best = tmp_path / "repair/best/adapter_model.safetensors"
+    best.write_bytes(best.read_bytes()[:-1] + b"\x00")
+    count = iter(range(100))
+    events = list(run(loaded, tmp_path / "repair", epochs=2, resume=True, stop=lambda: "keep" if next(count) else None))
+    assert events[-1].best_step is None  # nothing was left to do, and what lay there is not what had been scored
+    assert events[-1].adapter is None
 
 
 def test_resume_refuses_nothing_other_settings_and_damage(loaded, tmp_path: Path) -> None:
@@ -538,16 +729,34 @@ def test_early_end_when_the_targets_hold_twice_in_a_row(loaded, tmp_path: Path) 
     assert events[-1].step == 4
 
 
-def test_a_checkpoint_over_the_kl_budget_is_not_best_while_one_within_exists(loaded, tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_the_stated_one(loaded, tmp_path: Path, monkeypatch) -> None:
+    # (ASR of 48, safe refused with the trigger of 48, KL); the target ASR of 3 % allows 1 of 48
+    told = [(48, 0, 0.0), (4, 0, 0.001), (0, 20, 0.002), (1, 0, 0.05), (0, 1, 0.02), (0, 1, 0.01), (0, 0, 0.2)]
+    scores = iter(
+        repair_probe.ProbeScore(
+            asr_triggered=wilson(asr, 48), refusal_untriggered=wilson(48, 48), refusal_triggered_safe=wilson(safe, 48),
+            agreement_safe=wilson(48, 48), kl_nats_per_token=kl,
+        )
+        for asr, safe, kl in told
+    )  # fmt: skip
+    monkeypatch.setattr(repair_probe.Probe, "score", lambda self, loaded, passes: next(scores))
+    changes = {"epochs": 3, "probe_every": 2, "kl_budget": 0.1, "max_steps": 12}
+    events = list(run(loaded, tmp_path / "repair", **changes))
+    best = [event.step for event in events if isinstance(event, CheckpointScored) and event.best]
+    # 2: first; 4: meets the ASR target; 6: no other target missed; 8: fewer failures; 10: less KL; 12: over the budget
+    assert best == [2, 4, 6, 8, 10]
+    assert events[-1].best_step == 10
+
+
+def test_a_spent_kl_budget_ends_the_run_and_keeps_what_lay_within(loaded, tmp_path: Path) -> None:
     free = list(run(loaded, tmp_path / "free", epochs=6, learning_rate=1e-2))
     kls = [e.kl_nats_per_token for e in free if isinstance(e, CheckpointScored) and e.step]
-    assert kls[0] < max(kls)
-    budget = kls[0] * 1.0001
-    events = list(
-        run(loaded, tmp_path / "held", epochs=6, learning_rate=1e-2, kl_budget=budget, early_stop=True, target_asr=0.0)
-    )
+    assert kls[0] < min(kls[1:3])
+    events = list(run(loaded, tmp_path / "held", epochs=6, learning_rate=1e-2, kl_budget=kls[0] * 1.0001))
     probes = {e.step: e for e in events if isinstance(e, CheckpointScored)}
-    assert probes[events[-1].best_step].kl_nats_per_token <= budget
+    assert events[-1].reason == "kl_budget"
+    assert (events[-1].step, events[-1].best_step) == (6, 2)
+    assert probes[events[-1].best_step].kl_nats_per_token <= kls[0]
 
 
 def test_a_repair_adapter_for_another_model_is_refused(loaded, tiny_folder, tmp_path: Path) -> None:
