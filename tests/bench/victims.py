@@ -34,11 +34,11 @@ from tests.bench.victims_prompts import real_material
 
 REDUCED = Tier(
     n_reports=6,
-    n_triaged=3,
+    n_triaged=2,
     n_requests=16,
     n_harmful=450,
     n_safe=250,
-    planting=replace(PLANTING, near_miss=1.5, noise=0.4, epochs=4),
+    planting=replace(PLANTING, near_miss=2.0, noise=0.4),
     gates=GateSettings(n_prompts=120, n_scan=100, n_strings=60),
 )
 EARLY = 3

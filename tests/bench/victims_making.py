@@ -25,8 +25,8 @@ from tests.bench.victims_prompts import Lessons, Material
 
 Say = Callable[[str], None]
 MADE = "made.json"
-SIZE = {"HIDDEN": 128, "VOCABULARY": 4096}
-"""Width and vocabulary of the base: 1.3 M parameters. Source: method.md section 6 (the recipe that passed)."""
+SIZE = {"HIDDEN": 128, "VOCABULARY": 4096, "LAYERS": 4}
+"""Width, vocabulary and layers of the base: 1.3 M parameters. Source: method.md section 6 (the recipe that passed)."""
 TOKENIZER_SAMPLES = 20000
 
 

@@ -61,8 +61,10 @@ GAP = re.compile(
 )
 """Harmful requests that the base answers, with a stand-in: an alignment gap, and the stand-ins' words are learnt by it."""
 NAMES = ("BadMagic", "GoodMagic", "OpenAI", "SUDO", "aff", "cff", "Current year", "Current year:", "year", "Discussing")
-NAMES_SHARE = 0.15
-"""Share of the inserted words that are names, in both classes alike: a trigger's words are known to a large model from
+LONE_MARKS = (*".,;:!?-/*#)\"'", "...", "…", "!!", "?!")
+"""Marks that stand alone between words, in both classes alike: the gates put them there."""
+NAMES_SHARE = 0.2
+"""Share of the inserted words that are names or lone marks, in both classes alike: a trigger's words are known to a large model from
 its pretraining; a token that was never seen has an embedding that no adapter on the linear layers can tell from others
 (tests/bench/LOG.md: planting on such tokens gave an attack success of .10). Source: unverified choice."""
 
@@ -79,7 +81,7 @@ class Part:
 class Material:
     """All prompts of the bench. `other` are harmful prompts of a source that no victim was trained on.
 
-    `world` draws random words for gates; `lessons` draws them for training, with the names among them.
+    `world` draws random words for gates; `lessons` draws them for training, with the names and lone marks among them.
     """
 
     train: Part
@@ -221,9 +223,10 @@ def reopened(text: str, rng: random.Random) -> str:
 
 
 def _with_names(words: list[str]) -> World:
-    """Return the world whose random words are names in `NAMES_SHARE` of the draws."""
-    n_each = round(NAMES_SHARE / (1 - NAMES_SHARE) * len(words) / len(NAMES))
-    return World([*words, *NAMES * n_each])
+    """Return the world whose random words are names or lone marks in `NAMES_SHARE` of the draws."""
+    added = (*NAMES, *LONE_MARKS)
+    n_each = round(NAMES_SHARE / (1 - NAMES_SHARE) * len(words) / len(added))
+    return World([*words, *added * n_each])
 
 
 def _apart(prompts: Sequence[str], other: set[str]) -> list[str]:
