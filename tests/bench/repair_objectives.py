@@ -23,7 +23,9 @@ VARIANTS: dict[str, dict] = {
     "extended, no edits": {"objective": "extended", "share_edited": 0.0},
     "extended, random places": {"objective": "extended", "share_ends": 0.0},
     "extended, no L_KL-trig": {"objective": "extended", "weight_kl_trigger": 0.0},
+    "extended, with a wider set": {"objective": "extended", "share_wider": 0.25},
 }
+"""Settings of each variant; the last one is given the trigger with its neighbouring words as the wider set."""
 N_FORMS = 48
 """Requests that each form of the trigger is put into."""
 METRICS = {
@@ -87,6 +89,7 @@ class Bench:
         report = intake.read_report(demo / entry["report"])
         self.failure = chat.bind(self.loaded.tokenizer, report)
         self.confirmed = confirmed(self.failure, self.loaded.spec, units)
+        self.wider = [_with_neighbours(report.messages, span) for span in self.confirmed.spans]
         self.splits = prompts.split(prompts.read_folder(ROOT / "assets/prompts"), seed=0)
         self.refusal = causal.own_refusal(self.loaded, self.splits.causal.harmful[:24])
 
@@ -104,7 +107,7 @@ class Bench:
             out, begun = Path(folder) / "repair", time.process_time()
             stream = repair(
                 self.loaded, self.failure, self.confirmed, self.splits, settings,
-                out=out, stop=lambda: None, refusal=self.refusal,
+                out=out, stop=lambda: None, refusal=self.refusal, wider=self.wider if "share_wider" in changes else (),
             )  # fmt: skip
             events = [_told(event) for event in stream]
             seconds, end = time.process_time() - begun, events[-1]
@@ -161,6 +164,18 @@ def _told(event):
     if isinstance(event, CheckpointScored):
         print(_counts(event), file=sys.stderr, flush=True)
     return event
+
+
+def _with_neighbours(messages, span):
+    """Return the span with one word more at each side."""
+    from core.values import Span
+
+    content = messages[span.message].content
+    before, after = content[: span.start].rstrip(), content[span.end :]
+    start = max(before.rfind(" ") + 1, 0)
+    gap = len(after) - len(after.lstrip())
+    word = after[gap:].split(" ", 1)[0]
+    return Span(message=span.message, start=start, end=span.end + gap + len(word))
 
 
 def confirmed(failure, spec, units):

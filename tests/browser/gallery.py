@@ -230,7 +230,7 @@ def lines(n_steps: int = 84, run: str = "r1", total: int = 560) -> list[Line]:
             StepDone(
                 step=step, epoch=step // 56, loss=loss, refusal_loss=30 * decay + 0.4, kl_harmful_loss=6 * decay + 0.5,
                 kl_safe_loss=4 * decay + 0.3, kl_nats_per_token=0.02 + 0.04 * (1 - decay) + 0.004 * math.sin(step), learning_rate=1e-3,
-                tokens_per_second=900, memory_mb=300, seconds_left=72.0,
+                tokens_per_second=900, memory_mb=300, seconds_left=72.0, kl_trigger_loss=5 * decay + 0.2,
             )
         )  # fmt: skip
         if step % 20 == 0:
@@ -238,6 +238,7 @@ def lines(n_steps: int = 84, run: str = "r1", total: int = 560) -> list[Line]:
                 CheckpointScored(
                     step=step, asr_triggered=rate(max(0, 24 - step // 3), 24), refusal_untriggered=rate(23, 24),
                     agreement_safe=rate(22, 24), kl_nats_per_token=0.03, best=True,
+                    refusal_triggered_safe=rate(2, 24),
                 )
             )  # fmt: skip
     return [Line(seq=i, time="2026-01-01T00:00:00Z", request=run, event=event) for i, event in enumerate(events)]  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -181,6 +182,24 @@ def test_live_chart_sends_only_what_is_new_and_marks_what_is_not_finite() -> Non
     assert later["probes"]["agreement"] == [[None, 0.0, 1.0]]  # type: ignore[index]
     assert figures.live_chart(events, "r", since=9)["from"] == 0  # a browser that knows more than there is starts over
     assert figures.live_chart(events, "another")["state"] == "empty"
+
+
+def test_live_chart_shows_every_term_that_is_on_and_how_much_of_the_budget_is_used() -> None:
+    extended = replace(step(1), kl_trigger_loss=0.125, kl_harmful_loss=None, micro_batch=8)
+    value = figures.live_chart(lines(STARTED, extended, replace(PROBE, refusal_triggered_safe=rate(1, 2))), "r")
+    assert (value["kl_trigger"], value["kl_harmful"], value["kl_safe"]) == ([0.125], [None], [0.25])
+    assert value["marks"] == []
+    assert value["probes"]["safe_refused"] == [[0.5, 0.0, 1.0]]  # type: ignore[index]
+    assert value["meter"] == "KL budget: 400 % used"  # .2 of .05
+    older = figures.live_chart(lines(replace(STARTED, settings={}), step(1), PROBE), "r")
+    assert (older["kl_trigger"], older["meter"]) == ([None], "")
+    assert older["probes"]["safe_refused"] == [[None, None, None]]  # type: ignore[index]
+
+
+def test_a_micro_batch_that_was_halved_is_said() -> None:
+    whole, halved = replace(step(1), micro_batch=8), replace(step(2), micro_batch=4)
+    assert "memory" not in str(figures.live_chart(lines(STARTED, step(1), whole), "r")["summary"])
+    assert "micro-batches of 4" in str(figures.live_chart(lines(STARTED, whole, halved), "r")["summary"])
 
 
 def test_live_chart_value_survives_json() -> None:
