@@ -421,6 +421,8 @@ def repair_model(run: Run) -> StageFinished:
         stop=run.asked,
         refusal=run.refusal,
         resume=resume,
+        kind=run.kind,
+        wider=_wider(run.case),
     ):
         run.emit(event)
         if isinstance(event, RepairFinished):
@@ -432,6 +434,13 @@ def repair_model(run: Run) -> StageFinished:
         raise RepairDivergedError(ending.message)
     name = run.case.write(FINISHED, ending)
     return StageFinished(stage="repair", headline=ending.message, files=(name,))
+
+
+def _wider(case: Case) -> list[Span]:
+    """Return the text of all candidates of the triage, kept or dropped: what the trigger may be beyond the confirmed words."""
+    triage = case.read("triage.json", TriageResult)
+    found = (*triage.candidates, *triage.dropped) if triage else ()
+    return [span for one in found for span in one.spans]
 
 
 def settings_from(cls: type[RepairSettings], args: Mapping[str, Any]) -> RepairSettings:
