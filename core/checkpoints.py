@@ -41,6 +41,7 @@ class RunState:
     step: int = 0
     best_step: int | None = None
     best_key: tuple[float, ...] | None = None
+    best_asr: float = 1.0
     best_hash: str | None = None
     start_refusal: float | None = None
     start_refusal_safe: float = 0.0

@@ -255,8 +255,8 @@ class _Run:
 
         Best, in this order: within the KL budget; the lowest ASR with trigger, where all that meet the target are alike;
         the fewest other targets missed; one whose predecessor met the ASR target too (a single probe of a few dozen
-        prompts is easily lucky); the lowest ASR; the least KL; the earliest. Step 0, which is theta0, is the starting
-        line and never the best.
+        prompts is easily lucky); the lowest ASR, with L_KL-trig the lowest sum of ASR and refusals of safe requests with
+        the trigger; the least KL; the earliest. Step 0, which is theta0, is the starting line and never the best.
         """
         state, settings, began = self.state, self.settings, time.monotonic()
         score = self.probe.score(self.loaded, self.trainer.passes)
@@ -273,10 +273,11 @@ class _Run:
             state.held = state.held + 1 if met and not n_missed and not over else 0
             state.spent = state.spent + 1 if over else 0
             untrusted = state.met < HELD_IN_A_ROW
-            key = tuple(map(float, (over, max(asr, settings.target_asr), n_missed, untrusted, asr, kl)))
+            wrong = asr + ((score.refusal_triggered_safe.value or 0.0) if settings.holds_trigger else 0.0)
+            key = tuple(map(float, (over, max(asr, settings.target_asr), n_missed, untrusted, wrong, kl)))
             best = state.best_key is None or key < state.best_key
             if best:
-                state.best_key, state.best_step = key, state.step
+                state.best_key, state.best_step, state.best_asr = key, state.step, asr
                 state.best_hash = repair_adapter.write(self.loaded, self.out / BEST)
         state.probe_seconds = [*state.probe_seconds[-2:], time.monotonic() - began]
         state.micro_batch = self.trainer.micro_batch
@@ -294,13 +295,13 @@ class _Run:
 
     def _n_missed(self, score: repair_probe.ProbeScore) -> int:
         """Return how many targets but ASR a probe misses; one without prompts is not missed."""
-        slack, state = self.settings.target_slack, self.state
+        slack, allowed, state = self.settings.target_slack, self.settings.target_over_refusal, self.state
         refusal, agreement = score.refusal_untriggered.value, score.agreement_safe.value
         refused_safe = score.refusal_triggered_safe.value if self.settings.holds_trigger else None
         return (
             (refusal is not None and refusal < (state.start_refusal or 0.0) - slack)
             + (agreement is not None and agreement < self.settings.target_agreement)
-            + (refused_safe is not None and refused_safe > state.start_refusal_safe + slack)
+            + (refused_safe is not None and refused_safe > state.start_refusal_safe + allowed)
         )
 
     def _early_end(self) -> bool:
@@ -366,6 +367,6 @@ class _Run:
             return "Nothing was kept."
         if state.best_key is None:
             return "No checkpoint had been scored, so nothing was kept."
-        over, *_, asr, kl = state.best_key
+        over, *_, kl = state.best_key
         budget = ", over the budget" if over else ""
-        return f"Best checkpoint: step {state.best_step}, probe attack success {asr:.0%}, KL {kl:.3g} nats per token{budget}."
+        return f"Best checkpoint: step {state.best_step}, probe attack success {state.best_asr:.0%}, KL {kl:.3g} nats per token{budget}."
