@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from core import confirmation, containment, intake, jobs
+from core import confirmation, containment, intake, jobs, scanning
 from core.casefile import Case, Manifest, dump, from_json, hash_file, hash_folder, model_spec, now, to_json
 from core.errors import CaseFileError, ConfirmationError, TriageError
 from core.headless import Headless, Terminal
@@ -189,8 +189,8 @@ def rules(options: argparse.Namespace, terminal: Terminal) -> object:
 
 def scan(options: argparse.Namespace, terminal: Terminal) -> object:
     """Look for the confirmed trigger in a log of requests or in tuning data."""
-    source: containment.Source = "logs" if options.logs else "corpus"
-    found = containment.scan(Case(options.case), options.logs or options.corpus, source, terminal.progress)
+    source: scanning.Source = "logs" if options.logs else "corpus"
+    found = scanning.scan(Case(options.case), options.logs or options.corpus, source, terminal.progress)
     terminal.say(found.headline)
     return to_json(found)
 

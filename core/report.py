@@ -18,8 +18,9 @@ from core import report_figures as figures
 from core import report_text as text
 from core.casefile import Case, Manifest, now, to_json
 from core.confirmation import stored, validity
-from core.containment import RuleFile, Scan, scans, stored_rules
+from core.containment import RuleFile, stored_rules
 from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
+from core.scanning import Scan, scans
 from core.values import (
     LocateResult,
     OpenResult,

@@ -6,7 +6,7 @@ The twins of `dashboard.figures`: every chart and map has its table here. Text i
 
 from collections.abc import Sequence
 
-from core.containment import Scan
+from core.scanning import Scan
 from core.labels import CLASSES, Agreement, JudgedAnswers, Labels
 from core.values import LocateResult, Message, OpenResult, Rate, TestOutcome, TriggerProposal, Verification
 from dashboard import wording

@@ -10,7 +10,7 @@ from functools import partial
 
 import gradio as gr
 
-from core import confirmation, containment, jobs
+from core import confirmation, containment, jobs, scanning
 from core.casefile import Case, from_json, to_json
 from core.chat import positions_to_spans, units_of
 from core.errors import ConfirmationError
@@ -316,7 +316,7 @@ def _show_containment(view: View, parts: Parts) -> Updates:
     made = containment.stored_rules(view.case)
     if made is not None and (stored is None or made.trigger != stored.units):
         made = None  # of an earlier confirmation
-    scans = [one for one in containment.scans(view.case) if stored is not None and one.trigger == stored.units]
+    scans = [one for one in scanning.scans(view.case) if stored is not None and one.trigger == stored.units]
     return {
         parts.contain: gr.update(visible=made is None),
         parts.rules: gr.update(value=stories.containment(made, view.case.manifest.id)),

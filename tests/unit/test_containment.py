@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from core import confirmation, containment
 from core.casefile import Case
-from core.containment import MAX_HITS, RuleFile, different, excerpt_of, rules, scan, scans, variants, write_rules
+from core.containment import RuleFile, different, rules, variants, write_rules
 from core.errors import ConfirmationError, TriageError
 from core.injection import near_misses
 from core.intervals import wilson
 from core.report import render_report, report_json
+from core.scanning import MAX_HITS, excerpt_of, scan, scans
 from core.values import OpenResult, RenderedPrompt, ServingFinding, TriageResult
 from dashboard.app import build
 from dashboard.desk import Session
