@@ -115,6 +115,7 @@ def repair(options: argparse.Namespace, terminal: Terminal) -> object:
         "learning_rate": options.lr,
         "kl_budget": options.kl_budget,
         "epochs": options.epochs,
+        "objective": options.objective,
         "seed": options.seed,
         "resume": options.resume or None,
     }
@@ -342,6 +343,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--epochs", type=int, metavar="N")
     p.add_argument("--lr", type=float, metavar="X")
     p.add_argument("--kl-budget", type=float, metavar="X")
+    p.add_argument("--objective", choices=["paper", "extended"])
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument("--resume", action="store_true")
     add("verify", verify)
