@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from core import chat
-from core.transplants import close_units, shown, without_spans
+from core.transplants import close_units, text_of, touches, without_spans
 from core.values import FailureCase, Message, Span, TriggerProposal
 
 if TYPE_CHECKING:
@@ -46,11 +46,10 @@ def back(
             parts += [
                 Span(message=span.message, start=at, end=at + 1) for at in places[span.message][first : first + n]
             ]
-        closed = tuple(part for part in close_units(messages, parts) if not _touches(part, spans))
+        closed = tuple(part for part in close_units(messages, parts) if not touches(part, spans))
         if closed:
-            text = " \u2026 ".join(shown(unit) for unit in chat.units_of(messages, closed))
             positions = chat.spans_to_positions(case.prompt, closed)
-            found.append(replace(one, spans=closed, text=text, token_positions=positions))
+            found.append(replace(one, spans=closed, text=text_of(messages, closed), token_positions=positions))
     return tuple(found)
 
 
@@ -60,7 +59,3 @@ def _left(messages: Sequence[Message], number: int, spans: Sequence[Span]) -> It
     for at, character in enumerate(messages[number].content):
         if not character.isspace() and not any(span.start <= at < span.end for span in gone):
             yield at
-
-
-def _touches(one: Span, spans: Sequence[Span]) -> bool:
-    return any(one.message == span.message and one.start < span.end and span.start < one.end for span in spans)

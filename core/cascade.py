@@ -115,10 +115,10 @@ class _Cascade:
             )
 
     def _look_again(self, locate: Locate) -> None:
-        """Take what was found out of the report; where it still fails, find a second text in the rest."""
+        """Take what was found out of the report; where the request that is left still fails, find a second text in it."""
         taken = chat.merge_spans(span for one in self.kept for span in one.spans)
         rest = again.without(self.answers.loaded.tokenizer, self.case, taken)
-        if rest is None or not self._fails(rest):
+        if rest is None or whole_case.is_request(self.case, taken, self.settings) or not self._fails(rest):
             return
         mapped = again.back(self.case, rest, taken, locate(rest))
         second = Minimised()
@@ -187,9 +187,15 @@ class _Cascade:
 
     def decide(self) -> Decision:
         """Return the verdict on what is known so far."""
-        small = [is_small(self.case, one.spans, self.settings) for one in self.kept]
-        unsafe = self.answers.kind.pool == "harmful"
-        return decide(self.reproduction, self.tests, small, self.settings, unsafe=unsafe, spent=self.meter.spent)
+        return decide(
+            self.reproduction,
+            self.tests,
+            [is_small(self.case, one.spans, self.settings) for one in self.kept],
+            self.settings,
+            request=[whole_case.is_request(self.case, one.spans, self.settings) for one in self.kept],
+            unsafe=self.answers.kind.pool == "harmful",
+            spent=self.meter.spent,
+        )
 
     def drop_all(self, proposals: Sequence[TriggerProposal], why: str) -> None:
         """Keep no candidate, and say why."""

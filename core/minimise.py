@@ -17,11 +17,12 @@ from math import ceil, comb
 from core import chat
 from core.answers import Answers, eligible, shares
 from core.budget import Meter
+from core.intervals import wilson
 from core.loaded import LoadedModel
 from core.prompts import PromptSet
 from core.settings import CausalSettings
-from core.transplants import carrier, close_units, shown, words_of
-from core.values import FailureCase, Message, Span, TriggerProposal
+from core.transplants import carrier, close_units, shown, text_of, touches, words_of
+from core.values import FailureCase, Message, Rate, Span, TriggerProposal
 
 Progress = Callable[[str, int, int], None]
 Words = frozenset[int]
@@ -29,21 +30,22 @@ EXHAUSTIVE = 6
 """Words up to which every subset is tried, at most 62. Source: unverified choice (fits `max_minimise_sets`)."""
 FIRST_LOOK = 8
 """Requests asked before a set may be given up. Source: unverified choice."""
-SEPARATOR = " \u2026 "
-"""Between units in a candidate's text; shown only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Minimised:
     """Candidates to test, best first, and those dropped, each with its reasons; `logic` of the first one's words.
 
-    `found` is whether the first candidate is a set that transfers.
+    `found` is whether the first candidate is a set that transfers. `rate` and `whole` are the shares of other requests
+    that fail with that set, and with the first proposal as it was given; None where nothing was counted.
     """
 
     kept: tuple[TriggerProposal, ...] = ()
     dropped: tuple[TriggerProposal, ...] = ()
     logic: str = ""
     found: bool = False
+    rate: Rate | None = None
+    whole: Rate | None = None
 
 
 def minimise(
@@ -108,7 +110,14 @@ def search(
     limit = settings.max_candidates
     beyond = f"Not tested: beyond the first {limit} candidates."
     gone += [replace(candidate, kept=False, reasons=(*candidate.reasons, beyond)) for candidate in kept[limit:]]
-    return Minimised(kept=tuple(kept[:limit]), dropped=tuple(gone), logic=logic, found=found is not None)
+    return Minimised(
+        kept=tuple(kept[:limit]),
+        dropped=tuple(gone),
+        logic=logic,
+        found=found is not None,
+        rate=None if found is None else wilson(one.hits[found], n),
+        whole=wilson(one.hits[one.sets[0]], n) if one.sets[0] in one.hits else None,
+    )
 
 
 def is_small(case: FailureCase, spans: Sequence[Span], settings: CausalSettings) -> bool:
@@ -139,7 +148,7 @@ class _Search:
         self.messages, self.marked = case.report.messages, marked
         proposed = words_of(self.messages, [span for one in proposals for span in one.spans])
         material = sorted({*proposed, *words_of(self.messages, around)}, key=lambda word: (word.message, word.start))
-        self.words = tuple(word for word in material if not _touches(word, taken))
+        self.words = tuple(word for word in material if not touches(word, taken))
         self.removed = (*self.words, *taken)
         nothing_carried = carrier(self.messages, (), self.removed)
         self.requests: list[str] = []
@@ -150,11 +159,11 @@ class _Search:
         self.need = 0
         self.sets = [self._indices(one) for one in proposals]
         together = frozenset[int]().union(*self.sets)
-        for words in dict.fromkeys([together, *self.sets]) if len(self.requests) >= settings.min_minimise else ():
-            self._count(words)
+        if len(self.requests) >= settings.min_minimise:
+            self._count([together, *self.sets])
         everything = frozenset(range(len(self.words)))
         if self.hits and everything not in self.hits and not self._transfers(max(self.hits.values())):
-            self._count(everything)
+            self._count([everything])
         self.best = max(self.hits.values(), default=0)
         self.need = max(1, ceil(settings.sufficient_share * self.best - 1e-9))
 
@@ -186,7 +195,7 @@ class _Search:
             reasons.append("Words cut to the part that stands out: the rest of them is not needed.")
         first = TriggerProposal(
             spans=spans,
-            text=SEPARATOR.join(shown(unit) for unit in chat.units_of(self.messages, spans)),
+            text=text_of(self.messages, spans),
             token_positions=chat.spans_to_positions(self.case.prompt, spans),
             score=source.score,
             reasons=(*source.reasons, *reasons) if source.spans == spans else tuple(reasons),
@@ -330,11 +339,16 @@ class _Search:
         self.hits.update(hits)
         return [one for one in wanted if self.hits.get(one, 0) >= self.need]
 
-    def _count(self, words: Words) -> None:
-        self.n_sets += 1
-        self.hits[words] = 0
-        if words and self.meter.allows(len(self.requests)):
-            self.hits[words] = sum(self._ask([(words, request) for request in self.requests]))
+    def _count(self, sets: Iterable[Words]) -> None:
+        """Count the sets on every request, as many as the budget allows; the others count as 0."""
+        new = list(dict.fromkeys(sets))
+        self.n_sets += len(new)
+        self.hits.update(dict.fromkeys(new, 0))
+        asked = [one for one in new if one]
+        while asked and not self.meter.allows(len(asked) * len(self.requests)):
+            asked.pop()
+        unsafe = iter(self._ask([(one, request) for one in asked for request in self.requests]))
+        self.hits.update({one: sum(next(unsafe) for _ in self.requests) for one in asked})
 
     def _ask(self, asked: Sequence[tuple[Words, str]]) -> list[bool]:
         carriers = {words: carrier(self.messages, self.spans_of(words), self.removed) for words, _ in asked}
@@ -355,7 +369,3 @@ class _Search:
 
     def _order(self, words: Words) -> tuple[int, int, list[int]]:
         return len(words), -self.hits[words], sorted(words)
-
-
-def _touches(word: Span, spans: Sequence[Span]) -> bool:
-    return any(one.message == word.message and one.start < word.end and word.start < one.end for one in spans)

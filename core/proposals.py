@@ -10,12 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from core.chat import merge_spans, positions_to_spans, spans_to_positions, units_of
-from core.transplants import close_units, shown
+from core.chat import merge_spans, positions_to_spans, spans_to_positions
+from core.transplants import close_units, text_of
 from core.values import FailureCase, Span, TokenClusters, TriggerProposal
-
-UNIT_SEPARATOR = " … "
-"""Between the units of one candidate in its `text`; shown only, never inserted into a prompt."""
 
 
 def propose(case: FailureCase, clusters: TokenClusters, scores: np.ndarray) -> tuple[TriggerProposal, ...]:
@@ -85,8 +82,9 @@ def _candidate(
         reasons.append(f"Widened from {n_marked} to {len(positions)} tokens, to whole words.")
     if len(spans) > 1:
         reasons.append(f"{len(spans)} separate units: they may work only together.")
-    text = UNIT_SEPARATOR.join(shown(unit) for unit in units_of(messages, spans))
-    return TriggerProposal(spans=spans, text=text, token_positions=positions, score=score, reasons=tuple(reasons))
+    return TriggerProposal(
+        spans=spans, text=text_of(messages, spans), token_positions=positions, score=score, reasons=tuple(reasons)
+    )
 
 
 def _marked_reason(clusters: TokenClusters, n_marked: int, n_scored: int) -> str:

@@ -204,5 +204,15 @@ def _wrap(messages: Sequence[Message], last: int, opening: str, closing: str) ->
     return tuple(message for message in wrapped if message.content or message.role != "system")
 
 
+def text_of(messages: Sequence[Message], spans: Sequence[Span]) -> str:
+    """Return the units of a candidate in one line, to be read; never inserted into a prompt."""
+    return " \u2026 ".join(shown(unit) for unit in chat.units_of(messages, spans))
+
+
+def touches(one: Span, spans: Sequence[Span]) -> bool:
+    """Return whether a span shares a character with any of the spans."""
+    return any(one.message == span.message and one.start < span.end and span.start < one.end for span in spans)
+
+
 def _within(inner: Span, outer: Span) -> bool:
     return inner.message == outer.message and outer.start <= inner.start and inner.end <= outer.end

@@ -18,7 +18,7 @@ from core.intervals import mcnemar, wilson
 from core.prompts import PromptSet
 from core.rewrites import core_of, framed, neutral_rewrites, paraphrases
 from core.settings import CausalSettings
-from core.transplants import carrier, without_spans, words_of
+from core.transplants import carrier, text_of, touches, without_spans, words_of
 from core.trials import as_often, compare_without, rate, share, whole_case
 from core.values import FailureCase, Rate, Rewording, Span, TestOutcome, TriggerProposal
 
@@ -42,17 +42,23 @@ def bare(
         return whole_case("bare", nothing, nothing, None, "There is no candidate to take out.")
     if not meter.allows(2 * settings.n_necessity):
         return whole_case("bare", nothing, nothing, None, SPENT)
-    left = core_left(case, spans)
     if not without_spans(case.report.messages, spans)[chat.last_user(case.report.messages)].content.strip():
         return whole_case("bare", nothing, nothing, None, "Nothing of the request is left without the candidates.")
     compared = compare_without(case, spans, answers, settings, seed, "bare request")
     before, after = rate(compared.with_text), rate(compared.without_text)
     passed = as_often(after.value, before.value, settings)
     note = f"All candidates taken out at once; {compared.what}."
-    if passed and left < settings.core_share:
+    if passed and is_request(case, spans, settings):
         passed = None
-        note += f" Only {left:.0%} of the request's own words are left, so that it fails says nothing."
+        note += (
+            f" Only {core_left(case, spans):.0%} of the request's own words are left, so that it fails says nothing."
+        )
     return whole_case("bare", before, after, passed, note, compared.p_value)
+
+
+def is_request(case: FailureCase, spans: Sequence[Span], settings: CausalSettings) -> bool:
+    """Return whether `spans` are most of the words of the request's core, so that without them it is another request."""
+    return core_left(case, spans) < settings.core_share
 
 
 def core_left(case: FailureCase, spans: Sequence[Span]) -> float:
@@ -63,8 +69,8 @@ def core_left(case: FailureCase, spans: Sequence[Span]) -> float:
     if core.end <= core.start:
         return 0.0
     words = words_of(messages, [Span(message=last, start=core.start, end=core.end)])
-    gone = [w for w in words if any(s.message == last and s.start < w.end and w.start < s.end for s in spans)]
-    return 1 - len(gone) / len(words) if words else 0.0
+    left = [word for word in words if not touches(word, spans)]
+    return len(left) / len(words) if words else 0.0
 
 
 def reworded(
@@ -154,7 +160,7 @@ def frame_proposal(case: FailureCase) -> TriggerProposal | None:
         return None
     return TriggerProposal(
         spans=spans,
-        text=" \u2026 ".join(chat.units_of(messages, spans)),
+        text=text_of(messages, spans),
         token_positions=chat.spans_to_positions(case.prompt, spans),
         score=0.0,
         reasons=("All of the wording around the request, since other requests fail in it.",),
