@@ -295,7 +295,9 @@ def _cascade(
     """Return what the causal cascade finds among the candidates of every attribution there is."""
     contrast = Target(kind="contrast")
     stored = run.case.read(jobs.locate_file("integrated_gradients", contrast), LocateResult)
-    by_method = {**located, **({"integrated_gradients": stored} if stored else {})}
+    by_method = dict(located)
+    if stored is not None:
+        by_method["integrated_gradients"] = stored
     names = [name for name in CANDIDATE_METHODS if name in by_method]
     union = proposals.union([(name.replace("_", " "), by_method[name].proposals) for name in names])
     given = [
