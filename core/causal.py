@@ -125,7 +125,8 @@ def test_candidate(
     meter = meter or Meter(settings.max_calls, loaded, *([reference] if reference else []))
     held_out = shares(prompts, settings, answers.kind)[1]
     carried = carrier(case.report.messages, candidate.spans)
-    requests, n_asked = [], 0
+    requests: list[str] = []
+    n_asked = 0
     if meter.allows(2 * settings.n_transfer):
         requests, n_asked = eligible(answers, carried, held_out, answers.kind, settings.n_transfer)
     trial = Trial(case, carried, index, requests, n_asked, held_out, settings, seed, meter, answers.kind.right_words)
