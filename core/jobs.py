@@ -28,7 +28,7 @@ from core.values import Target
 
 log = logging.getLogger(__name__)
 
-STAGES = ("open", "reproduce", "locate", "triage", "test", "repair", "verify", "report", "export")
+STAGES = ("open", "reproduce", "locate", "triage", "test", "minimise", "repair", "verify", "report", "export")
 INPUTS = {
     "repair": ("confirmation.json",),
     "verify": ("repair/finished.json",),

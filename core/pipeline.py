@@ -25,6 +25,7 @@ from core import (
     jobs,
     labels,
     locating,
+    minimise,
     models,
     proposals,
     repair,
@@ -34,6 +35,7 @@ from core import (
 )
 from core.answers import Answers
 from core.attribution import attribute
+from core.budget import Meter
 from core.casefile import Case, from_json, hash_file, to_json, write_atomic
 from core.errors import ConfirmationError, RepairDivergedError, TriageError
 from core.events import Event, RepairFinished, StageFinished
@@ -46,6 +48,7 @@ from core.values import (
     FailureCase,
     LocateResult,
     MethodName,
+    MinimisedSpan,
     OpenResult,
     Reproduction,
     ResponseToken,
@@ -375,26 +378,54 @@ def _test(run: Run, candidate: TriggerProposal, index: int, answers: Answers) ->
     )
 
 
-def test_span(run: Run) -> StageFinished:
-    """Run the counterfactual tests on spans the analyst marked."""
+def _marked(run: Run, stage: str) -> tuple[TriggerProposal, str]:
+    """Return the spans the analyst marked as a candidate, and the name of the question about them."""
     messages = run.failure.report.messages
     spans = confirmation.checked_spans(messages, [from_json(Span, dict(s)) for s in run.args["spans"]])
     if not spans:
-        raise ConfirmationError("No text is marked; mark at least one token to test.")
-    text = " ... ".join(chat.units_of(messages, spans))
+        raise ConfirmationError("No text is marked; mark at least one token.")
     positions = chat.spans_to_positions(run.failure.prompt, spans)
+    text = " ... ".join(chat.units_of(messages, spans))
     candidate = TriggerProposal(
         spans=spans, text=text, token_positions=positions, score=0.0, reasons=("marked by the analyst",)
     )
+    return candidate, jobs.request_key(run.case, stage, {"spans": [to_json(span) for span in spans]})
+
+
+def test_span(run: Run) -> StageFinished:
+    """Run the counterfactual tests on spans the analyst marked."""
+    candidate, key = _marked(run, "test")
     tests = _test(run, candidate, 0, run.answers())
     decision = decide(_reproduction(run), tests, 1, CausalSettings())
-    key = jobs.request_key(run.case, "test", {"spans": [to_json(span) for span in spans]})
     data = {"proposal": candidate, "tests": list(tests), "verdict": decision.verdict, "decided_by": decision.decided_by}
     name = run.case.write(f"results/test-{key}.json", data)
-    run.case.audit("tested", actor="analyst", spans=text, verdict=decision.verdict)
-    return StageFinished(
-        stage="test", headline=f"Tested {text!r}: {decision.verdict}", files=(name,), verdict=decision.verdict
+    run.case.audit("tested", actor="analyst", spans=candidate.text, verdict=decision.verdict)
+    headline = f"Tested {candidate.text!r}: {decision.verdict}"
+    return StageFinished(stage="test", headline=headline, files=(name,), verdict=decision.verdict)
+
+
+def minimise_span(run: Run) -> StageFinished:
+    """Find the smallest part of spans the analyst marked that still changes other requests."""
+    candidate, key = _marked(run, "minimise")
+    settings = CausalSettings()
+    meter = Meter(settings.max_calls, run.loaded)
+    found = minimise.search(
+        run.failure, [candidate], run.splits.causal, settings, run.answers(), meter, marked=candidate.token_positions
     )
+    smallest = found.kept[0] if found.found else None
+    result = MinimisedSpan(
+        marked=candidate,
+        smallest=smallest,
+        rate=found.rate,
+        whole=found.whole,
+        why=" ".join(reason for reason in found.kept[0].reasons if reason not in candidate.reasons),
+        logic=found.logic,
+        budget=meter.budget(),
+    )
+    name = run.case.write(f"results/minimise-{key}.json", result)
+    run.case.audit("minimised", actor="analyst", spans=candidate.text, smallest=smallest.text if smallest else None)
+    headline = f"Minimised {candidate.text!r}: {smallest.text!r}" if smallest else f"{candidate.text!r} is not cut down"
+    return StageFinished(stage="minimise", headline=headline, files=(name,))
 
 
 def repair_model(run: Run) -> StageFinished:
@@ -524,6 +555,7 @@ STAGES: dict[str, Callable[[Run], StageFinished]] = {
     "locate": locate,
     "triage": triage,
     "test": test_span,
+    "minimise": minimise_span,
     "repair": repair_model,
     "verify": verify,
     "report": write_report,

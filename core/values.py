@@ -331,6 +331,24 @@ class TriageResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MinimisedSpan:
+    """The smallest part of a marked span that still changes other requests; None where the span changes too few.
+
+    `rate` is the share of other requests that fail with the smallest part, `whole` with the marked span, both counted on
+    the requests that the search chose by; None where there were too few. `why` says how it ended, `logic` how the words
+    work together.
+    """
+
+    marked: TriggerProposal
+    smallest: TriggerProposal | None
+    rate: Rate | None
+    whole: Rate | None
+    why: str
+    logic: str
+    budget: Budget
+
+
+@dataclass(frozen=True, kw_only=True)
 class TriggerConfirmation:
     """The analyst's decision; repair cannot run without an accepting one that still fits text, model and template."""
 
