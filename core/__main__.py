@@ -63,7 +63,7 @@ def triage(options: argparse.Namespace, terminal: Terminal) -> object:
             raise TriageError("--reports needs --cases, the folder the case folders are written to.")
         reports = intake.read_reports(options.reports)
         pairs = [(report, options.cases / case_name(report, i)) for i, report in enumerate(reports)]
-    args = {"mode": options.mode}
+    args: dict[str, object] = {"mode": options.mode, **wordings(options)}
     if options.reference_template is not None:
         from core.serving import read_template
 
@@ -76,6 +76,16 @@ def triage(options: argparse.Namespace, terminal: Terminal) -> object:
         result = case.read("triage.json", TriageResult)
         results.append({"case": str(path), **to_json(result)})
     return results[0] if options.report is not None else {"cases": results}
+
+
+def wordings(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Return the analyst's own wordings of the request, which take the place of those made by rule."""
+    given = {name: list(getattr(options, name)) for name in ("paraphrases", "rewrites") if getattr(options, name)}
+    if given and options.report is None:
+        raise TriageError("--paraphrase and --rewrite are wordings of one request; give them with --report.")
+    if any(not text.strip() for texts in given.values() for text in texts):
+        raise TriageError("--paraphrase and --rewrite need the whole request in other words, not an empty text.")
+    return given
 
 
 def case_name(report: FailureReport, index: int) -> str:
@@ -327,6 +337,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--prompts", type=Path, default=PROMPTS, metavar="DIR")
     p.add_argument("--reference", type=Path, metavar="DIR")
     p.add_argument("--reference-template", type=Path, metavar="FILE")
+    for flag, name in (("--paraphrase", "paraphrases"), ("--rewrite", "rewrites")):
+        p.add_argument(flag, dest=name, action="append", metavar="TEXT")
     p.add_argument("--judge", type=Path, metavar="DIR")
     p.add_argument("--device", default="auto")
     p.add_argument("--seed", type=int, default=0)

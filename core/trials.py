@@ -100,7 +100,9 @@ def compare_without(
             [answers.kind.failed(text) for text in answers.sampled(one, n, report.sampling, seed, part)]
             for one in (report.messages, without_spans(report.messages, spans))
         ]
-        return Compared(drawn[0], drawn[1], None, f"n counts answers drawn at temperature {report.sampling.temperature:g}")
+        return Compared(
+            drawn[0], drawn[1], None, f"n counts answers drawn at temperature {report.sampling.temperature:g}"
+        )
     pairs = [pair for pair in neutral_contexts(report.messages, spans, n) if answers.fits(pair[0])]
     unsafe = answers.unsafe([one for pair in pairs for one in pair], part)
     what = "n counts neutral contexts (polite sentences around the report; the first is none), one greedy answer each"

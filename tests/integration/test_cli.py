@@ -16,7 +16,8 @@ from core.jobs import take_lock
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = {
-    "triage": "--model --adapter --report --reports --case --cases --mode --prompts --reference --judge --device --seed",
+    "triage": "--model --adapter --report --reports --case --cases --mode --prompts --reference --judge --device --seed "
+    "--paraphrase --rewrite",
     "confirm": "--case --accept --candidate --spans --reject --analyst --reason",
     "repair": "--case --steps --lr --kl-budget --resume",
     "verify": "--case",
@@ -121,6 +122,23 @@ def test_bad_reports(
     case = tmp_path / "case"
     arguments = ("triage", "--model", tiny_folder("llama"), "--report", report, "--case", case, "--prompts", prompts)
     refused(run(*arguments, "--device", "cpu"), *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--report", "report.json", "--case", "case", "--rewrite", " "), ("empty",)),
+        (("--reports", "report.json", "--cases", "cases", "--paraphrase", "please"), ("one request",)),
+    ],
+)
+def test_wordings_that_cannot_be_used(
+    run: Run, tmp_path: Path, tiny_folder: Callable[[str], Path], arguments: tuple[str, ...], words: tuple[str, ...],
+) -> None:  # fmt: skip
+    """An empty one, and one for many reports; nothing is written."""
+    write(tmp_path / "report.json", GOOD)
+    placed = [one if one.startswith("--") or one in (" ", "please") else tmp_path / one for one in arguments]
+    refused(run("triage", "--model", tiny_folder("llama"), *placed), *words)
+    assert [path.name for path in tmp_path.iterdir() if path.name in ("case", "cases")] == []
 
 
 def damaged(folder: Path, kind: str, to: Path) -> Path:
