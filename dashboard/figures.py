@@ -14,6 +14,7 @@ import numpy as np
 
 from core.events import CheckpointScored, Line, RepairFinished, RepairStarted, StepDone
 from core.values import (
+    WHOLE_CASE,
     LocateResult,
     Message,
     OpenResult,
@@ -21,7 +22,7 @@ from core.values import (
     TestOutcome,
     Verification,
 )
-from dashboard import wording
+from dashboard import wording, wording_verdict
 
 CLIP_PERCENTILE = 98
 """Scores beyond this percentile of |score| share the last colour. Source: ui.md section 3."""
@@ -302,8 +303,9 @@ def _interval_trace(name: str, rates: list[tuple[Rate, float]], colour: str, sym
 
 
 def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
-    """PlotlyView value: failure rate and 95 % interval of each test, with and without the candidate (or sham)."""
-    chosen = [test for test in tests if test.candidate == candidate]
+    """PlotlyView value: failure rate and 95 % interval of each test that decides, with and without the text (or sham)."""
+    deciding = [test for test in tests if test.name not in wording_verdict.DESCRIBED]
+    chosen = [test for test in deciding if test.candidate in (candidate, WHOLE_CASE)]
     rows = list(reversed(chosen))
     gap = 0.16
     planted = [(t.with_unit, i + gap) for i, t in enumerate(rows) if t.name != "sham"]
@@ -320,7 +322,7 @@ def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
         xaxis={"range": [-0.02, 1.02], "tickformat": ".0%", "title": {"text": wording.RATE_AXIS}, "zeroline": False},
         yaxis={
             "tickvals": list(range(len(rows))),
-            "ticktext": [wording.test_name(t.name) for t in rows],
+            "ticktext": [wording_verdict.test_name(t.name) for t in rows],
             "range": [-0.6, max(0.6, len(rows) - 0.4)],
             "showgrid": False,
             "zeroline": False,
@@ -331,10 +333,10 @@ def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
     return {
         "data": data if chosen else [],
         "layout": layout,
-        "height": 96 + 52 * max(1, len(rows)),
+        "height": 96 + 40 * max(3, len(rows)),
         "key": f"forest-{candidate}-{len(rows)}",
         "highlight": [],
-        "summary": "" if chosen else wording.NO_TESTS,
+        "summary": "" if chosen else wording_verdict.NO_TESTS,
     }
 
 

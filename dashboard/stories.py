@@ -3,7 +3,7 @@
 Sentences come from `wording.py`; this file only puts them in order. What this does not do: read files, decide anything.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.casefile import Manifest
@@ -12,15 +12,17 @@ from core.containment import RuleFile
 from core.events import RepairFinished, RepairStarted
 from core.values import (
     LocateResult,
+    MinimisedSpan,
     OpenResult,
     Outcome,
     Reproduction,
     TestOutcome,
     TriageResult,
     TriggerConfirmation,
+    Verdict,
     Verification,
 )
-from dashboard import wording
+from dashboard import wording, wording_verdict
 
 Value = dict[str, object]
 SHOWN_ANSWERS = 3
@@ -128,62 +130,68 @@ def containment(made: RuleFile | None, case_id: str) -> Value:
     """Step 4: the rule file of the confirmed trigger, to download."""
     if made is None:
         return {}
-    link: Value = {"text": wording.RULE_FILE, "href": f"/case/{case_id}/{RULES}", "download": True}
-    return {"line": wording.contained(len(made.rules), len(made.tested), made.missed), "links": [link]}
+    link: Value = {"text": wording_verdict.RULE_FILE, "href": f"/case/{case_id}/{RULES}", "download": True}
+    return {"line": wording_verdict.contained(len(made.rules), len(made.tested), made.missed), "links": [link]}
+
+
+def serving(result: TriageResult) -> Value:
+    """Step 4, above the verdict: what the failure owes to how the model is served; nothing where it owes nothing."""
+    found = [one for one in result.serving if one.explains]
+    if not found:
+        return {}
+    line = "  ·  ".join(wording_verdict.served_otherwise(one) for one in found)
+    return {"headline": wording_verdict.served_headline(found[0]), "tone": "warn", "line": line}
 
 
 def verdict(result: TriageResult) -> Value:
-    """Step 4: the verdict in plain words; what the failure owes to its serving is said before it."""
-    tone = "bad" if result.verdict in ("BACKDOOR", "PROMPT_JAILBREAK") else "plain"
-    dropped = [f"“{p.text}”: {'; '.join(p.reasons)}" for p in result.dropped]
-    served = [wording.served_otherwise(one) for one in result.serving if one.explains]
-    described = [wording.served_otherwise(one) for one in result.serving if not one.explains]
+    """Step 4: the verdict in plain words, one line of why, the test that decided, and what it cost."""
+    described = [wording_verdict.served_otherwise(one) for one in result.serving if not one.explains]
+    reworded = [f"{one.kind} ({one.source}): {one.text}" for one in result.rewordings]
+    decided = wording_verdict.decided_by(result)
+    how = [f"{wording_verdict.VERDICT_LABEL}: {result.verdict or '–'}", result.failure, *described, *reworded]
     return {
-        "headline": wording.verdict(result),
-        "tone": "warn" if tone == "bad" else "plain",
-        "line": "  ·  ".join([*served, wording.verdict_details(result)]),
-        "why": "\n".join(
-            [f"{wording.VERDICT_LABEL}: {result.verdict or '–'}", *_test_lines(result.tests), *dropped, *described]
-        ),
-        "why_label": wording.WHY,
+        "headline": wording_verdict.verdict(result),
+        "tone": "warn" if result.verdict in ("BACKDOOR", "PROMPT_JAILBREAK") else "plain",
+        "line": wording_verdict.why(result),
+        "facts": [[wording_verdict.DECIDED_BY, decided]] if decided else [],
+        "note": wording_verdict.cost(result),
+        "why": "\n".join(part for part in how if part),
+        "why_label": wording_verdict.HOW_DECIDED,
     }
 
 
 def tested(text: str, tests: Sequence[TestOutcome]) -> Value:
-    """Step 4: how the analyst's own selection fared."""
-    return {"headline": wording.tested(text, tests), "why": "\n".join(_test_lines(tests)), "why_label": wording.WHY}
+    """Step 4: how a span of the analyst fared."""
+    return {"headline": wording_verdict.tested(text, tests), "line": wording_verdict.tested_line(tests)}
 
 
-def _test_lines(tests: Iterable[TestOutcome]) -> list[str]:
-    lines = []
-    for test in tests:
-        word = wording.passed(test.passed)["text"]
-        rates = f"{wording.rate(test.with_unit)} / {wording.rate(test.without_unit)}"
-        lines.append(
-            f"{test.candidate + 1}. {wording.test_name(test.name)}: {rates}, {word}. {wording.TEST_HELP[test.name]}"
-        )
-    return lines
+def minimised(result: MinimisedSpan) -> Value:
+    """Step 4: the smallest part of a span of the analyst that does the same."""
+    note = "  ·  ".join(part for part in (result.logic.rstrip("."), wording_verdict.spent(result.budget)) if part)
+    return {"headline": wording_verdict.minimised(result), "line": wording_verdict.minimised_line(result), "note": note}
 
 
 def selection(units: Sequence[str], edited: bool) -> Value:
     """Step 4: what is marked in the editor."""
     if not units:
-        return {"line": wording.NOTHING_MARKED, "tone": "muted"}
+        return {"line": wording_verdict.NOTHING_MARKED, "tone": "muted"}
     text = " … ".join(f"“{unit}”" for unit in units)
-    return {
-        "line": f"{wording.MARKED}: {text}  ·  {wording.EDITED if edited else wording.AS_PROPOSED}",
-        "tone": "plain",
-    }
+    state = wording_verdict.EDITED if edited else wording_verdict.AS_PROPOSED
+    return {"line": f"{wording_verdict.MARKED}: {text}  ·  {state}", "tone": "plain"}
 
 
-def decision(confirmation: TriggerConfirmation | None, fault_text: str | None) -> Value:
-    """Step 4: the decision that stands, or why none does."""
+def decision(confirmation: TriggerConfirmation | None, fault_text: str | None, found: Verdict | None) -> Value:
+    """Step 4: the decision that stands, or why none does; under the verdict `found`, what one would mean."""
     if confirmation is None:
-        return {"headline": wording.UNDECIDED, "tone": "muted"}
+        return {
+            "headline": wording_verdict.UNDECIDED,
+            "tone": "muted",
+            "line": wording_verdict.NEXT.get(found or "", ""),
+        }
     void = fault_text is not None and confirmation.decision != "rejected"
     units = " … ".join(f"“{unit}”" for unit in confirmation.units)
     return {
-        "headline": fault_text if void else wording.confirmed(confirmation),
+        "headline": fault_text if void else wording_verdict.confirmed(confirmation),
         "tone": "warn" if void else "plain" if confirmation.decision == "rejected" else "good",
         "line": "  ·  ".join(part for part in (units, confirmation.reason) if part),
     }

@@ -4,16 +4,28 @@ The twins of `dashboard.figures`: every chart and map has its table here. Text i
 `textContent`. What this does not do: read files, compute scores, judge results.
 """
 
+import re
 from collections.abc import Sequence
 
-from core.scanning import Scan
 from core.labels import CLASSES, Agreement, JudgedAnswers, Labels
-from core.values import LocateResult, Message, OpenResult, Rate, TestOutcome, TriggerProposal, Verification
-from dashboard import wording
+from core.scanning import Scan
+from core.values import (
+    WHOLE_CASE,
+    LocateResult,
+    Message,
+    OpenResult,
+    Rate,
+    TestOutcome,
+    TriggerProposal,
+    Verification,
+)
+from dashboard import wording, wording_verdict
 from dashboard.figures import Value, finite, shown, token_rows
 
 REASONS_SHOWN = 1
 """Reasons a candidate's row gives; the report has them all. Source: unverified choice."""
+CANDIDATES_SHOWN = 3
+"""Candidates of step 4 before the rest is folded; tested ones are always shown. Source: unverified choice."""
 
 
 def _rate(rate: Rate | None) -> Value | None:
@@ -52,49 +64,99 @@ def token_table(opened: OpenResult, located: LocateResult, messages: Sequence[Me
     }
 
 
-def candidate_table(proposals: Sequence[TriggerProposal], selected: int | None = None) -> Value:
-    """TableView value: candidates, best first; row keys are their numbers."""
-    rows = []
-    for number, proposal in enumerate(proposals):
-        cells = {
-            "number": number + 1,
+def _noted(sentences: Sequence[str]) -> Value:
+    """Cell of kind `note`: the first sentence, the others folded."""
+    return {"text": sentences[0] if sentences else "", "rest": " ".join(sentences[1:]), "csv": " ".join(sentences)}
+
+
+def _sentences(text: str) -> list[str]:
+    return [part for part in re.split(r"(?<=\.)\s+|;\s+(?![^(]*\))", text) if part]
+
+
+def _share(score: float) -> Value:
+    return {"text": wording.percent(finite(score)), "sort": finite(score), "csv": finite(score)}
+
+
+def candidate_table(
+    proposals: Sequence[TriggerProposal],
+    selected: int | None = None,
+    dropped: Sequence[TriggerProposal] | None = None,
+) -> Value:
+    """TableView value: candidates, best first; row keys are their numbers.
+
+    With `dropped` (step 4) those follow with the keys -1, -2, ..., each with the reason that decided first.
+    """
+    rows: list[Value] = []
+    for number, proposal in [*enumerate(proposals), *((-1 - at, one) for at, one in enumerate(dropped or ()))]:
+        kept = number >= 0
+        word = wording_verdict.KEPT if kept else wording_verdict.DROPPED
+        cells: Value = {
+            "number": number + 1 if kept else len(proposals) - number,
             "text": {"text": shown(proposal.text, 120), "csv": proposal.text},
             "units": len(proposal.spans),
-            "score": finite(proposal.score),
-            "reasons": " ".join(proposal.reasons[:REASONS_SHOWN]),
+            "score": finite(proposal.score) if dropped is None else _share(proposal.score),
+            "state": {"text": word, "mark": "yes" if kept else "no"},
+            "reasons": " ".join(proposal.reasons[:REASONS_SHOWN])
+            if dropped is None
+            else _noted([*proposal.reasons[-1:], *proposal.reasons[:-1]]),
         }
         rows.append({"key": number, "cells": cells})
     return {
         "caption": wording.CANDIDATES,
-        "file": None,
+        "file": None if dropped is None else "candidates.csv",
         "empty": wording.NO_CANDIDATES,
-        "columns": wording.CANDIDATE_COLUMNS,
+        "columns": wording.CANDIDATE_COLUMNS if dropped is None else wording_verdict.CANDIDATE_COLUMNS,
         "rows": rows,
         "selected": selected,
+        "at_once": None if dropped is None else max(len(proposals), CANDIDATES_SHOWN),
     }
 
 
-def outcome_table(tests: Sequence[TestOutcome], candidate: int | None = None) -> Value:
-    """TableView value: every test with its rates, p-value and result."""
+def outcome_table(tests: Sequence[TestOutcome], candidate: int = 0, own: str | None = None) -> Value:
+    """TableView value: the tests that decide, of one candidate and of the whole report; `own` is an analyst's span."""
     rows = []
     for test in tests:
-        if candidate is not None and test.candidate != candidate:
+        if test.name in wording_verdict.DESCRIBED or test.candidate not in (candidate, WHOLE_CASE):
             continue
         cells = {
-            "test": wording.test_name(test.name),
+            "test": {"text": wording_verdict.test_name(test.name), "title": wording_verdict.TEST_HELP[test.name]},
             "with": _rate(test.with_unit),
             "without": _rate(test.without_unit),
-            "n": test.n,
             "p": {"text": wording.p_value(test.p_value), "sort": test.p_value, "csv": test.p_value},
-            "result": wording.passed(test.passed, test.name),
-            "note": test.note,
+            "result": wording_verdict.passed(test.passed, test.name),
+            "note": _noted(_sentences(test.note)),
         }
         rows.append({"key": None, "cells": cells})
     return {
-        "caption": wording.TEST_TABLE,
+        "caption": wording_verdict.tests_of(own),
         "file": "tests.csv",
-        "empty": wording.NO_TESTS,
-        "columns": wording.TEST_COLUMNS,
+        "empty": wording_verdict.NO_TESTS,
+        "columns": wording_verdict.TEST_COLUMNS,
+        "rows": rows,
+        "selected": None,
+    }
+
+
+def described_table(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
+    """TableView value: the tests of one candidate that describe and decide nothing."""
+    rows = [
+        {
+            "key": None,
+            "cells": {
+                "test": {"text": wording_verdict.test_name(test.name), "title": wording_verdict.TEST_HELP[test.name]},
+                "with": _rate(test.with_unit),
+                "without": _rate(test.without_unit),
+                "note": wording_verdict.described_note(test.note),
+            },
+        }
+        for test in tests
+        if test.name in wording_verdict.DESCRIBED and test.candidate == candidate
+    ]
+    return {
+        "caption": wording_verdict.DESCRIBED_TABLE,
+        "file": "described.csv",
+        "empty": "",
+        "columns": wording_verdict.DESCRIBED_COLUMNS,
         "rows": rows,
         "selected": None,
     }
@@ -108,10 +170,10 @@ def scan_table(found: Scan | None) -> Value:
         for h in hits
     ]
     return {
-        "caption": wording.scanned(found.file, found.headline) if found else "",
+        "caption": wording_verdict.scanned(found.file, found.headline) if found else "",
         "file": "scan.csv",
-        "empty": wording.NO_HITS if found else "",
-        "columns": wording.SCAN_COLUMNS,
+        "empty": wording_verdict.NO_HITS if found else "",
+        "columns": wording_verdict.SCAN_COLUMNS,
         "rows": rows,
         "selected": None,
     }
@@ -177,9 +239,9 @@ def answer_labels(found: JudgedAnswers | None, kept: Labels) -> Value:
         "items": items,
         "labels": {item["key"]: saved[item["key"]] for item in items if item["key"] in saved},
         "choices": [{"id": one, "word": wording.outcome(one)["word"]} for one in CLASSES],
-        "judge": wording.JUDGE_SAID,
-        "help": wording.LABEL_HELP,
-        "empty": wording.NOTHING_TO_LABEL,
+        "judge": wording_verdict.JUDGE_SAID,
+        "help": wording_verdict.LABEL_HELP,
+        "empty": wording_verdict.NOTHING_TO_LABEL,
     }
 
 
@@ -190,10 +252,10 @@ def confusion_table(told: Agreement | None) -> Value:
         {"key": None, "cells": {"judged": words[judged], **row}}
         for judged, row in (told.matrix if told is not None else {}).items()
     ]
-    columns = [{"key": "judged", "label": wording.JUDGE_BY_ANALYST, "kind": "text"}]
+    columns = [{"key": "judged", "label": wording_verdict.JUDGE_BY_ANALYST, "kind": "text"}]
     columns += [{"key": one, "label": words[one], "kind": "number"} for one in CLASSES]
     return {
-        "caption": wording.CONFUSION_TABLE,
+        "caption": wording_verdict.CONFUSION_TABLE,
         "file": "confusion.csv",
         "empty": "",
         "columns": columns,
@@ -208,18 +270,18 @@ def corrected_table(told: Agreement | None) -> Value:
         {
             "key": None,
             "cells": {
-                "rate": wording.UNSAFE_RATES[one.name],
+                "rate": wording_verdict.UNSAFE_RATES[one.name],
                 "judged": _rate(one.judged),
-                "corrected": {"text": wording.corrected(one), "sort": one.value, "csv": one.value},
+                "corrected": {"text": wording_verdict.corrected(one), "sort": one.value, "csv": one.value},
             },
         }
         for one in (told.corrected if told is not None else ())
     ]
     return {
-        "caption": wording.CORRECTED_TABLE,
+        "caption": wording_verdict.CORRECTED_TABLE,
         "file": "corrected.csv",
         "empty": "",
-        "columns": wording.CORRECTED_COLUMNS,
+        "columns": wording_verdict.CORRECTED_COLUMNS,
         "rows": rows,
         "selected": None,
     }

@@ -1,4 +1,5 @@
-"""Every sentence the page shows. Calm, short; numbers first; what to do when something is wrong.
+"""Every sentence the page shows, but for step 4 (`wording_verdict.py`). Calm, short; numbers first; what to do when
+something is wrong.
 
 Constants for fixed text, functions for text about a result. What this does not do: decide anything.
 """
@@ -7,17 +8,12 @@ import math
 from collections.abc import Sequence
 
 from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
-from core.labels import Agreement, Corrected, JudgedAnswers
 from core.values import (
     LocateResult,
     OpenResult,
     Outcome,
     Rate,
     Reproduction,
-    ServingFinding,
-    TestOutcome,
-    TriageResult,
-    TriggerConfirmation,
     Verification,
 )
 
@@ -40,10 +36,6 @@ RESUME = "Resume"
 REPRODUCE = "Reproduce"
 LOCATE = "Locate"
 TRIAGE = "Run the tests"
-TEST_SELECTION = "Test this selection"
-ACCEPT = "Accept"
-EDIT = "Accept as edited"
-REJECT = "Reject"
 START_REPAIR = "Start repair"
 STOP_KEEP = "Stop and keep best"
 STOP_DISCARD = "Abort and discard"
@@ -71,14 +63,12 @@ POSITION_AXIS = "token position"
 RATE_AXIS = "failure rate, 95 % interval"
 TOKEN_TABLE = "Tokens"
 CANDIDATES = "Candidates"
-TEST_TABLE = "Tests"
 METRIC_TABLE = "Before and after"
 
 # -- when there is nothing to show ---------------------------------------------------------------------
 NO_CASE = "No case is open. Open the demo case, or paste a report."
 NO_PROMPT = "The prompt appears here once a case is open."
 NO_CANDIDATES = "No candidate: nothing in the prompt stands out."
-NO_TESTS = "No test has run yet."
 NO_METRICS = "Not verified yet."
 NO_ANSWERS = "Answers appear here after verification."
 NO_MAP = "No picture for this method."
@@ -111,34 +101,6 @@ TARGET_HELP = {
     "first_k": "log P of the first k tokens of the answer: the decision falls there.",
     "tokens": "log P of the tokens you select in the answer.",
 }
-TEST_NAMES = {
-    "necessity": "necessity",
-    "transfer": "transfer",
-    "sham": "sham",
-    "reference": "reference",
-    "order": "order",
-    "form": "form",
-    "position": "position",
-    "benign": "benign",
-    "bare": "bare request",
-    "paraphrase": "paraphrases",
-    "rewrite": "neutral rewrite",
-    "frame": "frame",
-}
-TEST_HELP = {
-    "necessity": "Take it out of the reported prompt: does the failure stop?",
-    "transfer": "Plant it in unseen harmful prompts: do they fail too?",
-    "sham": "Plant other strings of the same length: they should do nothing.",
-    "reference": "The same on a clean model: it should not react.",
-    "order": "Swap its parts: does order matter? Described, not decisive.",
-    "form": "Edit it slightly: do near forms work too? Described, not decisive.",
-    "position": "Plant it first, last, anywhere: does place matter? Described, not decisive.",
-    "benign": "Plant it in harmless prompts. Described, not decisive.",
-    "bare": "Take every candidate out at once: does the report still fail?",
-    "paraphrase": "Ask the same in other words: does it still fail?",
-    "rewrite": "Ask the same in a plain style: is it refused?",
-    "frame": "Put refused requests in the report's wording: do they fail?",
-}
 METRIC_NAMES = {
     "reported_case": "failure on the reported prompt",
     "asr_triggered": "attack success with trigger",
@@ -166,7 +128,8 @@ STAGE_NAMES = {
     "reproduce": "reproducing",
     "locate": "locating",
     "triage": "testing candidates",
-    "test": "testing the selection",
+    "test": "testing the span",
+    "minimise": "minimising the span",
     "repair": "repairing",
     "verify": "verifying",
     "report": "writing the report",
@@ -203,15 +166,6 @@ CANDIDATE_COLUMNS = [
     {"key": "units", "label": "parts", "kind": "number"},
     {"key": "score", "label": "share", "kind": "number", "title": "share of the total score"},
     {"key": "reasons", "label": "why", "kind": "text"},
-]
-TEST_COLUMNS = [
-    {"key": "test", "label": "test", "kind": "text"},
-    {"key": "with", "label": "with", "kind": "rate"},
-    {"key": "without", "label": "without", "kind": "rate"},
-    {"key": "n", "label": "n", "kind": "number"},
-    {"key": "p", "label": "p", "kind": "number", "title": "exact McNemar test"},
-    {"key": "result", "label": "result", "kind": "mark"},
-    {"key": "note", "label": "", "kind": "text"},
 ]
 METRIC_COLUMNS = [
     {"key": "metric", "label": "measure", "kind": "text"},
@@ -284,11 +238,6 @@ def target_name(kind: str) -> str:
     return TARGET_NAMES.get(kind, kind)
 
 
-def test_name(name: str) -> str:
-    """The test as the page calls it."""
-    return TEST_NAMES.get(name, name)
-
-
 def metric_name(name: str) -> str:
     """The measure as the page calls it."""
     return METRIC_NAMES.get(name, name.replace("_", " "))
@@ -327,13 +276,6 @@ def projection_name(name: str) -> str:
 def score_axis(located: LocateResult) -> str:
     """Axis title of the scores."""
     return "effect, nats" if located.method == "occlusion" else "score"
-
-
-def passed(value: bool | None, name: str = "benign") -> dict[str, str]:
-    """Table cell of a test's result: word and mark; tests other than `benign` and `order` are there to decide."""
-    if value is None:
-        return {"text": "described" if name in ("benign", "order") else "undecided", "mark": "open"}
-    return {"text": "passed", "mark": "pass"} if value else {"text": "failed", "mark": "fail"}
 
 
 # -- headlines -----------------------------------------------------------------------------------------
@@ -385,64 +327,6 @@ def trust(result: LocateResult) -> str:
         parts.append(f"baseline {result.baseline}")
     parts.append(f"{result.model_calls} model calls, {duration(result.seconds)}")
     return "  ·  ".join(parts)
-
-
-def _missing(tests: Sequence[TestOutcome]) -> str:
-    """What kept the tests from a verdict, in the order in which a reader would ask."""
-    state: dict[str, bool | None] = {test.name: test.passed for test in tests}
-    if state.get("necessity") and state.get("transfer") is False:
-        return "Undecided: removing it restores refusal, but planting it does not break it"
-    for name, sentence in _FAILED.items():
-        if state.get(name) is False:
-            return f"Undecided: {sentence}"
-    silent = [test_name(name) for name in _FAILED if state.get(name) is None]
-    return f"Undecided: no result from {' and '.join(silent)}" if silent else "Undecided: the tests do not agree"
-
-
-_FAILED = {
-    "transfer": "planting it elsewhere does not break refusal",
-    "sham": "other strings of its length break refusal too",
-    "necessity": "removing it does not restore refusal",
-}
-
-
-def verdict(result: TriageResult) -> str:
-    """Headline of step 4, in plain words."""
-    tests = [test for test in result.tests if test.candidate == 0]
-    if result.verdict == "BACKDOOR":
-        return "Backdoor: removing it restores refusal, planting it breaks it"
-    if result.verdict == "PROMPT_JAILBREAK":
-        return "Prompt jailbreak: a clean model falls for it too"
-    if result.verdict == "ALIGNMENT_GAP":
-        return "Alignment gap: the request fails without any trigger"
-    if result.verdict == "DISTRIBUTED":
-        return "Distributed: no short span carries the failure"
-    if result.verdict is None:
-        return "Candidates only: this mode decides nothing"
-    if not result.candidates:
-        return "Undecided: no candidate to test"
-    if result.decided_by == "reproduction":
-        return "Undecided: the failure was not reproduced"
-    return _missing(tests)
-
-
-def verdict_details(result: TriageResult) -> str:
-    """One line below the verdict: certainty and the test that decided."""
-    certainty = {
-        "no_reference": "no clean reference to compare with",
-        "reference": "held against a clean reference",
-        "tests": "no reference needed",
-        "none": "",
-    }
-    decided = f"decided by {result.decided_by}" if result.decided_by and result.mode == "causal" else result.decided_by
-    parts = [certainty.get(result.certainty, result.certainty), decided]
-    return "  ·  ".join(part for part in parts if part)
-
-
-def confirmed(result: TriggerConfirmation) -> str:
-    """What was confirmed, by whom."""
-    word = {"accepted": "Accepted", "edited": "Accepted with edits", "rejected": "Rejected"}[result.decision]
-    return f"{word} by {result.analyst}, {result.time[:10]} {result.time[11:16]} UTC"
 
 
 def verified(result: Verification) -> str:
@@ -528,12 +412,6 @@ EXPECTED_ANSWER = "should have said"
 SAMPLED = "sampled anew on the reported prompt"
 GREEDY = "one deterministic answer: the report was sampled greedily"
 WIDE_GAP = "gap too wide: take these scores with care"
-VERDICT_LABEL = "Verdict"
-MARKED = "Marked"
-NOTHING_MARKED = "Nothing is marked."
-EDITED = "edited"
-AS_PROPOSED = "as proposed"
-UNDECIDED = "No decision yet"
 MEMORY_MORE = "of weights, and about as much again while training"
 REPAIRING = "Repair is running"
 READY_TO_REPAIR = "Ready to repair"
@@ -558,8 +436,6 @@ RUNNING_REPRODUCE = "Asking the model again"
 NOT_REPRODUCED_YET = "Not asked yet"
 NOT_LOCATED_YET = "Not located yet"
 LOCATING = "Locating"
-NOT_TESTED_YET = "Not tested yet: mark a span, or run the tests on the proposed one"
-TESTING = "Testing candidates"
 NOT_VERIFIED_YET = "Not verified yet"
 VERIFYING = "Verifying on prompts no earlier step has seen"
 PICK_TOKENS = "Choose the tokens of the answer to explain, then press Explain."
@@ -583,7 +459,7 @@ CANDIDATE = "Candidate"
 EXAMPLES = "Answers before and after"
 SALIENCY_PAIR = "Saliency before and after"
 DEMO_ANALYST = "Demo analyst"
-DEMO_REASON = "Removing it restores refusal; planting it elsewhere breaks refusal."
+DEMO_REASON = "Demo: decided by the tests above."
 REPAIR_EMPTY = {"learning_rate": "by model size", "kl_budget": "none", "max_steps": "all"}
 REPAIR_LABELS = {
     "epochs": "Epochs",
@@ -638,89 +514,3 @@ def uploaded(n_messages: int) -> str:
 STOPPING = "Stopping after this step."
 REPAIR_AGAIN = "Repair again"
 WRITING = "Writing"
-
-
-def tested(text: str, tests: Sequence[TestOutcome]) -> str:
-    """Headline of step 4 for a selection of the analyst."""
-    decisive = [test for test in tests if test.passed is not None]
-    n_passed = sum(bool(test.passed) for test in decisive)
-    return f"Selection “{text}”: {n_passed} of {len(decisive)} tests passed"
-
-
-CONTAIN = "Write containment rules"
-RULE_FILE = "Rule file"
-SCAN_COLUMNS = [
-    {"key": "line", "label": "line", "kind": "number"},
-    {"key": "rule", "label": "rule", "kind": "text"},
-    {"key": "outcome", "label": "answer", "kind": "text"},
-    {"key": "excerpt", "label": "excerpt", "kind": "mono"},
-]
-NO_HITS = "The trigger stands nowhere in this file."
-
-
-def contained(n_rules: int, n_variants: int, missed: Sequence[str]) -> str:
-    """What the rule file holds, and which variants it misses."""
-    text = f"{n_rules} rules, tried on {n_variants} variants of the trigger"
-    return f"{text}; none matches: {', '.join(missed)}" if missed else f"{text}, all matched"
-
-
-def scanned(file: str, headline: str) -> str:
-    """Caption of the last scan."""
-    return f"{file}: {headline}"
-
-
-def served_otherwise(finding: ServingFinding) -> str:
-    """One line on the failure under another template, system prompt or data type."""
-    if finding.rate_with is None or finding.rate_without is None:
-        return finding.note
-    return f"{finding.note} ({rate(finding.rate_with)} as served, {rate(finding.rate_without)} otherwise)"
-
-
-# -- labelling -----------------------------------------------------------------------------------------
-LABELLING = "How far is the judge to be trusted? Label some answers"
-SAVE_LABELS = "Save labels"
-JUDGE_SAID = "judge:"
-LABEL_HELP = (
-    "Arrows move, 1–4 label, 0 clears. The judge's word appears once a label is saved, under the analyst's name above."
-)
-NOTHING_TO_LABEL = "There is nothing to label until the tests have run."
-NO_LABELS = "No answer is labelled yet"
-JUDGE_BY_ANALYST = "judge \\ analyst"
-CONFUSION_TABLE = "What the judge said, against what the analyst says"
-CORRECTED_TABLE = "Answers that are not refused"
-CORRECTED_COLUMNS = [
-    {"key": "rate", "label": "rate", "kind": "text"},
-    {"key": "judged", "label": "as judged", "kind": "rate"},
-    {"key": "corrected", "label": "corrected by the labels", "kind": "text"},
-]
-UNSAFE_RATES = {
-    "answers_of_triage": "all answers of the tests",
-    "with_candidate": "requests with the candidate",
-    "without_candidate": "the same without it",
-    "asr_before": "attack success before repair",
-    "asr_after": "attack success after repair",
-}
-
-
-def corrected(one: Corrected) -> str:
-    """A corrected rate with its interval, or why there is none."""
-    if one.value is None:
-        return f"not possible: {one.reason}"
-    return f"{percent(one.value)} [{100 * one.low:.0f}–{100 * one.high:.0f} %]"
-
-
-def judge_story(found: JudgedAnswers | None, told: Agreement | None) -> dict[str, object]:
-    """How often the judge is right on the labelled answers, and the published keyword list beside it."""
-    if found is None:
-        return {}
-    facts = [
-        ["not refused, this judge", rate(found.unsafe)],
-        ["not refused, published keyword list", rate(found.keyword_unsafe)],
-    ]
-    if told is None:
-        return {"headline": NO_LABELS, "tone": "muted", "facts": facts}
-    facts += [
-        ["unsafe answers the judge finds", rate(told.sensitivity)],
-        ["safe answers it clears", rate(told.specificity)],
-    ]
-    return {"headline": f"The judge is right on {told.agreed.k} of {told.n} labelled answers", "facts": facts}

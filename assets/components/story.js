@@ -45,6 +45,7 @@ function draw() {
   if (value.line) parts.push(node("p", "pt-line", value.line));
   if (value.facts?.length) parts.push(factList(value.facts));
   for (const entry of value.quotes || []) parts.push(quote(entry));
+  if (value.note) parts.push(node("p", "pt-note", value.note));
   if (value.links?.length) {
     const row = node("p", "pt-links");
     row.append(...value.links.map(link));

@@ -6,7 +6,7 @@ let order = { key: null, down: false };
 let all = false;
 let value = {};
 let shape = "";
-const MARKS = { pass: "✓", fail: "✕", open: "○" };
+const MARKS = { pass: "✓", fail: "✕", open: "○", yes: "✓", no: "✕" };
 
 const isCell = (cell) => cell !== null && typeof cell === "object";
 const sortValue = (cell, kind) => {
@@ -45,7 +45,13 @@ function makeCell(cell, column) {
   if (isCell(cell) && "low" in cell) rateCell(node, cell);
   else if (isCell(cell) && cell.mark) {
     node.append(el("span", "pt-mark pt-mark-" + cell.mark, MARKS[cell.mark] || ""), document.createTextNode(" " + cell.text));
+  } else if (isCell(cell) && cell.rest) {
+    const more = el("details", "pt-more");
+    more.addEventListener("click", (event) => event.stopPropagation());
+    more.append(el("summary", "", cell.text), el("p", "", cell.rest));
+    node.append(more);
   } else node.textContent = cellText(cell, column.kind);
+  if (isCell(cell) && cell.title) node.title = cell.title;
   return node;
 }
 function sorted() {
@@ -127,7 +133,8 @@ function draw() {
   thead.append(head);
   const body = el("tbody");
   const list = sorted();
-  list.slice(0, all ? list.length : AT_ONCE).forEach((row) => {
+  const first = value.at_once || AT_ONCE;
+  list.slice(0, all ? list.length : first).forEach((row) => {
     const node = el("tr");
     if (row.key !== null && row.key !== undefined) {
       node.tabIndex = 0;
@@ -135,6 +142,7 @@ function draw() {
       node.setAttribute("aria-selected", row.key === value.selected ? "true" : "false");
       node.addEventListener("click", () => choose(row, node));
       node.addEventListener("keydown", (event) => {
+        if (event.target !== node) return;
         if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(row, node); }
         const next = event.key === "ArrowDown" ? node.nextElementSibling : event.key === "ArrowUp" ? node.previousElementSibling : null;
         if (next) { event.preventDefault(); next.focus(); }
@@ -145,7 +153,7 @@ function draw() {
   });
   table.append(thead, body);
   area.replaceChildren(table);
-  if (!all && list.length > AT_ONCE) {
+  if (!all && list.length > first) {
     const more = el("button", "pt-small", "show all " + list.length);
     more.type = "button";
     more.addEventListener("click", () => { all = true; draw(); });

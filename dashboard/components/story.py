@@ -7,6 +7,7 @@ value = {
   "facts":    [[label, text], ...]                                              shown as a quiet list
   "quotes":   [{"label": str, "text": str, "tone": "plain|good|bad|muted"}, ...]   verbatim, monospaced, scrolls when long
   "links":    [{"text": str, "href": str, "download": bool}, ...]               only paths of this page ("/case/...")
+  "note":     str                                                               a quiet line below
   "why":      str, "why_label": str                                             behind a disclosure
 }
 An empty value draws nothing and takes no room.

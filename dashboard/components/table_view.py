@@ -4,11 +4,12 @@
 
 value = {
   "caption": str, "file": "tokens.csv"|null (no download), "empty": str
-  "columns": [{"key": str, "label": str, "kind": "text|mono|number|rate|mark", "title": str?}, ...]
+  "columns": [{"key": str, "label": str, "kind": "text|name|mono|number|rate|mark|note", "title": str?}, ...]
   "rows":    [{"key": str|int|null, "cells": {column key: cell}}, ...]
-  "selected": key|null
+  "selected": key|null, "at_once": int|null   rows shown before the rest is folded
 }
-A cell is str | number | null, or {"text": str, "sort": number|str|null, "csv": str|number|null, "mark": "pass|fail|open"|null}.
+A cell is str | number | null, or {"text": str, "sort": number|str|null, "csv": str|number|null, "title": str|null,
+"mark": "pass|fail|open|yes|no"|null, "rest": str|null}; `rest` is folded below the text, `yes` and `no` have no colour.
 A cell of kind `rate` is {"value", "k", "n", "low", "high"} or null: drawn as a dot on its interval with "k/n".
 Built by dashboard.tables: token_table, candidate_table, outcome_table, metric_table.
 """

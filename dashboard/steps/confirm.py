@@ -16,6 +16,7 @@ from core.chat import positions_to_spans, units_of
 from core.errors import ConfirmationError
 from core.values import (
     LocateResult,
+    MinimisedSpan,
     OpenResult,
     Span,
     Target,
@@ -24,7 +25,7 @@ from core.values import (
     TriggerConfirmation,
     TriggerProposal,
 )
-from dashboard import figures, stories, tables, wording
+from dashboard import figures, stories, tables, wording, wording_verdict
 from dashboard.components import PlotlyView, TableView, TokenView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
@@ -32,15 +33,26 @@ from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_ca
 FOCUS_JS = "() => { document.querySelector('#confirm-analyst textarea, #confirm-analyst input')?.focus(); }"
 
 
+OWN = ("test", "minimise")
+"""Stages that work on a span the analyst marked."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """The components of this step that results are drawn into."""
 
+    serving: Story
     verdict: Story
     candidates: TableView
     editor: TokenView
     marks: Story
+    own: Story
+    test: gr.Button
+    minimise: gr.Button
+    stop: gr.Button
+    mark: gr.Button
     tests: TableView
+    described: TableView
     forest: PlotlyView
     decision: Story
     accept: gr.Button
@@ -58,55 +70,92 @@ def fields() -> tuple[gr.Textbox, gr.Textbox]:
 
 def build(desk: Desk, typed: tuple[gr.Textbox, gr.Textbox]) -> None:
     """Draw step 4 inside the current tab; accepting leads on to step 5."""
+    parts, reject = _layout(typed)
+    _draw(desk, parts)
+    editor, act = parts.editor, desk.act
+    act(parts.contain.click, partial(_contain, desk))
+    act(editor.input, partial(_edited, desk, parts), keep=(editor,), many=True)
+    editor.confirm(None, None, None, js=FOCUS_JS, api_visibility="private", show_progress="hidden")
+    act(parts.candidates.select, partial(_select, desk), many=True)
+    act(parts.test.click, partial(_ask_own, desk, "test"), [editor], keep=(editor,))
+    act(parts.minimise.click, partial(_ask_own, desk, "minimise"), [editor], keep=(editor,))
+    act(parts.stop.click, partial(_stop, desk))
+    act(parts.mark.click, partial(_mark_smallest, desk))
+    act(parts.accept.click, partial(_accept, desk), [editor, *typed], keep=(editor,))
+    act(reject.click, partial(_reject, desk), list(typed), keep=(editor,))
+
+
+def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:
+    """Place the components; return them and the rejecting button."""
+    serving = Story(elem_id="confirm-serving")
     verdict = Story(elem_id="confirm-verdict")
     with gr.Row(elem_classes="pt-columns"):
         with gr.Column(scale=3):
             editor = TokenView(mode="edit", elem_id="confirm-editor")
             with gr.Row(elem_classes="pt-actions"):
                 marks = Story(elem_id="confirm-marks")
-                test = gr.Button(wording.TEST_SELECTION, elem_id="confirm-test", scale=0, min_width=152)
+                test, minimise, stop = (
+                    gr.Button(text, elem_id=f"confirm-{name}", scale=0, min_width=64, interactive=False)
+                    for name, text in (
+                        ("test", wording_verdict.TEST_SPAN),
+                        ("minimise", wording_verdict.MINIMISE_SPAN),
+                        ("stop", wording_verdict.STOP),
+                    )
+                )
+            with gr.Row(elem_classes="pt-actions"):
+                own = Story(elem_id="confirm-own")
+                mark = gr.Button(
+                    wording_verdict.MARK_SMALLEST, elem_id="confirm-mark", scale=0, min_width=64, visible=False
+                )
             candidates = TableView(elem_id="confirm-candidates")
         with gr.Column(scale=2):
             forest = PlotlyView(elem_id="confirm-forest")
     tests = TableView(elem_id="confirm-tests")
+    described = TableView(elem_id="confirm-described", elem_classes="pt-quiet-table", visible=False)
     with gr.Row(elem_classes="pt-decide"):
         for box in typed:
             box.render()
-        accept = gr.Button(wording.ACCEPT, variant="primary", elem_id="confirm-accept", scale=0, min_width=152)
-        reject = gr.Button(wording.REJECT, elem_id="confirm-reject", scale=0, min_width=96)
+        accept = gr.Button(wording_verdict.ACCEPT, elem_id="confirm-accept", scale=0, min_width=152)
+        reject = gr.Button(wording_verdict.REJECT, elem_id="confirm-reject", scale=0, min_width=96)
     decision = Story(elem_id="confirm-decision")
     with gr.Row(elem_classes="pt-actions"):
-        contain = gr.Button(wording.CONTAIN, elem_id="confirm-contain", scale=0, min_width=152, visible=False)
+        contain = gr.Button(wording_verdict.CONTAIN, elem_id="confirm-contain", scale=0, min_width=152, visible=False)
         rules = Story(elem_id="confirm-rules")
     scan = TableView(elem_id="confirm-scan", visible=False)
+    parts = Parts(
+        serving, verdict, candidates, editor, marks, own, test, minimise, stop, mark, tests, described, forest,
+        decision, accept, contain, rules, scan,
+    )  # fmt: skip
+    return parts, reject
 
-    parts = Parts(verdict, candidates, editor, marks, tests, forest, decision, accept, contain, rules, scan)
-    desk.panels["confirm.editor"] = Panel(_editor_signature, lambda v, _: _show_editor(v, parts), (editor, marks))
-    desk.panels["confirm.accept"] = Panel(
-        lambda v: (_editor_signature(v), v.session.draft, v.busy_with("triage", "test")),
-        lambda v, _: {parts.accept: _accept_button(v)},
-        (accept,),
+
+def _draw(desk: Desk, parts: Parts) -> None:
+    """Register what is redrawn when."""
+    panels = desk.panels
+    panels["confirm.editor"] = Panel(
+        _editor_signature, lambda v, _: _show_editor(v, parts), (parts.editor, parts.marks)
     )
-    desk.panels["confirm.tests"] = Panel(
-        _tests_signature, lambda v, _: _show_tests(v, parts), (verdict, candidates, tests, forest)
+    panels["confirm.actions"] = Panel(
+        lambda v: (_editor_signature(v), v.session.draft, [v.busy_with(stage) for stage in ("triage", *OWN)]),
+        lambda v, _: _show_actions(v, parts),
+        (parts.accept, parts.test, parts.minimise, parts.stop),
     )
-    desk.panels["confirm.decision"] = Panel(
-        lambda v: (v.stamp("confirmation.json", "results/open.json"), v.case is None),
+    panels["confirm.own"] = Panel(_own_signature, lambda v, _: _show_own(v, parts), (parts.own, parts.mark))
+    panels["confirm.tests"] = Panel(
+        _tests_signature,
+        lambda v, _: _show_tests(v, parts),
+        (parts.serving, parts.verdict, parts.candidates, parts.tests, parts.described, parts.forest),
+    )
+    panels["confirm.decision"] = Panel(
+        lambda v: (v.stamp("confirmation.json", "results/open.json", "triage.json"), v.case is None),
         lambda v, _: _show_decision(v, parts),
-        (decision,),
+        (parts.decision,),
     )
-    desk.panels["confirm.containment"] = Panel(
+    panels["confirm.containment"] = Panel(
         lambda v: (v.stamp("confirmation.json", "results/open.json", containment.FILE, "scan-*.json"), v.case is None),
         lambda v, _: _show_containment(v, parts),
-        (contain, rules, scan),
+        (parts.contain, parts.rules, parts.scan),
     )
-    desk.act(contain.click, partial(_contain, desk))
-    desk.act(editor.input, partial(_edited, desk, parts), keep=(editor,), many=True)
-    editor.confirm(None, None, None, js=FOCUS_JS, api_visibility="private", show_progress="hidden")
-    desk.act(candidates.select, _select, many=True)
-    desk.act(test.click, partial(_test, desk), [editor])
-    desk.act(accept.click, partial(_accept, desk), [editor, *typed], keep=(editor,))
-    desk.act(reject.click, partial(_reject, desk), list(typed), keep=(editor,))
 
 
 # handlers -------------------------------------------------------------------------------------------------------------
@@ -150,32 +199,47 @@ def _mark_updates(case: Case, candidate: int, marked: Sequence[int], parts: Part
     return {parts.marks: gr.update(value=stories.selection(units, _edits(case, candidate, marked)))}
 
 
-def _accept_button(view: View) -> dict[str, object]:
-    """Return label and state of the accepting button: locked while tests run, since their result may change the mind."""
-    if view.case is None or view.opened() is None:
-        return gr.update(value=wording.ACCEPT, interactive=False)
-    candidate = view.session.candidate
-    proposal = chosen_candidate(view.case, candidate)
-    proposed = tuple(sorted(proposal.token_positions)) if proposal else ()
-    marked = proposed if view.session.draft is None else view.session.draft
-    label = wording.EDIT if marked and _edits(view.case, candidate, marked) else wording.ACCEPT
-    return gr.update(value=label, interactive=bool(marked) and not view.busy_with("triage", "test"))
+def _select(desk: Desk, event: gr.EventData, session: Session) -> Next:
+    """Show a candidate: mark it, and show its tests where it was tested. A dropped one is only marked."""
+    case, key = current_case(desk, session), int(event.key)
+    triage = case.read("triage.json", TriageResult)
+    draft = None
+    if triage is not None and (key < 0 or triage.verdict in wording_verdict.UNMARKED):
+        listed = triage.candidates if key >= 0 else triage.dropped
+        number = key if key >= 0 else -1 - key
+        draft = tuple(sorted(listed[number].token_positions)) if number < len(listed) else None
+    candidate = key if key >= 0 else session.candidate
+    return Next(session=replace(session, candidate=candidate, draft=draft, version=session.version + 1, tested=""))
 
 
-def _select(event: gr.EventData, session: Session) -> Next:
-    return Next(session=replace(session, candidate=int(event.key), draft=None, version=session.version + 1, tested=""))
-
-
-def _test(desk: Desk, session: Session, editor: dict) -> Next:
+def _ask_own(desk: Desk, stage: str, session: Session, editor: dict) -> Next:
+    """Ask for `stage` on what is marked."""
     case = current_case(desk, session)
     marked = _positions(_opened(case), (editor or {}).get("selected", []))
     if not marked:
-        raise ConfirmationError(wording.NOTHING_MARKED + " Mark at least one token to test.")
-    spans = [to_json(span) for span in _spans(case, marked)]
-    jobs.ask(case, "test", {"spans": spans})
-    return Next(
-        session=replace(session, tested=f"results/test-{jobs.request_key(case, 'test', {'spans': spans})}.json")
-    )
+        raise ConfirmationError(f"{wording_verdict.NOTHING_MARKED} Mark at least one token.")
+    args = {"spans": [to_json(span) for span in _spans(case, marked)]}
+    jobs.ask(case, stage, args)
+    return Next(session=replace(session, tested=f"results/{stage}-{jobs.request_key(case, stage, args)}.json"))
+
+
+def _stop(desk: Desk, session: Session) -> Next:
+    """Ask the running test to end; nothing of it is kept."""
+    case = current_case(desk, session)
+    running = [request for request in jobs.open_requests(case) if request.stage in ("triage", *OWN)]
+    if running:
+        jobs.stop(case, running[0].id, "discard")
+    return Next(session=session)
+
+
+def _mark_smallest(desk: Desk, session: Session) -> Next:
+    """Mark the smallest part that was found."""
+    case = current_case(desk, session)
+    found = case.read(session.tested, MinimisedSpan) if _minimised_file(session) else None
+    if found is None or found.smallest is None:
+        return Next(session=session)
+    marked = tuple(sorted(found.smallest.token_positions))
+    return Next(session=replace(session, draft=marked, version=session.version + 1))
 
 
 def _accept(desk: Desk, session: Session, editor: dict, analyst: str, reason: str) -> Next:
@@ -217,6 +281,24 @@ def triage_candidate(case: Case, index: int) -> TriggerProposal | None:
     return candidates[index] if 0 <= index < len(candidates) else None
 
 
+def suggested(case: Case, index: int) -> tuple[int, ...]:
+    """Return the token positions that are hinted at: the candidate's, none where the verdict names no trigger."""
+    triage = case.read("triage.json", TriageResult)
+    if triage is not None and triage.verdict in wording_verdict.NO_TRIGGER:
+        return ()
+    proposal = chosen_candidate(case, index)
+    return tuple(sorted(proposal.token_positions)) if proposal else ()
+
+
+def marks(case: Case, session: Session) -> tuple[int, ...]:
+    """Return what is marked: what the analyst marked, else the candidate where the tests speak for it."""
+    if session.draft is not None:
+        return session.draft
+    triage = case.read("triage.json", TriageResult)
+    unmarked = triage is not None and triage.verdict in wording_verdict.UNMARKED
+    return () if unmarked else suggested(case, session.candidate)
+
+
 def chosen_candidate(case: Case, index: int) -> TriggerProposal | None:
     """Return candidate `index` of the triage, before it the first one of the located candidates, or None."""
     if (case.path / "triage.json").is_file():
@@ -226,13 +308,17 @@ def chosen_candidate(case: Case, index: int) -> TriggerProposal | None:
 
 
 def _selection_tests(view: View) -> tuple[TriggerProposal, list[TestOutcome]] | None:
-    """Return the last tested selection of this browser with its outcomes, once they are there."""
-    if view.case is None or not view.session.tested:
+    """Return the span this browser last had tested with its outcomes, once they are there."""
+    if view.case is None or not view.session.tested or _minimised_file(view.session):
         return None
     data = view.case.read(view.session.tested, dict)
     if data is None:
         return None
     return from_json(TriggerProposal, data["proposal"]), [from_json(TestOutcome, test) for test in data["tests"]]
+
+
+def _minimised_file(session: Session) -> bool:
+    return session.tested.startswith("results/minimise-")
 
 
 # drawing --------------------------------------------------------------------------------------------------------------
@@ -252,46 +338,91 @@ def _show_editor(view: View, parts: Parts) -> Updates:
             parts.editor: gr.update(value={"tokens": [], "empty": wording.NO_PROMPT}),
             parts.marks: gr.update(value={}),
         }
-    proposal = chosen_candidate(view.case, view.session.candidate)
-    suggested = proposal.token_positions if proposal else ()
-    marked = view.session.draft if view.session.draft is not None else tuple(sorted(suggested))
-    value = figures.token_view(opened, messages=view.case.report.messages, selected=marked, suggested=suggested)
+    proposed = suggested(view.case, view.session.candidate)
+    marked = marks(view.case, view.session)
+    value = figures.token_view(opened, messages=view.case.report.messages, selected=marked, suggested=proposed)
     return {parts.editor: gr.update(value=value)} | _mark_updates(view.case, view.session.candidate, marked, parts)
 
 
+def _show_actions(view: View, parts: Parts) -> Updates:
+    """Buttons about the marked span; accepting is locked while tests run, since their result may change the mind."""
+    busy = {stage: view.busy_with(stage) for stage in ("triage", *OWN)}
+    if view.case is None or view.opened() is None:
+        buttons = (parts.accept, parts.test, parts.minimise, parts.stop)
+        return {button: gr.update(interactive=False) for button in buttons}
+    case, candidate = view.case, view.session.candidate
+    marked = marks(case, view.session)
+    triage = case.read("triage.json", TriageResult)
+    found = triage is not None and triage.verdict == "BACKDOOR"
+    label = wording_verdict.EDIT if marked and _edits(case, candidate, marked) else wording_verdict.ACCEPT
+    free = bool(marked) and not any(busy.values())
+    words = wording_verdict
+    return {
+        parts.accept: gr.update(value=label, interactive=free, variant="primary" if found else "secondary"),
+        parts.test: gr.update(value=words.TESTING_SPAN if busy["test"] else words.TEST_SPAN, interactive=free),
+        parts.minimise: gr.update(
+            value=words.MINIMISING_SPAN if busy["minimise"] else words.MINIMISE_SPAN, interactive=free
+        ),
+        parts.stop: gr.update(interactive=any(busy.values())),
+    }
+
+
+def _own_signature(view: View) -> object:
+    files = view.stamp(view.session.tested) if view.session.tested else ()
+    return view.session.tested, files, view.busy_with(*OWN), view.failure(*OWN)
+
+
+def _show_own(view: View, parts: Parts) -> Updates:
+    """What became of the span the analyst asked about: its tests, or its smallest part."""
+    tested = _selection_tests(view)
+    found = None
+    if view.case is not None and _minimised_file(view.session):
+        found = view.case.read(view.session.tested, MinimisedSpan)
+    story: stories.Value = {}
+    if tested is not None:
+        story = stories.tested(tested[0].text, tested[1])
+    elif found is not None:
+        story = stories.minimised(found)
+    elif view.session.tested and not view.busy_with(*OWN) and view.failure(*OWN):
+        story = stories.fault(str(view.failure(*OWN)))
+    smaller = found is not None and found.smallest is not None and found.smallest.spans != found.marked.spans
+    return {parts.own: gr.update(value=story), parts.mark: gr.update(visible=smaller)}
+
+
 def _tests_signature(view: View) -> object:
-    stages = ("open", "triage", "test")
+    stages = ("open", "triage")
     files = view.stamp("triage.json", view.session.tested or "triage.json")
     return files, view.session.candidate, view.busy_with(*stages), view.failure(*stages), view.case is None
 
 
 def _show_tests(view: View, parts: Parts) -> Updates:
     triage = view.case.read("triage.json", TriageResult) if view.case else None
-    selection = _selection_tests(view)
-    busy = view.busy_with("triage", "test")
-    failure = view.failure("triage", "test")
-    if selection is not None:
-        tests, candidate = selection[1], 0
-    else:
-        candidate = view.session.candidate
-        tests = [test for test in (triage.tests if triage else ()) if test.candidate == candidate]
+    failure = view.failure("triage")
     if view.case is None:
         story = stories.waiting(wording.NO_CASE)
-    elif busy:
-        story = {"headline": wording.TESTING, "tone": "busy"}
+    elif view.busy_with("triage"):
+        story = {"headline": wording_verdict.TESTING, "tone": "busy"}
     elif failure is not None:
         story = stories.fault(failure)
-    elif selection is not None:
-        story = stories.tested(selection[0].text, tests)
     elif triage is not None:
         story = stories.verdict(triage)
     else:
-        story = stories.waiting(wording.NOT_TESTED_YET)
-    proposals = triage.candidates if triage else ()
+        story = stories.waiting(wording_verdict.NOT_TESTED_YET)
+    selection = _selection_tests(view)
+    own, candidate = None, view.session.candidate
+    tests: Sequence[TestOutcome] = triage.tests if triage else ()
+    if selection is not None:
+        own, candidate, tests = selection[0].text, 0, selection[1]
+    proposals, dropped = (triage.candidates, triage.dropped) if triage else ((), ())
+    described = tables.described_table(tests, candidate)
     return {
+        parts.serving: gr.update(value=stories.serving(triage) if triage else {}),
         parts.verdict: gr.update(value=story),
-        parts.candidates: gr.update(value=tables.candidate_table(proposals, candidate), visible=len(proposals) > 1),
-        parts.tests: gr.update(value=tables.outcome_table(tests)),
+        parts.candidates: gr.update(
+            value=tables.candidate_table(proposals, None if own else candidate, dropped), visible=triage is not None
+        ),
+        parts.tests: gr.update(value=tables.outcome_table(tests, candidate, own)),
+        parts.described: gr.update(value=described, visible=bool(described["rows"])),
         parts.forest: gr.update(value=figures.forest(tests, candidate)),
     }
 
@@ -300,9 +431,9 @@ def _show_decision(view: View, parts: Parts) -> Updates:
     if view.case is None:
         return {parts.decision: gr.update(value={})}
     stored = view.case.read(confirmation.FILE, TriggerConfirmation)
-    return {
-        parts.decision: gr.update(value=stories.decision(stored, confirmation.validity(view.case) if stored else None))
-    }
+    triage = view.case.read("triage.json", TriageResult)
+    fault = confirmation.validity(view.case) if stored else None
+    return {parts.decision: gr.update(value=stories.decision(stored, fault, triage.verdict if triage else None))}
 
 
 def _show_containment(view: View, parts: Parts) -> Updates:

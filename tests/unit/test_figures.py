@@ -8,21 +8,25 @@ import pytest
 
 from core.events import CheckpointScored, Line, RepairFinished, RepairStarted, StepDone
 from core.values import (
+    WHOLE_CASE,
+    Budget,
     LocateResult,
     Message,
+    MinimisedSpan,
     OpenResult,
     PromptToken,
     Rate,
     RenderedPrompt,
     Reproduction,
     ResponseToken,
+    Span,
     Target,
     TestOutcome,
     TriageResult,
     TriggerProposal,
     Verification,
 )
-from dashboard import figures, tables, wording
+from dashboard import figures, stories, tables, wording, wording_verdict
 
 EVIL = "<b onload=x>"
 
@@ -221,7 +225,7 @@ def test_forest_separates_sham_and_leaves_out_rates_without_n() -> None:
 
 
 def test_empty_results_say_so() -> None:
-    assert figures.forest(())["summary"] == wording.NO_TESTS
+    assert figures.forest(())["summary"] == wording_verdict.NO_TESTS
     assert tables.candidate_table(())["empty"] == wording.NO_CANDIDATES
 
 
@@ -266,9 +270,9 @@ def test_verdict_headline_never_claims_more_than_the_verdict() -> None:
             model_calls=0, seconds=0.0, versions={},
         )  # type: ignore[arg-type]  # fmt: skip
 
-    assert wording.verdict(result("BACKDOOR")).startswith("Backdoor")
+    assert wording_verdict.verdict(result("BACKDOOR")).startswith("Backdoor")
     for other in ("PROMPT_JAILBREAK", "ALIGNMENT_GAP", "DISTRIBUTED", "INCONCLUSIVE", None):
-        assert "Backdoor" not in wording.verdict(result(other))
+        assert "Backdoor" not in wording_verdict.verdict(result(other))
 
 
 @pytest.mark.parametrize(
@@ -287,4 +291,74 @@ def test_an_undecided_headline_says_what_is_missing(
         TestOutcome(name=name, candidate=0, n=4, with_unit=rate(1, 4), without_unit=rate(1, 4), passed=value)  # type: ignore[arg-type]
         for name, value in (("necessity", necessity), ("transfer", transfer), ("sham", sham))
     )
-    assert wording._missing(outcomes) == sentence
+    assert wording_verdict._missing(outcomes) == sentence
+
+
+def outcome(name: str, candidate: int, k: int, other: int, passed: bool | None) -> TestOutcome:
+    return TestOutcome(
+        name=name, candidate=candidate, n=16, with_unit=rate(k, 16), without_unit=rate(other, 16), passed=passed
+    )  # type: ignore[arg-type]
+
+
+def test_tests_of_the_whole_report_stand_beside_those_of_the_candidate_and_described_ones_apart() -> None:
+    tests = [
+        outcome("transfer", 0, 2, 0, False),
+        outcome("transfer", 1, 3, 0, False),
+        outcome("form", 0, 1, 0, None),
+        outcome("paraphrase", WHOLE_CASE, 16, 15, True),
+        outcome("rewrite", WHOLE_CASE, 16, 14, False),
+    ]
+    rows = tables.outcome_table(tests, 0)["rows"]
+    assert [row["cells"]["test"]["text"] for row in rows] == ["transfer", "paraphrases", "neutral rewrite"]  # type: ignore[attr-defined]
+    results = [row["cells"]["result"] for row in rows]  # type: ignore[attr-defined]
+    assert [one["mark"] for one in results] == ["fail", "yes", "no"]
+    assert [one["text"] for one in results] == ["failed", "fail as often", "not refused"]
+    assert [row["cells"]["test"]["text"] for row in tables.described_table(tests, 0)["rows"]] == ["form"]  # type: ignore[attr-defined]
+    assert figures.forest(tests, 1)["layout"]["yaxis"]["ticktext"] == ["neutral rewrite", "paraphrases", "transfer"]  # type: ignore[index]
+
+
+def test_a_dropped_candidate_gives_the_reason_that_decided_first_and_keeps_the_others() -> None:
+    one = TriggerProposal(spans=(), text="x", token_positions=(), score=0.4, reasons=("It stands out.", "Only part."))
+    value = tables.candidate_table([one], 0, [one])
+    kept, dropped = value["rows"]  # type: ignore[misc]
+    assert (kept["key"], dropped["key"]) == (0, -1)
+    assert dropped["cells"]["reasons"] == {"text": "Only part.", "rest": "It stands out.", "csv": "Only part. It stands out."}  # fmt: skip
+    assert dropped["cells"]["state"]["text"] == "dropped"
+
+
+def test_a_note_is_folded_after_its_first_sentence_but_not_inside_brackets() -> None:
+    note = "n counts contexts (polite ones; the first is none), one answer each; the margin falls. Too few."
+    test = replace(outcome("transfer", 0, 1, 0, None), note=note)
+    cell = tables.outcome_table([test], 0)["rows"][0]["cells"]["note"]  # type: ignore[index]
+    assert cell["text"] == "n counts contexts (polite ones; the first is none), one answer each"
+    assert cell["rest"] == "the margin falls. Too few."
+
+
+def test_the_verdict_is_about_the_candidate_that_transfers_past_the_shams() -> None:
+    proposal = TriggerProposal(spans=(), text="x", token_positions=(), score=1.0)
+    found = TriageResult(
+        mode="causal", verdict="BACKDOOR", certainty="no_reference", decided_by="all three tests", reproduction=None,
+        candidates=(proposal, proposal), dropped=(),
+        tests=(outcome("necessity", 0, 16, 0, True), outcome("transfer", 0, 3, 0, False),
+               outcome("necessity", 1, 16, 2, True), outcome("transfer", 1, 15, 0, True), outcome("sham", 1, 1, 0, True)),
+        tokens=(), settings={}, model_calls=0, seconds=0.0, versions={},
+    )  # fmt: skip
+    assert wording_verdict.deciding(found) == 1
+    story = stories.verdict(found)
+    assert "15 of 16" in story["line"]  # type: ignore[operator]
+    assert "No clean reference" in story["facts"][0][1]  # type: ignore[index]
+
+
+def test_a_minimised_span_shows_both_rates_or_why_nothing_was_cut() -> None:
+    small = TriggerProposal(spans=(Span(message=0, start=0, end=2),), text="ab", token_positions=(0,), score=0.0)
+    wide = TriggerProposal(spans=(Span(message=0, start=0, end=4),), text="abcd", token_positions=(0, 1), score=0.0)
+    budget = Budget(sequences=1200, batches=9, limit=6000)
+    cut = MinimisedSpan(
+        marked=wide, smallest=small, rate=rate(23, 24), whole=rate(24, 24), why="", logic="", budget=budget
+    )
+    assert stories.minimised(cut)["headline"] == "“ab” is enough"
+    assert "23/24" in stories.minimised(cut)["line"]  # type: ignore[operator]
+    assert "24/24" in stories.minimised(cut)["line"]  # type: ignore[operator]
+    kept = replace(cut, smallest=None, rate=None, why="No set changes enough.")
+    assert stories.minimised(kept)["headline"] == "“abcd” is not cut down"
+    assert stories.minimised(kept)["line"] == "No set changes enough"
