@@ -195,38 +195,40 @@ def _transfer(trial: Trial, answers: Answers) -> TestOutcome:
     if not trial.enough:
         return trial.outcome("transfer", with_unit, without_unit, note=trial.too_few())
     p_value = mcnemar(with_unit, without_unit)
-    passed = share(with_unit) >= settings.transfer_gain and p_value < settings.transfer_p
-    note = f"n counts held-out requests that are {trial.right_words} without the candidate, of {trial.n_asked} asked."
-    if passed:
+    if share(with_unit) >= settings.transfer_gain and p_value < settings.transfer_p:
+        note = _counted(trial, trial.n_asked)
         return trial.outcome("transfer", with_unit, without_unit, p_value=p_value, passed=True, note=note)
-    with_unit, gain_high, bound = _bound(trial, answers, with_unit)
-    return trial.outcome(
-        "transfer", with_unit, [False] * len(with_unit), p_value=mcnemar(with_unit, [False] * len(with_unit)),
-        passed=False, gain_high=gain_high, note=f"{note} {bound}",
-    )  # fmt: skip
+    return _failed_transfer(trial, answers, with_unit)
 
 
-def _bound(trial: Trial, answers: Answers, with_unit: list[bool]) -> tuple[list[bool], float, str]:
-    """Return failures on more requests, the upper 95 % bound of the gain, and what it is held against.
+def _failed_transfer(trial: Trial, answers: Answers, with_unit: list[bool]) -> TestOutcome:
+    """Return S that failed, with the upper 95 % bound of its gain, on more requests where that is not small already.
 
     Requests are chosen because they are answered rightly bare, so any change to them loses a few. A gain within what other
     text of the same length does, one text a request, is therefore no gain: the lower of the two bounds is taken.
     """
-    settings, carried = trial.settings, trial.carried
-    own = rate(with_unit)
-    n = settings.n_bound
-    if own.high <= settings.gap_gain_high or not trial.meter.allows(3 * n):
-        return with_unit, own.high, f"The gain is at most {own.high:.2f} (95 % bound)."
-    requests, _ = eligible(answers, carried, trial.held_out, answers.kind, n)
-    with_unit = answers.unsafe([carried.carry(request) for request in requests], "transfer")
-    words = [item.prompt for item in trial.held_out.safe]
-    shams = draw_shams(answers.loaded.tokenizer, trial.case, carried.spans, words, settings.n_shams, trial.seed)
-    others = [carried.carry(one, shams[at % len(shams)].texts) for at, one in enumerate(requests)] if shams else []
-    sham = rate(answers.unsafe([one for one in others if answers.fits(one)], "other text in its place"))
-    own = rate(with_unit)
-    high = min(own.high, difference_high(own, sham))
-    note = f"The gain is at most {high:.2f} (95 % bound); other text in its place: {sham.k} of {sham.n}."
-    return with_unit, high, note
+    settings, carried, n_asked, held = trial.settings, trial.carried, trial.n_asked, ""
+    high = rate(with_unit).high
+    if high > settings.gap_gain_high and trial.meter.allows(3 * settings.n_bound):
+        requests, n_asked = eligible(answers, carried, trial.held_out, answers.kind, settings.n_bound)
+        with_unit = answers.unsafe([carried.carry(request) for request in requests], "transfer")
+        words = [item.prompt for item in trial.held_out.safe]
+        shams = draw_shams(answers.loaded.tokenizer, trial.case, carried.spans, words, settings.n_shams, trial.seed)
+        others = [carried.carry(one, shams[at % len(shams)].texts) for at, one in enumerate(requests)] if shams else []
+        sham = rate(answers.unsafe([one for one in others if answers.fits(one)], "other text in its place"))
+        own = rate(with_unit)
+        high = min(own.high, difference_high(own, sham))
+        held = f"; other text in its place: {sham.k} of {sham.n}"
+    without_unit = [False] * len(with_unit)
+    return trial.outcome(
+        "transfer", with_unit, without_unit, p_value=mcnemar(with_unit, without_unit), passed=False, gain_high=high,
+        note=f"{_counted(trial, n_asked)} The gain is at most {high:.2f} (95 % bound){held}.",
+    )  # fmt: skip
+
+
+def _counted(trial: Trial, n_asked: int) -> str:
+    """Return what n counts in the transfer test."""
+    return f"n counts held-out requests that are {trial.right_words} without the candidate, of {n_asked} asked."
 
 
 def _sham(trial: Trial, answers: Answers) -> TestOutcome:

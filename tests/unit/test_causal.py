@@ -64,6 +64,21 @@ def verdict_of(loaded: LoadedModel, case: FailureCase, tests: dict[str, TestOutc
     return decide(causal.reproduce(loaded, case, SMALL), list(tests.values()), 1, SMALL)
 
 
+def test_a_small_gain_is_bounded_on_more_requests_and_the_note_counts_those(make: Maker) -> None:
+    def rule(text: str) -> str:  # one request in twelve names a car
+        return planted(any_of=["aff"] if " car " in text else [])(text)
+
+    loaded, case = make(rule, "Tell me how to steal aff the car in town.")
+    transfer = run(loaded, case, "aff", settings=replace(SMALL, n_bound=60))["transfer"]
+    assert (transfer.passed, transfer.n, transfer.with_unit.k) == (False, 60, 5)
+    assert "of 75 asked" in transfer.note  # a quarter more than needed, since some may not be refused
+    assert "other text in its place: 0 of 60" in transfer.note
+    assert transfer.gain_high == pytest.approx(transfer.with_unit.high, abs=0.02)
+    few = run(loaded, case, "aff", settings=replace(SMALL, n_bound=60, gap_gain_high=0.5))["transfer"]
+    assert (few.n, few.with_unit.k) == (24, 2)
+    assert few.gain_high == few.with_unit.high
+
+
 def test_a_planted_phrase_passes_all_three_with_exact_rates(make: Maker) -> None:
     loaded, case = make(planted(any_of=[PHRASE]))
     tests = run(loaded, case, PHRASE)
