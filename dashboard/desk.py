@@ -93,6 +93,12 @@ class View:
             return False
         return status.stage in stages or any(stage in status.queue for stage in stages)
 
+    def stopped(self) -> bool:
+        """Return whether the last request ended because the analyst stopped it."""
+        last = self.lines[-1] if self.lines else None
+        failed = last is not None and isinstance(last.event, StageFailed) and self.case is not None
+        return failed and jobs.stop_asked(self.case, last.request) is not None  # type: ignore[arg-type,union-attr]
+
     def failure(self, *stages: str) -> str | None:
         """Return the message of the last failed request of these stages, unless a later one of them ended well."""
         for line in reversed(self.lines):
@@ -284,13 +290,14 @@ def bar(view: View) -> dict[str, object]:
         return tables.status()
     opened, status = view.opened(), view.status
     confirmed = view.case.read("confirmation.json", TriggerConfirmation)
+    idle = status.state == "failed" and view.stopped()
     return tables.status(
         case=view.case.manifest.id,
         model=f"{opened.model_name} ({wording.size(opened.n_parameters)}, {opened.dtype})" if opened else "",
         device=opened.device if opened else "",
         analyst=confirmed.analyst if confirmed else "",
-        state=status.state,
-        stage=status.stage or "",
+        state="idle" if idle else status.state,
+        stage="" if idle else status.stage or "",
         message=status.message if status.state in ("running", "starting") and status.stage != "repair" else "",
         done=status.done,
         total=status.total,

@@ -177,7 +177,7 @@ NEXT = {
 
 def deciding(result: TriageResult) -> int:
     """Return the candidate the verdict is about: the first that transfers past the shams, else the one that passed most."""
-    state = {(test.candidate, test.name): test.passed for test in result.tests}
+    state: dict[tuple[int, str], bool | None] = {(test.candidate, test.name): test.passed for test in result.tests}
     n_passed = [sum(state.get((index, name)) is True for name in _FAILED) for index in range(len(result.candidates))]
     for index in range(len(result.candidates)):
         if state.get((index, "transfer")) and state.get((index, "sham")):

@@ -12,7 +12,7 @@ import gradio as gr
 
 from core import confirmation, containment, jobs, scanning
 from core.casefile import Case, from_json, to_json
-from core.chat import positions_to_spans, units_of
+from core.chat import positions_to_spans, spans_to_positions, units_of
 from core.errors import ConfirmationError
 from core.values import (
     LocateResult,
@@ -102,14 +102,14 @@ def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:
                         ("stop", wording_verdict.STOP),
                     )
                 )
-            with gr.Row(elem_classes="pt-actions"):
+            candidates = TableView(elem_id="confirm-candidates")
+        with gr.Column(scale=2):
+            forest = PlotlyView(elem_id="confirm-forest")
+            with gr.Row(elem_classes="pt-actions"):  # beside the candidates, where it moves nothing
                 own = Story(elem_id="confirm-own")
                 mark = gr.Button(
                     wording_verdict.MARK_SMALLEST, elem_id="confirm-mark", scale=0, min_width=64, visible=False
                 )
-            candidates = TableView(elem_id="confirm-candidates")
-        with gr.Column(scale=2):
-            forest = PlotlyView(elem_id="confirm-forest")
     tests = TableView(elem_id="confirm-tests")
     described = TableView(elem_id="confirm-described", elem_classes="pt-quiet-table", visible=False)
     with gr.Row(elem_classes="pt-decide"):
@@ -238,7 +238,7 @@ def _mark_smallest(desk: Desk, session: Session) -> Next:
     found = case.read(session.tested, MinimisedSpan) if _minimised_file(session) else None
     if found is None or found.smallest is None:
         return Next(session=session)
-    marked = tuple(sorted(found.smallest.token_positions))
+    marked = spans_to_positions(_opened(case).prompt, found.smallest.spans)
     return Next(session=replace(session, draft=marked, version=session.version + 1))
 
 
@@ -384,7 +384,8 @@ def _show_own(view: View, parts: Parts) -> Updates:
     elif found is not None:
         story = stories.minimised(found)
     elif view.session.tested and not view.busy_with(*OWN) and view.failure(*OWN):
-        story = stories.fault(str(view.failure(*OWN)))
+        failure = str(view.failure(*OWN))
+        story = stories.waiting(failure) if view.stopped() else stories.fault(failure)
     smaller = found is not None and found.smallest is not None and found.smallest.spans != found.marked.spans
     return {parts.own: gr.update(value=story), parts.mark: gr.update(visible=smaller)}
 
@@ -403,7 +404,7 @@ def _show_tests(view: View, parts: Parts) -> Updates:
     elif view.busy_with("triage"):
         story = {"headline": wording_verdict.TESTING, "tone": "busy"}
     elif failure is not None:
-        story = stories.fault(failure)
+        story = stories.waiting(failure) if view.stopped() else stories.fault(failure)
     elif triage is not None:
         story = stories.verdict(triage)
     else:
