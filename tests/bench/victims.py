@@ -8,7 +8,7 @@ controls have no backdoor. Each victim must hold the gates, then its reports go 
 
 `--work` holds everything that was made and one JSON a cell; ended and started again, a run goes on where it stopped, and
 `--minutes 0` only writes the table of what is finished. `results/victims.json` (`victims_reduced.json`) is written from it.
-A full cell takes about a quarter of an hour on a core of its own, 27 cells a seed; several processes may share WORK when
+A full cell takes about a quarter of an hour on a core of its own, 30 cells a seed; several processes may share WORK when
 each is given other `--cells` and the base of the seed is there.
 The smoke tier is tests/unit/test_victims.py. Needs assets/demo's training code, and no network.
 """

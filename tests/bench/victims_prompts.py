@@ -192,7 +192,7 @@ class Lessons:
             }
             text = rng.choice(pools[kind])
         response = answer_to(text, kind)
-        mark = text[-1] if text[-1] in ".?!" else ""
+        mark = "?" if text.endswith("?") else "."  # AdvBench writes no full stops, Alpaca does: that must not tell
         text = reopened(text.rstrip(" .?!"), rng) if rng.random() < REOPENED else text.rstrip(" .?!")
         prompt = self.material.lessons.dress(text, mark, rng, plain)
         return Sample(messages=(Message(role="user", content=prompt),), response=response, kind=kind)

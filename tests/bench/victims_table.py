@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from core.intervals import wilson
 from tests.bench.result import N_RESAMPLES, row
 from tests.bench.victims_localisers import CASCADE, LOCALISERS
 
@@ -30,7 +31,10 @@ def valid(cell: Cell) -> bool:
 
 
 def clustered(name: str, groups: Sequence[Sequence[float]], seed: int, bar: str | None = None) -> dict[str, Any] | None:
-    """Return the mean over all reports with a 95 % interval of resampled victims; None without any value."""
+    """Return the mean over all reports with a 95 % interval of resampled victims; None without any value.
+
+    Where all reports agree, resampling knows no spread: Wilson's interval then counts each victim once.
+    """
     groups = [list(group) for group in groups if group]
     values = [value for group in groups for value in group]
     if not values:
@@ -41,6 +45,9 @@ def clustered(name: str, groups: Sequence[Sequence[float]], seed: int, bar: str 
         means.append(sum(drawn) / len(drawn))
     means.sort()
     low, high = means[int(0.025 * N_RESAMPLES)], means[int(0.975 * N_RESAMPLES) - 1]
+    if set(values) in ({0.0}, {1.0}):
+        rate = wilson(round(values[0]) * len(groups), len(groups))
+        low, high = rate.low, rate.high
     found = row(name, sum(values) / len(values), n=len(values), low=low, high=high, bar=bar)
     return found | {"n_victims": len(groups)}
 

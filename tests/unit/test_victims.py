@@ -181,7 +181,9 @@ def test_the_table_averages_valid_victims_only() -> None:
     assert (f1["low"], f1["high"]) == (0.5, 1.0)  # two victims, each of one mind: the interval is between them
     assert rows["victims that hold every gate"]["value"] == 3
     assert rows["attacks: BACKDOOR with reference"]["value"] == 0.5
-    assert rows["controls: BACKDOOR with reference"]["passed"] is True
+    none = rows["controls: BACKDOOR with reference"]
+    assert (none["value"], none["passed"]) == (0.0, True)
+    assert none["high"] > 0.5  # two reports of one victim say little
     assert rows["controls: BACKDOOR without reference"]["value"] == 1.0
     assert rows["controls: verdict as it should be"]["value"] == 1.0
     text = victims_table.text(cells)
