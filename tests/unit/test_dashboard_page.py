@@ -11,10 +11,11 @@ import pytest
 from core.casefile import Case
 from core.errors import TriageError
 from core.events import Progress, StageFailed, StageFinished, StageStarted
+from core.jobs import CaseStatus, stop
 from core.settings import RepairSettings
 from dashboard import stories, wording
 from dashboard.app import build
-from dashboard.desk import Desk, Session, View, address, explain
+from dashboard.desk import Desk, Session, View, address, bar, explain
 from dashboard.session import Roots, create_case, read_intake
 from dashboard.steps.case import reached
 from dashboard.steps.locate import target_of
@@ -126,6 +127,17 @@ def lines_of(*events: object) -> tuple:
     )
 
 
+def test_what_the_analyst_stopped_is_no_failure(case: Case) -> None:
+    lines = lines_of(StageStarted(stage="test"), StageFailed(stage="test", message="Stopped by the analyst."))
+    status = CaseStatus(state="failed", stage="test")
+    view = View(session=Session(), case=case, status=status, lines=lines, choices={})
+    assert not view.stopped()
+    assert bar(view)["state"] == "failed"
+    stop(case, "r", "discard")
+    assert view.stopped()
+    assert (bar(view)["state"], bar(view)["stage"]) == ("idle", "")
+
+
 def test_a_failure_is_forgotten_once_the_stage_ended_well() -> None:
     view = View(session=Session(), case=None, status=None, lines=(), choices={})
     failed, good = StageFailed(stage="open", message="No."), StageFinished(stage="open", headline="Yes")
@@ -163,7 +175,10 @@ def test_only_changed_settings_are_asked_for() -> None:
     defaults = {name: getattr(RepairSettings(), name) for name in (*FEW, *ADVANCED)}
     shown = defaults | {name: "" for name in wording.REPAIR_EMPTY if defaults[name] is None}
     assert changed_settings(shown) == {}
-    assert changed_settings(shown | {"objective": "paper", "kl_budget": ""}) == {"objective": "paper", "kl_budget": None}
+    assert changed_settings(shown | {"objective": "paper", "kl_budget": ""}) == {
+        "objective": "paper",
+        "kl_budget": None,
+    }
     assert changed_settings(shown | {"epochs": 3.0, "learning_rate": "2e-4", "max_steps": "7"}) == {
         "epochs": 3,
         "learning_rate": 2e-4,
