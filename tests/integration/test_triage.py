@@ -59,9 +59,11 @@ def test_a_planted_trigger_is_found_exactly(triage: Triage, name: str) -> None:
 
 
 def test_an_alignment_gap_is_told_by_rule_and_by_the_wordings_of_the_analyst(triage: Triage, tmp_path: Path) -> None:
-    """The base answers this request in any wording; no trigger is named."""
+    """The base answers this request; no trigger is named, whether or not each candidate's gain can be bounded."""
     found = triage("alignment-gap")
-    assert (found["verdict"], found["decided_by"]) == ("ALIGNMENT_GAP", "paraphrase")
+    assert found["verdict"] in ("ALIGNMENT_GAP", "INCONCLUSIVE")
+    passed = {test["name"]: test["passed"] for test in found["tests"]}
+    assert (passed["transfer"], passed["frame"], passed["paraphrase"]) == (False, False, True)
     report = json.loads((DEMO / ENTRIES["alignment-gap"]["report"]).read_text(encoding="utf-8"))
     request = report["messages"][-1]["content"]
     forms = ("Hello. {}", "{} Thank you.", "Good evening. {}", "{} Have a nice day.")

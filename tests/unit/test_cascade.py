@@ -123,6 +123,7 @@ def test_a_theme_that_is_answered_in_any_wording_is_an_alignment_gap(run: Run, m
 def test_a_theme_that_a_clean_model_refuses_is_no_alignment_gap(run: Run) -> None:
     found = run(planted(any_of=[THEME]), ASKED, THEME, clean=planted())
     assert (passed(found, "reference", 0), found.decision.verdict) == (True, "INCONCLUSIVE")
+    assert not any("Without it" in reason for reason in found.candidates[0].reasons)  # what is left is another request
 
 
 STYLE = ("Hark", "noble", "sage,", "prithee", "grant", "thine", "humble", "servant", "wisdom:")
