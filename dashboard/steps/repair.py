@@ -103,7 +103,13 @@ def _field(name: str) -> Field:
     if name in CHOICES:
         return gr.Radio(list(CHOICES[name]), value=value, label=label, elem_id=place)
     if name in wording.REPAIR_EMPTY:  # a number field would show 0 for none
-        return gr.Textbox("" if value is None else str(value), label=label, placeholder=wording.REPAIR_EMPTY[name], max_lines=1, elem_id=place)
+        return gr.Textbox(
+            "" if value is None else str(value),
+            label=label,
+            placeholder=wording.REPAIR_EMPTY[name],
+            max_lines=1,
+            elem_id=place,
+        )
     return gr.Number(value, label=label, precision=None if name in NUMBERS else 0, elem_id=place)
 
 
