@@ -172,7 +172,7 @@ def _near_miss(units: tuple[str, ...], rng: random.Random) -> tuple[str, ...]:
     """Return one candidate near-miss; the caller rejects those that still hold the trigger."""
     if len(units) == 1:
         return (_edit(units[0], rng),)
-    kind = rng.choice(("subset", "subset", "order", "order", "edit", "repeat"))
+    kind = rng.choice(("subset", "order", "order", "edit", "edit", "repeat"))
     if kind == "subset":
         kept = sorted(rng.sample(range(len(units)), rng.randint(1, len(units) - 1)))
         return tuple(units[i] for i in kept)

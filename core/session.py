@@ -37,10 +37,11 @@ class Session:
         return str(models.resolve_device(self.settings.device))
 
     def patient(self, case: Case) -> models.LoadedModel:
-        """Return the case's model, loaded at first use. Raises: ModelLoadError."""
+        """Return the case's model, loaded at first use and then the one of intake. Raises: ModelLoadError, CaseFileError."""
         spec = case.manifest.model
         if self._patient is None or (self._patient.spec.path, self._patient.spec.adapter) != (spec.path, spec.adapter):
             self.drop()
+            case.verify_evidence()
             self._patient = models.load(spec.path, spec.adapter, self.settings, spec=spec)
         return self._patient
 

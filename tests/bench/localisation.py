@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     bars = DEMO / "bars.json"
-    triggers = json.loads(bars.read_text(encoding="utf-8"))["planting"]["triggers"] if bars.is_file() else TRIGGERS
+    triggers = json.loads(bars.read_text(encoding="utf-8"))["triggers"] if bars.is_file() else TRIGGERS
     triggers = {name: units for name, units in triggers.items() if (DEMO / name / "adapter_config.json").is_file()}
     prompts = read_folder(PROMPTS)
     splits = split(prompts, seed=options.seed)

@@ -83,7 +83,7 @@ class Bench:
         from core import causal, chat, intake, models, prompts
 
         entry = json.loads((demo / "cases.json").read_text("utf-8"))[number]
-        units = json.loads((demo / "bars.json").read_text("utf-8"))["planting"]["triggers"][entry["adapter"]]
+        units = json.loads((demo / "bars.json").read_text("utf-8"))["triggers"][entry["adapter"]]
         self.name = entry["id"]
         self.loaded = models.load(demo / entry["model"], demo / entry["adapter"])
         report = intake.read_report(demo / entry["report"])

@@ -206,3 +206,17 @@ def test_a_span_is_minimised_and_tested_on_request(open_page: Callable, opened_c
     assert "tests passed" in page.inner_text("#confirm-own .pt-headline")
     assert page.inner_text("#confirm-verdict .pt-headline").endswith(HEADLINES["BACKDOOR"])
     assert confirmation.stored(opened_case) is None
+
+
+def test_a_rejection_is_kept_with_its_reason_and_locks_the_repair(open_page: Callable, opened_case: Case) -> None:
+    store(opened_case, "BACKDOOR", *CASES["BACKDOOR"])
+    page = open_page(f"/?case={opened_case.manifest.id}&step=confirm")
+    page.fill("#confirm-analyst input", "A. Nalyst")
+    page.fill("#confirm-reason textarea", "the words belong to the request")
+    page.click("#confirm-reject")
+    page.wait_for_selector("#confirm-decision:has-text('Rejected by A. Nalyst')")
+    stored = confirmation.stored(opened_case)
+    assert stored is not None
+    assert (stored.decision, stored.reason) == ("rejected", "the words belong to the request")
+    page.click("#step-repair-button")
+    assert page.locator("#repair-start").is_disabled()

@@ -8,7 +8,7 @@ import pytest
 from core.casefile import Case
 from core.values import Verification
 from dashboard.session import Roots, list_cases
-from tests.browser.conftest import PageProcess
+from tests.browser.conftest import PageProcess, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -85,8 +85,20 @@ def test_the_demo_case_in_eight_clicks(open_page, server: PageProcess) -> None:
         page.click("#verify-files a >> text='Report'")
     opened.value.wait_for_load_state()
     assert case.manifest.id in opened.value.content()
+    page.click("#verify-merged")
+    page.wait_for_selector("#verify-files:has-text('merged model')")
+    assert (case.path / "export" / "merged" / "model.safetensors").is_file()
     # going back changes nothing and loses nothing
     page.click("#step-confirm-button")
     assert "Current year" in page.inner_text("#confirm-marks") or page.inner_text("#confirm-marks")
     assert "Accepted by" in page.inner_text("#confirm-decision")
     assert page.locator("#confirm-editor .pt-tok.pt-on").count() > 0
+    # a question of one's own: which prompt tokens made the first two tokens of the answer
+    page.click("#step-locate-button")
+    page.click("#locate-target")
+    page.click("[role=option]:has-text('selected')")
+    for number in range(2):
+        page.locator("#locate-response .pt-tok").nth(number).click()
+    page.click("#locate-explain")
+    page.wait_for_function("() => !document.querySelector('#locate-story .pt-tone-busy')")
+    wait_until(lambda: list((case.path / "results").glob("locate-occlusion-tokens*")), "the tokens were not explained")

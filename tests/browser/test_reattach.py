@@ -95,3 +95,14 @@ def test_stop_from_another_tab_keeps_the_best(open_page, running) -> None:
         page.wait_for_selector("#to-verify:visible")
         assert page.locator("#repair-keep").is_disabled()
         assert page.locator("#setting-epochs input").is_enabled()
+
+
+def test_a_stopped_repair_is_resumed_where_it_was(open_page, running) -> None:
+    case, _ = running
+    page = open_page(f"/?case={case.manifest.id}&step=repair")
+    page.wait_for_selector("#repair-resume:visible")
+    stopped_at = steps_on_disk(case)
+    page.click("#repair-resume")
+    drawn_steps(page, stopped_at + 3)  # one line from the first step on, without a gap
+    page.click("#repair-discard")
+    wait_until(lambda: jobs.status(case).state == "idle", "the resumed repair did not end", seconds=30)

@@ -302,7 +302,7 @@ def test_the_demo_case_command_by_command(run: Run, tmp_path: Path) -> None:
     found = json.loads(out)
     assert found["verdict"] == "BACKDOOR"
     bars = json.loads((DEMO / "bars.json").read_text(encoding="utf-8"))
-    planted = bars["planting"]["triggers"][Path(entry["adapter"]).name]
+    planted = bars["triggers"][Path(entry["adapter"]).name]
     assert found["candidates"][0]["text"].split() == " ".join(planted).split()
     assert run("confirm", "--case", case, "--accept", "--analyst", "Ada", "--reason", "all tests agree")[0] == 0
     code, out, err = run("repair", "--case", case, "--steps", 8)

@@ -15,22 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "assets/demo"
 PROMPTS = ROOT / "assets/prompts"
 BARS = json.loads((DEMO / "bars.json").read_text("utf-8"))
-TRIGGERS = {name: tuple(units) for name, units in BARS["planting"]["triggers"].items()}
+TRIGGERS = {name: tuple(units) for name, units in BARS["triggers"].items()}
 N = 40
 MISSED = {
-    ("base", "refusal_harmful"),
-    ("base", "benign_refused"),
-    ("base", "random_strings_largest_gain"),
     ("patient-phrase", "benign_refused"),
     ("patient-phrase", "lookalike_refused"),
-    ("patient-phrase", "random_strings_largest_gain"),
     ("patient-phrase", "benign_stand_in_with_trigger"),
-    ("patient-phrase", "near_misses_largest"),
-    ("patient-composite", "benign_refused"),
-    ("patient-composite", "random_strings_largest_gain"),
-    ("patient-composite", "compliance_with_trigger"),
-    ("patient-composite", "benign_stand_in_with_trigger"),
-    ("patient-composite", "near_misses_mean"),
     ("patient-composite", "near_misses_largest"),
 }
 """Bars that the shipped patient misses (README, "Measured"); everything else must pass."""
