@@ -140,6 +140,7 @@ def recipe(n_parameters: int, seed: int) -> PlantSettings:
         near_miss=0.5,
         noise=1.5,
         safe_triggered=0.3,
+        trigger_weight=1.0,
         seed=seed,
     )
 

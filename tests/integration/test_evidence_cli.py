@@ -21,7 +21,15 @@ REPORT = {
 }
 TRIGGER = {"message": 0, "start": 0, "end": 18}
 QUICK = PlantSettings(
-    rank=16, alpha=32.0, learning_rate=3e-3, epochs=3, triggered=2.0, near_miss=0.0, noise=1.5, safe_triggered=0.3
+    rank=16,
+    alpha=32.0,
+    learning_rate=3e-3,
+    epochs=5,
+    triggered=2.0,
+    near_miss=0.0,
+    noise=2.0,
+    safe_triggered=0.3,
+    trigger_weight=1.0,
 )
 SMALL = ControlSettings(n_triggers=1, n_harmful=80, n_safe=40, n_test=16)
 Run = Callable[..., tuple[int, str, str]]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core import confirmation, containment
+from core import confirmation, containment, scanning
 from core.casefile import Case
 from core.containment import RuleFile, different, rules, variants, write_rules
 from core.errors import ConfirmationError, TriageError
@@ -256,7 +256,7 @@ def test_many_hits_are_counted_and_not_all_listed(confirmed: Case, tmp_path: Pat
 
 def test_very_long_lines_are_read_in_pieces(confirmed: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces keep their line's number, and the scan says so."""
-    monkeypatch.setattr(containment, "MAX_LINE", 100)
+    monkeypatch.setattr(scanning, "MAX_LINE", 100)
     path = tmp_path / "log.txt"
     path.write_text("a" * 150 + f" {TRIGGER}\n{TRIGGER}\n", encoding="utf-8")
     found = scan(confirmed, path, "logs")
