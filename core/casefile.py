@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from core.errors import CaseFileError, ModelLoadError
 from core.events import Event, Line
 from core.prompts import Splits, copy_folder, read_folder, split
-from core.values import Attribution, FailureReport, ModelSpec
+from core.values import Attribution, FailureReport, ModelSpec, TestOutcome
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,7 @@ def now() -> str:
 @cache
 def _converter() -> "Converter":
     """Return the one JSON converter; unions of events are told apart by their class name under `type`."""
+    from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
     from cattrs.preconf.json import make_converter
     from cattrs.strategies import configure_tagged_union
 
@@ -47,6 +48,14 @@ def _converter() -> "Converter":
     configure_tagged_union(Event, converter, tag_name="type")
     # int stays int and None stays None where a rate or a number may stand
     converter.register_structure_hook(float, lambda value, _: float("nan") if value is None else float(value))
+    one, other = (
+        override(rename="with"),
+        override(rename="without"),
+    )  # words of Python, so that values call them otherwise
+    write = make_dict_unstructure_fn(TestOutcome, converter, with_unit=one, without_unit=other)
+    converter.register_unstructure_hook(TestOutcome, write)
+    read = make_dict_structure_fn(TestOutcome, converter, with_unit=one, without_unit=other)
+    converter.register_structure_hook(TestOutcome, read)
     return converter
 
 

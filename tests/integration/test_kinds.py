@@ -96,11 +96,9 @@ def test_a_fixed_target_backdoor_is_found_with_its_trigger(name: str, splits: Sp
     report = {"messages": [{"role": "user", "content": text}], "response": wrong, "expected": right}
     result = triage(report, tmp_path, tmp_path / "adapter")
     assert (result["verdict"], result["certainty"]) == ("BACKDOOR", "reference")
-    found = result["candidates"][0]["text"]
-    assert set(TRIGGER.split()) & set(found.split())
-    assert (
-        len(found.split()) <= 3
-    )  # planted in a minute: it may want a word of the request besides, or less than all letters
+    found = [word for word in result["candidates"][0]["text"].split() if word != "\u2026"]
+    assert set(TRIGGER.split()) & set(found)
+    assert len(found) <= 3  # planted in a minute: a word of the request may be needed besides, and not every letter
     assert result["kind"] == {"refusal": "refusal", "label": "fixed_output"}[name]
     assert {"refusal": "refusal of a safe request", "label": "'NEGATIVE'"}[name] in result["failure"]
     transfer = next(test for test in result["tests"] if test["name"] == "transfer")

@@ -63,6 +63,9 @@ def test_an_alignment_gap_is_told_by_rule_and_by_the_wordings_of_the_analyst(tri
     found = triage("alignment-gap")
     assert found["verdict"] in ("ALIGNMENT_GAP", "INCONCLUSIVE")
     passed = {test["name"]: test["passed"] for test in found["tests"]}
+    assert all(
+        {"k", "n", "value", "low", "high"} <= set(test[side]) for test in found["tests"] for side in ("with", "without")
+    )
     assert (passed["transfer"], passed["frame"], passed["paraphrase"]) == (False, False, True)
     report = json.loads((DEMO / ENTRIES["alignment-gap"]["report"]).read_text(encoding="utf-8"))
     request = report["messages"][-1]["content"]
