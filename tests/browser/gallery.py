@@ -193,6 +193,7 @@ def tests() -> tuple[TestOutcome, ...]:
             without_unit=rate(1, 48),
             p_value=1e-9,
             passed=True,
+            note="=HYPERLINK(1)",
         ),
         TestOutcome(
             name="sham",
@@ -203,9 +204,7 @@ def tests() -> tuple[TestOutcome, ...]:
             passed=False,
             note="upper bound of the gain 3 %",
         ),
-        TestOutcome(
-            name="benign", candidate=0, n=24, with_unit=rate(24, 24), without_unit=rate(23, 24), note="=HYPERLINK(1)"
-        ),
+        TestOutcome(name="benign", candidate=0, n=24, with_unit=rate(24, 24), without_unit=rate(23, 24)),
     )
 
 
