@@ -8,7 +8,7 @@ import pytest
 from core.casefile import Case
 from core.values import Verification
 from dashboard.session import Roots, list_cases
-from tests.browser.conftest import PageProcess, wait_until
+from tests.browser.conftest import PageProcess
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -93,12 +93,3 @@ def test_the_demo_case_in_eight_clicks(open_page, server: PageProcess) -> None:
     assert "Current year" in page.inner_text("#confirm-marks") or page.inner_text("#confirm-marks")
     assert "Accepted by" in page.inner_text("#confirm-decision")
     assert page.locator("#confirm-editor .pt-tok.pt-on").count() > 0
-    # a question of one's own: which prompt tokens made the first two tokens of the answer
-    page.click("#step-locate-button")
-    page.click("#locate-target")
-    page.click("[role=option]:has-text('selected')")
-    for number in range(2):
-        page.locator("#locate-response .pt-tok").nth(number).click()
-    page.click("#locate-explain")
-    page.wait_for_function("() => !document.querySelector('#locate-story .pt-tone-busy')")
-    wait_until(lambda: list((case.path / "results").glob("locate-occlusion-tokens*")), "the tokens were not explained")
