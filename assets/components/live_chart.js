@@ -110,7 +110,7 @@ function figure(value) {
     notes.push({ xref: "x", x: best, yref: "paper", y: 1, yanchor: "top", xanchor: "left", xshift: 4, showarrow: false, text: "best", bgcolor: c.back, font: { size: 11, color: c.muted } });
   }
   const title = (text, y) => notes.push({ xref: "paper", x: 0, xanchor: "left", yref: "paper", y, yanchor: "bottom", yshift: 4, showarrow: false, text, bgcolor: c.back, font: { size: 12, color: c.text } });
-  title("loss", 1); title("KL, nats per token", 0.62); title("rates on the probes, 95 % interval", 0.3);
+  title("loss", 1); title("KL, nats per token", 0.62); title("probes, 95 % interval", 0.3);
   const axis = { gridcolor: c.grid, zeroline: false, linecolor: c.grid, tickcolor: c.grid, automargin: false, fixedrange: false };
   const legend = (y) => ({ orientation: "h", x: 1, xanchor: "right", y, yanchor: "bottom", font: { size: 12 }, bgcolor: "rgba(0,0,0,0)", itemclick: false, itemdoubleclick: false });
   const last = kept.step[kept.step.length - 1] || 0;
