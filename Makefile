@@ -23,9 +23,9 @@ test: env-test
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	@CHROMIUM="$$($(PY) tests/find_chromium.py --install)"; export CHROMIUM; \
-	marks="not gpu"; \
+	marks="not gpu and not long"; \
 	if command -v nvidia-smi >/dev/null 2>&1 && $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
-	then marks="gpu or not gpu"; fi; \
+	then marks="not long"; fi; \
 	$(PY) -m pytest -m "$$marks" $(TESTS) tests/unit tests/integration tests/browser
 
 env-run: FILES = requirements.txt
