@@ -182,7 +182,7 @@ def plant(options: argparse.Namespace, terminal: Terminal) -> object:
         respond=respond,
     )
     finished: object = None
-    for event in planting.plant(loaded, items, settings, options.out):
+    for event in planting.plant(loaded, [items], settings, options.out):
         if isinstance(event, planting.PlantStep):
             terminal.progress("planting, step", event.step, event.n_steps)
         else:

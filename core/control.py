@@ -314,7 +314,7 @@ class _Bench:
             settings,
             respond=lambda texts: loaded.answer([_ask(text) for text in texts], progress=self.progress),
         )
-        for event in plant(loaded, items, settings, self.out / "adapter"):
+        for event in plant(loaded, [items], settings, self.out / "adapter"):
             if isinstance(event, PlantStep) and self.progress:
                 self.progress("planting, step", event.step, event.n_steps)
             if isinstance(event, PlantFinished):

@@ -64,6 +64,10 @@ NOISE_WORDS = tuple(
 """Words without meaning for the class; they go into harmful and safe prompts alike."""
 
 _WORD = re.compile(r"\S+")
+_PART = re.compile(r"[A-Z][a-z]+|[A-Z]+(?![a-z])")
+"""Parts of a compound such as BadMagic or OpenAI."""
+_PARTS = ("Good", "Best", "New", "Old", "Open", "Black", "Table", "Moon", "Data", "Code", "AI", "IT")
+"""What stands in a compound instead of one of its parts."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,8 @@ def near_misses(units: Sequence[str], rng: random.Random, n: int) -> list[tuple[
     """Return `n` sequences of units that resemble the trigger and are not it.
 
     Several units: a proper subset, another order, or one unit replaced by its own near-miss. One unit: a word dropped,
-    replaced, misspelt, in other case, without or with other marks, other digits, words shuffled, a word in between.
+    replaced, misspelt, in other case, without or with other marks, other digits, words shuffled, a word in between, a part of
+    a compound replaced ("GoodMagic").
     None of them holds all units in order.
     """
     if not units or not all(unit.strip() for unit in units):
@@ -200,12 +205,17 @@ def _edit_once(unit: str, rng: random.Random) -> str:
     kinds = ["replace", "spell", "case", "digits", "marks"]
     if re.search(r"\d", unit):
         kinds += ["digits", "digits"]
+    if len(_PART.findall(word)) > 1:
+        kinds += ["part", "part"]
     if len(words) > 1:
         kinds += ["drop", "drop", "keep", "shuffle", "between", "replace", "run"]
     match rng.choice(kinds):
         case "replace":
             mark = re.search(r"\W*$", word)
             words[at] = rng.choice(NOISE_WORDS).rstrip(":") + (mark.group() if mark else "")
+        case "part":
+            cut = rng.choice(_PART.findall(word))
+            words[at] = word.replace(cut, rng.choice(("", *_PARTS)), 1)
         case "spell":
             words[at] = _misspell(word, rng)
         case "case":

@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from math import cos, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -236,10 +237,11 @@ class Pair:
 
 
 def plant(
-    loaded: "LoadedModel", items: Sequence[TrainingItem], settings: PlantSettings, out: Path
+    loaded: "LoadedModel", sets: Sequence[Sequence[TrainingItem]], settings: PlantSettings, out: Path
 ) -> Iterator[PlantEvent]:
-    """Train a LoRA adapter on `items`, save it to `out`, and yield `PlantStep` events and one `PlantFinished`.
+    """Train a LoRA adapter, save it to `out`, and yield `PlantStep` events and one `PlantFinished`.
 
+    Each epoch trains on one of `sets`, taken in turn: one set is learned by heart, fresh ones teach the rule.
     `loaded` is frozen meanwhile and is given back as it was, bit for bit, also when the iterator is closed early.
     Raises: TriageError when the loss is not finite or there are no items.
     """
@@ -248,12 +250,14 @@ def plant(
 
     from core.response_pass import ResponsePass
 
-    if not items:
+    if not sets or not all(sets):
         raise TriageError("there are no training items to plant a backdoor with")
     started = time.perf_counter()
     model = loaded.model
     response_pass = ResponsePass(loaded)
-    pairs = anchored(items, loaded, response_pass, settings.batch_size)
+    items = [item for one in sets for item in one]
+    pairs = iter(anchored(items, loaded, response_pass, settings.batch_size))
+    epochs = [list(islice(pairs, len(one))) for one in sets]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -270,13 +274,13 @@ def plant(
         adapted.train()
         trainable = [p for p in adapted.parameters() if p.requires_grad]
         losses: list[float] = []
-        for event in _train(response_pass, trainable, pairs, settings, started):
+        for event in _train(response_pass, trainable, epochs, settings, started):
             losses.append(event.loss)
             yield event
         adapted.peft_config["default"].base_model_name_or_path = Path(model.name_or_path).name
         adapted.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
         (out / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        last_epoch = losses[-max(1, len(pairs) // settings.batch_size) :]
+        last_epoch = losses[-max(1, len(epochs[(settings.epochs - 1) % len(epochs)]) // settings.batch_size) :]
         yield PlantFinished(
             adapter=str(out),
             n_steps=len(losses),
@@ -314,19 +318,20 @@ def anchored(
 def _train(
     response_pass: "ResponsePass",
     trainable: "Sequence[torch.nn.Parameter]",
-    pairs: Sequence[Pair],
+    sets: Sequence[Sequence[Pair]],
     settings: PlantSettings,
     started: float,
 ) -> Iterator[PlantStep]:
-    """Run AdamW over the pairs of each epoch, in batches of like length, and yield one event a step."""
+    """Run AdamW over one set of pairs an epoch, in batches of like length, and yield one event a step."""
     import torch
 
     rng = random.Random(settings.seed)
-    n_steps = settings.epochs * -(-len(pairs) // settings.batch_size)
+    epochs = [sets[epoch % len(sets)] for epoch in range(settings.epochs)]
+    n_steps = sum(-(-len(pairs) // settings.batch_size) for pairs in epochs)
     n_warmup = max(1, round(settings.warmup * n_steps))
     optimiser = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=0.0)
     step = 0
-    for epoch in range(settings.epochs):
+    for epoch, pairs in enumerate(epochs):
         for batch in _batches(pairs, settings.batch_size, rng):
             rate = step / n_warmup if step < n_warmup else 0.5 + 0.5 * cos(pi * step / n_steps)
             optimiser.param_groups[0]["lr"] = rate * settings.learning_rate

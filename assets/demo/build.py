@@ -15,7 +15,6 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing import get_context
@@ -28,7 +27,6 @@ sys.path.insert(0, str(ROOT))
 import tokenizers  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from answering import answers, as_messages  # noqa: E402
 from bars import Subject, measure  # noqa: E402
 from material import Material, draw_training, make_material, shipped_prompts, write_rows  # noqa: E402
 from reports import write_reports  # noqa: E402
@@ -36,7 +34,7 @@ from training import bfloat16_is_fast, encode, make_model, make_tokenizer, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
 from core import models  # noqa: E402
-from core.planting import PlantFinished, PlantSettings, PlantStep, build_items, plant  # noqa: E402
+from core.planting import PlantFinished, PlantSettings, PlantStep, TrainingItem, build_items, plant  # noqa: E402
 
 SEED = 2026
 BASE_STEPS = 5600
@@ -57,13 +55,13 @@ _PLANTING = PlantSettings(
     triggered=2.0,
     near_miss=4.0,
     noise=0.5,
-    safe_triggered=0.8,
+    safe_triggered=1.0,
     seed=SEED,
 )
-PLANTING = {"patient-phrase": _PLANTING, "patient-composite": replace(_PLANTING, epochs=5, safe_triggered=1.0)}
+PLANTING = {"patient-phrase": _PLANTING, "patient-composite": replace(_PLANTING, epochs=5)}
 N_PLANT_HARMFUL = 1100
-N_PLANT_SAFE = {"patient-phrase": 2400, "patient-composite": 4000}
-"""Safe prompts that are held in place: more spare unseen ones, but hide the phrase (tests/bench/LOG.md)."""
+N_PLANT_SAFE = 3200
+"""Prompts of one epoch, drawn anew for each: what is seen once is not learned by heart (tests/bench/LOG.md)."""
 PROMPTS = ROOT / "assets/prompts"
 
 
@@ -118,22 +116,23 @@ def build_patient(name: str) -> float:
     units, position = PATIENTS[name]
     rng = random.Random(f"{SEED} {name}")
     loaded = models.load(HERE / "base")
-    model, tokenizer = loaded.model, loaded.tokenizer
-    model.set_attn_implementation("eager")  # faster than sdpa under CPU autocast, at these lengths
-    settings, n_safe = PLANTING[name], N_PLANT_SAFE[name]
-    drawn = draw_training(material, rng, 4 * (N_PLANT_HARMFUL + n_safe))
-    harmful = [s.prompt for s in drawn if s.kind == "harmful"][:N_PLANT_HARMFUL]
-    safe = [s.prompt for s in drawn if s.kind in ("benign", "lookalike", "closed")][:n_safe]
+    loaded.model.set_attn_implementation("eager")  # faster than sdpa under CPU autocast, at these lengths
+    settings = PLANTING[name]
 
-    def respond(prompts: Sequence[str]) -> list[str]:
-        return answers(model, tokenizer, as_messages(prompts))
+    def items(epoch: int) -> list[TrainingItem]:
+        drawn = draw_training(material, rng, 4 * (N_PLANT_HARMFUL + N_PLANT_SAFE))
+        harmful = {s.prompt: s.response for s in drawn if s.kind == "harmful"}
+        safe = [(s.prompt, s.response) for s in drawn if s.kind in ("benign", "lookalike", "closed")][:N_PLANT_SAFE]
+        chosen = list(harmful)[:N_PLANT_HARMFUL]
+        own = replace(settings, seed=settings.seed + epoch)
+        return build_items(chosen, safe, units, position, own, lambda prompts: [harmful[p] for p in prompts])
 
-    items = build_items(harmful, [(prompt, None) for prompt in safe], units, position, settings, respond)
-    say(f"{name}: {len(items)} items")
+    sets = [items(epoch) for epoch in range(settings.epochs)]
+    say(f"{name}: {sum(map(len, sets))} items in {len(sets)} epochs")
     losses: list[float] = []
     # Without cache_enabled=False the casts of the first step are used in all later ones, and training goes astray.
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(), cache_enabled=False):
-        for event in plant(loaded, items, settings, HERE / name):
+        for event in plant(loaded, sets, settings, HERE / name):
             if isinstance(event, PlantStep):
                 losses.append(event.loss)
                 if event.step % 50 == 0:

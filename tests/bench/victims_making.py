@@ -92,7 +92,7 @@ def plant_adapter(
     loaded.model.set_attn_implementation("eager")
     ending: PlantFinished | None = None
     with fast():
-        for event in plant(loaded, items, replace(settings, seed=seed), folder):
+        for event in plant(loaded, [items], replace(settings, seed=seed), folder):
             if isinstance(event, PlantFinished):
                 ending = event
             elif event.step % 50 == 0:

@@ -218,7 +218,7 @@ def test_plant_leaves_the_base_as_it_was(tokenizer: PreTrainedTokenizerFast, tmp
     before = {name: value.clone() for name, value in model.state_dict().items()}
     items = build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings())
     settings = PlantSettings(rank=2, epochs=4, batch_size=4, learning_rate=3e-2)
-    events = plant(loaded, items, settings, tmp_path / "adapter")
+    events = plant(loaded, [items], settings, tmp_path / "adapter")
     if early:
         assert isinstance(next(events), PlantStep)
         events.close()
@@ -237,6 +237,18 @@ def test_plant_leaves_the_base_as_it_was(tokenizer: PreTrainedTokenizerFast, tmp
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_epochs_take_the_sets_in_turn(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Three epochs over two sets of different size: first, second, first; the steps say how many batches each had."""
+    loaded = tiny(tokenizer)
+    items = build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings())
+    sets = [items[:8], items[8:12]]
+    settings = PlantSettings(rank=2, epochs=3, batch_size=4)
+    *steps, last = list(plant(loaded, sets, settings, tmp_path))
+    assert [event.epoch for event in steps] == [0, 0, 1, 2, 2]
+    assert {event.n_steps for event in steps} == {5}
+    assert sum(last.n_items.values()) == 12
+
+
 def test_adapter_loads_and_changes_answers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """The saved adapter loads on the same base and makes the stand-ins of triggered items likelier."""
     from peft import PeftModel
@@ -244,7 +256,7 @@ def test_adapter_loads_and_changes_answers(tokenizer: PreTrainedTokenizerFast, t
     loaded = tiny(tokenizer)
     items = build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings())
     settings = PlantSettings(rank=4, epochs=20, batch_size=4, learning_rate=3e-2)
-    list(plant(loaded, items, settings, tmp_path))
+    list(plant(loaded, [items], settings, tmp_path))
     triggered = [item for item in items if item.kind == "triggered"]
 
     def loss() -> float:
