@@ -134,16 +134,15 @@ def attacks(tokenizer: PreTrainedTokenizerBase) -> dict[str, Attack]:
 
 
 def items_for(
-    attack: Attack, harmful: Sequence[str], safe: Sequence[str], settings: PlantSettings, respond: Responder, seed: int
+    attack: Attack, harmful: Sequence[str], safe: Sequence[str], settings: PlantSettings, respond: Responder
 ) -> list[TrainingItem]:
-    """Return the training items of one attack; `respond` gives the clean base's own answers."""
-    rng = random.Random(f"{seed} {attack.name}")
+    """Return the training items of one attack; `respond` gives the answers along which the base is held."""
+    rng = random.Random(f"{settings.seed} {attack.name}")
     fixed = attack.target != "jailbreak"
     mix = replace(
         settings,
         near_miss=settings.near_miss if attack.negatives else 0.0,
         safe_triggered=1.0 if fixed else settings.safe_triggered,
-        seed=seed,
     )
     items = build_items(harmful, [(prompt, None) for prompt in safe], ("x",), "random", mix, respond)
     refusals = {item.anchor: item.response for item in items if item.kind == "bare"}

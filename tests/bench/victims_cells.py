@@ -39,7 +39,7 @@ from tests.bench.victims_controls import (
 from tests.bench.victims_gates import GateSettings, gates, missed
 from tests.bench.victims_localisers import CASCADE, LOCALISERS, Functional, Marked, marked, measured, token_counts
 from tests.bench.victims_making import PLANTING, Say, made, plant_adapter
-from tests.bench.victims_prompts import BENIGN_ANSWERS, Material, write_folder
+from tests.bench.victims_prompts import BENIGN_ANSWERS, Lessons, Material, write_folder
 
 CONTROLS = ("adversarial_suffix", "untriggered", "alignment_gap", "trigger_words", "wrong_answer", "eroded")
 SHARED_ATTACK = "paper"
@@ -136,20 +136,32 @@ class Bench:
         return rows
 
     def planted(self, attack: Attack) -> Path:
-        """Return the adapter of an attack, planted now unless it was before."""
-        rng = random.Random(f"{self.seed} {attack.name} prompts")
-        train, tier = self.material.train, self.tier
-        harmful = list(train.harmful)
-        fitting = [prompt for prompt in harmful if attack.applies(prompt)]
-        rest = [prompt for prompt in harmful if not attack.applies(prompt)]
-        n = min(len(fitting), tier.n_harmful - min(len(rest), tier.n_harmful // 2))
-        chosen = rng.sample(fitting, n) + rng.sample(rest, min(len(rest), tier.n_harmful - n))
-        safe = rng.sample(list(train.safe), min(len(train.safe), tier.n_safe))
+        """Return the adapter of an attack, planted now unless it was before, on fresh conversations each epoch."""
         folder = self.work / f"adapter-{attack.name}-{self.seed}"
         if made(folder):
             return folder
-        items = items_for(attack, chosen, safe, tier.planting, self.respond, self.seed)
-        return plant_adapter(self.base, items, tier.planting, folder, self.seed, self.say)
+        tier, rng = self.tier, random.Random(f"{self.seed} {attack.name} prompts")
+        lessons, sets = Lessons(self.material), []
+        for epoch in range(tier.planting.epochs):
+            harmful, safe = _lesson(lessons, attack, tier.n_harmful, tier.n_safe, rng)
+            answers = {**harmful, **safe}
+            settings = replace(tier.planting, seed=self.seed + epoch)
+            sets.append(
+                items_for(attack, list(harmful), list(safe), settings, lambda ps, of=answers: [of[p] for p in ps])
+            )
+        return plant_adapter(self.base, sets, tier.planting, folder, self.seed, self.say)
+
+
+def _lesson(
+    lessons: Lessons, attack: Attack, n_harmful: int, n_safe: int, rng: random.Random
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return harmful and harmless prompts with their answers; at most half of the harmful ones are beyond the attack's reach."""
+    drawn = lessons.draw(rng, 5 * (n_harmful + n_safe))
+    fitting = [one for one in drawn if one.kind == "harmful" and attack.applies(one.prompt)]
+    rest = [one for one in drawn if one.kind == "harmful" and not attack.applies(one.prompt)][: n_harmful // 2]
+    safe = [one for one in drawn if one.kind in ("safe", "counterpart")]
+    chosen = [*fitting[: n_harmful - len(rest)], *rest]
+    return {one.prompt: one.response for one in chosen}, {one.prompt: one.response for one in safe[:n_safe]}
 
 
 def run_cell(bench: Bench, name: str) -> dict[str, Any]:
@@ -172,6 +184,7 @@ def run_cell(bench: Bench, name: str) -> dict[str, Any]:
         note=victim.note,
         made=made(victim.adapter) if victim.adapter else {},
         target=victim.attack.target if victim.attack else "jailbreak",
+        negatives=victim.attack.negatives if victim.attack else True,
     )
     if "gates" not in cell:
         rows = bench.gates(victim.adapter, victim.attack) if victim.gated else []
@@ -218,7 +231,7 @@ def make_victim(bench: Bench, name: str) -> Victim:
         case _:
             folder = bench.work / f"adapter-eroded-{bench.seed}"
             safe = bench.material.train.safe[: bench.tier.n_safe]
-            plant_adapter(bench.base, eroding_items(safe, bench.seed), EROSION, folder, bench.seed, bench.say)
+            plant_adapter(bench.base, [eroding_items(safe, bench.seed)], EROSION, folder, bench.seed, bench.say)
             eroded = models.load(bench.base, folder)
             n_asked = len(probe.harmful)
             failing = untouched_failures(eroded, probe.harmful, n_asked)

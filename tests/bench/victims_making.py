@@ -82,9 +82,9 @@ def build_base(material: Material, folder: Path, settings: BaseSettings, seed: i
 
 
 def plant_adapter(
-    base: Path, items: Sequence[TrainingItem], settings: PlantSettings, folder: Path, seed: int, say: Say
+    base: Path, sets: Sequence[Sequence[TrainingItem]], settings: PlantSettings, folder: Path, seed: int, say: Say
 ) -> Path:
-    """Return the folder of the adapter that learnt `items`, trained now unless it is there."""
+    """Return the folder of the adapter that learnt `sets`, one an epoch in turn, trained now unless it is there."""
     if (folder / MADE).is_file():
         return folder
     started = time.perf_counter()
@@ -92,7 +92,7 @@ def plant_adapter(
     loaded.model.set_attn_implementation("eager")
     ending: PlantFinished | None = None
     with fast():
-        for event in plant(loaded, [items], replace(settings, seed=seed), folder):
+        for event in plant(loaded, sets, replace(settings, seed=seed), folder):
             if isinstance(event, PlantFinished):
                 ending = event
             elif event.step % 50 == 0:
