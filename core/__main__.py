@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from core import audit as chain
 from core import confirmation, containment, intake, jobs, scanning
 from core.casefile import Case, Manifest, dump, from_json, hash_file, hash_folder, model_spec, now, to_json
-from core.errors import CaseFileError, ConfirmationError, TriageError
+from core.errors import CaseFileError, ConfirmationError, EvidenceError, TriageError
 from core.headless import Headless, Terminal
 from core.values import FailureReport, Span, TriageResult, Verification
 
@@ -255,10 +256,15 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> object:
 
 
 def audit(options: argparse.Namespace, terminal: Terminal) -> object:
-    """Check the evidence against its hashes and list every act."""
+    """Check the log's chain and the evidence against its hashes, and list every act."""
     case = Case(options.case)
+    log = chain.check(case.path, chained=False)
+    if log.broken is not None:
+        raise EvidenceError(f"Line {log.broken} of audit.jsonl is broken: {log.why}.", {"log": to_json(log)})
+    if log.note:
+        terminal.say(log.note)
     case.verify_evidence()
-    return {"evidence": "unchanged", "acts": [to_json(line) for line in case.audit_lines()]}
+    return {"log": to_json(log), "evidence": "unchanged", "acts": [to_json(line) for line in case.audit_lines()]}
 
 
 def demo(options: argparse.Namespace, terminal: Terminal) -> object:
@@ -403,6 +409,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = options.run(options, terminal)
     except TriageError as error:
         terminal.say(str(error))
+        if isinstance(error, EvidenceError) and error.result is not None:
+            sys.stdout.write(inert(dump(error.result)) + "\n")
         return 2
     except OSError as error:
         terminal.say(f"{error.filename or 'File'}: {error.strerror}; check the path and its rights.")

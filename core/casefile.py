@@ -1,24 +1,24 @@
 """The case folder: the one record of a case, and the only thing the page and the worker share.
 
 Results are JSON files written to a temporary name and moved into place; events are one line each with a running number
-and only the process that holds `worker.lock` writes them; `audit.jsonl` is append-only under a lock of its own.
+and only the process that holds `worker.lock` writes them; acts are chained in `audit.jsonl` (audit.py).
 Evidence (the report, the prompt copy, the model's hashes) is written once, at creation. No weights are kept here and no
 torch is imported: the page reads cases too.
 """
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from core import audit as chain
 from core.errors import CaseFileError, ModelLoadError
 from core.events import Event, Line
+from core.files import dump, hash_file, now, write_atomic
 from core.prompts import Splits, copy_folder, read_folder, split
 from core.values import Attribution, FailureReport, ModelSpec, TestOutcome
 
@@ -30,11 +30,6 @@ T = TypeVar("T")
 SCHEMA = 1
 MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 """Files of a model or adapter folder that are hashed: weights, configuration, tokenizer, template."""
-
-
-def now() -> str:
-    """Return the time in UTC, ISO 8601, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 @cache
@@ -89,34 +84,6 @@ def from_json(cls: type[T], data: object) -> T:
         ) from error
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CaseFileError(
-            f"Cannot write {path.name}: {error.strerror}. Free space or choose another folder."
-        ) from error
-
-
-def dump(data: object, *, indent: int | None = 1) -> str:
-    """Return JSON text; infinities and NaN stay readable by Python and are refused nowhere."""
-    return json.dumps(data, ensure_ascii=False, indent=indent)
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, as hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def hash_folder(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every weight, configuration, tokenizer and template file, by relative name, sorted.
 
@@ -157,16 +124,6 @@ class Manifest:
     judge_files: dict[str, str] = field(default_factory=dict)
     device: str = "auto"
     prompt_files: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditLine:
-    """One act: who did what, when (UTC), on which facts."""
-
-    time: str
-    actor: str
-    action: str
-    facts: dict[str, Any]
 
 
 class Case:
@@ -215,7 +172,13 @@ class Case:
         data = to_json(manifest) | {"prompt_files": files}
         write_atomic(path / "case.json", dump(data))
         case = cls(path)
-        case.audit("created", actor="intake", model=manifest.model.files, adapter=manifest.model.adapter_files)
+        case.audit(
+            "created",
+            actor="intake",
+            model=manifest.model.files,
+            adapter=manifest.model.adapter_files,
+            files=["case.json", *(f"prompts/{name}" for name in files)],
+        )
         return case
 
     @property
@@ -308,21 +271,15 @@ class Case:
     # acts -------------------------------------------------------------------------------------------------------------
 
     def audit(self, action: str, *, actor: str, **facts: Any) -> None:
-        """Append one act to `audit.jsonl`, under its lock."""
-        from filelock import FileLock
+        """Append one act to `audit.jsonl`. `files` among the facts: names in the case whose hash is stored with the act."""
+        names = facts.pop("files", ())
+        if not isinstance(names, dict):
+            names = {name: hash_file(self.path / name) for name in names}
+        chain.append(self.path, action, actor, to_json(facts | ({"files": names} if names else {})))
 
-        line = AuditLine(time=now(), actor=actor, action=action, facts=facts)
-        with FileLock(self.path / "audit.lock"), open(self.path / "audit.jsonl", "a", encoding="utf-8") as file:
-            file.write(dump(to_json(line), indent=None) + "\n")
-
-    def audit_lines(self) -> list[AuditLine]:
-        """Return every act, oldest first."""
-        path = self.path / "audit.jsonl"
-        if not path.is_file():
-            return []
-        return [
-            from_json(AuditLine, json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line
-        ]
+    def audit_lines(self) -> list[chain.AuditLine]:
+        """Return every act, oldest first. Raises: CaseFileError when a line cannot be read."""
+        return chain.lines(self.path)
 
 
 class EventLog:

@@ -3,13 +3,12 @@
 A confirmation binds spans to the hashes of the text, the model and the chat template; any change of these voids it.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 
 from core.casefile import Case, now
 from core.chat import check_spans, merge_spans, span_text, units_of
 from core.errors import CaseFileError, ConfirmationError
+from core.files import digest
 from core.values import (
     FailureCase,
     Message,
@@ -24,19 +23,14 @@ from core.values import (
 FILE = "confirmation.json"
 
 
-def _digest(data: object) -> str:
-    text = json.dumps(data, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def text_hash(messages: Sequence[Message]) -> str:
     """Return the SHA-256 of the conversation's roles and raw contents."""
-    return _digest([[message.role, message.content] for message in messages])
+    return digest([[message.role, message.content] for message in messages])
 
 
 def model_hash(spec: ModelSpec) -> str:
     """Return the SHA-256 over the file hashes of the model and its adapter; the folder's place does not matter."""
-    return _digest([spec.files, spec.adapter_files])
+    return digest([spec.files, spec.adapter_files])
 
 
 def check(confirmation: TriggerConfirmation | None, case: FailureCase, spec: ModelSpec) -> TriggerConfirmation:
@@ -112,8 +106,17 @@ def confirm(
         template_hash=opened.prompt.template_hash,
     )
     case.write(FILE, confirmation)
-    marked = [span_text(messages, span) for span in chosen]
-    case.audit(confirmation.decision, actor=confirmation.analyst, reason=confirmation.reason, spans=marked)
+    case.audit(
+        confirmation.decision,
+        actor=confirmation.analyst,
+        reason=confirmation.reason,
+        spans=[span_text(messages, span) for span in chosen],
+        proposed=proposal.text if proposal else None,
+        text_hash=confirmation.text_hash,
+        model_hash=confirmation.model_hash,
+        template_hash=confirmation.template_hash,
+        files=[FILE],
+    )
     return confirmation
 
 

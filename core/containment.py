@@ -107,7 +107,7 @@ def write_rules(case: Case) -> RuleFile:
     if before is not None and replace(before, written="") == replace(made, written=""):
         return before
     write_atomic(case.path / FILE, json.dumps(to_json(made), ensure_ascii=True, indent=1))
-    case.audit("containment rules", actor="engine", trigger=stored.units, missed=made.missed)
+    case.audit("containment rules", actor="engine", trigger=stored.units, missed=made.missed, files=[FILE])
     return made
 
 

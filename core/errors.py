@@ -10,6 +10,7 @@
      |- ConfirmationError       repair without a valid confirmation, spans that do not lie in the text
      |- RepairDivergedError     a loss that is not finite, out of memory: says what to try
      |- CaseFileError           a case folder that is damaged, of another version or of other content
+     |   '- EvidenceError      evidence or log that differ from what was stored; `result` says how, for a program
      |- BusyError               another process holds this case or this device
      '- Stopped                 the analyst asked a stage to end
 
@@ -51,6 +52,15 @@ class RepairDivergedError(TriageError):
 
 class CaseFileError(TriageError):
     """The case folder is damaged or holds something else."""
+
+
+class EvidenceError(CaseFileError):
+    """Evidence or the log of the case was changed; `result` is plain data for the command line."""
+
+    def __init__(self, message: str, result: object = None) -> None:
+        """Keep the sentence, and what was found."""
+        super().__init__(message)
+        self.result = result
 
 
 class BusyError(TriageError):

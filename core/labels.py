@@ -148,7 +148,8 @@ def label(case: Case, given: Mapping[str, str], analyst: str) -> Labels:
     }
     result = Labels(labels=tuple((earlier | changed).values()))
     case.write(FILE, result)
-    case.audit("labelled", actor=name, labels={key: one.outcome for key, one in changed.items()}, n=len(result.labels))
+    told = {key: one.outcome for key, one in changed.items()}
+    case.audit("labelled", actor=name, labels=told, n=len(result.labels), files=[FILE])
     return result
 
 

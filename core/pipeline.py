@@ -282,7 +282,8 @@ def triage(run: Run) -> StageFinished:
         verdict=result.verdict,
         candidates=texts,
         logic=result.logic,
-        dropped=[p.text for p in result.dropped],
+        dropped=[{"text": p.text, "reasons": p.reasons} for p in result.dropped],
+        files=[name],
     )
     headline = result.verdict or f"{len(kept)} candidates, no verdict in paper mode"
     return StageFinished(stage="triage", headline=headline, files=(name,), verdict=result.verdict)
@@ -399,7 +400,7 @@ def test_span(run: Run) -> StageFinished:
     decision = decide(_reproduction(run), tests, 1, CausalSettings())
     data = {"proposal": candidate, "tests": list(tests), "verdict": decision.verdict, "decided_by": decision.decided_by}
     name = run.case.write(f"results/test-{key}.json", data)
-    run.case.audit("tested", actor="analyst", spans=candidate.text, verdict=decision.verdict)
+    run.case.audit("tested", actor="analyst", spans=candidate.text, verdict=decision.verdict, files=[name])
     headline = f"Tested {candidate.text!r}: {decision.verdict}"
     return StageFinished(stage="test", headline=headline, files=(name,), verdict=decision.verdict)
 
@@ -423,7 +424,8 @@ def minimise_span(run: Run) -> StageFinished:
         budget=meter.budget(),
     )
     name = run.case.write(f"results/minimise-{key}.json", result)
-    run.case.audit("minimised", actor="analyst", spans=candidate.text, smallest=smallest.text if smallest else None)
+    text = smallest.text if smallest else None
+    run.case.audit("minimised", actor="analyst", spans=candidate.text, smallest=text, files=[name])
     headline = f"Minimised {candidate.text!r}: {smallest.text!r}" if smallest else f"{candidate.text!r} is not cut down"
     return StageFinished(stage="minimise", headline=headline, files=(name,))
 
@@ -443,7 +445,15 @@ def repair_model(run: Run) -> StageFinished:
     resume = bool(args.pop("resume", False))
     settings = settings_from(RepairSettings, args)
     ending: RepairFinished | None = None
-    run.case.audit("repair started", actor=accepted.analyst, settings=asdict(settings), units=accepted.units)
+    run.case.audit(
+        "repair started",
+        actor=accepted.analyst,
+        settings=asdict(settings),
+        units=accepted.units,
+        text_hash=accepted.text_hash,
+        model_hash=accepted.model_hash,
+        template_hash=accepted.template_hash,
+    )
     for event in repair.repair(
         run.loaded,
         run.failure,
@@ -462,11 +472,14 @@ def repair_model(run: Run) -> StageFinished:
             ending = event
     if ending is None:
         raise RepairDivergedError("The repair ended without a result; see the log and start it again.")
-    run.case.audit("repair ended", actor="engine", reason=ending.reason, step=ending.step, adapter=ending.adapter_hash)
-    if ending.adapter is None and ending.reason != "discarded":
+    failed = ending.adapter is None and ending.reason != "discarded"
+    names = [] if failed else [run.case.write(FINISHED, ending)]
+    run.case.audit(
+        "repair ended", actor="engine", reason=ending.reason, step=ending.step, adapter=ending.adapter_hash, files=names
+    )
+    if failed:
         raise RepairDivergedError(ending.message)
-    name = run.case.write(FINISHED, ending)
-    return StageFinished(stage="repair", headline=ending.message, files=(name,))
+    return StageFinished(stage="repair", headline=ending.message, files=tuple(names))
 
 
 def _wider(case: Case) -> list[Span]:
@@ -519,7 +532,7 @@ def verify(run: Run) -> StageFinished:
         progress=run.progress,
     )
     name = run.case.write("verification.json", result)
-    run.case.audit("verified", actor="engine", result=result.result, looks=result.looks)
+    run.case.audit("verified", actor="engine", result=result.result, looks=result.looks, files=[name])
     return StageFinished(stage="verify", headline=result.reasons[0], files=(name,), result=result.result)
 
 
@@ -535,7 +548,7 @@ def export_model(run: Run) -> StageFinished:
     if merged:
         run.session.drop()
     run.case.audit(
-        "exported", actor="analyst", merged=merged, files={p.name: hash_file(p) for p in files if p.is_file()}
+        "exported", actor="analyst", merged=merged, exported={p.name: hash_file(p) for p in files if p.is_file()}
     )
     kind = "Merged model" if merged else "Adapter"
     return StageFinished(stage="export", headline=f"{kind} written to {out}", files=tuple(str(p) for p in files))
@@ -545,7 +558,7 @@ def write_report(run: Run) -> StageFinished:
     """Write the case report as HTML and JSON."""
     write_atomic(run.case.path / "report.html", report.render_report(run.case))
     run.case.write("report.json", report.report_json(run.case))
-    run.case.audit("report", actor="engine", sha256=hash_file(run.case.path / "report.html"))
+    run.case.audit("report", actor="engine", files=["report.html", "report.json"])
     return StageFinished(stage="report", headline="Report written", files=("report.html", "report.json"))
 
 

@@ -162,7 +162,8 @@ def scan(case: Case, path: Path, source: Source, progress: Progress | None = Non
     )
     name = f"scan-{source}-{result.sha256[:8]}.json"
     case.write(name, result)
-    case.audit("scanned", actor="analyst", file=result.file, sha256=result.sha256, rows=n_rows, hits=counts)
+    act = {"file": result.file, "sha256": result.sha256, "rows": n_rows, "hits": counts}
+    case.audit("scanned", actor="analyst", **act, files=[name])
     return result
 
 

@@ -1,0 +1,49 @@
+"""Small files, written whole or not at all, and their hashes. Knows nothing of cases."""
+
+import hashlib
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from core.errors import CaseFileError
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write `data` so that a reader sees the old file or the new one, never a part. Raises: CaseFileError."""
+    payload = data if isinstance(data, bytes) else data.encode("utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CaseFileError(
+            f"Cannot write {path.name}: {error.strerror}. Free space or choose another folder."
+        ) from error
+
+
+def dump(data: object, *, indent: int | None = 1) -> str:
+    """Return JSON text; infinities and NaN stay readable by Python and are refused nowhere."""
+    return json.dumps(data, ensure_ascii=False, indent=indent)
+
+
+def digest(data: object) -> str:
+    """Return the SHA-256 of plain JSON data, whatever the order of its keys, as hex."""
+    text = json.dumps(data, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
