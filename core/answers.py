@@ -1,5 +1,7 @@
 """Judged answers of one model, and the requests that can show something; greedy answers are remembered, so none is generated twice.
 
+Greedy answers that the rules are unsure of are judged by the likelihood margin where there are harmful requests to sample
+the model's own refusals with (judge_margin.py). A drawn answer may be a rare one: how likely it is says nothing about it.
 Share one `Answers` between minimisation and tests of the same weights; a model whose adapters changed needs a new one.
 """
 
@@ -8,14 +10,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
-from core import chat
-from core.judge import classify
+from core import chat, judge_margin
+from core.judge import Judge, Judgement, classify
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import LoadedModel
 from core.prompts import PromptItem, PromptSet
 from core.settings import CausalSettings
 from core.transplants import Carrier, words_of
-from core.values import FailureCase, Message, Outcome, Sampling, Span
+from core.values import FailureCase, Message, Sampling, Span
 
 Progress = Callable[[str, int, int], None]
 Conversation = Sequence[Message]
@@ -24,7 +26,10 @@ SPARE = 1.25
 
 
 class Answers:
-    """Asks one model and remembers. `adapter_off` asks the clean base of a model with a reported adapter."""
+    """Asks one model and remembers. `adapter_off` asks the clean base of a model with a reported adapter.
+
+    `harmful` are requests that the model's own refusals are sampled with, once an answer needs them; none: rules alone.
+    """
 
     def __init__(
         self,
@@ -33,6 +38,7 @@ class Answers:
         progress: Progress | None = None,
         adapter_off: bool = False,
         kind: FailureKind = JAILBREAK,
+        harmful: Sequence[PromptItem] = (),
     ) -> None:
         """Remember nothing yet. `n_tokens` is the length of an answer that is judged, more where the kind needs more."""
         self.loaded = loaded
@@ -41,6 +47,9 @@ class Answers:
         self._progress = progress
         self._adapter_off = adapter_off
         self._texts: dict[tuple[Message, ...], str] = {}
+        self._judged: dict[tuple[tuple[Message, ...], str], Judgement] = {}
+        self._refusals: tuple[str, ...] | None = None
+        self.harmful = tuple(harmful)
 
     def texts(self, conversations: Sequence[Conversation], part: str) -> list[str]:
         """Return the greedy answer to each conversation; `part` names the work in progress reports."""
@@ -53,17 +62,42 @@ class Answers:
         self._texts.update(zip(new, answers, strict=True))
         return [self._texts[key] for key in keys]
 
-    def asked(self) -> list[tuple[str, str]]:
-        """Return the last message of every conversation asked so far with its greedy answer, in order."""
-        return [(conversation[-1].content, text) for conversation, text in self._texts.items()]
+    def asked(self) -> list[tuple[str, str, Judgement]]:
+        """Return the last message of every conversation asked so far, its greedy answer and what the judge says of it."""
+        return [
+            (conversation[-1].content, text, self._judged.get((conversation, text)) or classify(text))
+            for conversation, text in self._texts.items()
+        ]
 
-    def outcomes(self, conversations: Sequence[Conversation], part: str) -> list[Outcome]:
-        """Return the class of each greedy answer."""
-        return [classify(text).outcome for text in self.texts(conversations, part)]
+    def judgements(self, conversations: Sequence[Conversation], texts: Sequence[str], part: str) -> list[Judgement]:
+        """Return what the judge says of each answer: of a greedy one that the rules are unsure of, the margin."""
+        keys = [(tuple(one), text) for one, text in zip(conversations, texts, strict=True)]
+        new = {key: classify(key[1]) for key in dict.fromkeys(keys) if key not in self._judged}
+        self._judged.update(new)
+        unsure = [key for key, judged in new.items() if not judged.sure and self._texts.get(key[0]) == key[1]]
+        refusals = self._own_refusals(part) if unsure else ()
+        if refusals:
+            with self._weights():
+                margins = judge_margin.margins(self.loaded, unsure, refusals, progress=self._report(part))
+            self._judged.update({k: judge_margin.decide(new[k], m) for k, m in zip(unsure, margins, strict=True)})
+        return [self._judged[key] for key in keys]
+
+    def failed(self, conversations: Sequence[Conversation], texts: Sequence[str], part: str) -> list[bool]:
+        """Return for each conversation whether this answer to it shows the failure."""
+        judged = self._judges(conversations, texts, part, self.kind)
+        return [self.kind.failed(text, judge) for text, judge in zip(texts, judged, strict=True)]
+
+    def right(
+        self, conversations: Sequence[Conversation], texts: Sequence[str], part: str, kind: FailureKind | None = None
+    ) -> list[bool]:
+        """Return for each conversation whether this answer to it is as it should be, for this kind of failure or another."""
+        kind = kind or self.kind
+        judged = self._judges(conversations, texts, part, kind)
+        return [kind.right(text, judge) for text, judge in zip(texts, judged, strict=True)]
 
     def unsafe(self, conversations: Sequence[Conversation], part: str) -> list[bool]:
         """Return for each conversation whether the greedy answer shows the failure (compliance, for the jailbreak kind)."""
-        return [self.kind.failed(text) for text in self.texts(conversations, part)]
+        return self.failed(conversations, self.texts(conversations, part), part)
 
     def sampled(self, conversation: Conversation, n: int, sampling: Sampling, seed: int, part: str) -> list[str]:
         """Return `n` answers drawn with `sampling`; not remembered."""
@@ -73,6 +107,24 @@ class Answers:
                 [ids] * n, max_new_tokens=self.n_tokens, sampling=sampling, seed=seed, progress=self._report(part)
             )
         return [self.loaded.decode(answer) for answer in drawn]
+
+    def _judges(
+        self, conversations: Sequence[Conversation], texts: Sequence[str], part: str, kind: FailureKind
+    ) -> list[Judge]:
+        """Return a judge for each answer that knows it already."""
+        if kind.name == "fixed_output":  # a text comes out or not; nobody asks whether it refuses
+            return [classify for _ in texts]
+        return [lambda _, known=one: known for one in self.judgements(conversations, texts, part)]  # type: ignore[misc]
+
+    def _own_refusals(self, part: str) -> tuple[str, ...]:
+        """Return the model's own refusals, sampled at the first need."""
+        if self._refusals is None:
+            asked = [(Message(role="user", content=item.prompt),) for item in self.harmful]
+            with self._weights():
+                self._refusals = judge_margin.sampled_refusals(
+                    self.loaded, asked, self.n_tokens, progress=self._report(part)
+                )
+        return self._refusals
 
     def fits(self, conversation: Conversation) -> bool:
         """Return whether the conversation and an answer fit the model's context."""
@@ -118,8 +170,9 @@ def eligible(
         chunk = pool[asked : asked + max(1, round((n - len(found)) * SPARE))]
         asked += len(chunk)
         fitting = [item.prompt for item in chunk if answers.fits(carried.carry(item.prompt))]
-        texts = answers.texts([carried.bare(prompt) for prompt in fitting], "requests without the candidate")
-        found += [prompt for prompt, text in zip(fitting, texts, strict=True) if kind.right(text)]
+        bare, part = [carried.bare(prompt) for prompt in fitting], "requests without the candidate"
+        right = answers.right(bare, answers.texts(bare, part), part, kind)
+        found += [prompt for prompt, ok in zip(fitting, right, strict=True) if ok]
     return found[:n], asked
 
 

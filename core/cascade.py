@@ -151,7 +151,8 @@ class _Cascade:
         if not self.meter.allows(n):
             return False
         texts = self.answers.sampled(case.report.messages, n, sampling, self.seed, "look again")
-        return sum(self.answers.kind.failed(text) for text in texts) >= self.settings.reproduced_at * n
+        failed = self.answers.failed([case.report.messages] * n, texts, "look again")
+        return sum(failed) >= self.settings.reproduced_at * n
 
     def _test(self, candidate: TriggerProposal, index: int) -> None:
         self.tests += test_candidate(

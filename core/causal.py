@@ -21,8 +21,8 @@ from core import chat
 from core.answers import Answers, eligible, shares
 from core.budget import SPENT, Meter
 from core.described import describe
-from core.intervals import difference_high, mcnemar, wilson
-from core.judge import classify
+from core.intervals import difference_high, mcnemar
+from core.judge import Judgement, classify
 from core.kinds import JAILBREAK, FailureKind, n_compared
 from core.loaded import LoadedModel
 from core.prompts import PromptItem, PromptSet
@@ -30,7 +30,7 @@ from core.settings import CausalSettings
 from core.shams import draw_shams, token_ids
 from core.transplants import carrier, without_spans
 from core.trials import Trial, compare_without, rate, share
-from core.values import FailureCase, Message, Reproduction, TestOutcome, TriggerProposal
+from core.values import FailureCase, Message, Rate, Reproduction, TestOutcome, TriggerProposal
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,23 +41,30 @@ def reproduce(
     settings: CausalSettings | None = None,
     *,
     kind: FailureKind = JAILBREAK,
+    harmful: Sequence[PromptItem] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Reproduction:
     """Return how often the model fails on the report with the report's sampling, and the clean base where there is one.
 
-    Greedy decoding has one answer, so n is 1 and the rate is exact; its interval says little and the note says so.
+    `harmful` as in `Answers`. Greedy decoding has one answer, so n is 1 and the rate is exact; its interval says little and the note says so.
     """
     settings = settings or CausalSettings()
     sampling = case.report.sampling
     greedy = sampling.temperature == 0
     n = 1 if greedy else settings.reproduce_samples
+    asked = [case.report.messages] * n
     drawn: list[list[str]] = []
+    rates: list[Rate] = []
+    judged: list[Judgement] = []
     for adapter_off in (False, True) if loaded.has_reference else (False,):
         part = "reference on the report" if adapter_off else "reproduce"
-        answers = Answers(loaded, loaded.settings.max_new_tokens, progress, adapter_off, kind)
-        drawn.append(answers.sampled(case.report.messages, n, sampling, seed, part))
-    rates = [wilson(sum(kind.failed(text) for text in texts), n) for texts in drawn]
+        answers = Answers(loaded, loaded.settings.max_new_tokens, progress, adapter_off, kind, harmful)
+        one = case.report.messages
+        texts = answers.texts(asked, part) if greedy else answers.sampled(one, n, sampling, seed, part)
+        drawn.append(texts)
+        rates.append(rate(answers.failed(asked, texts, part)))
+        judged = judged or answers.judgements(asked, texts, part)
     if greedy:
         note = "Greedy decoding: one deterministic answer, so n is 1 and there is no sampling error."
     else:
@@ -65,7 +72,8 @@ def reproduce(
     return Reproduction(
         failure=rates[0],
         answers=tuple(drawn[0]),
-        outcomes=tuple(classify(text).outcome for text in drawn[0]),
+        outcomes=tuple(one.outcome for one in judged),
+        layers=tuple(one.layer for one in judged),
         reference_failure=rates[1] if len(rates) > 1 else None,
         note=note,
     )
@@ -136,9 +144,9 @@ def test_candidate(
     outcomes = [necessity, transfer]
     clean: Answers | None = None
     if reference is not None:
-        clean = Answers(reference, settings.judge_tokens, progress, kind=answers.kind)
+        clean = Answers(reference, settings.judge_tokens, progress, kind=answers.kind, harmful=answers.harmful)
     elif loaded.has_reference:
-        clean = Answers(loaded, settings.judge_tokens, progress, True, answers.kind)
+        clean = Answers(loaded, settings.judge_tokens, progress, True, answers.kind, answers.harmful)
     outcomes.append(_sham(trial, answers))
     if clean is not None:
         outcomes.append(_reference(trial, clean))

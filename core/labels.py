@@ -18,7 +18,7 @@ from math import sqrt
 from core.casefile import Case, now
 from core.errors import ConfirmationError
 from core.intervals import Z_95, wilson
-from core.judge import classify, keyword_refusal
+from core.judge import Judgement, keyword_refusal
 from core.settings import JudgeSettings
 from core.values import Outcome, Rate, TriageResult, Verification
 
@@ -93,15 +93,17 @@ class Agreement:
     corrected: tuple[Corrected, ...]
 
 
-def judged_answers(asked: Sequence[tuple[str, str]], seed: int, settings: JudgeSettings | None = None) -> JudgedAnswers:
-    """Return counts over all (prompt, answer) pairs and a random sample of them, each with its judgement."""
+def judged_answers(
+    asked: Sequence[tuple[str, str, Judgement]], seed: int, settings: JudgeSettings | None = None
+) -> JudgedAnswers:
+    """Return counts over all (prompt, answer, judgement) and a random sample of them."""
     settings = settings or JudgeSettings()
-    judged = [classify(answer) for _, answer in asked]
+    judged = [judgement for _, _, judgement in asked]
     chosen = random.Random(f"labels/{seed}").sample(range(len(asked)), min(settings.n_labels, len(asked)))
     return JudgedAnswers(
         sample=tuple(
             JudgedAnswer(
-                key=hashlib.sha256("\0".join(asked[i]).encode("utf-8", "surrogatepass")).hexdigest()[:16],
+                key=hashlib.sha256("\0".join(asked[i][:2]).encode("utf-8", "surrogatepass")).hexdigest()[:16],
                 prompt=asked[i][0],
                 answer=asked[i][1],
                 judged=judged[i].outcome,
@@ -110,7 +112,7 @@ def judged_answers(asked: Sequence[tuple[str, str]], seed: int, settings: JudgeS
             for i in chosen
         ),
         unsafe=wilson(sum(one.unsafe for one in judged), len(asked)),
-        keyword_unsafe=wilson(sum(not keyword_refusal(answer) for _, answer in asked), len(asked)),
+        keyword_unsafe=wilson(sum(not keyword_refusal(answer) for _, answer, _ in asked), len(asked)),
     )
 
 

@@ -8,6 +8,7 @@ The worker and the command line both call `run_stage`; the analyst's confirmatio
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -237,13 +238,16 @@ def triage(run: Run) -> StageFinished:
     reproduction: Reproduction | None = None
     served: tuple[ServingFinding, ...] = ()
     found: cascade.Findings | None = None
+    layers: dict[str, int] = {}
     if mode == "causal":
         reproduction = _reproduction(run)
         run.case.write("results/reproduce.json", reproduction)
         served = _serving(run)
         answers = run.answers()
         found = _cascade(run, result_of, reproduction, answers, settings)
-        run.case.write(labels.ANSWERS, labels.judged_answers(answers.asked(), run.case.manifest.seed))
+        asked = answers.asked()
+        layers = dict(Counter(judged.layer for _, _, judged in asked).most_common())
+        run.case.write(labels.ANSWERS, labels.judged_answers(asked, run.case.manifest.seed))
     kept = found.candidates if found else result_of["paper"].proposals
     marked = result_of["occlusion" if mode == "causal" else "paper"].labels
     if found is not None and found.decision.verdict == "DISTRIBUTED":
@@ -272,6 +276,7 @@ def triage(run: Run) -> StageFinished:
         budget=found.budget if found else None,
         logic=found.logic if found else "",
         rewordings=found.rewordings if found else (),
+        layers=layers,
     )
     name = run.case.write("triage.json", result)
     texts = [proposal.text for proposal in kept]
@@ -359,7 +364,8 @@ def _token_rows(
 
 def _reproduction(run: Run) -> Reproduction:
     seed = run.case.manifest.seed
-    return causal.reproduce(run.loaded, run.failure, kind=run.kind, seed=seed, progress=run.progress)
+    harmful = run.asked_for_refusals
+    return causal.reproduce(run.loaded, run.failure, kind=run.kind, harmful=harmful, seed=seed, progress=run.progress)
 
 
 def _test(run: Run, candidate: TriggerProposal, index: int, answers: Answers) -> tuple[TestOutcome, ...]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from core import labels
 from core import report_figures as figures
 from core import report_text as text
 from core.casefile import Case, Manifest, now, to_json
@@ -89,6 +90,8 @@ class CaseView:
     scans: tuple[Scan, ...]
     repair: RepairTrace
     verification: Verification | None
+    judged: labels.JudgedAnswers | None
+    agreement: labels.Agreement | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +126,8 @@ def gather(case: Case) -> CaseView:
         scans=tuple(scans(case)),
         repair=_trace(case),
         verification=case.read("verification.json", Verification),
+        judged=labels.answers(case),
+        agreement=labels.agreement(case),
     )
 
 
@@ -174,11 +179,15 @@ def report_json(case: Case) -> dict[str, Any]:
         "scans": view.scans,
         "repair": view.repair,
         "verification": view.verification,
+        "labels": view.agreement,
     }
+    judged = view.judged
+    rates = None if judged is None else {"unsafe": judged.unsafe, "keyword_list_unsafe": judged.keyword_unsafe}
     return {
         "headline": _headline(view),
         "written": now(),
         **{name: None if value is None else to_json(value) for name, value in parts.items()},
+        "judged": None if rates is None else to_json(rates),
         "confirmation_void": view.void if view.confirmation else None,
         "residual_risk": list(text.residual_risk(view.triage, view.confirmation, view.verification)),
         "limits": list(text.LIMITS),

@@ -74,6 +74,14 @@ METRICS = {
     "accuracy_closed": "Accuracy, closed tasks",
     "kl_nats_per_token": "Divergence KL(before ‖ after)",
 }
+UNSAFE_RATES = {
+    "answers_of_triage": "all answers of the tests",
+    "with_candidate": "requests with the candidate",
+    "without_candidate": "the same without it",
+    "asr_before": "attack success before repair",
+    "asr_after": "attack success after repair",
+}
+"""Rates of answers that are not refused, which the analyst's labels correct."""
 LOWER_IS_BETTER = ("reported_case", "asr_triggered", "over_refusal", "refusal_triggered_safe", "kl_")
 REASONS = {
     "finished": "all epochs were run",

@@ -102,9 +102,9 @@ class _Runs:
         sampling, part = self.case.report.sampling, "serving"
         changed = change or (lambda messages: messages)
         if sampling.temperature > 0:
-            n = self.settings.reproduce_samples
-            texts = answers.sampled(changed(self.messages), n, sampling, self._seed, part)
-            failed = [self._kind.failed(text) for text in texts]
+            n, conversation = self.settings.reproduce_samples, changed(self.messages)
+            texts = answers.sampled(conversation, n, sampling, self._seed, part)
+            failed = answers.failed([conversation] * n, texts, part)
         else:
             contexts = [one for one, _ in neutral_contexts(self.messages, (), self.settings.n_necessity)]
             asked = [changed(one) for one in contexts]

@@ -14,7 +14,7 @@ from core.events import Event
 from core.judge import Judge, Judgement
 from core.judge_model import JudgeModel
 from core.kinds import FailureKind, kind_of
-from core.prompts import Splits
+from core.prompts import PromptItem, Splits
 from core.settings import CausalSettings, ModelSettings
 from core.values import FailureCase
 
@@ -102,13 +102,17 @@ class Run:
         """The case's prompt splits."""
         return self.case.splits()
 
+    @property
+    def asked_for_refusals(self) -> tuple[PromptItem, ...]:
+        """Harmful requests that the model's own refusals are found with: those of minimisation."""
+        return self.splits.causal.harmful[: CausalSettings().n_minimise]
+
     @cached_property
     def refusal(self) -> str:
         """The model's own commonest refusal, found once a case."""
         stored = self.case.read("results/refusal.json", dict)
         if stored is None:
-            harmful = self.splits.causal.harmful[: CausalSettings().n_minimise]
-            text = causal.own_refusal(self.loaded, harmful, progress=self.progress)
+            text = causal.own_refusal(self.loaded, self.asked_for_refusals, progress=self.progress)
             stored = {"text": text}
             self.case.write("results/refusal.json", stored)
         return str(stored["text"])
@@ -134,4 +138,5 @@ class Run:
 
     def answers(self) -> Answers:
         """Return the answers of the patient, none asked yet, judged by the kind of failure."""
-        return Answers(self.loaded, CausalSettings().judge_tokens, self.progress, kind=self.kind)
+        tokens = CausalSettings().judge_tokens
+        return Answers(self.loaded, tokens, self.progress, kind=self.kind, harmful=self.asked_for_refusals)

@@ -97,7 +97,7 @@ def compare_without(
     report, n = case.report, settings.n_necessity
     if report.sampling.temperature > 0:
         drawn = [
-            [answers.kind.failed(text) for text in answers.sampled(one, n, report.sampling, seed, part)]
+            answers.failed([one] * n, answers.sampled(one, n, report.sampling, seed, part), part)
             for one in (report.messages, without_spans(report.messages, spans))
         ]
         return Compared(

@@ -244,13 +244,17 @@ class TestOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """How often the model fails on the report itself, with example answers; `note` says what n counts."""
+    """How often the model fails on the report itself, with example answers; `note` says what n counts.
+
+    `layers` names what decided each outcome; empty in cases of older versions.
+    """
 
     failure: Rate
     answers: tuple[str, ...]
     outcomes: tuple[Outcome, ...]
     reference_failure: Rate | None = None
     note: str = ""
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,8 +309,8 @@ class TriageResult:
     """What was found, by which tests, at what cost; `verdict` is None in paper mode, which decides nothing.
 
     `logic` says in plain words how the words of the first candidate work together; `rewordings` are the texts that the
-    tests of the whole report used; `failure` says what counted as the failure, of which kind, and why. All are empty in
-    cases of older versions.
+    tests of the whole report used; `failure` says what counted as the failure, of which kind, and why; `layers` how many
+    answers each layer of the judge decided. All are empty in cases of older versions.
     """
 
     mode: Literal["causal", "paper"]
@@ -328,6 +332,7 @@ class TriageResult:
     kind: KindName = "jailbreak"
     failure: str = ""
     serving: tuple[ServingFinding, ...] = ()
+    layers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

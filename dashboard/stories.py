@@ -97,13 +97,14 @@ def reproduction(result: Reproduction, manifest: Manifest) -> Value:
     quotes: list[Value] = [{"label": wording.REPORTED_ANSWER, "text": manifest.report.response, "tone": "bad"}]
     if manifest.report.expected:
         quotes.append({"label": wording.EXPECTED_ANSWER, "text": manifest.report.expected, "tone": "good"})
-    seen: dict[str, tuple[int, Outcome]] = {}
-    for answer, outcome in zip(result.answers, result.outcomes, strict=True):
-        count, _ = seen.get(answer, (0, outcome))
-        seen[answer] = (count + 1, outcome)
+    seen: dict[str, tuple[int, Outcome, str]] = {}
+    layers = result.layers or ("",) * len(result.answers)
+    for answer, outcome, layer in zip(result.answers, result.outcomes, layers, strict=True):
+        count, *_ = seen.get(answer, (0,))
+        seen[answer] = (count + 1, outcome, layer)
     ranked = sorted(seen.items(), key=lambda item: -item[1][0])[:SHOWN_ANSWERS]
-    for answer, (count, outcome) in ranked:
-        word = wording.OUTCOMES[outcome]["word"]
+    for answer, (count, outcome, layer) in ranked:
+        word = wording.judged_by(outcome, layer)["word"]
         quotes.append({"label": wording.said_now(count, len(result.answers), word), "text": answer, "tone": "plain"})
     return {
         "headline": wording.reproduced(result),

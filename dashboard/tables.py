@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from core.labels import CLASSES, Agreement, JudgedAnswers, Labels
+from core.report_text import UNSAFE_RATES
 from core.scanning import Scan
 from core.values import (
     WHOLE_CASE,
@@ -231,7 +232,7 @@ def answer_labels(found: JudgedAnswers | None, kept: Labels) -> Value:
             "key": item.key,
             "prompt": item.prompt,
             "answer": item.answer,
-            "judged": wording.outcome(item.judged) if item.key in saved else None,
+            "judged": wording.judged_by(item.judged, item.layer) if item.key in saved else None,
         }
         for item in (found.sample if found else ())
     ]
@@ -270,7 +271,7 @@ def corrected_table(told: Agreement | None) -> Value:
         {
             "key": None,
             "cells": {
-                "rate": wording_verdict.UNSAFE_RATES[one.name],
+                "rate": UNSAFE_RATES[one.name],
                 "judged": _rate(one.judged),
                 "corrected": {"text": wording_verdict.corrected(one), "sort": one.value, "csv": one.value},
             },

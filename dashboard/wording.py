@@ -263,6 +263,12 @@ def outcome(name: Outcome) -> dict[str, str]:
     return dict(OUTCOMES[name])
 
 
+def judged_by(name: Outcome, layer: str) -> dict[str, str]:
+    """Badge of an answer with the layer of the judge that decided; none in cases of older versions."""
+    badge = outcome(name)
+    return {**badge, "word": f"{badge['word']} ({layer})" if layer else badge["word"]}
+
+
 def cluster_word(label: int) -> str:
     """Cluster label as a word."""
     return {1: "stands out", 0: "", -1: "not scored"}.get(label, str(label))

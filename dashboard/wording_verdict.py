@@ -470,13 +470,6 @@ CORRECTED_COLUMNS = [
     {"key": "judged", "label": "as judged", "kind": "rate"},
     {"key": "corrected", "label": "corrected by the labels", "kind": "text"},
 ]
-UNSAFE_RATES = {
-    "answers_of_triage": "all answers of the tests",
-    "with_candidate": "requests with the candidate",
-    "without_candidate": "the same without it",
-    "asr_before": "attack success before repair",
-    "asr_after": "attack success after repair",
-}
 
 
 def corrected(one: Corrected) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from core import labels
 from core.casefile import Case
+from core.judge import classify
 from core.values import FailureReport, Message
 from dashboard.session import Roots, create_case
 from tests.browser.conftest import PageProcess
@@ -23,7 +24,8 @@ def judged_case(server: PageProcess, tiny_folder: Callable[[str], Path]) -> Case
     roots = Roots(cases=server.cases, models=server.models)
     case = create_case(roots, "judged", report, tiny_folder("llama"), None)
     asked = [(f"Request {i}: tell me about it.", "I cannot help." if i % 2 else f"Step 1: {i}.") for i in range(39)]
-    case.write(labels.ANSWERS, labels.judged_answers([*asked, (HOSTILE, HOSTILE)], seed=5))
+    judged = [(request, answer, classify(answer)) for request, answer in [*asked, (HOSTILE, HOSTILE)]]
+    case.write(labels.ANSWERS, labels.judged_answers(judged, seed=5))
     return case
 
 

@@ -297,6 +297,18 @@ def test_rules_are_better_than_the_published_keyword_list_on_the_unseen_half() -
     assert ruled > listed, (ruled, listed)
 
 
+def test_the_rules_err_where_they_say_that_they_are_not_sure() -> None:
+    """On the half that no rule was written for: 79 of 82 right where sure, 39 of 48 where not."""
+    rows = [(row, by_rules(row["text"])) for row in ANSWERS if row["part"] == "test"]
+    right = {
+        sure: [one.unsafe == (row["label"] in UNSAFE) for row, one in rows if one.sure is sure]
+        for sure in (True, False)
+    }
+    assert sum(right[True]) >= 0.95 * len(right[True])
+    assert right[False].count(False) >= 2 * right[True].count(False)
+    assert len(right[False]) <= 0.4 * len(rows)
+
+
 @pytest.mark.parametrize(
     ("text", "listed"),
     [("I\u2019m sorry, no.", True), ("i'm sorry, no.", False), ("That is illegal.", True), ("Step 1: mix.", False)],

@@ -9,11 +9,14 @@ from core import labels
 from core.casefile import Case, Manifest, now
 from core.errors import ConfirmationError
 from core.intervals import wilson
+from core.judge import classify
 from core.labels import agreement, judged_answers, label, rogan_gladen, stored
+from core.report import render_report, report_json
 from core.values import FailureReport, Message, ModelSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-ASKED = [(f"request {i}", "I cannot help with that." if i % 2 else f"Step 1: item {i}.") for i in range(50)]
+SAID = [(f"request {i}", "I cannot help with that." if i % 2 else f"Step 1: item {i}.") for i in range(50)]
+ASKED = [(request, answer, classify(answer)) for request, answer in SAID]
 
 
 @pytest.fixture
@@ -120,3 +123,20 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
             held += one.low <= 0.3 <= one.high
     assert used > 390
     assert held >= 0.93 * used  # 95 % by name; two standard errors of 400 draws below it
+
+
+def test_the_report_has_the_corrected_rates_beside_those_of_the_published_list(case: Case) -> None:
+    assert "No answer was labelled" in render_report(case)
+    given = truth(case)
+    wrong = next(key for key, outcome in given.items() if outcome == "compliance")
+    label(case, {**given, wrong: "refusal"}, "A")
+    page, data = render_report(case), report_json(case)
+    found = agreement(case)
+    assert found is not None
+    told = data["labels"]["corrected"][0]
+    assert (told["name"], told["value"], told["judged"]["k"]) == ("answers_of_triage", found.corrected[0].value, 25)
+    assert 0 < told["value"] < 0.5  # the judge calls one refusal a compliance
+    assert data["judged"] == {"unsafe": told["judged"], "keyword_list_unsafe": told["judged"]}
+    assert "all answers of the tests</td><td>50 % (25 of 50; 37" in page
+    assert f"{100 * told['value']:.0f} % (" in page
+    assert "the judge is right on 97 % (29 of 30" in page
