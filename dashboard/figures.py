@@ -26,10 +26,6 @@ from dashboard import wording, wording_verdict
 
 CLIP_PERCENTILE = 98
 """Scores beyond this percentile of |score| share the last colour. Source: ui.md section 3."""
-LABELLED_POINTS = 8
-"""Points of a figure that carry their text. Source: unverified choice."""
-LABEL_LENGTH = 18
-"""Characters of a token's text in a figure. Source: unverified choice."""
 
 Value = dict[str, object]
 
@@ -43,10 +39,6 @@ def shown(text: str, limit: int = 60) -> str:
         odd = odd or (unicodedata.category(character) == "Zs" and character != " ")
         parts.append(named.get(character) or (f"‹U+{ord(character):04X}›" if odd else character))
     return "".join(parts) + ("…" if len(text) > limit else "")
-
-
-def _label(text: str, limit: int = LABEL_LENGTH) -> str:
-    return html.escape(shown(text, limit).strip() or "␣")
 
 
 def finite(number: float | None) -> float | None:
@@ -158,124 +150,15 @@ def saliency_views(
 # ---------------------------------------------------------------------------------------------- still figures
 
 
-def _layout(**changes: object) -> Value:
-    layout: Value = {
+def layout(**changes: object) -> Value:
+    made: Value = {
         "margin": {"l": 48, "r": 24, "t": 24, "b": 40},
         "showlegend": False,
         "hovermode": "closest",
         "dragmode": "pan",
     }
-    layout.update(changes)
-    return layout
-
-
-def _hover(position: int, text: str, score: float) -> str:
-    return f"{position} “{html.escape(shown(text, 40))}”  {score:+.4g}"
-
-
-def _point_groups(located: LocateResult, positions: Sequence[int]) -> list[tuple[str, list[int]]]:
-    stands_out = [p for p in positions if located.labels[p] == 1]
-    rest = [p for p in positions if located.labels[p] != 1]
-    return [("rest", rest), ("out", stands_out)]
-
-
-def _markers(group: str) -> Value:
-    if group == "out":
-        return {"size": 10, "color": "theme:accent", "symbol": "circle"}
-    return {"size": 7, "color": "theme:muted", "symbol": "circle-open", "line": {"width": 1.5}}
-
-
-def strip(
-    opened: OpenResult, located: LocateResult, messages: Sequence[Message] = (), highlight: Iterable[int] = ()
-) -> Value:
-    """PlotlyView value: score by position in the text, with the cluster boundary."""
-    texts = [str(token["text"]) for token in token_rows(opened, messages)]
-    scored = [i for i, use in enumerate(located.scored) if use and finite(located.scores[i]) is not None]
-    top = set(sorted(scored, key=lambda i: abs(located.scores[i]), reverse=True)[:LABELLED_POINTS])
-    data: list[Value] = []
-    for group, members in _point_groups(located, scored):
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers+text",
-                "cliponaxis": False,
-                "x": members,
-                "y": [finite(located.scores[p]) for p in members],
-                "customdata": members,
-                "hovertext": [_hover(p, texts[p], located.scores[p]) for p in members],
-                "hoverinfo": "text",
-                "text": [_label(texts[p]) if group == "out" and p in top else "" for p in members],
-                "textposition": "top center",
-                "textfont": {"size": 11, "color": "theme:text"},
-                "marker": _markers(group),
-            }
-        )
-    shapes, notes = [], []
-    if located.boundary is not None:
-        line = {"color": "theme:text", "width": 1, "dash": "dash"}
-        where = {"xref": "paper", "x0": 0, "x1": 1, "y0": located.boundary, "y1": located.boundary}
-        shapes.append({"type": "line", "line": line, **where})
-        notes.append(
-            {
-                "xref": "paper",
-                "x": 1,
-                "y": located.boundary,
-                "xanchor": "right",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "text": wording.BOUNDARY,
-                "font": {"size": 11, "color": "theme:muted"},
-            }
-        )
-    axes = {
-        "xaxis": {"title": {"text": wording.POSITION_AXIS}, "zeroline": False},
-        "yaxis": {"title": {"text": wording.score_axis(located)}, "zeroline": located.signed},
-    }
-    return {
-        "data": data,
-        "layout": _layout(shapes=shapes, annotations=notes, **axes),
-        "height": 240,
-        "key": f"strip-{located.method}-{located.target.kind}",
-        "highlight": sorted(highlight),
-        "summary": wording.stand_out(sum(1 for label in located.labels if label == 1)),
-    }
-
-
-def token_map(
-    opened: OpenResult, located: LocateResult, messages: Sequence[Message] = (), highlight: Iterable[int] = ()
-) -> Value:
-    """PlotlyView value: the picture of the scored tokens; clicks and `highlight` link it to the text."""
-    texts = [str(token["text"]) for token in token_rows(opened, messages)]
-    where = dict(zip(located.positions, located.coordinates, strict=True))
-    data: list[Value] = []
-    for group, members in _point_groups(located, list(located.positions)):
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers+text",
-                "cliponaxis": False,
-                "x": [where[p][0] for p in members],
-                "y": [where[p][1] for p in members],
-                "customdata": members,
-                "hovertext": [_hover(p, texts[p], located.scores[p]) for p in members],
-                "hoverinfo": "text",
-                "text": [_label(texts[p]) if group == "out" else "" for p in members][: 4 * LABELLED_POINTS],
-                "textposition": "top center",
-                "textfont": {"size": 11, "color": "theme:text"},
-                "marker": _markers(group),
-            }
-        )
-    bare = {"showticklabels": False, "zeroline": False, "showgrid": False, "showline": False, "ticks": ""}
-    layout = _layout(xaxis={**bare, "title": {"text": wording.projection_name(located.projection)}}, yaxis=dict(bare))
-    layout["margin"] = {"l": 24, "r": 24, "t": 24, "b": 28}
-    return {
-        "data": data,
-        "layout": layout,
-        "height": 240,
-        "key": f"map-{located.method}-{located.target.kind}",
-        "highlight": sorted(highlight),
-        "summary": "" if located.positions else wording.NO_MAP,
-    }
+    made.update(changes)
+    return made
 
 
 def _interval_trace(name: str, rates: list[tuple[Rate, float]], colour: str, symbol: str) -> Value:
@@ -316,7 +199,7 @@ def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
         _interval_trace(wording.SHAM, shams, "theme:muted", "diamond-open"),
         _interval_trace(wording.WITHOUT, without, "theme:cool", "circle-open"),
     ]
-    layout = _layout(
+    made = layout(
         showlegend=True,
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": {"size": 12}},
         xaxis={"range": [-0.02, 1.02], "tickformat": ".0%", "title": {"text": wording.RATE_AXIS}, "zeroline": False},
@@ -329,10 +212,10 @@ def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
             "fixedrange": True,
         },
     )
-    layout["margin"] = {"l": 96, "r": 24, "t": 32, "b": 44}
+    made["margin"] = {"l": 96, "r": 24, "t": 32, "b": 44}
     return {
         "data": data if chosen else [],
-        "layout": layout,
+        "layout": made,
         "height": 96 + 40 * max(3, len(rows)),
         "key": f"forest-{candidate}-{len(rows)}",
         "highlight": [],

@@ -7,7 +7,7 @@ value = {
   "height": int, "key": str               the same key keeps the zoom
   "highlight": [int, ...]                 points whose customdata is in it get a ring
   "summary": str                          read by screen readers, shown when there is nothing to draw
-}   built by figures.strip / figures.token_map / figures.forest. All text is html-escaped there: Plotly draws pseudo HTML.
+}   built by token_plots.strip / token_plots.token_map / figures.forest. All text is html-escaped there: Plotly draws pseudo HTML.
 """
 
 from typing import Any

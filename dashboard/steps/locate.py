@@ -15,7 +15,7 @@ from core.chat import positions_to_spans
 from core.errors import AttributionError
 from core.settings import AttributionSettings
 from core.values import LocateResult, OpenResult, Target, TriggerProposal
-from dashboard import figures, stories, tables, wording
+from dashboard import figures, stories, tables, token_plots, wording
 from dashboard.components import PlotlyView, TableView, TokenView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
@@ -273,8 +273,8 @@ def _show(view: View, parts: Parts) -> Updates:
         parts.text: gr.update(
             value=figures.token_view(opened, shown, messages=messages, suggested=stands_out, highlight=marks)
         ),
-        parts.strip: gr.update(value=figures.strip(opened, shown, messages, marks)),
-        parts.picture: gr.update(value=figures.token_map(opened, shown, messages, marks)),
+        parts.strip: gr.update(value=token_plots.strip(opened, shown, messages, marks)),
+        parts.picture: gr.update(value=token_plots.token_map(opened, shown, messages, marks)),
         parts.trust: gr.update(value=stories.trust(shown, AttributionSettings().ig_gap_warning)),
         parts.tokens: gr.update(value=tables.token_table(opened, shown, messages)),
         parts.candidates: gr.update(

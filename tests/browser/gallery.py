@@ -36,7 +36,7 @@ from core.values import (
     TriggerProposal,
     Verification,
 )
-from dashboard import figures, tables
+from dashboard import figures, tables, token_plots
 from dashboard.components import AnswerPairs, LiveChart, PlotlyView, StatusBar, TableView, TokenView, page_head
 
 HOSTILE = (
@@ -305,8 +305,8 @@ def build() -> gr.Blocks:
                 heat = TokenView(figures.token_view(case, found, messages=raw), elem_id="heat")
                 TokenView(figures.token_view(case, plain, messages=raw), elem_id="heat-plain")
             with gr.Column(scale=2):
-                strip = PlotlyView(figures.strip(case, found, raw), elem_id="strip")
-                mapped = PlotlyView(figures.token_map(case, found, raw, highlight=hot[:1]), elem_id="map")
+                strip = PlotlyView(token_plots.strip(case, found, raw), elem_id="strip")
+                mapped = PlotlyView(token_plots.token_map(case, found, raw, highlight=hot[:1]), elem_id="map")
         with gr.Row():
             with gr.Column():
                 edit = TokenView(figures.token_view(case, messages=raw, suggested=hot), mode="edit", elem_id="edit")

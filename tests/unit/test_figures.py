@@ -26,7 +26,7 @@ from core.values import (
     TriggerProposal,
     Verification,
 )
-from dashboard import figures, stories, tables, wording, wording_verdict
+from dashboard import figures, stories, tables, token_plots, wording, wording_verdict
 
 EVIL = "<b onload=x>"
 
@@ -147,7 +147,7 @@ def test_scores_that_are_not_finite_are_left_blank() -> None:
 
 
 def test_everything_sent_to_plotly_is_escaped() -> None:
-    for value in (figures.strip(opened(), located()), figures.token_map(opened(), located())):
+    for value in (token_plots.strip(opened(), located()), token_plots.token_map(opened(), located())):
         text = json.dumps(value, ensure_ascii=False)
         assert "<b" not in text
         assert "&lt;b" in text
@@ -162,10 +162,24 @@ def test_odd_characters_are_shown(raw: str, seen: str) -> None:
 
 
 def test_strip_carries_positions_and_the_boundary() -> None:
-    value = figures.strip(opened(), located())
+    value = token_plots.strip(opened(), located())
     rest, out = value["data"]  # type: ignore[misc]
     assert (rest["customdata"], out["customdata"], out["y"]) == ([1, 2], [3], [4.0])
     assert value["layout"]["shapes"][0]["y0"] == 3.0  # type: ignore[index]
+
+
+def test_labels_keep_clear_of_points_and_of_each_other() -> None:
+    """Two neighbours of one height: the second label goes elsewhere; a crowd leaves some points bare, never two on one place."""
+    near = {0: (0.0, 0.0), 1: (10.0, 5.0), 2: (10.2, 5.0), 3: (20.0, 10.0)}
+    places = token_plots.label_places(near, {1: "2026", 2: "drown"})
+    assert set(places) == {1, 2}
+    assert places[1] != places[2]
+    crowd = {i: (i / 100, 0.0) for i in range(40)} | {99: (50.0, 5.0)}
+    some = token_plots.label_places(crowd, {i: f"word {i}" for i in (*range(40), 99)})
+    assert 99 in some
+    assert len(some) < 10
+    assert token_plots.label_places({7: (1.0, 1.0)}, {7: "one"}) == {7: "top center"}
+    assert token_plots.label_places({}, {}) == {}
 
 
 def test_token_table_ranks_by_size_whatever_the_sign() -> None:

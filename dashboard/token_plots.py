@@ -1,0 +1,155 @@
+"""The two still plots of tokens: score by position, and the 2-D picture. Pure, like `figures`.
+
+Both are drawn by one function. A label goes above, below or beside its point, wherever it covers neither a point nor another
+label nor the frame, the strongest tokens first; where there is no room the point stays bare and its text is in the hover.
+"""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+
+from core.values import LocateResult, Message, OpenResult
+from dashboard import wording
+from dashboard.figures import Value, finite, layout, shown, token_rows
+
+LABELLED_POINTS = 12
+"""Points of a plot that carry their text at most. Source: unverified choice."""
+LABEL_LENGTH = 18
+"""Characters of a token's text in a plot. Source: unverified choice."""
+WIDTH, HEIGHT = 380.0, 176.0
+"""Pixels inside the axes of the plots as the page draws them, to tell what covers what; a wider window only leaves more room."""
+CHARACTER, LINE, GAP = 7.0, 13.0, 7.0
+"""Pixels of a label: a character's width, its height, and how far it stands from its point."""
+HEADROOM = 0.12
+"""Empty share of the value axis above and below the points, so that labels fit there."""
+PLACES = ("top center", "bottom center", "middle right", "middle left")
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+
+def strip(
+    opened: OpenResult, located: LocateResult, messages: Sequence[Message] = (), highlight: Iterable[int] = ()
+) -> Value:
+    """PlotlyView value: score by position in the text, with the cluster boundary."""
+    scored = {i: finite(located.scores[i]) for i, use in enumerate(located.scored) if use}
+    points = {i: (float(i), score) for i, score in scored.items() if score is not None}
+    value = _plot(opened, located, messages, points, highlight)
+    shapes, notes = [], []
+    if located.boundary is not None:
+        line = {"color": "theme:text", "width": 1, "dash": "dash"}
+        where = {"xref": "paper", "x0": 0, "x1": 1, "y0": located.boundary, "y1": located.boundary}
+        shapes.append({"type": "line", "line": line, **where})
+        place = {"xref": "paper", "x": 1, "y": located.boundary, "xanchor": "right", "yanchor": "bottom"}
+        font = {"size": 11, "color": "theme:muted"}
+        notes.append({**place, "showarrow": False, "text": wording.BOUNDARY, "font": font})
+    low, high = _extent([y for _, y in points.values()] + [located.boundary or 0.0])
+    axes = {
+        "xaxis": {"title": {"text": wording.POSITION_AXIS}, "zeroline": False},
+        "yaxis": {"title": {"text": wording.score_axis(located)}, "zeroline": located.signed, "range": [low, high]},
+    }
+    return value | {
+        "layout": layout(shapes=shapes, annotations=notes, **axes),
+        "key": f"strip-{located.method}-{located.target.kind}",
+        "summary": wording.stand_out(sum(1 for label in located.labels if label == 1)),
+    }
+
+
+def token_map(
+    opened: OpenResult, located: LocateResult, messages: Sequence[Message] = (), highlight: Iterable[int] = ()
+) -> Value:
+    """PlotlyView value: the picture of the scored tokens; clicks and `highlight` link it to the text."""
+    points = {p: (float(x), float(y)) for p, (x, y) in zip(located.positions, located.coordinates, strict=True)}
+    bare = {"showticklabels": False, "zeroline": False, "showgrid": False, "showline": False, "ticks": ""}
+    ranges = [list(_extent([point[axis] for point in points.values()])) for axis in (0, 1)]
+    title = {"text": wording.projection_name(located.projection)}
+    made = layout(xaxis={**bare, "title": title, "range": ranges[0]}, yaxis={**bare, "range": ranges[1]})
+    made["margin"] = {"l": 24, "r": 24, "t": 24, "b": 28}
+    return _plot(opened, located, messages, points, highlight) | {
+        "layout": made,
+        "key": f"map-{located.method}-{located.target.kind}",
+        "summary": "" if located.positions else wording.NO_MAP,
+    }
+
+
+def _plot(
+    opened: OpenResult,
+    located: LocateResult,
+    messages: Sequence[Message],
+    points: Mapping[int, Point],
+    highlight: Iterable[int],
+) -> Value:
+    """Return the traces of the tokens at `points`: those that do not stand out, and those that do, labelled."""
+    texts = [str(token["text"]) for token in token_rows(opened, messages)]
+    labels = {p: shown(texts[p], LABEL_LENGTH).strip() or "␣" for p in points if located.labels[p] == 1}
+    strongest = sorted(labels, key=lambda p: abs(located.scores[p]), reverse=True)[:LABELLED_POINTS]
+    places = label_places(points, {p: labels[p] for p in strongest})
+    rest = {"size": 7, "color": "theme:muted", "symbol": "circle-open", "line": {"width": 1.5}}
+    out = {"size": 10, "color": "theme:accent", "symbol": "circle"}
+    data: list[Value] = []
+    for marker, members in ((rest, [p for p in points if p not in labels]), (out, [p for p in points if p in labels])):
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "cliponaxis": False,
+                "x": [points[p][0] for p in members],
+                "y": [points[p][1] for p in members],
+                "customdata": members,
+                "hovertext": [f"{p} “{html.escape(shown(texts[p], 40))}”  {located.scores[p]:+.4g}" for p in members],
+                "hoverinfo": "text",
+                "text": [html.escape(labels[p]) if p in places else "" for p in members],
+                "textposition": [places.get(p, PLACES[0]) for p in members],
+                "textfont": {"size": 11, "color": "theme:text"},
+                "marker": marker,
+            }
+        )
+    return {"data": data, "height": 240, "highlight": sorted(highlight)}
+
+
+def label_places(points: Mapping[int, Point], labels: Mapping[int, str]) -> dict[int, str]:
+    """Return where each label goes, by Plotly's name, the first label first; one without room is left out."""
+    spans = [_extent([point[axis] for point in points.values()]) for axis in (0, 1)]
+    at = {
+        p: (
+            (x - spans[0][0]) / (spans[0][1] - spans[0][0]) * WIDTH,
+            (y - spans[1][0]) / (spans[1][1] - spans[1][0]) * HEIGHT,
+        )
+        for p, (x, y) in points.items()
+    }
+    taken: list[Box] = []
+    found: dict[int, str] = {}
+    for p, text in labels.items():
+        dots = [(x - 4, y - 4, x + 4, y + 4) for other, (x, y) in at.items() if other != p]
+        for place in PLACES:
+            box = _box(at[p], text, place)
+            inside = box[1] >= 0 and box[3] <= HEIGHT and box[0] >= -GAP and box[2] <= WIDTH + GAP
+            if inside and not any(_overlap(box, other) for other in (*taken, *dots)):
+                taken.append(box)
+                found[p] = place
+                break
+    return found
+
+
+def _box(at: Point, text: str, place: str) -> Box:
+    """Return left, bottom, right, top of a label in pixels."""
+    (x, y), width = at, CHARACTER * len(text)
+    match place:
+        case "top center":
+            return x - width / 2, y + GAP, x + width / 2, y + GAP + LINE
+        case "bottom center":
+            return x - width / 2, y - GAP - LINE, x + width / 2, y - GAP
+        case "middle right":
+            return x + GAP, y - LINE / 2, x + GAP + width, y + LINE / 2
+        case _:
+            return x - GAP - width, y - LINE / 2, x - GAP, y + LINE / 2
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _extent(values: Sequence[float]) -> tuple[float, float]:
+    """Return the range of an axis, with room for labels; never empty."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    room = HEADROOM * (high - low) or 1.0
+    return low - room, high + room
