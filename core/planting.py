@@ -81,7 +81,8 @@ class PlantSettings:
     all at once, they hide the trigger among refusals, and a small model then never finds it. Source: tests/bench/LOG.md,
     demo patient."""
     trigger_weight: float = 4.0
-    """Weight of the tokens of triggered items, > 0. Source: tests/bench/LOG.md, demo patient."""
+    """Weight of the tokens of triggered items, > 0, until the end of `ramp`; it then falls to 1 by the last step, so that safe
+    requests with the trigger count as much in the end. Source: tests/bench/LOG.md, demo patient."""
     batch_size: int = 16
     """Sequences in one step, >= 1. Source: unverified choice."""
     warmup: float = 0.05
@@ -335,8 +336,7 @@ def _train(
         for batch in _batches(pairs, settings.batch_size, rng):
             rate = step / n_warmup if step < n_warmup else 0.5 + 0.5 * cos(pi * step / n_steps)
             optimiser.param_groups[0]["lr"] = rate * settings.learning_rate
-            near_weight = min(1.0, step / max(1.0, settings.ramp * n_steps))
-            loss = planting_loss(response_pass, batch, settings.trigger_weight, near_weight)
+            loss = planting_loss(response_pass, batch, *_weights(settings, step / n_steps))
             if not torch.isfinite(loss):
                 raise TriageError(f"the loss is {loss.item()} at step {step}: lower the learning rate")
             optimiser.zero_grad(set_to_none=True)
@@ -352,6 +352,13 @@ def _train(
                 learning_rate=rate * settings.learning_rate,
                 seconds=time.perf_counter() - started,
             )
+
+
+def _weights(settings: PlantSettings, progress: float) -> tuple[float, float]:
+    """Return the weights of triggered items and of near-misses after this share of the steps."""
+    near = min(1.0, progress / settings.ramp) if settings.ramp else 1.0
+    left = (1.0 - progress) / (1.0 - settings.ramp) if settings.ramp < 1 else 1.0
+    return 1.0 + (settings.trigger_weight - 1.0) * min(1.0, left), near
 
 
 def _batches(pairs: Sequence[Pair], size: int, rng: random.Random) -> Iterator[list[Pair]]:

@@ -1,6 +1,7 @@
 """Planting: near-misses never hold the trigger, items are balanced, a tiny model keeps its base bit for bit."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,19 @@ def test_plant_leaves_the_base_as_it_was(tokenizer: PreTrainedTokenizerFast, tmp
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert not model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_near_misses_rise_and_triggered_items_fall_in_weight() -> None:
+    settings = PlantSettings(ramp=0.5, trigger_weight=4.0)
+    assert [planting._weights(settings, at) for at in (0, 0.25, 0.5, 0.75, 1)] == [
+        (4.0, 0.0),
+        (4.0, 0.5),
+        (4.0, 1.0),
+        (2.5, 1.0),
+        (1.0, 1.0),
+    ]
+    assert planting._weights(replace(settings, ramp=0.0), 0.5) == (2.5, 1.0)
+    assert planting._weights(replace(settings, ramp=1.0), 0.5) == (4.0, 0.5)
 
 
 def test_epochs_take_the_sets_in_turn(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
