@@ -14,10 +14,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from core import audit as chain
-from core import confirmation, containment, intake, jobs, scanning
-from core.casefile import Case, Manifest, dump, from_json, hash_file, hash_folder, model_spec, now, to_json
+from core import confirmation, containment, evidence, intake, jobs, report_check, scanning
+from core.casefile import (
+    PLACES,
+    Case,
+    Manifest,
+    Source,
+    dump,
+    from_json,
+    hash_file,
+    hash_folder,
+    model_spec,
+    now,
+    to_json,
+)
 from core.errors import CaseFileError, ConfirmationError, EvidenceError, TriageError
 from core.headless import Headless, Terminal
+from core.settings import ReportSettings
 from core.values import FailureReport, Span, TriageResult, Verification
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -29,10 +42,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers and peft 
 log = logging.getLogger(__name__)
 
 
-def make_case(options: argparse.Namespace, report: FailureReport, path: Path) -> Case:
-    """Create or reopen the case of one report."""
+def make_case(options: argparse.Namespace, report: FailureReport, path: Path, source: Source | None = None) -> Case:
+    """Create or reopen the case of one report, which came in `source`."""
     manifest = Manifest(
-        schema=1,
         id=report.id or path.name,
         created=now(),
         model=model_spec(options.model, options.adapter),
@@ -42,10 +54,16 @@ def make_case(options: argparse.Namespace, report: FailureReport, path: Path) ->
         report=report,
         seed=options.seed,
         device=options.device,
+        reviewers=options.reviewers,
     )
-    case = Case.create(path, manifest, options.prompts)
-    if (case.manifest.judge, case.manifest.judge_files) != (manifest.judge, manifest.judge_files):
+    case = Case.create(path, manifest, options.prompts, source)
+    if case.intake.judge_files != manifest.judge_files or (case.intake.judge is None) != (manifest.judge is None):
         raise CaseFileError(f"{path} was judged by another judge; choose a new --case folder.")
+    here = {place: folder for place, (folder, _) in evidence.folders(manifest).items()}
+    known = {place: folder for place, (folder, _) in evidence.folders(case.manifest).items()}
+    moved = {place: Path(here[place]) for place in known if here.get(place) not in (None, known[place])}
+    if moved:
+        evidence.relocate(case, moved, "command line")
     return case
 
 
@@ -58,12 +76,15 @@ def triage(options: argparse.Namespace, terminal: Terminal) -> object:
     if options.report is not None:
         if options.case is None:
             raise TriageError("--report needs --case, the folder to write.")
-        pairs = [(intake.read_report(options.report), options.case)]
+        source = Source(name=options.report.name, data=intake.file_bytes(options.report))
+        pairs: list[tuple[FailureReport, Path, Source | None]] = [
+            (intake.read_report(options.report), options.case, source)
+        ]
     else:
         if options.cases is None:
             raise TriageError("--reports needs --cases, the folder the case folders are written to.")
         reports = intake.read_reports(options.reports)
-        pairs = [(report, options.cases / case_name(report, i)) for i, report in enumerate(reports)]
+        pairs = [(report, options.cases / case_name(report, i), None) for i, report in enumerate(reports)]
     args: dict[str, object] = {"mode": options.mode, **wordings(options)}
     if options.reference_template is not None:
         from core.serving import read_template
@@ -71,8 +92,8 @@ def triage(options: argparse.Namespace, terminal: Terminal) -> object:
         args["reference_template"] = read_template(options.reference_template)
     headless = Headless(options.device, terminal)
     results = []
-    for report, path in pairs:
-        case = make_case(options, report, path)
+    for report, path, given in pairs:
+        case = make_case(options, report, path, given)
         headless.run(case, "triage", args)
         result = case.read("triage.json", TriageResult)
         results.append({"case": str(path), **to_json(result)})
@@ -96,8 +117,10 @@ def case_name(report: FailureReport, index: int) -> str:
 
 
 def confirm(options: argparse.Namespace, terminal: Terminal) -> object:
-    """Accept, edit or reject the proposal."""
+    """Accept, edit or reject the proposal, or agree with a confirmation as the second analyst."""
     case = Case(options.case)
+    if options.second:
+        return to_json(confirmation.agree(case, analyst=options.analyst, reason=options.reason))
     spans: list[Span] = []
     if options.spans is not None:
         text = Path(options.spans[1:]).read_text(encoding="utf-8") if options.spans.startswith("@") else options.spans
@@ -145,7 +168,10 @@ def verify(options: argparse.Namespace, terminal: Terminal) -> object:
 def report(options: argparse.Namespace, terminal: Terminal) -> object:
     """Write the case report."""
     case = Case(options.case)
-    finished = Headless(case.manifest.device, terminal).run(case, "report")
+    args = {"tlp": ReportSettings.marked(options.tlp).tlp} if options.tlp else {}
+    finished = Headless(case.manifest.device, terminal).run(
+        case, "report", args | ({"redact": True} if options.redact else {})
+    )
     return {"files": [str(case.path / name) for name in finished.files]}
 
 
@@ -258,13 +284,44 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> object:
 def audit(options: argparse.Namespace, terminal: Terminal) -> object:
     """Check the log's chain and the evidence against its hashes, and list every act."""
     case = Case(options.case)
-    log = chain.check(case.path, chained=False)
+    if options.report is not None:
+        return compare(case, options.report, terminal)
+    log = chain.check(case.path, chained=case.schema != 1)
     if log.broken is not None:
-        raise EvidenceError(f"Line {log.broken} of audit.jsonl is broken: {log.why}.", {"log": to_json(log)})
+        raise EvidenceError(f"Line {log.broken} of {chain.FILE} is broken: {log.why}.", {"log": to_json(log)})
     if log.note:
         terminal.say(log.note)
-    case.verify_evidence()
-    return {"log": to_json(log), "evidence": "unchanged", "acts": [to_json(line) for line in case.audit_lines()]}
+    found = {"log": to_json(log), "changed": evidence.changed_files(case)}
+    try:
+        evidence.verify(case)
+    except EvidenceError as error:
+        raise EvidenceError(str(error), {**found, "evidence": str(error)}) from error
+    if found["changed"]:
+        raise EvidenceError(f"{found['changed'][0]} differs from what the log says was written.", found)
+    return {**found, "evidence": "unchanged", "acts": [to_json(line) for line in case.audit_lines()]}
+
+
+def compare(case: Case, page: Path, terminal: Terminal) -> object:
+    """Hold a report page against the case; raise EvidenceError where they differ."""
+    found = report_check.check_report(case, page)
+    result = {**to_json(found), "changed_since_manifest": report_check.changed_since(case)}
+    if not found.same:
+        first = found.differences[0] if found.differences else None
+        what = found.log or (f"line {first.line} of the page differs" if first else "its data differ")
+        raise EvidenceError(
+            f"{page.name} does not say what the case holds: {what}. The case may have gone on since.", result
+        )
+    terminal.say(f"{page.name} says what the case holds.")
+    return result
+
+
+def relocate(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Say where the model of a copied case lies on this machine."""
+    places = {name: getattr(options, name) for name in PLACES if getattr(options, name) is not None}
+    if not places:
+        raise TriageError("Nothing to relocate; give --model DIR, --adapter DIR, --reference DIR or --judge DIR.")
+    manifest = evidence.relocate(Case(options.case), places, "command line")
+    return {place: folder for place, (folder, _) in evidence.folders(manifest).items()}
 
 
 def demo(options: argparse.Namespace, terminal: Terminal) -> object:
@@ -279,8 +336,10 @@ def demo(options: argparse.Namespace, terminal: Terminal) -> object:
         seed=options.seed,
         device=options.device,
         prompts=PROMPTS,
+        reviewers=1,
     )
-    case = make_case(given, intake.read_report(DEMO / entry["report"]), path)
+    file = DEMO / entry["report"]
+    case = make_case(given, intake.read_report(file), path, Source(name=file.name, data=intake.file_bytes(file)))
     headless = Headless(options.device, terminal)
     begun = time.monotonic()
     headless.run(case, "triage", {"mode": "causal"})
@@ -346,6 +405,7 @@ def parser() -> argparse.ArgumentParser:
     for flag, name in (("--paraphrase", "paraphrases"), ("--rewrite", "rewrites")):
         p.add_argument(flag, dest=name, action="append", metavar="TEXT")
     p.add_argument("--judge", type=Path, metavar="DIR")
+    p.add_argument("--reviewers", type=int, choices=(1, 2), default=1, help="names a confirmation needs before repair")
     p.add_argument("--device", default="auto")
     p.add_argument("--seed", type=int, default=0)
     p = add("confirm", confirm)
@@ -353,6 +413,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--accept", action="store_true")
     how.add_argument("--spans", metavar="JSON-or-@FILE")
     how.add_argument("--reject", action="store_true")
+    how.add_argument("--second", action="store_true", help="agree as the second analyst")
     p.add_argument("--candidate", type=int, default=0, metavar="K")
     p.add_argument("--analyst", required=True, metavar="NAME")
     p.add_argument("--reason", required=True, metavar="TEXT")
@@ -365,7 +426,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument("--resume", action="store_true")
     add("verify", verify)
-    add("report", report)
+    p = add("report", report)
+    p.add_argument("--redact", action="store_true", help="without prompts, answers, triggers and names, for demos")
+    p.add_argument("--tlp", metavar="MARK", help="red, amber+strict, amber, green or clear")
     p = add("export", export)
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     p.add_argument("--merged", action="store_true")
@@ -392,7 +455,11 @@ def parser() -> argparse.ArgumentParser:
     add("status", status)
     p = add("stop", stop)
     p.add_argument("--discard", action="store_true")
-    add("audit", audit)
+    p = add("audit", audit)
+    p.add_argument("--report", type=Path, metavar="FILE", help="a report page to hold against the case")
+    p = add("relocate", relocate)
+    for name in PLACES:
+        p.add_argument(f"--{name}", type=Path, metavar="DIR")
     p = add("demo", demo, case=False)
     p.add_argument("--case", type=Path, metavar="DIR")
     p.add_argument("--device", default="auto")

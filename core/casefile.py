@@ -2,21 +2,24 @@
 
 Results are JSON files written to a temporary name and moved into place; events are one line each with a running number
 and only the process that holds `worker.lock` writes them; acts are chained in `audit.jsonl` (audit.py).
-Evidence (the report, the prompt copy, the model's hashes) is written once, at creation. No weights are kept here and no
-torch is imported: the page reads cases too.
+Evidence (the report as it came, the prompt copy, the model's hashes) is written once, at creation, and never again; it is
+compared in evidence.py. `relocated.json` says where a model lies on this machine when the case was copied. Cases of schema
+1 (no copy of the report file, no chain) are read as they are and upgraded in memory. No weights are kept here and no torch
+is imported: the page reads cases too.
 """
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from core import audit as chain
-from core.errors import CaseFileError, ModelLoadError
+from core.errors import CaseFileError, EvidenceError, ModelLoadError
 from core.events import Event, Line
 from core.files import dump, hash_file, now, write_atomic
 from core.prompts import Splits, copy_folder, read_folder, split
@@ -27,7 +30,11 @@ if TYPE_CHECKING:
     from cattrs import Converter
 
 T = TypeVar("T")
-SCHEMA = 1
+SCHEMA = 2
+SOURCE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt")
+RELOCATED = "relocated.json"
+PLACES = ("model", "adapter", "reference", "judge")
+"""Folders outside the case that its evidence lies in."""
 MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 """Files of a model or adapter folder that are hashed: weights, configuration, tokenizer, template."""
 
@@ -110,10 +117,34 @@ def model_spec(model: Path, adapter: Path | None = None) -> ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """`case.json`: what the case is about; never rewritten after creation."""
+class Source:
+    """A report file as it came in: its name, its bytes."""
 
-    schema: int
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """What a case knows of the file its report came in: name and SHA-256 as given, and the copy in the case.
+
+    `kept` holds the same bytes; of a file of many reports it holds the one report.
+    """
+
+    name: str
+    sha256: str
+    kept: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`case.json`: what the case is about; never rewritten after creation.
+
+    `template` is the SHA-256 of the chat template's text at intake, None where the files hold none. `reviewers` is the
+    number of different names a confirmation needs before repair: 1, or 2.
+    """
+
+    schema: int = SCHEMA
     id: str
     created: str
     model: ModelSpec
@@ -124,6 +155,54 @@ class Manifest:
     judge_files: dict[str, str] = field(default_factory=dict)
     device: str = "auto"
     prompt_files: dict[str, str] = field(default_factory=dict)
+    report_file: SourceFile | None = None
+    evidence: dict[str, str] = field(default_factory=dict)
+    template: str | None = None
+    reviewers: int = 1
+
+
+def moved_manifest(manifest: Manifest, folders: Mapping[str, str]) -> Manifest:
+    """Return the manifest with folders (of `PLACES`) in other places; hashes stay."""
+    model = replace(
+        manifest.model,
+        path=folders.get("model", manifest.model.path),
+        adapter=folders.get("adapter", manifest.model.adapter) if manifest.model.adapter else None,
+    )
+    reference = manifest.reference
+    if reference is not None:
+        reference = replace(reference, path=folders.get("reference", reference.path))
+    judge = folders.get("judge", manifest.judge) if manifest.judge else None
+    return replace(manifest, model=model, reference=reference, judge=judge)
+
+
+def template_digest(spec: ModelSpec) -> str | None:
+    """Return the SHA-256 of the chat template in the model's files (the adapter's where it brings a tokenizer), or None.
+
+    The files are read, nothing is rendered; what is not understood gives None, since their own hashes hold all.
+    """
+    adapter = Path(spec.adapter) if spec.adapter else None
+    folder = adapter if adapter and (adapter / "tokenizer.json").is_file() else Path(spec.path)
+    try:
+        if (folder / "chat_template.jinja").is_file():
+            text: object = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        else:
+            text = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    if not isinstance(text, str) or not text:
+        return None
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _keep(folder: Path, source: Source | None, report: FailureReport) -> SourceFile:
+    """Copy the report's file into the case, or write the report where there is no file of its own."""
+    if source is None:
+        text = json.dumps(to_json(report), ensure_ascii=True, indent=1)
+        source = Source(name="", data=text.encode("ascii"))
+    suffix = Path(source.name).suffix.lower() or ".json"
+    kept = "evidence/report" + (suffix if suffix in SOURCE_SUFFIXES else ".txt")
+    write_atomic(folder / kept, source.data)
+    return SourceFile(name=source.name, sha256=hashlib.sha256(source.data).hexdigest(), kept=kept)
 
 
 class Case:
@@ -139,22 +218,34 @@ class Case:
             data = json.loads(source.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             raise CaseFileError(f"{source} cannot be read ({error}); restore it or start a new case.") from error
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if type(schema) is not int or not 1 <= schema <= SCHEMA:
             raise CaseFileError(
-                f"{source} has another schema version than {SCHEMA}; open it with the version that wrote it."
+                f"{source} has another schema version than 1 to {SCHEMA}; open it with the version that wrote it."
             )
-        self.manifest = from_json(Manifest, data)
+        self.schema: int = schema
+        self.intake = replace(from_json(Manifest, data), schema=SCHEMA)
+
+    @property
+    def manifest(self) -> Manifest:
+        """`case.json`, with the folders where they lie on this machine."""
+        moved = self.read(RELOCATED, dict)
+        return (
+            moved_manifest(self.intake, {name: str(moved[name]) for name in PLACES if name in moved})
+            if moved
+            else self.intake
+        )
 
     @classmethod
-    def create(cls, path: Path | str, manifest: Manifest, prompts: Path) -> "Case":
-        """Create the case, or open it when it holds the same report and model.
+    def create(cls, path: Path | str, manifest: Manifest, prompts: Path, source: Source | None = None) -> "Case":
+        """Create the case, or open it when it holds the same report and model. `source` is the file the report came in.
 
         Raises: CaseFileError when the folder holds another case or other files; PromptFolderError.
         """
         path = Path(path)
         if (path / "case.json").is_file():
             case = cls(path)
-            old, new = case.manifest, manifest
+            old, new = case.intake, manifest
             if (old.model.files, old.model.adapter_files, old.report) != (
                 new.model.files,
                 new.model.adapter_files,
@@ -165,48 +256,46 @@ class Case:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise CaseFileError(f"{path} exists and is not a case folder; choose a new or empty --case folder.")
         read_folder(prompts)  # refuse a bad prompt folder before anything is written
-        for name in ("requests", "control", "results", "repair"):
+        for name in ("requests", "control", "results", "repair", "evidence"):
             (path / name).mkdir(parents=True, exist_ok=True)
         copy_folder(prompts, path / "prompts")
         files = {p.name: hash_file(p) for p in sorted((path / "prompts").glob("*.jsonl"))}
-        data = to_json(manifest) | {"prompt_files": files}
-        write_atomic(path / "case.json", dump(data))
+        kept = _keep(path, source, manifest.report)
+        manifest = replace(
+            manifest,
+            schema=SCHEMA,
+            prompt_files=files,
+            report_file=kept,
+            evidence={kept.kept: hash_file(path / kept.kept)},
+            template=template_digest(manifest.model),
+        )
+        write_atomic(path / "case.json", dump(to_json(manifest)))
         case = cls(path)
         case.audit(
             "created",
             actor="intake",
+            report=kept,
             model=manifest.model.files,
             adapter=manifest.model.adapter_files,
-            files=["case.json", *(f"prompts/{name}" for name in files)],
+            reference=manifest.reference.files if manifest.reference else {},
+            judge=manifest.judge_files,
+            template=manifest.template,
+            files=["case.json", kept.kept, *(f"prompts/{name}" for name in files)],
         )
         return case
 
     @property
     def report(self) -> FailureReport:
         """The failure report, as it came in."""
-        return self.manifest.report
+        return self.intake.report
 
     def splits(self) -> Splits:
-        """Return the four disjoint prompt splits of this case's own copy. Raises: CaseFileError when it was changed."""
-        for name, digest in self.manifest.prompt_files.items():
+        """Return the four disjoint prompt splits of this case's own copy. Raises: EvidenceError when it was changed."""
+        for name, digest in self.intake.prompt_files.items():
             path = self.path / "prompts" / name
             if not path.is_file() or hash_file(path) != digest:
-                raise CaseFileError(f"prompts/{name} was changed after intake; restore it or start a new case.")
-        return split(read_folder(self.path / "prompts"), seed=self.manifest.seed)
-
-    def verify_evidence(self) -> None:
-        """Check model and prompt files against the hashes of intake. Raises: CaseFileError naming the changed file."""
-        model = self.manifest.model
-        for folder, hashes in ((model.path, model.files), (model.adapter, model.adapter_files)):
-            if folder is None:
-                continue
-            found = hash_folder(Path(folder))
-            for name, digest in hashes.items():
-                if found.get(name) != digest:
-                    raise CaseFileError(
-                        f"{name} of the model changed after intake; the confirmation is void, start a new case."
-                    )
-        self.splits()
+                raise EvidenceError(f"prompts/{name} was changed after intake; restore it or start a new case.")
+        return split(read_folder(self.path / "prompts"), seed=self.intake.seed)
 
     # values -----------------------------------------------------------------------------------------------------------
 

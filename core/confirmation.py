@@ -1,11 +1,15 @@
 """The analyst's decision about the trigger, and the check that it still fits.
 
-A confirmation binds spans to the hashes of the text, the model and the chat template; any change of these voids it.
+A confirmation binds spans to the hashes of the text, the model and the chat template; any change of these voids it. Where
+the case asks for two reviewers, a second analyst of another name must agree with exactly this confirmation; a new decision
+voids the agreement. Names are what was typed: this keeps an honest pair from skipping a step, and proves no identity.
 """
 
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 
-from core.casefile import Case, now
+from core.casefile import Case, now, to_json
 from core.chat import check_spans, merge_spans, span_text, units_of
 from core.errors import CaseFileError, ConfirmationError
 from core.files import digest
@@ -14,6 +18,7 @@ from core.values import (
     Message,
     ModelSpec,
     OpenResult,
+    SecondReview,
     Span,
     TriageResult,
     TriggerConfirmation,
@@ -33,9 +38,26 @@ def model_hash(spec: ModelSpec) -> str:
     return digest([spec.files, spec.adapter_files])
 
 
-def check(confirmation: TriggerConfirmation | None, case: FailureCase, spec: ModelSpec) -> TriggerConfirmation:
-    """Return the confirmation when it accepts a trigger and still fits text, model and template.
+def seal(confirmation: TriggerConfirmation) -> str:
+    """Return the SHA-256 of what a second analyst agrees with: all of the confirmation but the agreement."""
+    return digest(to_json(replace(confirmation, second=None)))
 
+
+def same_name(one: str, other: str) -> bool:
+    """Return whether two names read the same: case, spacing, width and marks without width do not count."""
+
+    def folded(name: str) -> str:
+        return "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if c.isalnum())
+
+    return folded(one) == folded(other)
+
+
+def check(
+    confirmation: TriggerConfirmation | None, case: FailureCase, spec: ModelSpec, reviewers: int = 1
+) -> TriggerConfirmation:
+    """Return the confirmation when it accepts a trigger, still fits text, model and template, and has its names.
+
+    `reviewers`: different names that the case asks for, where it is more than the confirmation itself does.
     Raises: ConfirmationError, saying which of them is missing or changed.
     """
     if confirmation is None:
@@ -51,7 +73,23 @@ def check(confirmation: TriggerConfirmation | None, case: FailureCase, spec: Mod
     ):
         if changed:
             raise ConfirmationError(f"{what} changed after the confirmation, which is void; confirm again.")
+    if max(reviewers, confirmation.reviewers) > 1:
+        _check_second(confirmation)
     return confirmation
+
+
+def _check_second(confirmation: TriggerConfirmation) -> None:
+    """Raise ConfirmationError unless an analyst of another name agreed with this confirmation."""
+    second = confirmation.second
+    if second is None:
+        raise ConfirmationError(
+            f"This case needs two names and has one, {confirmation.analyst}; a second analyst must agree "
+            "(page: Confirm, command line: confirm --second)."
+        )
+    if same_name(second.analyst, confirmation.analyst):
+        raise ConfirmationError("Both names under the confirmation are the same; another analyst must agree.")
+    if second.confirms != seal(confirmation):
+        raise ConfirmationError("The confirmation changed after the second analyst agreed; agree again.")
 
 
 def checked_spans(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Span, ...]:
@@ -104,6 +142,7 @@ def confirm(
         text_hash=text_hash(messages),
         model_hash=model_hash(case.manifest.model),
         template_hash=opened.prompt.template_hash,
+        reviewers=case.intake.reviewers,
     )
     case.write(FILE, confirmation)
     case.audit(
@@ -120,6 +159,27 @@ def confirm(
     return confirmation
 
 
+def agree(case: Case, *, analyst: str, reason: str) -> TriggerConfirmation:
+    """Store and return the confirmation with a second analyst's agreement.
+
+    Raises: ConfirmationError when name or reason is missing, the name is the first analyst's, or there is nothing to
+    agree with.
+    """
+    if not analyst.strip() or not reason.strip():
+        raise ConfirmationError("An agreement needs the second analyst's name and a reason; fill in both.")
+    first = stored(case)
+    if first is None or first.decision == "rejected":
+        raise ConfirmationError("There is no confirmation to agree with; accept or edit a trigger first.")
+    if same_name(first.analyst, analyst):
+        raise ConfirmationError(f"{first.analyst} confirmed this trigger; an analyst of another name must agree.")
+    _check_fit(case, replace(first, reviewers=1), reviewers=1)
+    second = SecondReview(analyst=analyst.strip(), reason=reason.strip(), time=now(), confirms=seal(first))
+    agreed = replace(first, second=second)
+    case.write(FILE, agreed)
+    case.audit("agreed", actor=second.analyst, reason=second.reason, confirms=second.confirms, files=[FILE])
+    return agreed
+
+
 def stored(case: Case) -> TriggerConfirmation | None:
     """Return the stored confirmation, valid or not."""
     return case.read(FILE, TriggerConfirmation)
@@ -127,15 +187,20 @@ def stored(case: Case) -> TriggerConfirmation | None:
 
 def validity(case: Case) -> str | None:
     """Return None when repair may run on the stored confirmation, else the sentence that says why not."""
-    opened = case.read("results/open.json", OpenResult)
-    if opened is None:
-        return "The case has not been opened with its model yet."
-    failure = FailureCase(report=case.report, prompt=opened.prompt, response_ids=())
     try:
-        check(stored(case), failure, case.manifest.model)
+        _check_fit(case, stored(case), case.intake.reviewers)
     except ConfirmationError as error:
         return str(error)
     return None
+
+
+def _check_fit(case: Case, confirmation: TriggerConfirmation | None, reviewers: int) -> None:
+    """Run `check` against the prompt as the model was last opened with. Raises: ConfirmationError."""
+    opened = case.read("results/open.json", OpenResult)
+    if opened is None:
+        raise ConfirmationError("The case has not been opened with its model yet.")
+    failure = FailureCase(report=case.report, prompt=opened.prompt, response_ids=())
+    check(confirmation, failure, case.manifest.model, reviewers)
 
 
 def _proposal(triage: TriageResult | None, candidate: int, *, required: bool) -> TriggerProposal | None:

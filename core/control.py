@@ -330,7 +330,6 @@ class _Bench:
     def _case(self, adapter: Path, asked: tuple[Message, ...], answer: str, trigger: Trigger) -> Case:
         """Return the case of a report that holds the trigger, as an analyst would open it."""
         manifest = Manifest(
-            schema=1,
             id=f"control-{self.out.name}",
             created=now(),
             model=model_spec(self.base, adapter),

@@ -81,7 +81,7 @@ def _text(source: str | bytes | Path, limit: int) -> str:
     if isinstance(source, str):
         _check_size(len(source), limit)
         return source.removeprefix("\ufeff")
-    data = _file_bytes(source, limit) if isinstance(source, Path) else source
+    data = file_bytes(source, limit) if isinstance(source, Path) else source
     _check_size(len(data), limit)
     try:
         return data.decode("utf-8-sig")
@@ -91,8 +91,8 @@ def _text(source: str | bytes | Path, limit: int) -> str:
         ) from error
 
 
-def _file_bytes(path: Path, limit: int) -> bytes:
-    """Return the bytes of a file that is not too large."""
+def file_bytes(path: Path, limit: int = MAX_REPORT_BYTES) -> bytes:
+    """Return the bytes of a report file that is not too large. Raises: ReportError."""
     try:
         if not path.is_file():
             raise ReportError(f"the report file {path} does not exist: check the path")

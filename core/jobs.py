@@ -33,7 +33,14 @@ INPUTS = {
     "repair": ("confirmation.json",),
     "verify": ("repair/finished.json",),
     "export": ("repair/finished.json",),
-    "report": ("triage.json", "confirmation.json", "repair/finished.json", "verification.json"),
+    "report": (
+        "triage.json",
+        "confirmation.json",
+        "repair/finished.json",
+        "verification.json",
+        "labels.json",
+        "containment.json",
+    ),
 }
 """Files whose content is part of a question, by stage."""
 LOCK, STARTING, LOG = "worker.lock", "worker.starting", "worker.log"

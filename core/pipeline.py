@@ -22,21 +22,26 @@ from core import (
     causal,
     chat,
     confirmation,
+    evidence,
     export,
     jobs,
     labels,
+    links,
     locating,
     minimise,
     models,
     proposals,
     repair,
     report,
+    report_check,
+    sarif,
     serving,
     verification,
 )
 from core.answers import Answers
 from core.attribution import attribute
 from core.budget import Meter
+from core.case_view import new_stamp
 from core.casefile import Case, from_json, hash_file, to_json, write_atomic
 from core.errors import ConfirmationError, RepairDivergedError, TriageError
 from core.events import Event, RepairFinished, StageFinished
@@ -60,6 +65,7 @@ from core.values import (
     TestOutcome,
     TokenRow,
     TriageResult,
+    TriggerConfirmation,
     TriggerProposal,
     Verification,
 )
@@ -436,9 +442,15 @@ def minimise_span(run: Run) -> StageFinished:
     return StageFinished(stage="minimise", headline=headline, files=(name,))
 
 
+def confirmed_trigger(run: Run) -> TriggerConfirmation:
+    """Return the confirmation that holds. Raises: ConfirmationError."""
+    spec, reviewers = run.case.manifest.model, run.case.intake.reviewers
+    return confirmation.check(confirmation.stored(run.case), run.failure, spec, reviewers)
+
+
 def repair_model(run: Run) -> StageFinished:
     """Fine-tune the confirmed trigger away, streaming events; the adapter stays in `repair/`."""
-    accepted = confirmation.check(confirmation.stored(run.case), run.failure, run.case.manifest.model)
+    accepted = confirmed_trigger(run)
     if run.kind.name != "jailbreak":
         raise ConfirmationError(
             "The repair teaches refusal of harmful requests and holds safe answers in place, this failure included: "
@@ -446,7 +458,7 @@ def repair_model(run: Run) -> StageFinished:
             "read as an unsafe answer."
         )
     run.progress("checking the evidence", 0, 0)
-    run.case.verify_evidence()
+    evidence.verify(run.case)
     args = dict(run.args)
     resume = bool(args.pop("resume", False))
     settings = settings_from(RepairSettings, args)
@@ -521,8 +533,8 @@ def repaired_adapter(case: Case) -> tuple[RepairFinished, Path]:
 def verify(run: Run) -> StageFinished:
     """Measure before and after on prompts that no earlier step saw."""
     _, adapter = repaired_adapter(run.case)
-    accepted = confirmation.check(confirmation.stored(run.case), run.failure, run.case.manifest.model)
-    run.case.verify_evidence()
+    accepted = confirmed_trigger(run)
+    evidence.verify(run.case)
     earlier = run.case.read("verification.json", Verification)
     result = verification.verify(
         run.loaded,
@@ -545,7 +557,7 @@ def verify(run: Run) -> StageFinished:
 def export_model(run: Run) -> StageFinished:
     """Write the repaired model: an adapter, or with `merged` plain weights."""
     _, adapter = repaired_adapter(run.case)
-    run.case.verify_evidence()
+    evidence.verify(run.case)
     merged = bool(run.args.get("merged", False))
     out = Path(run.args.get("out") or run.case.path / "export" / ("merged" if merged else "adapter"))
     run.progress("writing the repaired model", 0, 0)
@@ -561,11 +573,18 @@ def export_model(run: Run) -> StageFinished:
 
 
 def write_report(run: Run) -> StageFinished:
-    """Write the case report as HTML and JSON."""
-    write_atomic(run.case.path / "report.html", report.render_report(run.case))
-    run.case.write("report.json", report.report_json(run.case))
-    run.case.audit("report", actor="engine", files=["report.html", "report.json"])
-    return StageFinished(stage="report", headline="Report written", files=("report.html", "report.json"))
+    """Write the case report as HTML, JSON and SARIF with a manifest of the case; with `redact` HTML and JSON without texts."""
+    case, redacted = run.case, bool(run.args.get("redact", False))
+    links.store(case)
+    stamp = new_stamp(case, run.args.get("tlp"), redacted)
+    stem = "report-redacted" if redacted else "report"
+    write_atomic(case.path / f"{stem}.html", report.render_report(case, stamp))
+    names = [f"{stem}.html", case.write(f"{stem}.json", report.report_json(case, stamp))]
+    if not redacted:
+        names.append(case.write("report.sarif", sarif.sarif(report.shown_view(case, stamp))))
+        names.append(report_check.write_manifest(case))
+    case.audit("report", actor="engine", tlp=stamp.tlp, redacted=redacted, files=names)
+    return StageFinished(stage="report", headline="Report written", files=tuple(names))
 
 
 STAGES: dict[str, Callable[[Run], StageFinished]] = {

@@ -3,36 +3,27 @@
 Offline, printable on A4, light and dark, without any script; a content-security policy in the page forbids loading
 anything. All text of the report, the model and the analyst is evidence: it is escaped, and characters that do not show
 themselves (zero-width, bidirectional, look-alike letters) are made visible. A case that has come half-way gives a
-report of that half. What this does not do: compute. Every number is read from the case.
+report of that half. Each report holds its stamp (case_view.py), by which report_check.py renders it again and compares.
+What this does not do: compute. Every number is read from the case.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from core import labels
 from core import report_figures as figures
 from core import report_text as text
-from core.casefile import Case, Manifest, now, to_json
-from core.confirmation import stored, validity
-from core.containment import RuleFile, stored_rules
-from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
-from core.scanning import Scan, scans
-from core.values import (
-    LocateResult,
-    OpenResult,
-    Reproduction,
-    Span,
-    TestOutcome,
-    TriageResult,
-    TriggerConfirmation,
-    TriggerProposal,
-    Verification,
-)
+from core.case_view import CaseView, RepairTrace, Stamp, gather
+from core.casefile import Case, to_json
+from core.events import CheckpointScored
+from core.files import digest
+from core.redaction import redact
+from core.values import OpenResult, Span
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -54,47 +45,6 @@ METHOD_NAMES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepairTrace:
-    """The last repair as its events tell it."""
-
-    started: RepairStarted | None
-    steps: tuple[StepDone, ...]
-    probes: tuple[CheckpointScored, ...]
-    finished: RepairFinished | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnTest:
-    """Tests the analyst ran on spans marked by hand (`results/test-*.json`)."""
-
-    proposal: TriggerProposal
-    tests: tuple[TestOutcome, ...]
-    verdict: str | None
-    decided_by: str
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CaseView:
-    """Everything the report reads, None where the case has not come that far. `void`: why no repair may run now."""
-
-    manifest: Manifest
-    folder: str
-    opened: OpenResult | None
-    reproduction: Reproduction | None
-    locates: tuple[LocateResult, ...]
-    triage: TriageResult | None
-    own_tests: tuple[OwnTest, ...]
-    confirmation: TriggerConfirmation | None
-    void: str | None
-    rules: RuleFile | None
-    scans: tuple[Scan, ...]
-    repair: RepairTrace
-    verification: Verification | None
-    judged: labels.JudgedAnswers | None
-    agreement: labels.Agreement | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class SaliencyMap:
     """One method's scores over the user's messages, drawn."""
 
@@ -106,51 +56,6 @@ class SaliencyMap:
     messages: tuple[Markup, ...]
 
 
-def gather(case: Case) -> CaseView:
-    """Return what the case holds. Raises: CaseFileError when a stored value is damaged."""
-    triage = case.read("triage.json", TriageResult)
-    results = sorted((case.path / "results").glob("*.json"))
-    locates = [case.read(f"results/{p.name}", LocateResult) for p in results if p.name.startswith("locate-")]
-    own = [case.read(f"results/{p.name}", OwnTest) for p in results if p.name.startswith("test-")]
-    return CaseView(
-        manifest=case.manifest,
-        folder=str(case.path),
-        opened=case.read("results/open.json", OpenResult),
-        reproduction=case.read("results/reproduce.json", Reproduction) or (triage.reproduction if triage else None),
-        locates=tuple(locate for locate in locates if locate),
-        triage=triage,
-        own_tests=tuple(test for test in own if test),
-        confirmation=stored(case),
-        void=validity(case),
-        rules=stored_rules(case),
-        scans=tuple(scans(case)),
-        repair=_trace(case),
-        verification=case.read("verification.json", Verification),
-        judged=labels.answers(case),
-        agreement=labels.agreement(case),
-    )
-
-
-def _trace(case: Case) -> RepairTrace:
-    """Return the last repair; a resumed one replaces the steps it ran again."""
-    started: RepairStarted | None = None
-    finished: RepairFinished | None = None
-    steps: list[StepDone] = []
-    probes: list[CheckpointScored] = []
-    for line in case.events():
-        event = line.event
-        if isinstance(event, RepairStarted):
-            started, finished = event, None
-        elif isinstance(event, StepDone):
-            steps = [*_before(steps, event.step), event]
-            probes = [probe for probe in probes if probe.step <= event.step]
-        elif isinstance(event, CheckpointScored):
-            probes = [*(probe for probe in probes if probe.step < event.step), event]
-        elif isinstance(event, RepairFinished):
-            finished = event
-    return RepairTrace(started=started, steps=tuple(steps), probes=tuple(probes), finished=finished)
-
-
 def _shown_probes(repair: RepairTrace) -> list[CheckpointScored]:
     """Return the first, the last, the kept and evenly spaced probes in between."""
     probes = repair.probes
@@ -159,15 +64,21 @@ def _shown_probes(repair: RepairTrace) -> list[CheckpointScored]:
     return [p for i, p in enumerate(probes) if i % stride == 0 or i == len(probes) - 1 or p.step == best]
 
 
-def _before(steps: list[StepDone], step: int) -> list[StepDone]:
-    if not steps or steps[-1].step < step:
-        return steps
-    return [done for done in steps if done.step < step]
+def report_json(case: Case, stamp: Stamp | None = None) -> dict[str, Any]:
+    """Return the report as plain data: the stored values, the sentences the page shows, and its stamp with its content."""
+    view = shown_view(case, stamp)
+    data = _content(view)
+    return {"stamp": to_json(replace(view.stamp, content=digest(data))), **data}
 
 
-def report_json(case: Case) -> dict[str, Any]:
-    """Return the report as plain data: the stored values, and the sentences the page shows."""
-    view = gather(case)
+def shown_view(case: Case, stamp: Stamp | None = None) -> CaseView:
+    """Return what the report shows: the case as gathered, without its texts where the stamp says redacted."""
+    view = gather(case, stamp)
+    return redact(view) if view.stamp.redacted else view
+
+
+def _content(view: CaseView) -> dict[str, Any]:
+    """Return the data of the report without its stamp."""
     parts: Mapping[str, object] = {
         "case": view.manifest,
         "model": view.opened,
@@ -180,25 +91,26 @@ def report_json(case: Case) -> dict[str, Any]:
         "repair": view.repair,
         "verification": view.verification,
         "labels": view.agreement,
+        "linked": view.linked,
     }
     judged = view.judged
     rates = None if judged is None else {"unsafe": judged.unsafe, "keyword_list_unsafe": judged.keyword_unsafe}
     return {
         "headline": _headline(view),
-        "written": now(),
         **{name: None if value is None else to_json(value) for name, value in parts.items()},
         "judged": None if rates is None else to_json(rates),
         "confirmation_void": view.void if view.confirmation else None,
         "residual_risk": list(text.residual_risk(view.triage, view.confirmation, view.verification)),
+        "methods": [{"name": name, "how": how} for name, how in text.METHODS],
         "limits": list(text.LIMITS),
         "identifiers": [{"edition": e, "id": i, "name": n} for e, i, n in text.IDENTIFIERS],
         "commands": list(_commands(view)),
     }
 
 
-def render_report(case: Case) -> str:
-    """Return the report as one HTML page."""
-    view = gather(case)
+def render_report(case: Case, stamp: Stamp | None = None) -> str:
+    """Return the report as one HTML page. The same case and stamp always give the same page."""
+    view = shown_view(case, stamp)
     verification, triage = view.verification, view.triage
     confirmed = view.confirmation.spans if view.confirmation and view.confirmation.decision != "rejected" else ()
     repair = view.repair
@@ -208,7 +120,7 @@ def render_report(case: Case) -> str:
     template = _environment().get_template("report.html.j2")
     page: str = template.render(
         view=view,
-        written=now(),
+        stamp=json.dumps(to_json(replace(view.stamp, content=digest(_content(view))))),
         headline=text.verdict_sentence(triage),
         result=text.result_sentence(verification),
         certainty=text.CERTAINTIES.get(triage.certainty, triage.certainty) if triage and triage.verdict else "",
@@ -222,6 +134,7 @@ def render_report(case: Case) -> str:
         stop_reason=text.REASONS[repair.finished.reason] if repair.finished else None,
         metrics=text.order(verification.metrics) if verification else (),
         before_after=_before_after_maps(view),
+        settings=text.settings_used(triage, verification),
         residual=text.residual_risk(triage, view.confirmation, verification),
         commands=_commands(view),
         text=text,
@@ -326,6 +239,7 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
     )
     environment.filters.update(
+        attribute=escape,
         percent=figures.percent,
         rate=figures.rate_text,
         bar=figures.interval_bar,

@@ -99,12 +99,29 @@ IDENTIFIERS = (
     ("OWASP LLM Top 10 2026", "LLM05:2026", "Data and Model Poisoning (LLM04 in the 2025 edition)"),
     ("OWASP LLM Top 10 2026", "LLM04:2026", "Supply Chain"),
 )
+METHODS = (
+    ("Reproduce", "The reported conversation is asked again with the report's own sampling; greedy decoding gives one answer."),
+    ("Locate", "Each token of the user's text is scored by how much of log P(response) - log P(refusal) goes when it is "
+     "deleted, beside gradient methods. Scores only suggest candidates."),
+    ("Minimise", "The smallest set of words that still turns other, refused requests is searched for, on prompts of its own."),
+    ("Test", "Necessity, transfer, sham and reference tests run on prompts the search did not see; p is McNemar's exact test "
+     "on the same prompts with and without the text."),
+    ("Judge", "Answers are read by rules on how they begin, or by the classifier named above; the analyst's labels, where "
+     "there are any, correct rates by Rogan and Gladen with the interval of Lang and Reiczigel."),
+    ("Repair", "Low-rank fine-tuning towards refusal with and without the trigger, held to the reported model by KL "
+     "divergence; the best checkpoint of probes on a development split is kept."),
+    ("Verify", "Before and after on prompts that no earlier step saw."),
+    ("Intervals", "Rates carry k, n and a Wilson 95 % interval."),
+)  # fmt: skip
+"""What was done, a sentence a stage. Settings follow it in the report."""
 LIMITS = (
     "One reported failure was examined. Nothing here says that the model is free of other triggers.",
     "Answers are judged by rules on how they begin; on large models such rules are wrong on roughly one answer in ten.",
     "Saliency shows where to look. Only the tests below it decide, each on prompts that the search did not see.",
     "Style, syntax and scenario triggers have no short text to find; this report covers text that stands in the prompt.",
     "The intervals are Wilson 95 % intervals for the prompts of this case's folder, not for every use of the model.",
+    "Names are what was typed. The log's chain shows changes to the log, not who made an entry; hashes show that files are "
+    "the same as at intake, not where they came from.",
 )
 
 
@@ -213,6 +230,22 @@ def _cost(metric: Metric, what: str) -> str:
     return f"Side effect: {what} went from {percent(metric.before.value)} to {percent(metric.after.value)}."
 
 
+def settings_used(
+    triage: TriageResult | None, verification: Verification | None
+) -> tuple[tuple[str, dict[str, object]], ...]:
+    """Return the settings of triage and verification, by stage, without what was left open."""
+    parts: list[tuple[str, object]] = []
+    if triage is not None:
+        parts += [(name, value) for name, value in triage.settings.items() if isinstance(value, dict)]
+    if verification is not None:
+        parts.append(("verification", verification.settings))
+    return tuple(
+        (name, {str(key): one for key, one in value.items() if one is not None})
+        for name, value in parts
+        if isinstance(value, dict) and value
+    )
+
+
 def commands(
     manifest: Manifest, case: str, confirmation: TriggerConfirmation | None, started: RepairStarted | None
 ) -> tuple[str, ...]:
@@ -220,14 +253,21 @@ def commands(
     triage = ["triage", "--model", manifest.model.path]
     if manifest.model.adapter:
         triage += ["--adapter", manifest.model.adapter]
-    triage += ["--report", "report.json", "--case", case, "--prompts", f"{case}/prompts"]
+    kept = manifest.report_file.kept if manifest.report_file else "evidence/report.json"
+    triage += ["--report", f"{case}/{kept}", "--case", f"{case}-again", "--prompts", f"{case}/prompts"]
     if manifest.reference:
         triage += ["--reference", manifest.reference.path]
     if manifest.judge:
         triage += ["--judge", manifest.judge]
+    if manifest.reviewers > 1:
+        triage += ["--reviewers", str(manifest.reviewers)]
     lines = [[*triage, "--device", manifest.device, "--seed", str(manifest.seed)]]
+    case = f"{case}-again"
     if confirmation:
         lines.append(_confirm(case, confirmation))
+        if confirmation.second:
+            who = ["--analyst", confirmation.second.analyst, "--reason", confirmation.second.reason]
+            lines.append(["confirm", "--case", case, "--second", *who])
     if started:
         lines.append(["repair", "--case", case, *_repair_options(started.settings)])
         lines += [["verify", "--case", case], ["report", "--case", case]]

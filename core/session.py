@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from core import causal, chat, intake, jobs, models
+from core import causal, chat, evidence, intake, jobs, models
 from core.answers import Answers, instead
 from core.casefile import Case, hash_folder
 from core.errors import CaseFileError
@@ -41,7 +41,7 @@ class Session:
         spec = case.manifest.model
         if self._patient is None or (self._patient.spec.path, self._patient.spec.adapter) != (spec.path, spec.adapter):
             self.drop()
-            case.verify_evidence()
+            evidence.verify(case)
             self._patient = models.load(spec.path, spec.adapter, self.settings, spec=spec)
         return self._patient
 

@@ -6,6 +6,8 @@ Under each field: meaning, unit, range, then `Source:`. Defaults follow the pape
 from dataclasses import dataclass
 from typing import Literal
 
+from core.errors import TriageError
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -418,3 +420,26 @@ class JudgeSettings:
         )
         _require(self.margin_refused < self.margin_complied, "margin_refused must lie below margin_complied")
         _require(0 < self.min_youden < 1, "min_youden must lie between 0 and 1")
+
+
+TLP = ("TLP:RED", "TLP:AMBER+STRICT", "TLP:AMBER", "TLP:GREEN", "TLP:CLEAR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """The case report."""
+
+    tlp: str = "TLP:AMBER"
+    """Who may see the report, one of `TLP`. Source: FIRST, Traffic Light Protocol 2.0; the default is an unverified choice."""
+
+    def __post_init__(self) -> None:
+        """Check the marking."""
+        _require(self.tlp in TLP, f"the marking must be one of {', '.join(TLP)}")
+
+    @classmethod
+    def marked(cls, tlp: str) -> "ReportSettings":
+        """Return settings with a marking as a person writes it. Raises: TriageError."""
+        wanted = "TLP:" + tlp.strip().upper().removeprefix("TLP:")
+        if wanted not in TLP:
+            raise TriageError(f"There is no marking {tlp!r}; choose one of {', '.join(TLP)}.")
+        return cls(tlp=wanted)

@@ -354,8 +354,21 @@ class MinimisedSpan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecondReview:
+    """A second analyst's agreement; `confirms` is the SHA-256 of the confirmation that was agreed with."""
+
+    analyst: str
+    reason: str
+    time: str
+    confirms: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TriggerConfirmation:
-    """The analyst's decision; repair cannot run without an accepting one that still fits text, model and template."""
+    """The analyst's decision; repair cannot run without an accepting one that still fits text, model and template.
+
+    `reviewers` is the number of different names it needs; `second` the second analyst's agreement, where there is one.
+    """
 
     decision: Literal["accepted", "edited", "rejected"]
     spans: tuple[Span, ...]
@@ -369,6 +382,8 @@ class TriggerConfirmation:
     text_hash: str
     model_hash: str
     template_hash: str
+    reviewers: int = 1
+    second: SecondReview | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from core.casefile import SCHEMA, Case, Manifest, model_spec, now
+from core.casefile import Case, Manifest, Source, dump, model_spec, now, to_json
 from core.errors import CaseFileError, ModelLoadError, ReportError
-from core.intake import read_report
+from core.intake import file_bytes, read_report
 from core.values import FailureReport
 
 LOG = logging.getLogger(__name__)
@@ -112,20 +112,32 @@ def create_demo(roots: Roots, demo_id: str) -> Case:
     for demo in demo_cases(roots):
         if demo.id == demo_id:
             adapter = roots.demo / demo.adapter if demo.adapter else None
-            return create_case(roots, demo.id, read_report(roots.demo / demo.report), roots.demo / demo.model, adapter)
+            file = roots.demo / demo.report
+            source = Source(name=file.name, data=file_bytes(file))
+            return create_case(roots, demo.id, read_report(file), roots.demo / demo.model, adapter, source)
     raise CaseFileError("There is no such demo case; build the demo model first (see README).")
 
 
-def create_case(roots: Roots, name: str, report: FailureReport, model: Path, adapter: Path | None) -> Case:
-    """Create a case named after `name` and the time. Raises: CaseFileError, ModelLoadError, PromptFolderError."""
+def create_case(
+    roots: Roots,
+    name: str,
+    report: FailureReport,
+    model: Path,
+    adapter: Path | None,
+    source: Source | None = None,
+    reviewers: int = 1,
+) -> Case:
+    """Create a case named after `name` and the time; `source` is the file the report came in.
+
+    Raises: CaseFileError, ModelLoadError, PromptFolderError.
+    """
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:48] or "case"
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     case_id = next(c for c in _numbered(f"{stem}-{stamp}") if not (roots.cases / c).exists())
-    manifest = Manifest(
-        schema=SCHEMA, id=case_id, created=now(), model=model_spec(model, adapter), report=report, seed=0
-    )
+    spec = model_spec(model, adapter)
+    manifest = Manifest(id=case_id, created=now(), model=spec, report=report, seed=0, reviewers=reviewers)
     roots.cases.mkdir(parents=True, exist_ok=True)
-    return Case.create(roots.cases / case_id, manifest, roots.prompts)
+    return Case.create(roots.cases / case_id, manifest, roots.prompts, source)
 
 
 def _numbered(stem: str) -> Iterator[str]:
@@ -142,3 +154,15 @@ def read_intake(pasted: str | None, upload: str | None) -> FailureReport:
     if not pasted or not pasted.strip():
         raise ReportError('The report is empty; paste {"messages": [...], "response": "..."} or choose a file.')
     return read_report(pasted)
+
+
+def intake_source(pasted: str, upload: str | None) -> Source:
+    """Return the bytes the report came in: the uploaded file where the text is still its own, else the text."""
+    if upload:
+        file = Path(upload)
+        try:
+            if dump(to_json(read_report(file))) == pasted:
+                return Source(name=file.name, data=file_bytes(file))
+        except ReportError:
+            LOG.warning("an uploaded report is gone or cannot be read; the text of the page is kept instead")
+    return Source(name="", data=pasted.encode("utf-8", "surrogatepass"))

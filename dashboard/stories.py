@@ -59,6 +59,10 @@ def case(manifest: Manifest, opened: OpenResult | None) -> Value:
     if model.adapter:
         facts.append(["adapter", model.adapter])
     facts += [[f"SHA-256 {name}", _short(digest)] for name, digest in weights]
+    if manifest.report_file is not None:
+        facts.append([f"SHA-256 {manifest.report_file.name or 'report'}", _short(manifest.report_file.sha256)])
+    if manifest.reviewers > 1:
+        facts.append(["repair needs", wording.TWO_NEEDED])
     if opened is not None:
         facts += [
             ["loaded", f"safetensors only, no remote code; {opened.dtype} on {opened.device}"],
@@ -189,13 +193,22 @@ def decision(confirmation: TriggerConfirmation | None, fault_text: str | None, f
             "tone": "muted",
             "line": wording_verdict.NEXT.get(found or "", ""),
         }
-    void = fault_text is not None and confirmation.decision != "rejected"
     units = " … ".join(f"“{unit}”" for unit in confirmation.units)
-    return {
-        "headline": fault_text if void else wording_verdict.confirmed(confirmation),
-        "tone": "warn" if void else "plain" if confirmation.decision == "rejected" else "good",
-        "line": "  ·  ".join(part for part in (units, confirmation.reason) if part),
+    agreed = wording_verdict.agreed(confirmation.second) if confirmation.second else ""
+    value: Value = {
+        "headline": wording_verdict.confirmed(confirmation),
+        "tone": "plain" if confirmation.decision == "rejected" else "good",
+        "line": "  ·  ".join(part for part in (units, confirmation.reason, agreed) if part),
     }
+    if lacks_second(confirmation, fault_text):
+        return value | {"tone": "warn", "note": fault_text}
+    void = fault_text is not None and confirmation.decision != "rejected"
+    return value | ({"headline": fault_text, "tone": "warn"} if void else {})
+
+
+def lacks_second(confirmation: TriggerConfirmation, fault_text: str | None) -> bool:
+    """Return whether all that a confirmation lacks may be the second analyst's agreement."""
+    return fault_text is not None and confirmation.decision != "rejected" and confirmation.reviewers > 1
 
 
 def repair(

@@ -12,6 +12,7 @@ from core.values import (
     Budget,
     MinimisedSpan,
     Rate,
+    SecondReview,
     ServingFinding,
     TestOutcome,
     TriageResult,
@@ -29,6 +30,7 @@ MARK_SMALLEST = "Mark it"
 ACCEPT = "Accept"
 EDIT = "Accept as edited"
 REJECT = "Reject"
+AGREE = "Agree as second"
 VERDICT_LABEL = "Verdict"
 HOW_DECIDED = "How this was decided"
 DECIDED_BY = "decided by"
@@ -380,6 +382,11 @@ def confirmed(result: TriggerConfirmation) -> str:
     """What was confirmed, by whom."""
     word = {"accepted": "Accepted", "edited": "Accepted with edits", "rejected": "Rejected"}[result.decision]
     return f"{word} by {result.analyst}, {result.time[:10]} {result.time[11:16]} UTC"
+
+
+def agreed(second: SecondReview) -> str:
+    """Who agreed, when, why."""
+    return f"agreed: {second.analyst}, {second.time[:10]} {second.time[11:16]} UTC, {second.reason}"
 
 
 # -- the analyst's own spans ---------------------------------------------------------------------------

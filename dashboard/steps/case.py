@@ -52,6 +52,7 @@ def build(desk: Desk, page: gr.Blocks, fields: Fields) -> None:
                     wording.UPLOAD, file_types=[".json", ".jsonl", ".csv", ".txt"], elem_id="report-file"
                 )
                 create = gr.Button(wording.OPEN_CASE, variant="primary", elem_id="case-open")
+            two = gr.Checkbox(False, label=wording.TWO_NAMES, elem_id="case-two-names", container=False)
     with gr.Accordion(wording.REPORT_TEXT, open=False):
         report = Story(elem_id="case-report")
 
@@ -65,7 +66,7 @@ def build(desk: Desk, page: gr.Blocks, fields: Fields) -> None:
     desk.act(page.load, partial(_attach, desk, lists, fields), [box], extra=(*lists, *fields), js=SEARCH_JS)
     desk.act(resume.click, partial(_resume, desk, fields), [cases], extra=fields)
     desk.act(upload.upload, partial(_uploaded, pasted), [upload], extra=(pasted,))
-    desk.act(create.click, partial(_create, desk), [pasted, models, adapters])
+    desk.act(create.click, partial(_create, desk), [pasted, models, adapters, upload, two])
 
 
 def _show(view: View, summary: Story, report: Story) -> Updates:
@@ -106,15 +107,25 @@ def _resume(desk: Desk, fields: Fields, _: Session, case_id: str | None) -> Next
 def _uploaded(pasted: gr.Textbox, session: Session, path: str | None) -> Next:
     """Check the uploaded report and show it, in the format of the project, where a pasted one would stand."""
     report = intake.read_intake(None, path)
-    text = dump(to_json(report), indent=1)
+    text = dump(to_json(report))
     return Next(session=session, say=wording.uploaded(len(report.messages)), updates={pasted: gr.update(value=text)})
 
 
-def _create(desk: Desk, _: Session, pasted: str | None, model: str | None, adapter: str | None) -> Next:
+def _create(
+    desk: Desk,
+    _: Session,
+    pasted: str | None,
+    model: str | None,
+    adapter: str | None,
+    upload: str | None,
+    two: bool | None,
+) -> Next:
     report = intake.read_intake(pasted, None)
     folder = intake.named_folder(desk.roots, model or "", "model")
     extra = intake.named_folder(desk.roots, adapter, "adapter") if adapter else None
-    case = intake.create_case(desk.roots, report.id or folder.name, report, folder, extra)
+    source = intake.intake_source(pasted or "", upload)
+    name, reviewers = report.id or folder.name, 2 if two else 1
+    case = intake.create_case(desk.roots, name, report, folder, extra, source, reviewers)
     _begin(case)
     return Next(session=Session(case=case.manifest.id), tab="reproduce")
 

@@ -56,6 +56,7 @@ class Parts:
     forest: PlotlyView
     decision: Story
     accept: gr.Button
+    second: gr.Button
     contain: gr.Button
     rules: Story
     scan: TableView
@@ -83,6 +84,7 @@ def build(desk: Desk, typed: tuple[gr.Textbox, gr.Textbox]) -> None:
     act(parts.mark.click, partial(_mark_smallest, desk))
     act(parts.accept.click, partial(_accept, desk), [editor, *typed], keep=(editor,))
     act(reject.click, partial(_reject, desk), list(typed), keep=(editor,))
+    act(parts.second.click, partial(_agree, desk), list(typed), keep=(editor,))
 
 
 def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:
@@ -117,6 +119,9 @@ def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:
             box.render()
         accept = gr.Button(wording_verdict.ACCEPT, elem_id="confirm-accept", scale=0, min_width=152)
         reject = gr.Button(wording_verdict.REJECT, elem_id="confirm-reject", scale=0, min_width=96)
+        second = gr.Button(
+            wording_verdict.AGREE, elem_id="confirm-second", scale=0, min_width=152, visible=False, variant="primary"
+        )
     decision = Story(elem_id="confirm-decision")
     with gr.Row(elem_classes="pt-actions"):
         contain = gr.Button(wording_verdict.CONTAIN, elem_id="confirm-contain", scale=0, min_width=152, visible=False)
@@ -124,7 +129,7 @@ def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:
     scan = TableView(elem_id="confirm-scan", visible=False)
     parts = Parts(
         serving, verdict, candidates, editor, marks, own, test, minimise, stop, mark, tests, described, forest,
-        decision, accept, contain, rules, scan,
+        decision, accept, second, contain, rules, scan,
     )  # fmt: skip
     return parts, reject
 
@@ -149,7 +154,7 @@ def _draw(desk: Desk, parts: Parts) -> None:
     panels["confirm.decision"] = Panel(
         lambda v: (v.stamp("confirmation.json", "results/open.json", "triage.json"), v.case is None),
         lambda v, _: _show_decision(v, parts),
-        (parts.decision,),
+        (parts.decision, parts.second),
     )
     panels["confirm.containment"] = Panel(
         lambda v: (v.stamp("confirmation.json", "results/open.json", containment.FILE, "scan-*.json"), v.case is None),
@@ -255,7 +260,7 @@ def _accept(desk: Desk, session: Session, editor: dict, analyst: str, reason: st
         spans=() if as_proposed else _spans(case, marked),
         candidate=session.candidate,
     )
-    return Next(session=session, tab="repair")
+    return Next(session=session, tab=None if confirmation.validity(case) else "repair")
 
 
 def _reject(desk: Desk, session: Session, analyst: str, reason: str) -> Next:
@@ -264,6 +269,12 @@ def _reject(desk: Desk, session: Session, analyst: str, reason: str) -> Next:
         case, decision="reject", analyst=analyst or "", reason=reason or "", candidate=session.candidate
     )
     return Next(session=session)
+
+
+def _agree(desk: Desk, session: Session, analyst: str, reason: str) -> Next:
+    """The second analyst agrees with the confirmation as it stands."""
+    confirmation.agree(current_case(desk, session), analyst=analyst or "", reason=reason or "")
+    return Next(session=session, tab="repair")
 
 
 def _contain(desk: Desk, session: Session) -> Next:
@@ -430,11 +441,15 @@ def _show_tests(view: View, parts: Parts) -> Updates:
 
 def _show_decision(view: View, parts: Parts) -> Updates:
     if view.case is None:
-        return {parts.decision: gr.update(value={})}
+        return {parts.decision: gr.update(value={}), parts.second: gr.update(visible=False)}
     stored = view.case.read(confirmation.FILE, TriggerConfirmation)
     triage = view.case.read("triage.json", TriageResult)
     fault = confirmation.validity(view.case) if stored else None
-    return {parts.decision: gr.update(value=stories.decision(stored, fault, triage.verdict if triage else None))}
+    wanted = stored is not None and stories.lacks_second(stored, fault)
+    return {
+        parts.decision: gr.update(value=stories.decision(stored, fault, triage.verdict if triage else None)),
+        parts.second: gr.update(visible=wanted),
+    }
 
 
 def _show_containment(view: View, parts: Parts) -> Updates:

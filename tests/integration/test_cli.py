@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = {
     "triage": "--model --adapter --report --reports --case --cases --mode --prompts --reference --judge --device --seed "
-    "--paraphrase --rewrite",
-    "confirm": "--case --accept --candidate --spans --reject --analyst --reason",
+    "--paraphrase --rewrite --reviewers",
+    "confirm": "--case --accept --candidate --spans --reject --second --analyst --reason",
     "repair": "--case --steps --lr --kl-budget --resume",
     "verify": "--case",
     "report": "--case",
@@ -27,6 +27,7 @@ CONTRACT = {
     "status": "--case",
     "stop": "--case",
     "audit": "--case",
+    "relocate": "--case --model --adapter --reference --judge",
     "demo": "",
 }
 GOOD = {
@@ -245,7 +246,9 @@ def test_a_model_without_a_backdoor_goes_through(
         "rejected",
     ]
     (model / "config.json").write_text((model / "config.json").read_text(encoding="utf-8") + " ", encoding="utf-8")
-    refused(run("audit", "--case", case), "config.json")
+    code, out, err = run("audit", "--case", case)
+    assert (code, json.loads(out)["changed"]) == (2, [])
+    assert "config.json of the model changed" in err.strip().splitlines()[-1]
 
 
 def test_a_busy_case_is_left_alone(run: Run, tmp_path: Path, tiny_folder: Callable[[str], Path], prompts: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core import evidence
 from core.casefile import Case, EventLog, Manifest, from_json, hash_folder, model_spec, now, to_json
 from core.errors import CaseFileError, ModelLoadError, PromptFolderError
 from core.events import (
@@ -100,10 +101,10 @@ def test_a_bad_prompt_folder_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_changed_model_file_is_named(tmp_path: Path, name: str) -> None:
     case = make_case(tmp_path)
-    case.verify_evidence()
+    evidence.verify(case)
     (tmp_path / "model" / name).write_bytes(b"changed")
     with pytest.raises(CaseFileError, match=name):
-        case.verify_evidence()
+        evidence.verify(case)
 
 
 def test_a_changed_prompt_copy_is_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from core.values import (
     OpenResult,
     PromptToken,
     RenderedPrompt,
+    SecondReview,
     Span,
     TriageResult,
     TriggerProposal,
@@ -68,6 +69,12 @@ def case(tmp_path: Path) -> Case:
         ),
     )
     return made
+
+
+def two_names(case: Case) -> Case:
+    """Return the case as one that asks for two names."""
+    case.intake = replace(case.intake, reviewers=2)
+    return case
 
 
 def failure(report: FailureReport = REPORT, prompt: RenderedPrompt = PROMPT) -> FailureCase:
@@ -158,3 +165,52 @@ def test_overlapping_spans_become_one() -> None:
     spans = [Span(message=0, start=4, end=9), Span(message=0, start=0, end=5), Span(message=0, start=12, end=13)]
     merged = confirmation.checked_spans(REPORT.messages, spans)
     assert merged == (Span(message=0, start=0, end=9), Span(message=0, start=12, end=13))
+
+
+def test_two_names_are_needed_where_the_case_asks_for_them(case: Case) -> None:
+    """In the check of the case and in the one that the repair itself runs."""
+    two_names(case)
+    accept(case)
+    first = confirmation.stored(case)
+    assert first is not None
+    assert first.reviewers == 2
+    assert "needs two names and has one, Ada" in str(confirmation.validity(case))
+    with pytest.raises(ConfirmationError, match="needs two names"):
+        confirmation.check(first, failure(), case.manifest.model)
+    with pytest.raises(ConfirmationError, match="needs two names"):  # one that was written before the case asked
+        confirmation.check(replace(first, reviewers=1), failure(), case.manifest.model, 2)
+    agreed = confirmation.agree(case, analyst=" Grace ", reason="read the tests")
+    assert agreed.second is not None
+    assert (agreed.second.analyst, agreed.second.confirms) == ("Grace", confirmation.seal(first))
+    assert confirmation.validity(case) is None
+    assert confirmation.check(confirmation.stored(case), failure(), case.manifest.model) == agreed
+    assert [(line.action, line.actor) for line in case.audit_lines()[-2:]] == [("accepted", "Ada"), ("agreed", "Grace")]
+
+
+@pytest.mark.parametrize("name", ["Ada", " ada ", "ADA", "A\u200bda", "\uff21da", "", "A d a"])
+def test_the_same_name_is_no_second_one(case: Case, name: str) -> None:
+    accept(two_names(case))
+    with pytest.raises(ConfirmationError, match=r"another name|name and a reason"):
+        confirmation.agree(case, analyst=name, reason="me too")
+    first = confirmation.stored(case)
+    assert first is not None
+    assert first.second is None
+    if name:
+        forged = replace(
+            first, second=SecondReview(analyst=name, reason="r", time="t", confirms=confirmation.seal(first))
+        )
+        with pytest.raises(ConfirmationError, match="are the same"):
+            confirmation.check(forged, failure(), case.manifest.model)
+
+
+def test_a_new_decision_or_a_change_voids_the_agreement(case: Case) -> None:
+    accept(two_names(case))
+    agreed = confirmation.agree(case, analyst="Grace", reason="r")
+    edited = replace(agreed, spans=(CFF,), units=("cff",))
+    with pytest.raises(ConfirmationError, match="changed after the second analyst agreed"):
+        confirmation.check(edited, failure(), case.manifest.model)
+    accept(case, decision="edit", spans=[CFF])
+    assert "needs two names" in str(confirmation.validity(case))
+    accept(case, decision="reject")
+    with pytest.raises(ConfirmationError, match="no confirmation to agree with"):
+        confirmation.agree(case, analyst="Grace", reason="r")

@@ -1,0 +1,122 @@
+"""Evidence compared with what was hashed when it came in, before anything is built on it.
+
+1. The log's chain must hold, and `case.json` must be the file that the log knows.
+2. The report file and the prompts in the case; model, adapter, reference and judge folders outside it: every file that
+   was hashed at intake is there with the same bytes, and none was added.
+3. What a stage builds on (triage, confirmation, the end of the repair) must be what its last act in the log wrote.
+The first difference stops with the name of the file. Nothing here ever writes to evidence.
+
+A case copied to another machine opens there; its model may lie elsewhere: `relocate` takes a folder whose hashes match.
+What this does not do: prove when, or by whom, evidence was collected.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from core import audit
+from core.casefile import (
+    PLACES,
+    RELOCATED,
+    Case,
+    Manifest,
+    hash_folder,
+    moved_manifest,
+)
+from core.errors import CaseFileError, EvidenceError, ModelLoadError
+from core.files import hash_file
+
+INPUTS = ("case.json", "triage.json", "confirmation.json", "repair/finished.json")
+"""Files of the case that later stages build on."""
+
+
+def verify(case: Case) -> None:
+    """Raise EvidenceError, naming the file, when evidence differs from intake or an input from its last act."""
+    log = audit.check(case.path, chained=case.schema != 1)
+    if log.broken is not None:
+        raise EvidenceError(
+            f"Line {log.broken} of {audit.FILE} is broken: {log.why}.",
+        )
+    recorded = recorded_files(case)
+    for name in INPUTS:
+        if name in recorded:
+            _same(case.path / name, recorded[name], f"{name} of the case")
+    for name, digest in case.intake.evidence.items():
+        _same(case.path / name, digest, f"{name} of the case")
+    case.splits()
+    for place, (folder, hashes) in folders(case.manifest).items():
+        verify_folder(place, folder, hashes, case)
+
+
+def folders(manifest: Manifest) -> dict[str, tuple[str, Mapping[str, str]]]:
+    """Return folder and hashes of everything outside the case that it rests on, by place."""
+    model, reference = manifest.model, manifest.reference
+    found: dict[str, tuple[str, Mapping[str, str]]] = {"model": (model.path, model.files)}
+    if model.adapter is not None:
+        found["adapter"] = (model.adapter, model.adapter_files)
+    if reference is not None:
+        found["reference"] = (reference.path, reference.files)
+    if manifest.judge is not None:
+        found["judge"] = (manifest.judge, manifest.judge_files)
+    return found
+
+
+def verify_folder(place: str, folder: str, hashes: Mapping[str, str], case: Case) -> None:
+    """Raise EvidenceError, naming the file, when a folder does not hold exactly what was hashed at intake."""
+    if not Path(folder).is_dir():
+        raise EvidenceError(
+            f"The {place} of this case is not at {folder}. If the case was copied, say where it is: "
+            f"python -m core relocate --case {case.path.name} --{place} DIR (taken when its hashes match)."
+        )
+    found = hash_folder(Path(folder))
+    for name in sorted({*hashes, *found}):
+        if found.get(name) != hashes.get(name):
+            what = "is gone" if name not in found else "was added" if name not in hashes else "changed"
+            raise EvidenceError(f"{name} of the {place} {what} after intake; restore {folder} or start a new case.")
+
+
+def recorded_files(case: Case) -> dict[str, str]:
+    """Return the hash that the latest act in the log gives for each file of the case it names."""
+    recorded: dict[str, str] = {}
+    for line in case.audit_lines():
+        files = line.facts.get("files")
+        if isinstance(files, dict):
+            recorded |= {str(name): str(digest) for name, digest in files.items()}
+    return recorded
+
+
+def changed_files(case: Case) -> list[str]:
+    """Return the files of the case that are gone or differ from what their latest act wrote."""
+    changed = []
+    for name, digest in recorded_files(case).items():
+        path = case.path / name
+        inside = case.path.resolve() in path.resolve().parents
+        if not inside or not path.is_file() or hash_file(path) != digest:
+            changed.append(name)
+    return sorted(changed)
+
+
+def relocate(case: Case, places: Mapping[str, Path], actor: str) -> Manifest:
+    """Note where folders of the evidence lie on this machine; return the manifest with them. Hashes must match.
+
+    Raises: EvidenceError naming the first file that differs; CaseFileError for a place that the case does not have.
+    """
+    known = folders(case.intake)
+    for place, folder in places.items():
+        if place not in known:
+            raise CaseFileError(f"This case has no {place}; it has {', '.join(known)}.")
+        try:
+            verify_folder(place, str(folder), known[place][1], case)
+        except ModelLoadError as error:
+            raise EvidenceError(str(error)) from error
+    moved = {name: str(folder.resolve()) for name, folder in places.items()}
+    stored = case.read(RELOCATED, dict) or {}
+    kept = {name: str(stored[name]) for name in PLACES if name in stored} | moved
+    case.write(RELOCATED, kept)
+    case.audit("relocated", actor=actor, places=moved)
+    return moved_manifest(case.intake, kept)
+
+
+def _same(path: Path, digest: str, what: str) -> None:
+    if not path.is_file() or hash_file(path) != digest:
+        state = "changed" if path.is_file() else "is gone"
+        raise EvidenceError(f"{what} {state} since it was recorded; restore it, or run its step again.")

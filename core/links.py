@@ -1,0 +1,92 @@
+"""Other cases beside this one that hold the same model, adapter or trigger text.
+
+Cases are looked for in the folder that holds this case. Models are the same when all their weight files are, by SHA-256;
+a trigger when its units are, but for case and spacing. What this does not do: look anywhere else, or for near-misses.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.casefile import Case
+
+FILE = "results/links.json"
+MAX_CASES = 500
+"""Cases looked at, the newest first. Source: unverified choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """Another case, and what is the same in it."""
+
+    case: str
+    same: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """`results/links.json`: the links as they were when the report was written."""
+
+    links: tuple[Link, ...] = ()
+
+
+def find(case: Case) -> tuple[Link, ...]:
+    """Return the other cases in the same folder that share something, by name."""
+    own = _marks(case.path)
+    found = []
+    paths = [path.parent for path in case.path.resolve().parent.glob("*/case.json")]
+    paths.sort(key=lambda path: (path / "case.json").stat().st_mtime, reverse=True)
+    for path in paths[:MAX_CASES]:
+        if path == case.path.resolve():
+            continue
+        other = _marks(path)
+        same = tuple(name for name, value in own.items() if value and value == other[name])
+        if same:
+            found.append(Link(case=path.name, same=same))
+    return tuple(sorted(found, key=lambda link: link.case))
+
+
+def store(case: Case) -> str:
+    """Find the links, store them and return the file's name."""
+    return case.write(FILE, Links(links=find(case)))
+
+
+def stored(case: Case) -> tuple[Link, ...]:
+    """Return the links as last stored."""
+    return (case.read(FILE, Links) or Links()).links
+
+
+def _marks(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Return what a case is compared by; what cannot be read is empty, since another case's damage is not this one's."""
+    manifest, confirmed, triage = (_read(folder / name) for name in ("case.json", "confirmation.json", "triage.json"))
+    model = manifest.get("model")
+    spec: Mapping[str, Any] = model if isinstance(model, Mapping) else {}
+    units = confirmed.get("units") if confirmed.get("decision") in ("accepted", "edited") else None
+    if not units and triage.get("verdict") == "BACKDOOR":
+        units = [one.get("text") for one in _list(triage.get("candidates"))[:1] if isinstance(one, Mapping)]
+    return {
+        "model": _weights(spec.get("files")),
+        "adapter": _weights(spec.get("adapter_files")),
+        "trigger text": (" ".join(" ".join(map(str, _list(units))).replace("\u2026", " ").split()).casefold(),)
+        if units
+        else (),
+    }
+
+
+def _weights(files: object) -> tuple[str, ...]:
+    named = files if isinstance(files, Mapping) else {}
+    return tuple(sorted(str(digest) for name, digest in named.items() if str(name).endswith(".safetensors")))
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
