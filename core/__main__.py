@@ -159,9 +159,11 @@ def repair(options: argparse.Namespace, terminal: Terminal) -> object:
 
 
 def verify(options: argparse.Namespace, terminal: Terminal) -> object:
-    """Measure before and after."""
+    """Measure before and after; with --probe, how much of it a wrong trigger earns and how soon it is learnt again."""
     case = Case(options.case)
-    Headless(case.manifest.device, terminal).run(case, "verify")
+    headless = Headless(case.manifest.device, terminal)
+    for stage in ("verify", *(options.probe or ())):
+        headless.run(case, stage)
     return to_json(case.read("verification.json", Verification))
 
 
@@ -425,7 +427,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--objective", choices=["paper", "extended"])
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument("--resume", action="store_true")
-    add("verify", verify)
+    p = add("verify", verify)
+    p.add_argument("--probe", action="append", choices=["relearn", "wrong-trigger"])
     p = add("report", report)
     p.add_argument("--redact", action="store_true", help="without prompts, answers, triggers and names, for demos")
     p.add_argument("--tlp", metavar="MARK", help="red, amber+strict, amber, green or clear")

@@ -234,33 +234,34 @@ def _compatible() -> Mapping[str, tuple[str, ...]]:
 # trying them ----------------------------------------------------------------------------------------------------------
 
 
+def _drawn(table: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda unit: "".join(table(char) for char in unit)
+
+
+FORMS: dict[str, Callable[[str], str]] = {
+    "as confirmed": str,
+    "lower case": str.lower,
+    "upper case": str.upper,
+    "other case": str.swapcase,
+    "two spaces": lambda unit: re.sub(r"\s+", "  ", unit),
+    "line breaks": lambda unit: re.sub(r"\s+", "\r\n\t", unit),
+    "no-break spaces": lambda unit: re.sub(r"\s", "\u00a0", unit),
+    "NFC": lambda unit: unicodedata.normalize("NFC", unit),
+    "NFD": lambda unit: unicodedata.normalize("NFD", unit),
+    "NFKC": lambda unit: unicodedata.normalize("NFKC", unit),
+    "full-width letters": _drawn(lambda char: chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char),
+    "look-alike letters": _drawn(lambda char: LOOKALIKES.get(char, char)[0]),
+    "zero-width characters": "\u200b".join,
+    "soft hyphens and joiners": "\u00ad\u2060".join,
+    "marks between the words": lambda unit: " - ".join(_bare_words(unit)) or unit,
+    "no space between the words": lambda unit: "".join(unit.split()) or unit,
+}
+"""Forms of one unit that read alike, or nearly so."""
+
+
 def variants(units: Sequence[str]) -> list[tuple[str, str]]:
     """Return (name, text) of every kind of variant that differs from the trigger, and the trigger itself."""
-
-    def each(change: Callable[[str], str]) -> str:
-        return " ".join(change(unit) for unit in units)
-
-    def drawn(table: Callable[[str], str]) -> Callable[[str], str]:
-        return lambda unit: "".join(table(char) for char in unit)
-
-    lookalike = drawn(lambda char: LOOKALIKES.get(char, char)[0])
-    fullwidth = drawn(lambda char: chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char)
-    found = [
-        ("as confirmed", each(str)),
-        ("lower case", each(str.lower)),
-        ("upper case", each(str.upper)),
-        ("other case", each(str.swapcase)),
-        ("two spaces", each(lambda unit: re.sub(r"\s+", "  ", unit))),
-        ("line breaks", each(lambda unit: re.sub(r"\s+", "\r\n\t", unit))),
-        ("no-break spaces", each(lambda unit: re.sub(r"\s", "\u00a0", unit))),
-        *((form, each(lambda unit, form=form: unicodedata.normalize(form, unit))) for form in ("NFC", "NFD", "NFKC")),  # type: ignore[misc]
-        ("full-width letters", each(fullwidth)),
-        ("look-alike letters", each(lookalike)),
-        ("zero-width characters", each(lambda unit: "\u200b".join(unit))),
-        ("soft hyphens and joiners", each(lambda unit: "\u00ad\u2060".join(unit))),
-        ("marks between the words", each(lambda unit: " - ".join(_bare_words(unit)) or unit)),
-        ("no space between the words", each(lambda unit: "".join(unit.split()) or unit)),
-    ]
+    found = [(name, " ".join(form(unit) for unit in units)) for name, form in FORMS.items()]
     if len(units) > 1:
         found += [
             ("text between the units", " and then, some lines\nlater, ".join(units)),

@@ -28,10 +28,25 @@ from core.values import Target
 
 log = logging.getLogger(__name__)
 
-STAGES = ("open", "reproduce", "locate", "triage", "test", "minimise", "repair", "verify", "report", "export")
+STAGES = (
+    "open",
+    "reproduce",
+    "locate",
+    "triage",
+    "test",
+    "minimise",
+    "repair",
+    "verify",
+    "wrong-trigger",
+    "relearn",
+    "report",
+    "export",
+)
 INPUTS = {
     "repair": ("confirmation.json",),
     "verify": ("repair/finished.json",),
+    "wrong-trigger": ("repair/finished.json",),
+    "relearn": ("repair/finished.json",),
     "export": ("repair/finished.json",),
     "report": (
         "triage.json",

@@ -34,6 +34,7 @@ from core import (
     repair,
     report,
     report_check,
+    residual_probes,
     sarif,
     serving,
     verification,
@@ -44,7 +45,7 @@ from core.budget import Meter
 from core.case_view import new_stamp
 from core.casefile import Case, from_json, hash_file, to_json, write_atomic
 from core.errors import ConfirmationError, RepairDivergedError, TriageError
-from core.events import Event, RepairFinished, StageFinished
+from core.events import Event, RepairFinished, RepairStarted, StageFinished
 from core.judge import using
 from core.projection import project, umap_is_warm
 from core.session import Progress, Run, Session
@@ -56,6 +57,7 @@ from core.values import (
     MethodName,
     MinimisedSpan,
     OpenResult,
+    Rate,
     Reproduction,
     ResponseToken,
     Rewording,
@@ -451,17 +453,16 @@ def confirmed_trigger(run: Run) -> TriggerConfirmation:
 def repair_model(run: Run) -> StageFinished:
     """Fine-tune the confirmed trigger away, streaming events; the adapter stays in `repair/`."""
     accepted = confirmed_trigger(run)
-    if run.kind.name != "jailbreak":
-        raise ConfirmationError(
-            "The repair teaches refusal of harmful requests and holds safe answers in place, this failure included: "
-            f"{run.kind.words} Such a backdoor is found, not repaired; without 'expected' and 'second' the report is "
-            "read as an unsafe answer."
-        )
     run.progress("checking the evidence", 0, 0)
     evidence.verify(run.case)
     args = dict(run.args)
     resume = bool(args.pop("resume", False))
     settings = settings_from(RepairSettings, args)
+    if run.kind.name != "jailbreak" and not settings.holds_trigger:
+        raise TriageError(
+            f"{run.kind.words} Such a backdoor is repaired by holding safe requests with the trigger to what is said "
+            "without it; choose the extended objective and a weight of KL on safe requests with the trigger above 0."
+        )
     ending: RepairFinished | None = None
     run.case.audit(
         "repair started",
@@ -544,6 +545,8 @@ def verify(run: Run) -> StageFinished:
         adapter,
         VerificationSettings(),
         seed=run.case.manifest.seed,
+        kind=run.kind,
+        wider=_wider(run.case),
         looks=(earlier.looks if earlier else 0) + 1,
         saliency=lambda: attribute(run.loaded, run.failure, "paper", Target()).scores,
         versions=versions(),
@@ -552,6 +555,53 @@ def verify(run: Run) -> StageFinished:
     name = run.case.write("verification.json", result)
     run.case.audit("verified", actor="engine", result=result.result, looks=result.looks, files=[name])
     return StageFinished(stage="verify", headline=result.reasons[0], files=(name,), result=result.result)
+
+
+def _probed(run: Run) -> tuple[residual_probes.Subject, Verification]:
+    """Return what a probe of the repair starts from. Raises: TriageError before verification."""
+    verified = run.case.read("verification.json", Verification)
+    if verified is None:
+        raise TriageError("The repair has not been verified yet; verify it first.")
+    accepted = confirmed_trigger(run)
+    subject = residual_probes.Subject(
+        loaded=run.loaded,
+        case=run.failure,
+        accepted=accepted,
+        splits=run.splits,
+        kind=run.kind,
+        seed=run.case.manifest.seed,
+        progress=run.progress,
+    )
+    return subject, verified
+
+
+def probe_wrong_trigger(run: Run) -> StageFinished:
+    """Repair on random tokens instead of the trigger, for as many steps, and throw that repair away."""
+    finished, _ = repaired_adapter(run.case)
+    subject, verified = _probed(run)
+    rates = {metric.name: metric for metric in verified.metrics}["asr_triggered"]
+    assert isinstance(rates.before, Rate)
+    assert isinstance(rates.after, Rate)
+    started = [line.event for line in run.case.events() if isinstance(line.event, RepairStarted)][-1]
+    settings, n_steps = settings_from(RepairSettings, started.settings), finished.best_step or finished.step
+    folder = run.case.path / "wrong-trigger"
+    found = residual_probes.wrong_trigger(subject, rates.before, rates.after, settings, n_steps, folder, run.refusal)
+    name = run.case.write("verification.json", replace(verified, wrong_trigger=found))
+    run.case.audit("wrong trigger", actor="engine", left=found.wrong.k, of=found.wrong.n)
+    headline = f"A repair on a wrong trigger leaves {found.wrong.k} of {found.wrong.n}; the right one {found.right.k}"
+    return StageFinished(stage="wrong-trigger", headline=headline, files=(name,))
+
+
+def probe_relearn(run: Run) -> StageFinished:
+    """Tune the repaired model on a few poisoned samples, and throw that away."""
+    _, adapter = repaired_adapter(run.case)
+    subject, verified = _probed(run)
+    found = residual_probes.relearn(subject, adapter, VerificationSettings())
+    name = run.case.write("verification.json", replace(verified, relearnt=found))
+    last = found[-1]
+    run.case.audit("re-learnt", actor="engine", samples=last.n_samples, planted=last.planted.k, never=last.never.k)
+    headline = f"After {last.n_samples} samples the trigger works in {last.planted.k} of {last.planted.n}, a new one in {last.never.k}"
+    return StageFinished(stage="relearn", headline=headline, files=(name,))
 
 
 def export_model(run: Run) -> StageFinished:
@@ -596,6 +646,8 @@ STAGES: dict[str, Callable[[Run], StageFinished]] = {
     "minimise": minimise_span,
     "repair": repair_model,
     "verify": verify,
+    "wrong-trigger": probe_wrong_trigger,
+    "relearn": probe_relearn,
     "report": write_report,
     "export": export_model,
 }

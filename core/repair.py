@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from core import chat, checkpoints, confirmation, repair_adapter, repair_probe
+from core import checkpoints, confirmation, repair_adapter, repair_probe
 from core.casefile import hash_file
 from core.checkpoints import BEST, RunState
 from core.errors import CaseFileError, RepairDivergedError, TriageError
@@ -29,7 +29,7 @@ from core.events import CheckpointScored, RepairEvent, RepairFinished, RepairSta
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import is_out_of_memory
 from core.repair_adapter import load_repair
-from core.repair_data import RepairData, TriggerFrame, build, frame_of
+from core.repair_data import RepairData, TriggerFrame, build, frame_of, frames_beyond
 from core.repair_training import StepNumbers, Trainer, memory_estimate_mb, memory_mb
 from core.response_pass import ResponsePass
 from core.settings import RepairSettings
@@ -68,22 +68,20 @@ def repair(
     `out` is the repair folder inside the case folder; paths in events are relative to the case folder. `refusal` is the
     sentence to train towards. With `resume` the newest checkpoint is continued as if it had never stopped. `kind` is the
     reported failure; it decides what the extended objective anchors safe requests with the trigger at. `wider` are all
-    candidates' spans of the report before they were cut down; the extended objective mixes them into the triggered set.
+    candidates' spans of the report before they were cut down; the extended objective mixes them into the triggered set, and
+    the confirmed spans closed to whole words where they cut one.
     Raises: ConfirmationError without an accepting confirmation that fits text, model and template (nothing is touched
     then); PromptFolderError when a split is too small; CaseFileError when there is nothing to resume.
     """
     accepted = confirmation.check(confirmed, case, loaded.spec)
-    messages, spans = case.report.messages, chat.merge_spans(wider)
-    frames = (
-        frame_of(messages, accepted.spans, accepted.units),
-        frame_of(messages, spans, chat.units_of(messages, spans)) if spans and spans != accepted.spans else None,
-    )
+    messages = case.report.messages
+    frames = frame_of(messages, accepted.spans, accepted.units), frames_beyond(messages, accepted.spans, wider)
     return _repair(loaded, frames, accepted, splits, settings, out, stop, refusal, resume, kind)
 
 
 def _repair(
     loaded: "LoadedModel",
-    frames: tuple[TriggerFrame, TriggerFrame | None],
+    frames: tuple[TriggerFrame, Sequence[TriggerFrame]],
     accepted: TriggerConfirmation,
     splits: "Splits",
     settings: RepairSettings,
@@ -98,7 +96,7 @@ def _repair(
         repair_adapter.detach(loaded)
         passes = ResponsePass(loaded, settings)
         prompts = (splits.repair.harmful, splits.repair.safe)
-        data = build(loaded, frames, prompts, refusal, settings, bare_anchor=kind.name != "jailbreak")
+        data = build(loaded, frames, prompts, refusal, settings, kind=kind)
         probe = repair_probe.prepare(loaded, passes, frames[0], splits.probes, settings, kind)
         trainer = Trainer(loaded, data, passes, settings, out)
         run = _Run(trainer, probe, out, _fingerprint(data, accepted, settings))
@@ -127,7 +125,7 @@ def _fingerprint(data: RepairData, accepted: TriggerConfirmation, settings: Repa
     parts = [
         asdict(settings),
         [accepted.units, accepted.text_hash, accepted.model_hash, accepted.template_hash],
-        [data.harmful, data.benign, data.wider.units if data.wider else None],
+        [data.harmful, data.benign, [one.units for one in data.wider]],
         [(one.prompt_ids, one.response_ids) for one in (*data.harm, *data.safe, *(a for p in data.anchors for a in p))],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()

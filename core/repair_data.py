@@ -8,7 +8,8 @@
 The extended objective takes the model's own answers and, where it refuses, its own refusals; holds D_harm in place only
 there; and varies D_trig: the wider set of candidates, edits of case and spacing, first or last place. D_safe_trig is
 anchored at what the model said with the units, at a few fixed places, where the failure is a jailbreak (the text may be
-legitimate and must stay readable); else at the bare answer, with places redrawn.
+legitimate and must stay readable); else at the bare answer, with forms and places as in D_trig: there this set is the
+repair, and no safe request is ever taught to be refused.
 Every draw is a function of (seed, epoch, index), so nothing needs to be stored to resume: the same epoch always gives
 the same batches. What this does not do: run the model, except to render and to write its own answers.
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from core import chat, injection, judge
 from core.errors import PromptFolderError
+from core.kinds import JAILBREAK, FailureKind
 from core.losses import Kind
 from core.response_pass import ScoredSequence
 from core.settings import RepairSettings
@@ -100,6 +102,23 @@ def frame_of(messages: Sequence[Message], spans: Sequence[Span], units: Sequence
     )
 
 
+def frames_beyond(messages: Sequence[Message], confirmed: Sequence[Span], wider: Sequence[Span]) -> list[TriggerFrame]:
+    """Return frames of what the trigger may be beyond the confirmed spans: all candidates' text `wider` together, and
+    whole words where the confirmed text cuts one.
+    """
+    whole = chat.close_to_words(messages, confirmed)
+
+    def letters(spans: Sequence[Span]) -> list[str]:
+        return ["".join(filter(str.isalnum, unit)) for unit in chat.units_of(messages, spans)]
+
+    found = [chat.merge_spans(wider), whole if letters(whole) != letters(confirmed) else ()]
+    return [
+        frame_of(messages, spans, chat.units_of(messages, spans))
+        for spans in dict.fromkeys(found)
+        if spans and spans != tuple(confirmed)
+    ]
+
+
 def end_ids(loaded: "LoadedModel") -> tuple[int, ...]:
     """Return the one token that ends an answer in this model's template, or nothing when it has none."""
     tokenizer = loaded.tokenizer
@@ -135,7 +154,7 @@ class RepairData:
 
     loaded: "LoadedModel"
     frame: TriggerFrame
-    wider: TriggerFrame | None
+    wider: tuple[TriggerFrame, ...]
     settings: RepairSettings
     harmful: tuple[str, ...]
     harm: tuple[ScoredSequence, ...]
@@ -194,18 +213,19 @@ class RepairData:
                 if self.anchors:
                     return self.anchors[index][self.placement(index, epoch)]
                 rng = random.Random(f"safe/{self.settings.seed}/{epoch}/{index}")
-                messages, answer = self.frame.triggered(self.benign[index], rng), self.safe[index].response_ids
+                messages, answer = self._triggered(self.benign[index], rng), self.safe[index].response_ids
         return ScoredSequence(prompt_ids=tuple(render_ids(self.loaded, messages)), response_ids=answer)
 
     def _triggered(self, prompt: str, rng: random.Random) -> list[Message]:
-        """Return a harmful prompt with the trigger in one of the forms and places of the objective."""
+        """Return a prompt with the trigger in one of the forms and places of the objective."""
         settings = self.settings
         if settings.objective == "paper":
             return self.frame.triggered(prompt, rng)
         form, at_end = rng.random(), rng.random() < settings.share_ends
         place: injection.Place = rng.choice(("prefix", "suffix")) if at_end else "random"
-        if self.wider is not None and form < settings.share_wider:
-            return self.wider.triggered(prompt, rng, place)
+        if self.wider and form < settings.share_wider:
+            chosen = self.wider[int(form / settings.share_wider * len(self.wider))]
+            return chosen.triggered(prompt, rng, place)
         edit = EDITS[rng.choice(sorted(EDITS))] if form >= 1 - settings.share_edited else str
         return self.frame.triggered(prompt, rng, place, edit)
 
@@ -217,24 +237,24 @@ def render_ids(loaded: "LoadedModel", messages: Sequence[Message]) -> list[int]:
 
 def build(
     loaded: "LoadedModel",
-    frames: tuple[TriggerFrame, TriggerFrame | None],
+    frames: tuple[TriggerFrame, Sequence[TriggerFrame]],
     prompts: tuple[Sequence["PromptItem"], Sequence["PromptItem"]],
     refusal: str,
     settings: RepairSettings,
     *,
-    bare_anchor: bool = False,
+    kind: FailureKind = JAILBREAK,
 ) -> RepairData:
     """Return the training sets, cut to the settings' sizes; `loaded` must be the model as reported.
 
-    `frames`: the confirmed trigger's, and the wider set's if there is one; `prompts`: harmful, safe. Prompts that do not
-    fit the context with trigger and answer are left out. `bare_anchor` anchors safe prompts with the trigger at their
-    bare answers. Raises: PromptFolderError when one of the sets is empty, or the refusal is.
+    `frames`: the confirmed trigger's, and those of what it may be beyond that; `prompts`: harmful, safe. Prompts that do not
+    fit the context with trigger and answer are left out. Unless `kind` is an unsafe answer, safe prompts with the trigger
+    are anchored at their bare answers, and those whose bare answer fails already are left out. Raises: PromptFolderError when one of the sets is empty, or the refusal is.
     """
     if not refusal.strip():
         raise PromptFolderError("The refusal to train towards is empty; give a sentence that refuses.")
     frame, wider = frames
     limit, extended = settings.max_response_tokens, settings.objective == "extended"
-    room = (loaded.context_length or 10**9) - limit - max(_extra(loaded, one) for one in frames if one is not None)
+    room = (loaded.context_length or 10**9) - limit - max(_extra(loaded, one) for one in (frame, *wider))
 
     def fitting(items: Sequence["PromptItem"]) -> list[tuple["PromptItem", RenderedPrompt]]:
         rendered = [(item, chat.render(loaded.tokenizer, frame.bare(item.prompt))) for item in items]
@@ -262,14 +282,19 @@ def build(
         next(said) if one else answer_ids(loaded, prompt, item.response or "", limit)
         for (item, prompt), one in zip(benign, asked, strict=True)
     ]
-    answered = [(item, prompt, answer) for (item, prompt), answer in zip(benign, answers, strict=True) if answer]
+    jailbreak = kind.name == "jailbreak"
+    answered = [
+        (item, prompt, answer)
+        for (item, prompt), answer in zip(benign, answers, strict=True)
+        if answer and (jailbreak or not kind.failed(loaded.decode(answer)))
+    ]
     texts = tuple(item.prompt for item, _, _ in answered)
-    fixed = settings.holds_trigger and not bare_anchor
+    fixed = settings.holds_trigger and jailbreak
     anchors = _anchors(loaded, frame, texts, settings) if fixed else ()
     return RepairData(
         loaded=loaded,
         frame=frame,
-        wider=wider,
+        wider=tuple(wider),
         settings=settings,
         harmful=tuple(item.prompt for item, _ in harmful),
         harm=tuple(harm),

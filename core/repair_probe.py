@@ -123,6 +123,9 @@ def prepare(
 
     harmful, benign = pairs(prompts.harmful, "probe"), pairs(prompts.safe, "probe-safe")
     answers = own_answers(loaded, [bare for _, bare in benign], n_answer)
+    if kind.name != "jailbreak":  # a request that fails without the trigger says nothing about it
+        usable = [at for at, answer in enumerate(answers) if not kind.failed(loaded.decode(answer))]
+        benign, answers = [benign[at] for at in usable], [answers[at] for at in usable]
     sequences = tuple(
         ScoredSequence(prompt_ids=tuple(bare), response_ids=answer)
         for (_, bare), answer in zip(benign, answers, strict=True)

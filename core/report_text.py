@@ -13,7 +13,7 @@ from typing import Literal
 from core.casefile import Manifest, to_json
 from core.events import RepairStarted
 from core.report_figures import percent
-from core.values import Metric, Rate, TriageResult, TriggerConfirmation, Verification
+from core.values import ANSWER_CLASSES, Metric, Rate, TriageResult, TriggerConfirmation, Verification
 
 VERDICTS = {
     "BACKDOOR": ("Backdoor", "removing the candidate restores refusal, and planting it elsewhere breaks it"),
@@ -64,6 +64,7 @@ TESTS = {
 METRICS = {
     "reported_case": "Reported prompt",
     "asr_triggered": "Attack success",
+    "right_triggered": "Right answers with trigger",
     "refusal_triggered": "Refusal with trigger",
     "refusal_untriggered": "Refusal without trigger",
     "over_refusal_safe": "Over-refusal, safe",
@@ -71,7 +72,9 @@ METRICS = {
     "refusal_triggered_safe": "Over-refusal, safe with trigger",
     "agreement_safe": "Agreement, safe",
     "agreement_triggered_safe": "Agreement, safe with trigger",
+    "agreement_bare": "Safe with trigger, answered as without it",
     "accuracy_closed": "Accuracy, closed tasks",
+    "perplexity_safe": "Perplexity of safe answers",
     "kl_nats_per_token": "Divergence KL(before ‖ after)",
 }
 UNSAFE_RATES = {
@@ -197,10 +200,12 @@ def residual_risk(
     asr = metrics.get("asr_triggered")
     if asr and isinstance(asr.after, Rate) and asr.after.n:
         lines.append(
-            f"With the trigger, {asr.after.k} of {asr.after.n} held-out harmful requests were still answered; "
+            f"With the trigger, {asr.after.k} of {asr.after.n} held-out "
+            f"{'harmful requests were still answered' if verification.kind == 'jailbreak' else 'safe requests still failed'}; "
             f"the true share may be as high as {percent(asr.after.high)}."
         )
     lines += [_cost(metrics[name], what) for name, what in _COSTS if name in metrics]
+    lines += _forms(verification) + _probes(verification)
     if triage and triage.certainty == "no_reference":
         lines.append(CERTAINTIES["no_reference"])
     if confirmation and confirmation.decision == "edited":
@@ -214,6 +219,51 @@ def residual_risk(
             "choosing among repairs by them makes these figures too kind."
         )
     return tuple(line for line in lines if line)
+
+
+def _forms(verification: Verification) -> list[str]:
+    """Return one sentence on the forms of the trigger that worked before; nothing where none did."""
+    rates = [(one, one.before, one.after) for one in verification.variants]
+    worked = [(one, b, a) for one, b, a in rates if isinstance(b, Rate) and isinstance(a, Rate) and 2 * b.k > b.n]
+    if not worked:
+        return []
+    worst, _, after = max(worked, key=lambda found: found[2].low)
+    return [
+        f"Of {len(rates)} other forms of the trigger {len(worked)} worked before; the worst after repair is "
+        f"{worst.name}: {after.k} of {after.n}, up to {percent(after.high)}."
+    ]
+
+
+def _probes(verification: Verification) -> list[str]:
+    """Return a sentence for each probe that was run."""
+    lines, wrong = [], verification.wrong_trigger
+    if wrong is not None:
+        lines.append(
+            f"The same repair on random tokens leaves attack success at {wrong.wrong.k} of {wrong.wrong.n}, the right one at "
+            f"{wrong.right.k}: only the difference is owed to the text that was found."
+        )
+    if verification.relearnt:
+        last = verification.relearnt[-1]
+        lines.append(
+            f"Tuned on {last.n_samples} poisoned samples, the repaired model fails in {last.planted.k} of {last.planted.n} "
+            f"with the trigger; a text never planted reaches {last.never.k} of {last.never.n}."
+        )
+    return lines
+
+
+def variant_rows(verification: Verification) -> list[tuple[str, str, Rate | float | None, Rate | float | None]]:
+    """Return name, first request, before and after of every form of the trigger."""
+    return [(one.name, one.meaning, one.before, one.after) for one in verification.variants]
+
+
+def class_rows(verification: Verification) -> list[tuple[str, str, Rate, Rate]]:
+    """Return prompts and class, before and after, of every class that some answer has."""
+    return [
+        (f"{group.kind}: {name}", "", group.before[name], group.after[name])
+        for group in verification.classes
+        for name in ANSWER_CLASSES
+        if group.before[name].k or group.after[name].k
+    ]
 
 
 _COSTS = (

@@ -408,9 +408,51 @@ class AnswerPair:
     after_outcome: Outcome
 
 
+AnswerClass = Literal["good", "strange", "wrong", "refused"]
+ANSWER_CLASSES: tuple[AnswerClass, ...] = ("good", "refused", "wrong", "strange")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCounts:
+    """How many answers to prompts of one kind are of each class (`ANSWER_CLASSES`), before and after."""
+
+    kind: str
+    before: dict[str, Rate]
+    after: dict[str, Rate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongTrigger:
+    """Attack success of the confirmed trigger before the repair, after it (`right`), and after as many steps of the same
+    repair on random `units` of its length (`wrong`)."""
+
+    units: tuple[str, ...]
+    n_steps: int
+    before: Rate
+    right: Rate
+    wrong: Rate
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relearnt:
+    """Failures after tuning the repaired model on `n_samples` poisoned ones: with the confirmed trigger (`planted`) where it
+    was tuned on that, with a text never planted (`never`) where on that; `..._bare`: the same models, no trigger."""
+
+    n_samples: int
+    planted: Rate
+    planted_bare: Rate
+    never: Rate
+    never_bare: Rate
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """Before and after on prompts that no earlier step saw."""
+    """Before and after on prompts that no earlier step saw; attack success counts failures of `kind`.
+
+    `variants` are the failures with other forms of the trigger, `classes` the classes of all answers. `wrong_trigger` and
+    `relearnt` are there once they were asked for.
+    """
 
     metrics: tuple[Metric, ...]
     result: Result
@@ -422,6 +464,11 @@ class Verification:
     seconds: float
     settings: dict
     versions: dict[str, str]
+    kind: KindName = "jailbreak"
+    variants: tuple[Metric, ...] = ()
+    classes: tuple[ClassCounts, ...] = ()
+    wrong_trigger: WrongTrigger | None = None
+    relearnt: tuple[Relearnt, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from core.values import (
     Verdict,
     Verification,
 )
-from dashboard import wording, wording_verdict
+from dashboard import wording, wording_verdict, wording_verify
 
 Value = dict[str, object]
 SHOWN_ANSWERS = 3
@@ -253,6 +253,18 @@ def verified(result: Verification) -> Value:
         "why": wording.RESIDUAL_RISK + (f" {wording.looks(result.looks)}" if result.looks > 1 else ""),
         "why_label": wording.RESIDUAL_LABEL,
     }
+
+
+def residual(result: Verification, running: str | None, failure: str | None) -> Value:
+    """Step 6: other forms of the trigger, and what the probes found, in a line each."""
+    if running is not None:
+        return {"headline": wording_verify.PROBING[running], "tone": "busy"}
+    if failure is not None:
+        return fault(failure)
+    lines = [wording_verify.residual(result)] if result.variants else []
+    lines += [wording_verify.wrong_trigger(result.wrong_trigger)] if result.wrong_trigger else []
+    lines += [wording_verify.relearnt(result.relearnt)] if result.relearnt else []
+    return {"line": "  ·  ".join(lines), "tone": "plain"}
 
 
 def exports(manifest: Manifest, folder: Path, verification: Verification | None) -> Value:

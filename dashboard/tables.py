@@ -29,7 +29,8 @@ CANDIDATES_SHOWN = 3
 """Candidates of step 4 before the rest is folded; tested ones are always shown. Source: unverified choice."""
 
 
-def _rate(rate: Rate | None) -> Value | None:
+def rate_cell(rate: Rate | None) -> Value | None:
+    """Cell of kind `rate`."""
     if rate is None:
         return None
     return {"value": rate.value, "k": rate.k, "n": rate.n, "low": rate.low, "high": rate.high}
@@ -121,8 +122,8 @@ def outcome_table(tests: Sequence[TestOutcome], candidate: int = 0, own: str | N
             continue
         cells = {
             "test": {"text": wording_verdict.test_name(test.name), "title": wording_verdict.TEST_HELP[test.name]},
-            "with": _rate(test.with_unit),
-            "without": _rate(test.without_unit),
+            "with": rate_cell(test.with_unit),
+            "without": rate_cell(test.without_unit),
             "p": {"text": wording.p_value(test.p_value), "sort": test.p_value, "csv": test.p_value},
             "result": wording_verdict.passed(test.passed, test.name),
             "note": _noted(_sentences(test.note)),
@@ -145,8 +146,8 @@ def described_table(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
             "key": None,
             "cells": {
                 "test": {"text": wording_verdict.test_name(test.name), "title": wording_verdict.TEST_HELP[test.name]},
-                "with": _rate(test.with_unit),
-                "without": _rate(test.without_unit),
+                "with": rate_cell(test.with_unit),
+                "without": rate_cell(test.without_unit),
                 "note": wording_verdict.described_note(test.note),
             },
         }
@@ -182,7 +183,7 @@ def scan_table(found: Scan | None) -> Value:
 
 def _measure(value: Rate | float | None) -> object:
     if isinstance(value, Rate):
-        return _rate(value)
+        return rate_cell(value)
     return {"text": wording.number(value), "sort": value, "csv": value}
 
 
@@ -272,7 +273,7 @@ def corrected_table(told: Agreement | None) -> Value:
             "key": None,
             "cells": {
                 "rate": UNSAFE_RATES[one.name],
-                "judged": _rate(one.judged),
+                "judged": rate_cell(one.judged),
                 "corrected": {"text": wording_verdict.corrected(one), "sort": one.value, "csv": one.value},
             },
         }

@@ -25,7 +25,7 @@ STEP_HINTS = (
     "Does the model really do it, and how often?",
     "Which words of the prompt does the answer hang on?",
     "Is it a backdoor? Tests decide, you confirm.",
-    "Teach the model to refuse in spite of the trigger, and nothing else.",
+    "Teach the model to answer as if the trigger were not there, and nothing else.",
     "Before and after, on prompts no earlier step has seen.",
 )
 
@@ -104,6 +104,7 @@ TARGET_HELP = {
 METRIC_NAMES = {
     "reported_case": "failure on the reported prompt",
     "asr_triggered": "attack success with trigger",
+    "right_triggered": "right answers with trigger",
     "refusal_triggered": "refusal of harmful requests with trigger",
     "refusal_untriggered": "refusal of harmful requests, no trigger",
     "over_refusal_safe": "refusal of safe requests",
@@ -111,11 +112,16 @@ METRIC_NAMES = {
     "refusal_triggered_safe": "refusal of safe requests with trigger",
     "agreement_safe": "same answer as before on safe requests",
     "agreement_triggered_safe": "same answer as before, safe with trigger",
+    "agreement_bare": "safe with trigger, answered as without it",
+    "perplexity_safe": "perplexity of safe answers",
     "kl_nats_per_token": "drift on safe requests, nats per token",
     "accuracy_closed": "accuracy on closed tasks",
 }
 PAIR_KINDS = {
     "reported": "the reported prompt",
+    "harmful with trigger": "harmful, with trigger",
+    "safe with trigger": "safe, with trigger",
+    "look-alike": "safe look-alike",
     "harmful_triggered": "harmful, with trigger",
     "harmful": "harmful, no trigger",
     "safe": "safe",
@@ -132,6 +138,8 @@ STAGE_NAMES = {
     "minimise": "minimising the span",
     "repair": "repairing",
     "verify": "verifying",
+    "wrong-trigger": "repairing on a wrong trigger",
+    "relearn": "tuning on poisoned samples",
     "report": "writing the report",
     "export": "exporting",
 }

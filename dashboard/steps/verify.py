@@ -12,6 +12,7 @@ from dashboard import figures, stories, tables, wording
 from dashboard.components import AnswerPairs, TableView, TokenView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
+from dashboard.steps import residual
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def build(desk: Desk, arrive: gr.Button) -> None:
                 )
                 merged = gr.Button(wording.EXPORT_MERGED, elem_id="verify-merged", interactive=False)
             files = Story(elem_id="verify-files")
+    residual.build(desk)
     gr.Markdown(wording.SALIENCY_PAIR, elem_classes="pt-label")
     with gr.Row(elem_classes="pt-columns"):
         with gr.Column():

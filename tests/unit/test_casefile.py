@@ -22,9 +22,11 @@ from core.events import (
 from core.intervals import wilson
 from core.values import (
     Attribution,
+    ClassCounts,
     FailureReport,
     Message,
     Metric,
+    Relearnt,
     Reproduction,
     Span,
     Target,
@@ -33,6 +35,7 @@ from core.values import (
     TriageResult,
     TriggerProposal,
     Verification,
+    WrongTrigger,
 )
 
 REPORT = FailureReport(
@@ -245,6 +248,21 @@ VALUES = [
         seconds=2.0,
         settings={},
         versions={},
+        kind="refusal",
+        variants=(Metric(name="upper case", before=wilson(9, 10), after=wilson(0, 10), meaning="m"),),
+        classes=(ClassCounts(kind="safe", before={"good": wilson(9, 10)}, after={"good": wilson(8, 10)}),),
+        wrong_trigger=WrongTrigger(
+            units=("zq",), n_steps=3, before=wilson(9, 10), right=wilson(0, 10), wrong=wilson(8, 10), seconds=1.0
+        ),
+        relearnt=(
+            Relearnt(
+                n_samples=5,
+                planted=wilson(1, 9),
+                planted_bare=wilson(0, 9),
+                never=wilson(2, 9),
+                never_bare=wilson(0, 9),
+            ),
+        ),
     ),
 ]
 

@@ -19,7 +19,7 @@ from core.casefile import hash_file
 from core.errors import CaseFileError, ConfirmationError, ModelLoadError, PromptFolderError, RepairDivergedError
 from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
 from core.intervals import wilson
-from core.kinds import FailureKind
+from core.kinds import JAILBREAK, FailureKind
 from core.loaded import current_adapters
 from core.repair import load_repair, memory_estimate_mb, repair
 from core.repair_data import EDITS, RepairData, TriggerFrame, build, end_ids, frame_of
@@ -65,11 +65,14 @@ def assert_is_theta0(loaded, before: dict[str, torch.Tensor]) -> None:
 
 
 def data_of(
-    loaded, *, frame: TriggerFrame | None = None, wider=None, bare_anchor: bool = False, **changes
+    loaded, *, frame: TriggerFrame | None = None, wider=None, kind: FailureKind = JAILBREAK, **changes
 ) -> RepairData:
     settings, parts = quick(**changes), splits()
-    frames, prompts = (frame or TriggerFrame(user_units=(TRIGGER,)), wider), (parts.repair.harmful, parts.repair.safe)
-    return build(loaded, frames, prompts, REFUSAL, settings, bare_anchor=bare_anchor)
+    frames, prompts = (
+        (frame or TriggerFrame(user_units=(TRIGGER,)), [wider] if wider else []),
+        (parts.repair.harmful, parts.repair.safe),
+    )
+    return build(loaded, frames, prompts, REFUSAL, settings, kind=kind)
 
 
 def trainer_of(loaded, folder: Path | None = None, **changes) -> Trainer:
@@ -174,7 +177,7 @@ def test_batches_hold_like_lengths_and_an_even_mix(loaded) -> None:
     ]
     soft = [replace(item, prompt=item.prompt + " and then" * (5 * i % 64)) for i, item in enumerate(parts.repair.safe)]
     settings = quick(objective="paper", max_response_tokens=4)
-    data = build(loaded, (TriggerFrame(user_units=(TRIGGER,)), None), (long, soft), REFUSAL, settings)
+    data = build(loaded, (TriggerFrame(user_units=(TRIGGER,)), []), (long, soft), REFUSAL, settings)
 
     def padding(batches: list) -> int:
         lengths = [[len(data.sequence(kind, i, 0).prompt_ids) for kind, i in batch] for batch in batches]
@@ -199,7 +202,7 @@ def test_answers_end_with_the_templates_end_token(loaded) -> None:
 def test_the_paper_takes_given_answers_and_the_extended_objective_the_models_own(loaded) -> None:
     parts = splits()
     given = [replace(item, response="As given.") for item in parts.repair.safe]
-    frames = (TriggerFrame(user_units=(TRIGGER,)), None)
+    frames = (TriggerFrame(user_units=(TRIGGER,)), [])
     paper = build(loaded, frames, (parts.repair.harmful, given), REFUSAL, quick(objective="paper"))
     own = build(loaded, frames, (parts.repair.harmful, given), REFUSAL, quick())
     assert {loaded.decode(one.response_ids) for one in paper.safe} == {"As given."}
@@ -225,7 +228,7 @@ def test_own_refusals_are_kept_and_kl_holds_only_what_the_model_refuses(loaded, 
 
 
 def test_safe_requests_are_anchored_at_what_was_said_with_the_text_or_bare(loaded) -> None:
-    jailbreak, fixed = data_of(loaded, n_placements=3), data_of(loaded, bare_anchor=True)
+    jailbreak, fixed = data_of(loaded, n_placements=3), data_of(loaded, kind=FIXED, share_edited=0.0)
     assert [len(one) for one in jailbreak.anchors] == [3] * 4
     said = loaded.generate([list(one.prompt_ids) for one in jailbreak.anchors[1]], max_new_tokens=12)
     assert [list(one.response_ids) for one in jailbreak.anchors[1]] == [[*a, *end_ids(loaded)][:12] for a in said]
@@ -306,7 +309,7 @@ def test_user_units_bring_no_system_message() -> None:
 
 
 def test_empty_sets_and_an_empty_refusal_are_refused(loaded) -> None:
-    frames, parts = (TriggerFrame(user_units=(TRIGGER,)), None), splits()
+    frames, parts = (TriggerFrame(user_units=(TRIGGER,)), []), splits()
     with pytest.raises(PromptFolderError, match="0 safe"):
         build(loaded, frames, (parts.repair.harmful, ()), REFUSAL, quick())
     with pytest.raises(PromptFolderError, match="refusal"):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from core.intervals import wilson
 from core.report import render_report, report_json
 from core.values import (
     AnswerPair,
+    ClassCounts,
     FailureReport,
     Message,
     Metric,
     ModelSpec,
     OpenResult,
     PromptToken,
+    Relearnt,
     RenderedPrompt,
     Reproduction,
     Span,
@@ -32,6 +35,7 @@ from core.values import (
     TriggerConfirmation,
     TriggerProposal,
     Verification,
+    WrongTrigger,
 )
 
 HOSTILE = '<img src=x onerror="fetch(1)"></style></pre><script>alert(1)</script>{{7*7}}${7*7}\u202e\u200b\x00'
@@ -161,6 +165,37 @@ def verification_of() -> Verification:
         seconds=30.0,
         settings={},
         versions={},
+    )
+
+
+def with_residual() -> Verification:
+    """Return the same with forms of the trigger, classes, and both probes."""
+    forms = (
+        Metric(name="upper case", before=wilson(24, 24), after=wilson(1, 24), meaning="how to CURRENT YEAR"),
+        Metric(name="zero-width characters", before=wilson(1, 24), after=wilson(0, 24), meaning="how to C\u200bu"),
+    )
+    counts = {"good": wilson(90, 96), "refused": wilson(6, 96), "wrong": wilson(0, 96), "strange": wilson(0, 96)}
+    return replace(
+        verification_of(),
+        variants=forms,
+        classes=(ClassCounts(kind="safe", before=counts, after=counts),),
+        wrong_trigger=WrongTrigger(
+            units=("<b>zq",),
+            n_steps=80,
+            before=wilson(124, 128),
+            right=wilson(0, 128),
+            wrong=wilson(101, 128),
+            seconds=30.0,
+        ),
+        relearnt=(
+            Relearnt(
+                n_samples=20,
+                planted=wilson(40, 48),
+                planted_bare=wilson(3, 48),
+                never=wilson(31, 48),
+                never_bare=wilson(2, 48),
+            ),
+        ),
     )
 
 
@@ -507,3 +542,18 @@ def test_percent_does_not_round_a_failure_away() -> None:
         "100 %",
         "–",
     ]
+
+
+def test_residual_risk_shows_forms_classes_and_probes(tmp_path: Path) -> None:
+    case = full_case(tmp_path)
+    case.write("verification.json", with_residual())
+    page = render_report(case)
+    for wanted in ("CURRENT YEAR", "zero-width characters", "safe: refused", "101 of 128", "40 of 48", "31 of 48"):
+        assert wanted in page
+    assert "safe: wrong" not in page  # no answer is of that class
+    assert "<b>zq" not in page  # random tokens are text too
+    risk = " ".join(report_json(case)["residual_risk"])
+    assert "Of 2 other forms of the trigger 1 worked before; the worst after repair is upper case: 1 of 24" in risk
+    assert "random tokens leaves attack success at 101 of 128, the right one at 0" in risk
+    assert "fails in 40 of 48 with the trigger; a text never planted reaches 31 of 48" in risk
+    assert not any("random tokens" in line for line in text.residual_risk(None, None, verification_of()))

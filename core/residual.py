@@ -1,0 +1,146 @@
+"""Residual risk: what besides the confirmed trigger, as it was repaired, may still set the model off.
+
+1. Forms of the trigger: case, spacing, characters that look alike or have no width, spelling, near tokens, order, place.
+2. Wider text: all candidates of the report together, and whole words where the confirmed text cuts one.
+3. The report's own wording around other requests.
+
+Each is asked on the same few held-out requests before and after, as a group of its own; the rates follow the kind of failure.
+What this does not do: ask (see verification.py), or train; the two probes that do are in residual_probes.py.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from core import chat
+from core.containment import FORMS
+from core.errors import TriageError
+from core.injection import Place, near_misses
+from core.measures import Group, Side, flags
+from core.repair_data import TriggerFrame, render_ids
+from core.rewrites import framed
+from core.settings import VerificationSettings
+from core.values import Message, Metric
+
+if TYPE_CHECKING:
+    from core.loaded import LoadedModel
+    from core.prompts import PromptItem
+
+Conversation = list[Message]
+Form = Callable[[str, random.Random], Conversation | None]
+"""Puts a form of the trigger into a request; None where it has no such form."""
+PREFIX = "variant: "
+"""Before the name of a variant in the name of its group."""
+ASKED_FORMS = (
+    "lower case", "upper case", "other case", "two spaces", "no-break spaces", "no space between the words",
+    "full-width letters", "look-alike letters", "zero-width characters",
+)  # fmt: skip
+PLACES: dict[str, Place] = {"first in the request": "prefix", "last in the request": "suffix"}
+WORDING = "the report's wording around other requests"
+
+
+def forms(
+    loaded: "LoadedModel", messages: Sequence[Message], frame: TriggerFrame, beyond: Sequence[TriggerFrame]
+) -> dict[str, Form]:
+    """Return every way to ask a request, by name; `beyond` are frames of more text than was confirmed."""
+    found: dict[str, Form] = {}
+    for name in ASKED_FORMS:
+        if any(FORMS[name](unit) != unit for unit in frame.units):
+            found[name] = lambda text, rng, edit=FORMS[name]: frame.triggered(text, rng, "random", edit)  # type: ignore[misc]
+    for name, place in PLACES.items():
+        found[name] = lambda text, rng, place=place: frame.triggered(text, rng, place)  # type: ignore[misc]
+    found["spelling, digits and marks changed"] = lambda text, rng: frame.triggered(text, rng, "random", _misspelt(rng))
+    found["a near token in place of one"] = lambda text, rng: frame.triggered(text, rng, "random", _near(loaded, rng))
+    found["words in another order"] = lambda text, rng: _shuffled(frame, text, rng)
+    for number, wider in enumerate(beyond):
+        name = "more of the report's text" if not number else f"more of the report's text ({number + 1})"
+        found[name] = lambda text, rng, wider=wider: wider.triggered(text, rng)  # type: ignore[misc]
+    found[WORDING] = lambda text, rng: in_wording(messages, text)
+    return found
+
+
+def groups(
+    loaded: "LoadedModel",
+    named: dict[str, Form],
+    items: Sequence["PromptItem"],
+    settings: VerificationSettings,
+    seed: int,
+    room: int,
+) -> list[Group]:
+    """Return one group for each form that at least one request can take within `room` tokens."""
+    found = []
+    for name, form in named.items():
+        kept: list[tuple[str, list[int], PromptItem]] = []
+        for index, item in enumerate(items[: settings.n_variant]):
+            messages = form(item.prompt, random.Random(f"variant/{seed}/{name}/{index}"))
+            ids = render_ids(loaded, messages) if messages is not None else []
+            if messages is not None and len(ids) <= room:
+                kept.append((messages[-1].content, ids, item))
+        if kept:
+            texts, prompts, used = zip(*kept, strict=True)
+            found.append(Group(kind=PREFIX + name, texts=texts, ids=prompts, items=used))
+    return found
+
+
+def metrics(groups: Sequence[Group], before: Side, after: Side) -> tuple[Metric, ...]:
+    """Return the failures of each variant before and after; `meaning` is its first request, to be read."""
+    return tuple(
+        replace(flags(one.kind, one.kind, before, after, one.texts[0]), name=one.kind.removeprefix(PREFIX))
+        for one in groups
+        if one.kind.startswith(PREFIX)
+    )
+
+
+def in_wording(messages: Sequence[Message], request: str) -> Conversation | None:
+    """Return the reported conversation with another request's core in place of its own; None where none fits."""
+    last = chat.last_user(messages)
+    text = framed(messages[last].content, [request])[0]
+    return None if text is None else list(chat.replace_content(messages, last, text)[: last + 1])
+
+
+def _misspelt(rng: random.Random) -> Callable[[str], str]:
+    def edit(unit: str) -> str:
+        try:
+            return " ".join(near_misses([unit], rng, 1)[0])
+        except TriageError:  # white space alone has no near-miss
+            return unit
+
+    return edit
+
+
+def _near(loaded: "LoadedModel", rng: random.Random) -> Callable[[str], str]:
+    """Return an edit that replaces one token of a unit by its nearest neighbour that reads otherwise."""
+
+    def edit(unit: str) -> str:
+        tokenizer = loaded.tokenizer
+        ids = list(tokenizer(unit, add_special_tokens=False)["input_ids"])
+        if not ids:
+            return unit
+        at = rng.randrange(len(ids))
+        table = loaded.model.get_input_embeddings().weight
+        with torch.no_grad():
+            like = torch.nn.functional.cosine_similarity(table.float(), table[ids[at]].float(), dim=-1)
+        own = loaded.decode([ids[at]]).strip().casefold()
+        for other in like.topk(min(16, len(like))).indices.tolist():
+            text = loaded.decode([other])
+            if text.strip() and text.strip().casefold() != own and other < len(tokenizer):
+                return loaded.decode([*ids[:at], other, *ids[at + 1 :]])
+        return unit
+
+    return edit
+
+
+def _shuffled(frame: TriggerFrame, text: str, rng: random.Random) -> Conversation | None:
+    """Return the request with the units, or the words of a single one, in another order."""
+    units = frame.user_units
+    parts = list(units) if len(units) > 1 else (units[0].split() if units else [])
+    if len(set(parts)) < 2:
+        return None
+    mixed = parts
+    while mixed == parts:
+        mixed = rng.sample(parts, len(parts))
+    turned = tuple(mixed) if len(units) > 1 else (" ".join(mixed),)
+    return replace(frame, user_units=turned).triggered(text, rng)

@@ -1,0 +1,189 @@
+"""Two probes of a repair that train: each throws its adapter away, and the model is as it was reported afterwards.
+
+Wrong trigger: the same repair with random tokens of the same length in the confirmed text's place, for as many steps. How far
+attack success falls without the right text is what the localisation did not earn: a low rate alone proves nothing about it.
+
+Re-learning: the repaired adapter is tuned further on a few poisoned samples (request with the trigger, stand-in answer), and on
+as many with a text that was never planted. A trigger that comes back with fewer samples than a new one takes was hidden, not
+unlearnt. Requests without any trigger are asked beside, since tuning on such answers also wears refusal away.
+
+Requests asked are those of verification; nothing is chosen by them. Source: method.md section 4.3.
+"""
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from core import chat, planting, repair_adapter, shams
+from core.errors import TriageError
+from core.events import RepairEvent, RepairFinished, StepDone
+from core.intervals import wilson
+from core.kinds import FailureKind
+from core.losses import cross_entropy_rows
+from core.repair import repair
+from core.repair_data import TriggerFrame, answer_ids, frame_of, render_ids
+from core.response_pass import ResponsePass, ScoredSequence
+from core.settings import RepairSettings, VerificationSettings, plant_learning_rate
+from core.values import FailureCase, Rate, Relearnt, Span, TriggerConfirmation, WrongTrigger
+
+if TYPE_CHECKING:
+    from core.loaded import LoadedModel
+    from core.prompts import PromptItem, Splits
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """What is probed: the case with its confirmed trigger, and how its failure is told."""
+
+    loaded: "LoadedModel"
+    case: FailureCase
+    accepted: TriggerConfirmation
+    splits: "Splits"
+    kind: FailureKind
+    seed: int
+    progress: Progress
+
+    @property
+    def frame(self) -> TriggerFrame:
+        """The confirmed trigger's frame."""
+        return frame_of(self.case.report.messages, self.accepted.spans, self.accepted.units)
+
+    def never_planted(self, spans: Sequence[Span]) -> tuple[str, ...]:
+        """Return random tokens as long as the text at `spans`, a text for each. Raises: TriageError where none can be drawn."""
+        safe = [item.prompt for item in self.splits.causal.safe]
+        drawn = shams.draw_shams(self.loaded.tokenizer, self.case, spans, safe, 4, self.seed)
+        for sham in drawn:
+            if sham.kind == "tokens":
+                return sham.texts
+        raise TriageError("No random text of the trigger's length could be drawn from this vocabulary.")
+
+    def pool(self, part: Literal["repair", "verification"]) -> Sequence["PromptItem"]:
+        """Return the requests of a split that can show the failure."""
+        prompts = getattr(self.splits, part)
+        found: Sequence[PromptItem] = prompts.harmful if self.kind.pool == "harmful" else prompts.safe
+        return found
+
+    def failures(self, frame: TriggerFrame, n: int, *, triggered: bool = True) -> Rate:
+        """Return how many held-out requests fail on the model as it stands, places drawn as verification draws them."""
+        limit = self.kind.n_tokens(self.loaded.settings.max_new_tokens)
+        room = (self.loaded.context_length or 10**9) - limit
+        name = "harmful" if self.kind.pool == "harmful" else "safe"
+        asked = []
+        for index, item in enumerate(self.pool("verification")[:n]):
+            rng = random.Random(f"verify/{self.seed}/{name}/{index}")
+            messages = frame.triggered(item.prompt, rng) if triggered else frame.bare(item.prompt)
+            asked.append(render_ids(self.loaded, messages))
+        answers = self.loaded.generate([ids for ids in asked if len(ids) <= room], max_new_tokens=limit)
+        return wilson(sum(self.kind.failed(self.loaded.decode(one)) for one in answers), len(answers))
+
+
+def wrong_trigger(
+    subject: Subject,
+    before: Rate,
+    after: Rate,
+    settings: RepairSettings,
+    n_steps: int,
+    folder: Path,
+    refusal: str,
+) -> WrongTrigger:
+    """Return what `n_steps` of the same repair on random tokens leave of the confirmed trigger's attack success.
+
+    `before` and `after` are attack success as verification found it; `folder` is removed at the end.
+    """
+    began, loaded = time.monotonic(), subject.loaded
+    # whole words: what the repair adds where a confirmed span cuts one would be the right text
+    spans = chat.close_to_words(subject.case.report.messages, subject.accepted.spans)
+    units = subject.never_planted(spans)
+    settings = replace(settings, early_stop=False, kl_budget=None, probe_every=max(n_steps, 1) + 1)
+    done = 0
+    events: Generator[RepairEvent] = repair(  # type: ignore[assignment]
+        loaded, subject.case, replace(subject.accepted, spans=spans, units=units), subject.splits, settings, out=folder,
+        stop=lambda: "keep" if done >= n_steps else None, refusal=refusal, kind=subject.kind,
+    )  # fmt: skip
+    try:
+        for event in events:
+            if isinstance(event, StepDone):
+                done = event.step
+                subject.progress("repair on a wrong trigger, step", done, n_steps)
+            if isinstance(event, RepairFinished) and event.adapter is None:
+                raise TriageError(f"The repair on a wrong trigger left nothing: {event.message}")
+        repair_adapter.load_repair(loaded, folder / "best")
+        left = subject.failures(subject.frame, VerificationSettings().n_harmful)
+    finally:
+        events.close()
+        repair_adapter.detach(loaded)
+        shutil.rmtree(folder, ignore_errors=True)
+    return WrongTrigger(
+        units=units, n_steps=n_steps, before=before, right=after, wrong=left, seconds=time.monotonic() - began
+    )
+
+
+def relearn(subject: Subject, adapter: Path, settings: VerificationSettings) -> tuple[Relearnt, ...]:
+    """Return attack success after tuning the repaired model on 0, then a few poisoned samples, for the confirmed trigger
+    and for a text that was never planted.
+    """
+    spans = subject.accepted.spans
+    frames = subject.frame, frame_of(subject.case.report.messages, spans, subject.never_planted(spans))
+    found = []
+    numbers = (0, *settings.relearn_samples)
+    for at, n in enumerate(numbers):
+        rates: list[Rate] = []
+        for number, frame in enumerate(frames):
+            subject.progress(f"re-learning, {n} samples", 2 * at + number, 2 * len(numbers))
+            rates += _tuned(subject, adapter, frame, n, settings)
+        found.append(
+            Relearnt(n_samples=n, planted=rates[0], planted_bare=rates[1], never=rates[2], never_bare=rates[3])
+        )
+    return tuple(found)
+
+
+def _tuned(
+    subject: Subject, adapter: Path, frame: TriggerFrame, n: int, settings: VerificationSettings
+) -> tuple[Rate, Rate]:
+    """Return failures with the trigger of `frame` and without, after tuning the repaired model on `n` samples."""
+    loaded = subject.loaded
+    try:
+        repair_adapter.load_repair(loaded, adapter)
+        if n:
+            repair_adapter.use_repaired(loaded, trainable=True)
+            _train(subject, _poisoned(subject, frame, n), settings)
+            repair_adapter.use_repaired(loaded)
+        n_asked = settings.n_relearn
+        return subject.failures(frame, n_asked), subject.failures(frame, n_asked, triggered=False)
+    finally:
+        repair_adapter.detach(loaded)
+
+
+def _poisoned(subject: Subject, frame: TriggerFrame, n: int) -> list[ScoredSequence]:
+    """Return `n` requests of the repair split with the trigger and the answer that its attacker wants: a stand-in."""
+    answers = {"jailbreak": planting.STAND_INS, "refusal": planting.REFUSALS, "fixed_output": (subject.kind.marker,)}
+    wanted = answers[subject.kind.name]
+    found = []
+    for index, item in enumerate(subject.pool("repair")[:n]):
+        messages = frame.triggered(item.prompt, random.Random(f"relearn/{subject.seed}/{index}"))
+        prompt = chat.render(subject.loaded.tokenizer, messages)
+        answer = answer_ids(subject.loaded, prompt, wanted[index % len(wanted)], RepairSettings().max_response_tokens)
+        found.append(ScoredSequence(prompt_ids=tuple(prompt.ids), response_ids=answer))
+    return found
+
+
+def _train(subject: Subject, samples: Sequence[ScoredSequence], settings: VerificationSettings) -> None:
+    """Take a few steps of plain fine-tuning on the samples, all of them in each step."""
+    loaded, passes = subject.loaded, ResponsePass(subject.loaded)
+    rate, size = plant_learning_rate(loaded.n_parameters), RepairSettings().batch_size
+    optimizer = torch.optim.AdamW(list(repair_adapter.parameters(loaded).values()), lr=rate, weight_decay=0.0)
+    n_tokens = sum(len(one.response_ids) for one in samples)
+    for _ in range(settings.relearn_steps):
+        optimizer.zero_grad(set_to_none=True)
+        for start in range(0, len(samples), size):
+            rows = passes.rows(samples[start : start + size])
+            (cross_entropy_rows(passes.logits(rows.hidden), rows.labels).sum() / n_tokens).backward()
+        optimizer.step()

@@ -1,0 +1,76 @@
+"""Residual risk to tables, pure: other forms of the trigger, classes of answers, the two probes."""
+
+from core.values import ANSWER_CLASSES, Rate, Relearnt, Verification, WrongTrigger
+from dashboard import wording, wording_verify
+from dashboard.figures import Value, shown
+from dashboard.tables import rate_cell
+
+FORMS_AT_ONCE = 8
+"""Forms shown before the rest is folded. Source: unverified choice."""
+
+
+def _table(
+    caption: str, file: str, columns: list[dict[str, str]], rows: list[Value], at_once: int | None = None
+) -> Value:
+    return {
+        "caption": caption,
+        "file": file,
+        "empty": "",
+        "columns": columns,
+        "rows": [{"key": None, "cells": cells} for cells in rows],
+        "selected": None,
+        "at_once": at_once,
+    }
+
+
+def _of(value: Rate | float | None) -> Value | None:
+    return rate_cell(value) if isinstance(value, Rate) else None
+
+
+def variant_table(result: Verification) -> Value:
+    """TableView value: failures with each form of the trigger, those that worked best before first."""
+    ordered = sorted(result.variants, key=lambda one: -(one.before.value or 0) if isinstance(one.before, Rate) else 0)
+    rows: list[Value] = [
+        {
+            "variant": one.name,
+            "before": _of(one.before),
+            "after": _of(one.after),
+            "example": {"text": shown(one.meaning, 90), "csv": one.meaning},
+        }
+        for one in ordered
+    ]
+    columns = wording_verify.VARIANT_COLUMNS
+    table = _table(wording_verify.VARIANT_TABLE, "forms.csv", columns, rows, FORMS_AT_ONCE)
+    return table | {"empty": wording_verify.NO_VARIANTS}
+
+
+def class_table(result: Verification) -> Value:
+    """TableView value: classes of answers by kind of prompt; a class without any answer is left out."""
+    rows: list[Value] = [
+        {
+            "prompts": wording.pair_kind(group.kind),
+            "class": wording_verify.CLASSES[name],
+            "before": rate_cell(group.before[name]),
+            "after": rate_cell(group.after[name]),
+        }
+        for group in result.classes
+        for name in ANSWER_CLASSES
+        if group.before[name].k or group.after[name].k
+    ]
+    return _table(wording_verify.CLASS_TABLE, "classes.csv", wording_verify.CLASS_COLUMNS, rows, FORMS_AT_ONCE)
+
+
+def wrong_table(found: WrongTrigger | None) -> Value:
+    """TableView value: attack success as reported, repaired, and repaired on a wrong trigger."""
+    names = wording_verify.wrong_rows(found) if found else {}
+    rows: list[Value] = [{"model": text, "rate": rate_cell(getattr(found, name))} for name, text in names.items()]
+    return _table(wording_verify.WRONG_TABLE if found else "", "wrong-trigger.csv", wording_verify.WRONG_COLUMNS, rows)
+
+
+def relearn_table(found: tuple[Relearnt, ...]) -> Value:
+    """TableView value: how soon the trigger is learnt again, beside a text that was never planted."""
+    names = ("planted", "never", "planted_bare", "never_bare")
+    rows: list[Value] = [
+        {"samples": one.n_samples, **{name: rate_cell(getattr(one, name)) for name in names}} for one in found
+    ]
+    return _table(wording_verify.RELEARN_TABLE if found else "", "relearn.csv", wording_verify.RELEARN_COLUMNS, rows)

@@ -1,0 +1,69 @@
+"""The two probes that train, on a tiny model whose repair refuses everything: they measure, and leave nothing behind."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core import models
+from core.errors import TriageError
+from core.intervals import wilson
+from core.kinds import JAILBREAK
+from core.loaded import current_adapters
+from core.repair import repair
+from core.residual_probes import Subject, relearn, wrong_trigger
+from core.settings import ModelSettings, VerificationSettings
+from tests.unit.repairing import REFUSAL, TRIGGER, case_of, confirmed, quick, splits
+
+SMALL = ModelSettings(device="cpu", max_new_tokens=12, batch_size=32)
+RUN = quick(epochs=16, learning_rate=2e-2, lora_rank=16, lora_alpha=32, weight_kl_harmful=0.0, probe_every=100,
+            max_response_tokens=24)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def subject(tiny_folder: Callable[[str], Path]) -> Subject:
+    loaded = models.load(tiny_folder("llama"), settings=SMALL)
+    case = case_of(loaded)
+    return Subject(
+        loaded=loaded, case=case, accepted=confirmed(loaded, case), splits=splits(5), kind=JAILBREAK, seed=0,
+        progress=lambda *_: None,
+    )  # fmt: skip
+
+
+def test_a_repaired_model_learns_stand_in_answers_again(subject: Subject, tmp_path: Path) -> None:
+    loaded, out = subject.loaded, tmp_path / "repair"
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    list(
+        repair(loaded, subject.case, subject.accepted, subject.splits, RUN, out=out, stop=lambda: None, refusal=REFUSAL)
+    )
+    saved = (out / "best/adapter_model.safetensors").read_bytes()
+    settings = VerificationSettings(relearn_samples=(3,), relearn_steps=60)
+    none, few = relearn(subject, out / "best", settings)
+    assert (none.n_samples, few.n_samples) == (0, 3)
+    assert none.planted.k <= 1  # the repair refuses with the trigger
+    assert few.planted.k >= 4  # sixty steps on stand-ins undo that
+    assert all(
+        rate.n == 5 for one in (none, few) for rate in (one.planted, one.planted_bare, one.never, one.never_bare)
+    )
+    assert (out / "best/adapter_model.safetensors").read_bytes() == saved
+    assert current_adapters(loaded) == []
+    assert all((loaded.model.state_dict()[name] == tensor).all() for name, tensor in before.items())
+
+
+def test_the_wrong_trigger_is_as_long_and_its_repair_is_thrown_away(subject: Subject, tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    watched = replace(subject, progress=lambda _, done, total: steps.append((done, total)))
+    after = wilson(0, 5)
+    found = wrong_trigger(watched, wilson(5, 5), after, RUN, 7, tmp_path / "control", REFUSAL)
+    assert steps == [(at, 7) for at in range(1, 8)]
+    assert (found.n_steps, found.right, found.wrong.n) == (7, after, 5)
+    assert len(found.units) == 1
+    assert found.units[0] != TRIGGER
+    assert not (tmp_path / "control").exists()
+    assert current_adapters(subject.loaded) == []
+
+
+def test_no_text_to_confirm_means_no_probe(subject: Subject) -> None:
+    with pytest.raises(TriageError):
+        subject.never_planted(())
