@@ -5,16 +5,18 @@ says what is wrong and what to do; 1 for a fault of ours.
 """
 
 import argparse
+import getpass
 import json
 import logging
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from core import audit as chain
-from core import confirmation, containment, evidence, intake, jobs, report_check, scanning
+from core import confirmation, containment, evidence, evidence_commands, intake, jobs, lease, scanning
 from core.casefile import (
     PLACES,
     Case,
@@ -37,6 +39,8 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 PROMPTS = ASSETS / "prompts"
 DEMO = ASSETS / "demo"
 STOP_WAIT_SECONDS = 20.0
+READING = ("audit", "status", "stop")
+"""Commands about a case that need not hold its lease."""
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers and peft are imported, which stages do later
 log = logging.getLogger(__name__)
@@ -283,49 +287,6 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> object:
     return {"stopped": current.stage, "killed": killed}
 
 
-def audit(options: argparse.Namespace, terminal: Terminal) -> object:
-    """Check the log's chain and the evidence against its hashes, and list every act."""
-    case = Case(options.case)
-    if options.report is not None:
-        return compare(case, options.report, terminal)
-    log = chain.check(case.path, chained=case.schema != 1)
-    if log.broken is not None:
-        raise EvidenceError(f"Line {log.broken} of {chain.FILE} is broken: {log.why}.", {"log": to_json(log)})
-    if log.note:
-        terminal.say(log.note)
-    found = {"log": to_json(log), "changed": evidence.changed_files(case)}
-    try:
-        evidence.verify(case)
-    except EvidenceError as error:
-        raise EvidenceError(str(error), {**found, "evidence": str(error)}) from error
-    if found["changed"]:
-        raise EvidenceError(f"{found['changed'][0]} differs from what the log says was written.", found)
-    return {**found, "evidence": "unchanged", "acts": [to_json(line) for line in case.audit_lines()]}
-
-
-def compare(case: Case, page: Path, terminal: Terminal) -> object:
-    """Hold a report page against the case; raise EvidenceError where they differ."""
-    found = report_check.check_report(case, page)
-    result = {**to_json(found), "changed_since_manifest": report_check.changed_since(case)}
-    if not found.same:
-        first = found.differences[0] if found.differences else None
-        what = found.log or (f"line {first.line} of the page differs" if first else "its data differ")
-        raise EvidenceError(
-            f"{page.name} does not say what the case holds: {what}. The case may have gone on since.", result
-        )
-    terminal.say(f"{page.name} says what the case holds.")
-    return result
-
-
-def relocate(options: argparse.Namespace, terminal: Terminal) -> object:
-    """Say where the model of a copied case lies on this machine."""
-    places = {name: getattr(options, name) for name in PLACES if getattr(options, name) is not None}
-    if not places:
-        raise TriageError("Nothing to relocate; give --model DIR, --adapter DIR, --reference DIR or --judge DIR.")
-    manifest = evidence.relocate(Case(options.case), places, "command line")
-    return {place: folder for place, (folder, _) in evidence.folders(manifest).items()}
-
-
 def demo(options: argparse.Namespace, terminal: Terminal) -> object:
     """Take the demo case through every step."""
     entry = json.loads((DEMO / "cases.json").read_text(encoding="utf-8"))[0]
@@ -390,6 +351,8 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         if case:
             command.add_argument("--case", type=Path, required=True, metavar="DIR")
+        if name not in READING:
+            command.add_argument("--take-over", action="store_true", help="write a case that someone else writes now")
         return command
 
     p = add("triage", triage, case=False)
@@ -458,9 +421,9 @@ def parser() -> argparse.ArgumentParser:
     add("status", status)
     p = add("stop", stop)
     p.add_argument("--discard", action="store_true")
-    p = add("audit", audit)
+    p = add("audit", evidence_commands.audit)
     p.add_argument("--report", type=Path, metavar="FILE", help="a report page to hold against the case")
-    p = add("relocate", relocate)
+    p = add("relocate", evidence_commands.relocate)
     for name in PLACES:
         p.add_argument(f"--{name}", type=Path, metavar="DIR")
     p = add("demo", demo, case=False)
@@ -476,7 +439,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     terminal = Terminal()
     try:
-        result = options.run(options, terminal)
+        with writing(options):
+            result = options.run(options, terminal)
     except TriageError as error:
         terminal.say(str(error))
         if isinstance(error, EvidenceError) and error.result is not None:
@@ -493,6 +457,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     sys.stdout.write(inert(dump(result)) + "\n")
     return 0
+
+
+@contextmanager
+def writing(options: argparse.Namespace) -> Iterator[None]:
+    """Hold the lease of a case that exists while a command that writes it runs. Raises: BusyError naming who writes."""
+    path = getattr(options, "case", None)
+    if options.command in READING or path is None or not (path / "case.json").is_file():
+        yield
+        return
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        user = "terminal"
+    case, holder = Case(path), f"terminal {user}@{socket.gethostname()} {os.getpid()}"
+    lease.take(case, getattr(options, "analyst", None) or user, holder, over=options.take_over)
+    try:
+        yield
+    finally:
+        lease.release(case, holder)
 
 
 def inert(text: str) -> str:

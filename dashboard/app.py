@@ -19,6 +19,20 @@ STEP_JS = """() => {
   const url = new URL(window.location);
   if (url.searchParams.get("case")) { url.searchParams.set("step", "%s"); window.history.replaceState(null, "", url); }
 }"""
+START_JS = """window.patcherStart = window.location.search;
+window.patcherBrowser = (() => {
+  const fresh = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (one) => one.toString(16).padStart(2, "0")).join("");
+  try {
+    const kept = localStorage.getItem("patcher-browser") || fresh();
+    localStorage.setItem("patcher-browser", kept);
+    return kept;
+  } catch { return fresh(); }
+})();
+window.addEventListener("pagehide", () => {
+  const open = new URLSearchParams(window.location.search).get("case");
+  if (open) navigator.sendBeacon("/leave/" + encodeURIComponent(open), window.patcherBrowser);
+});"""
+"""What the page was opened with, and a random id of this browser; a page that is left gives its case back to others."""
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 FONT_MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
@@ -41,6 +55,7 @@ def build(roots: Roots) -> gr.Blocks:
     with gr.Blocks(title=wording.TITLE, analytics_enabled=False, fill_width=True) as page:
         desk = Desk(roots)
         typed = confirm.fields()
+        desk.choices["analyst"] = typed[0]
         with gr.Tabs(elem_id="steps") as desk.tabs:
             tabs = dict(zip(case.STEP_IDS, wording.STEPS, strict=True))
             with _tab("case", tabs):
@@ -78,7 +93,7 @@ def serve(
     meta = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     head = (
         meta
-        + "<script>window.patcherStart = window.location.search;</script>"
+        + f"<script>{START_JS}</script>"
         + '<link rel="icon" href="data:,">'
         + page_head()
         + f'<script src="{PLOTLY_URL}"></script>'

@@ -9,14 +9,14 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
 from gradio.blocks import Block
 
-from core import jobs
+from core import jobs, lease
 from core.casefile import Case
 from core.errors import TriageError
 from core.events import Line, StageFailed, StageFinished, StageStarted
@@ -43,6 +43,10 @@ class Session:
     """What one browser tab looks at: an id and choices, nothing that is not in the case folder."""
 
     case: str = ""
+    browser: str = ""
+    """A random id that the browser keeps; it tells two analysts' pages apart (see core/lease.py)."""
+    analyst: str = ""
+    """The name as typed in step 4 by now."""
     candidate: int = 0
     draft: tuple[int, ...] | None = None
     """Token positions marked in the editor; None: those of the candidate."""
@@ -53,6 +57,10 @@ class Session:
     positions: tuple[int, ...] = ()
     """Response tokens chosen as the target."""
     highlight: tuple[int, ...] = ()
+
+    def at(self, case: str) -> "Session":
+        """Return the session of the same browser at a case, with no choices yet."""
+        return Session(case=case, browser=self.browser, analyst=self.analyst)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +148,17 @@ class Desk:
         self.shown = gr.State({})
         self.bar = StatusBar(elem_id="status", watch_url="/alive")
         self.strip = Story(elem_id="message")
+        with gr.Row(elem_classes="pt-actions", visible=False) as self.reading:
+            self.writer = Story(elem_id="writer")
+            self.take = gr.Button(wording.TAKE_OVER, elem_id="writer-take", scale=0, min_width=120)
         self.address = gr.Textbox(visible="hidden", elem_id="address", show_label=False)
         self.timer = gr.Timer(QUIET_SECONDS)
         self.tabs: gr.Tabs | None = None
         self._waiting: list[Callable[[], None]] = []
         self.panels: dict[str, Panel] = {}
         self.choices: dict[str, Block] = {}
+        self.panels["writer"] = Panel(_writer_signature, self._show_writer, (self.reading, self.writer))
+        self.act(self.take.click, self._take_over)
 
     # redraw -----------------------------------------------------------------------------------------------------------
 
@@ -160,6 +173,7 @@ class Desk:
             return View(session=session, case=None, status=None, lines=(), choices=choices)
         case = find_case(self.roots, session.case)
         jobs.enforce_stop(case)
+        lease.keep(case, session.browser)
         return View(session=session, case=case, status=jobs.status(case), lines=case.events(), choices=choices)
 
     def redraw(self, session: Session, shown: dict[str, Any], values: Sequence[Any]) -> Updates:
@@ -213,6 +227,7 @@ class Desk:
 
         def finish(session: Session, shown: dict[str, Any], values: tuple[Any, ...], *first: Any) -> Updates:
             choices, own = values[: len(self.choices)], values[len(self.choices) :]
+            session = replace(session, analyst=self._name(choices))
             updates: Updates = {}
             following = None
             try:
@@ -248,6 +263,23 @@ class Desk:
             )
 
         self._waiting.append(register)
+
+    def _name(self, values: Sequence[Any]) -> str:
+        """Return the analyst's name as typed."""
+        return str(dict(zip(self.choices, values, strict=True)).get("analyst") or "").strip()
+
+    def _take_over(self, session: Session) -> Next:
+        lease.take(current_case(self, session), session.analyst, session.browser, over=True)
+        return Next(session=session)
+
+    def _show_writer(self, view: View, _: Any) -> Updates:
+        """Who writes the case, when it is someone else."""
+        found = _writer_signature(view)
+        line = wording.other_writes(*found) if found else ""
+        return {
+            self.reading: gr.update(visible=bool(found)),
+            self.writer: gr.update(value={"line": line, "tone": "warn"}),
+        }
 
     def wire(self) -> None:
         """Connect every handler, once all panels and choices are known; start following."""
@@ -303,6 +335,21 @@ def bar(view: View) -> dict[str, object]:
         total=status.total,
         queue=status.queue,
     )
+
+
+def _writer_signature(view: View) -> tuple[str, str] | None:
+    """Return name and time of the analyst who writes the case, when it is another one."""
+    found = lease.current(view.case) if view.case else None
+    if found is None or lease.is_mine(found, view.session.analyst, view.session.browser):
+        return None
+    return found.name, found.since
+
+
+def writing(desk: Desk, session: Session) -> Case:
+    """Return the open case to act on, taking or renewing its lease. Raises: BusyError when another analyst writes it."""
+    case = current_case(desk, session)
+    lease.take(case, session.analyst, session.browser)
+    return case
 
 
 def current_case(desk: Desk, session: Session) -> Case:

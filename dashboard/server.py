@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from core import lease
 from core.errors import TriageError
 from dashboard.session import Roots, find_case
 
@@ -41,6 +43,10 @@ DOWNLOADS = {
     "triage.json": "application/json",
     "verification.json": "application/json",
     "report.json": "application/json",
+    "report.sarif": "application/sarif+json",
+    "report-redacted.html": "text/html",
+    "report-redacted.json": "application/json",
+    "manifest.json": "application/json",
     "confirmation.json": "application/json",
     "containment.json": "application/json",
     "audit.jsonl": "application/x-ndjson",
@@ -50,6 +56,8 @@ DOWNLOADS = {
     "export/adapter/README.md": "text/plain",
 }
 """The files of a case that can be downloaded, with their types; every other path is 404."""
+MAX_BROWSER_ID = 64
+"""Bytes of the id by which a page gives its case back."""
 MAX_UPLOAD = "8mb"
 """Gradio refuses larger uploads. Source: unverified choice (a report of 5 MB must reach the intake check)."""
 
@@ -140,7 +148,7 @@ def _file_route(roots: Roots) -> Callable[[Request], Awaitable[Response]]:
         path = case.path / name
         if name not in DOWNLOADS or not path.is_file() or case.path.resolve() not in path.resolve().parents:
             return PlainTextResponse("The case holds no such file.", 404)
-        shown = name == "report.html" and "download" not in request.query_params
+        shown = name in ("report.html", "report-redacted.html") and "download" not in request.query_params
         return FileResponse(
             path,
             media_type=DOWNLOADS[name],
@@ -150,6 +158,23 @@ def _file_route(roots: Roots) -> Callable[[Request], Awaitable[Response]]:
         )
 
     return case_file
+
+
+def _leave_route(roots: Roots) -> Callable[[Request], Awaitable[Response]]:
+    async def leave(request: Request) -> Response:
+        """Give a case back that the page of this browser wrote; 204 whether there was anything to give back or not."""
+        if not _signed_in(request):
+            return PlainTextResponse("Sign in first.", 401)
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BROWSER_ID:
+                return PlainTextResponse("That is no id of a browser.", 413)
+        with suppress(TriageError):
+            lease.release(find_case(roots, request.path_params["case"]), body.decode("ascii", "replace"))
+        return Response(status_code=204)
+
+    return leave
 
 
 async def _alive(_: Request) -> Response:
@@ -166,6 +191,7 @@ def launch_options(roots: Roots, *, host: str, port: int | None, auth: list[tupl
     routes = [
         Route("/alive", _alive),
         Route("/case/{case}/{name:path}", _file_route(roots)),
+        Route("/leave/{case}", _leave_route(roots), methods=["POST"]),
         Mount("/vendor", StaticFiles(directory=vendor)),
     ]
     return {

@@ -10,6 +10,7 @@ from core.casefile import Manifest
 from core.containment import FILE as RULES
 from core.containment import RuleFile
 from core.events import RepairFinished, RepairStarted
+from core.links import Link
 from core.values import (
     LocateResult,
     MinimisedSpan,
@@ -50,8 +51,8 @@ def _short(digest: str) -> str:
     return digest[:HASH_LENGTH] + "…"
 
 
-def case(manifest: Manifest, opened: OpenResult | None) -> Value:
-    """Step 1: what is on the table."""
+def case(manifest: Manifest, opened: OpenResult | None, linked: Sequence[Link] = ()) -> Value:
+    """Step 1: what is on the table, and the other cases that share it."""
     model, report = manifest.model, manifest.report
     weights = [(name, digest) for name, digest in model.files.items() if name.endswith(".safetensors")]
     weights += [(name, digest) for name, digest in model.adapter_files.items() if name.endswith(".safetensors")]
@@ -76,6 +77,7 @@ def case(manifest: Manifest, opened: OpenResult | None) -> Value:
         ]
     if report.source:
         facts.append(["report from", report.source])
+    facts += [[f"same {what}", text] for what, text in wording.linked(linked)]
     headline = wording.opened(opened) if opened else wording.LOADING
     line = " ".join(opened.warnings) if opened else ""
     tone = "warn" if line else "good" if opened else "busy"
@@ -273,7 +275,7 @@ def exports(manifest: Manifest, folder: Path, verification: Verification | None)
     links: list[Value] = []
     for name, text in wording.DOWNLOADS.items():
         if (folder / name).is_file():
-            links.append({"text": text, "href": f"{base}/{name}", "download": name != "report.html"})
+            links.append({"text": text, "href": f"{base}/{name}", "download": not name.endswith(".html")})
     facts = []
     if (folder / "export" / "merged" / "config.json").is_file():
         facts.append([wording.MERGED_AT, str(folder / "export" / "merged")])

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
+from core.links import Link
 from core.values import (
     LocateResult,
     OpenResult,
@@ -440,6 +441,10 @@ NOTHING_WRITTEN = "Nothing written yet."
 DOWNLOADS = {
     "report.html": "Report",
     "report.json": "Report (JSON)",
+    "report.sarif": "SARIF",
+    "report-redacted.html": "Redacted report",
+    "manifest.json": "Manifest (hashes)",
+    "audit.jsonl": "Log",
     "triage.json": "Triage (JSON)",
     "verification.json": "Verification (JSON)",
     "export/adapter/adapter_model.safetensors": "Repaired adapter",
@@ -460,6 +465,29 @@ UPLOAD = "or a file: JSON, CSV, BackdoorLLM row"
 MODEL_FOLDER = "Model folder"
 ADAPTER_FOLDER = "Adapter (optional)"
 RESUME_CASE = "Cases"
+LINKED_SHOWN = 3
+"""Linked cases that are named; the rest are counted. Source: unverified choice."""
+
+
+def linked(found: Sequence[Link]) -> list[tuple[str, str]]:
+    """What other cases share, and which they are: the trigger first."""
+    lines = []
+    for what in ("trigger text", "adapter", "model"):
+        names = [link.case for link in found if what in link.same]
+        if names:
+            more = f" and {len(names) - LINKED_SHOWN} more" if len(names) > LINKED_SHOWN else ""
+            lines.append((what, f"in {', '.join(names[:LINKED_SHOWN])}{more}"))
+    return lines
+
+
+TAKE_OVER = "Write here instead"
+
+
+def other_writes(name: str, since: str) -> str:
+    """The line that a reader sees while another analyst writes the case."""
+    return f"{name} writes this case since {since[11:16]} UTC. You can read on; what you start or decide is refused till then."
+
+
 TWO_NEEDED = "two different names under the confirmation"
 TWO_NAMES = "Repair needs two names: a second analyst must agree with the confirmation"
 DEMO_LABEL = "Demo cases"

@@ -3,13 +3,14 @@
 Opening asks the worker for `open` and `reproduce` and leads on to step 2. What this does not do: load a model.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs
 
 import gradio as gr
 
-from core import jobs
+from core import jobs, lease, links
 from core.casefile import Case, dump, to_json
 from core.errors import CaseFileError
 from dashboard import session as intake
@@ -19,8 +20,12 @@ from dashboard.desk import Desk, Next, Panel, Session, Updates, View
 
 Fields = tuple[gr.Textbox, gr.Textbox]
 Lists = tuple[gr.Dropdown, gr.Dropdown, gr.Dropdown]
-SEARCH_JS = '(...values) => { values[values.length - 1] = window.patcherStart || ""; return values; }'
-"""Gives the load handler the query string the page was opened with; a step's own listener may have changed it since."""
+SEARCH_JS = """(...values) => {
+  values.splice(values.length - 2, 2, window.patcherStart || "", window.patcherBrowser || "");
+  return values;
+}"""
+"""Gives the load handler the query string the page was opened with (a step's own listener may have changed it since), and
+the id that this browser keeps."""
 
 
 def build(desk: Desk, page: gr.Blocks, fields: Fields) -> None:
@@ -58,12 +63,15 @@ def build(desk: Desk, page: gr.Blocks, fields: Fields) -> None:
 
     lists = (cases, models, adapters)
     desk.panels["case"] = Panel(
-        lambda view: (view.stamp("case.json", "results/open.json"), view.failure("open")),
+        lambda view: (
+            view.stamp("case.json", "results/open.json", "triage.json", "confirmation.json"),
+            view.failure("open"),
+        ),
         lambda view, _: _show(view, summary, report),
         (summary, report),
     )
-    box = gr.Textbox(visible=False)
-    desk.act(page.load, partial(_attach, desk, lists, fields), [box], extra=(*lists, *fields), js=SEARCH_JS)
+    boxes = [gr.Textbox(visible=False), gr.Textbox(visible=False)]
+    desk.act(page.load, partial(_attach, desk, lists, fields), boxes, extra=(*lists, *fields), js=SEARCH_JS)
     desk.act(resume.click, partial(_resume, desk, fields), [cases], extra=fields)
     desk.act(upload.upload, partial(_uploaded, pasted), [upload], extra=(pasted,))
     desk.act(create.click, partial(_create, desk), [pasted, models, adapters, upload, two])
@@ -73,22 +81,23 @@ def _show(view: View, summary: Story, report: Story) -> Updates:
     if view.case is None:
         return {summary: gr.update(value=stories.waiting(wording.NO_CASE)), report: gr.update(value={})}
     manifest = view.case.manifest
-    value = stories.case(manifest, view.opened())
+    value = stories.case(manifest, view.opened(), links.find(view.case))
     failure = view.failure("open")
     if failure is not None:
         value |= {"headline": failure, "tone": "warn"}
     return {summary: gr.update(value=value), report: gr.update(value=stories.report(manifest))}
 
 
-def _begin(case: Case) -> None:
+def _begin(case: Case, session: Session) -> None:
+    lease.take(case, session.analyst, session.browser)
     jobs.ask(case, "open")
     jobs.ask(case, "reproduce")
 
 
-def _open_demo(desk: Desk, fields: Fields, demo_id: str, _: Session) -> Next:
+def _open_demo(desk: Desk, fields: Fields, demo_id: str, session: Session) -> Next:
     case = intake.create_demo(desk.roots, demo_id)
-    _begin(case)
-    return Next(session=Session(case=case.manifest.id), tab="reproduce", updates=_prefill(desk, fields, case))
+    _begin(case, session)
+    return Next(session=session.at(case.manifest.id), tab="reproduce", updates=_prefill(desk, fields, case))
 
 
 def _prefill(desk: Desk, fields: Fields, case: Case) -> Updates:
@@ -98,10 +107,13 @@ def _prefill(desk: Desk, fields: Fields, case: Case) -> Updates:
     return {field: gr.update(value=text) for field, text in zip(fields, words, strict=True)}
 
 
-def _resume(desk: Desk, fields: Fields, _: Session, case_id: str | None) -> Next:
+def _resume(desk: Desk, fields: Fields, session: Session, case_id: str | None) -> Next:
+    """Open the case; ask for its model unless another analyst writes it."""
     case = intake.find_case(desk.roots, case_id)
-    jobs.ask(case, "open")
-    return Next(session=Session(case=case.manifest.id), tab=reached(case), updates=_prefill(desk, fields, case))
+    if lease.may_write(case, session.analyst, session.browser):
+        lease.take(case, session.analyst, session.browser)
+        jobs.ask(case, "open")
+    return Next(session=session.at(case.manifest.id), tab=reached(case), updates=_prefill(desk, fields, case))
 
 
 def _uploaded(pasted: gr.Textbox, session: Session, path: str | None) -> Next:
@@ -113,7 +125,7 @@ def _uploaded(pasted: gr.Textbox, session: Session, path: str | None) -> Next:
 
 def _create(
     desk: Desk,
-    _: Session,
+    session: Session,
     pasted: str | None,
     model: str | None,
     adapter: str | None,
@@ -126,25 +138,28 @@ def _create(
     source = intake.intake_source(pasted or "", upload)
     name, reviewers = report.id or folder.name, 2 if two else 1
     case = intake.create_case(desk.roots, name, report, folder, extra, source, reviewers)
-    _begin(case)
-    return Next(session=Session(case=case.manifest.id), tab="reproduce")
+    _begin(case, session)
+    return Next(session=session.at(case.manifest.id), tab="reproduce")
 
 
-def _attach(desk: Desk, lists: Lists, fields: Fields, _: Session, search: str | None) -> Next:
+def _attach(
+    desk: Desk, lists: Lists, fields: Fields, session: Session, search: str | None, browser: str | None
+) -> Next:
     """Fill the lists, and re-attach to the case that the address names."""
     names = (intake.list_cases(desk.roots), intake.list_models(desk.roots), ["", *intake.list_adapters(desk.roots)])
     updates: Updates = {box: gr.update(choices=found) for box, found in zip(lists, names, strict=True)}
+    session = replace(session.at(""), browser=str(browser or "")[:64])
     query = parse_qs((search or "").lstrip("?"))
     wanted = query.get("case", [""])[0]
     if not wanted:
-        return Next(session=Session(), updates=updates)
+        return Next(session=session, updates=updates)
     try:
         case = intake.find_case(desk.roots, wanted)
     except CaseFileError as error:
-        return Next(session=Session(), updates=updates, say=str(error))
+        return Next(session=session, updates=updates, say=str(error))
     step = query.get("step", [""])[0]
     tab = step if step in STEP_IDS else reached(case)
-    return Next(session=Session(case=case.manifest.id), tab=tab, updates=updates | _prefill(desk, fields, case))
+    return Next(session=session.at(case.manifest.id), tab=tab, updates=updates | _prefill(desk, fields, case))
 
 
 STEP_IDS = ("case", "reproduce", "locate", "confirm", "repair", "verify")

@@ -28,7 +28,7 @@ from core.values import (
 from dashboard import figures, stories, tables, wording, wording_verdict
 from dashboard.components import PlotlyView, TableView, TokenView
 from dashboard.components.story import Story
-from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, writing
 
 FOCUS_JS = "() => { document.querySelector('#confirm-analyst textarea, #confirm-analyst input')?.focus(); }"
 
@@ -219,7 +219,7 @@ def _select(desk: Desk, event: gr.EventData, session: Session) -> Next:
 
 def _ask_own(desk: Desk, stage: str, session: Session, editor: dict) -> Next:
     """Ask for `stage` on what is marked."""
-    case = current_case(desk, session)
+    case = writing(desk, session)
     marked = _positions(_opened(case), (editor or {}).get("selected", []))
     if not marked:
         raise ConfirmationError(f"{wording_verdict.NOTHING_MARKED} Mark at least one token.")
@@ -248,7 +248,7 @@ def _mark_smallest(desk: Desk, session: Session) -> Next:
 
 
 def _accept(desk: Desk, session: Session, editor: dict, analyst: str, reason: str) -> Next:
-    case = current_case(desk, session)
+    case = writing(desk, session)
     marked = _positions(_opened(case), (editor or {}).get("selected", []))
     proposal = triage_candidate(case, session.candidate)
     as_proposed = proposal is not None and marked == tuple(sorted(proposal.token_positions))
@@ -264,7 +264,7 @@ def _accept(desk: Desk, session: Session, editor: dict, analyst: str, reason: st
 
 
 def _reject(desk: Desk, session: Session, analyst: str, reason: str) -> Next:
-    case = current_case(desk, session)
+    case = writing(desk, session)
     confirmation.confirm(
         case, decision="reject", analyst=analyst or "", reason=reason or "", candidate=session.candidate
     )
@@ -273,12 +273,12 @@ def _reject(desk: Desk, session: Session, analyst: str, reason: str) -> Next:
 
 def _agree(desk: Desk, session: Session, analyst: str, reason: str) -> Next:
     """The second analyst agrees with the confirmation as it stands."""
-    confirmation.agree(current_case(desk, session), analyst=analyst or "", reason=reason or "")
+    confirmation.agree(writing(desk, session), analyst=analyst or "", reason=reason or "")
     return Next(session=session, tab="repair")
 
 
 def _contain(desk: Desk, session: Session) -> Next:
-    containment.write_rules(current_case(desk, session))
+    containment.write_rules(writing(desk, session))
     return Next(session=session)
 
 

@@ -9,7 +9,7 @@ from dashboard import tables, wording_verdict
 from dashboard.components import TableView
 from dashboard.components.answer_labels import AnswerLabels
 from dashboard.components.story import Story
-from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, writing
 
 
 def build(desk: Desk, analyst: gr.Textbox) -> None:
@@ -28,7 +28,7 @@ def build(desk: Desk, analyst: gr.Textbox) -> None:
 
 def _save(desk: Desk, session: Session, value: dict | None, analyst: str | None) -> Next:
     given = (value or {}).get("labels") or {}
-    labels.label(current_case(desk, session), {str(key): str(one) for key, one in given.items()}, analyst or "")
+    labels.label(writing(desk, session), {str(key): str(one) for key, one in given.items()}, analyst or "")
     return Next(session=session)
 
 

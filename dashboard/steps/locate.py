@@ -9,7 +9,7 @@ from functools import partial
 
 import gradio as gr
 
-from core import jobs
+from core import jobs, lease
 from core.casefile import Case, to_json
 from core.chat import positions_to_spans
 from core.errors import AttributionError
@@ -18,7 +18,7 @@ from core.values import LocateResult, OpenResult, Target, TriggerProposal
 from dashboard import figures, stories, tables, token_plots, wording
 from dashboard.components import PlotlyView, TableView, TokenView
 from dashboard.components.story import Story
-from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, writing
 
 METHODS = ("occlusion", "integrated_gradients", "gradient_x_input", "gradient_norm", "paper")
 TARGETS = ("contrast", "response", "first_k", "tokens")
@@ -126,7 +126,10 @@ def target_of(session: Session, kind: str, k: float | None) -> Target:
     return Target(kind=kind, k=wanted if kind in ("first_k", "contrast") else Target().k)  # type: ignore[arg-type]
 
 
-def _ask(case: Case, method: str, target: Target) -> None:
+def _ask(case: Case, session: Session, method: str, target: Target) -> None:
+    """Ask for an attribution that is not there yet; a reader of a case that another analyst writes sees what there is."""
+    if not lease.may_write(case, session.analyst, session.browser):
+        return
     if method == "paper":
         target = Target()
     if target.kind == "tokens" and not target.positions:
@@ -137,14 +140,14 @@ def _ask(case: Case, method: str, target: Target) -> None:
 
 def _arrive(desk: Desk, session: Session, method: str, kind: str, k: float | None) -> Next:
     case = current_case(desk, session)
-    _ask(case, FIRST_LOOK, Target())
-    _ask(case, method, target_of(session, kind, k))
+    _ask(case, session, FIRST_LOOK, Target())
+    _ask(case, session, method, target_of(session, kind, k))
     return Next(session=session, tab="locate")
 
 
 def _choose(desk: Desk, session: Session, method: str, kind: str, k: float | None) -> Next:
     if session.case:
-        _ask(current_case(desk, session), method, target_of(session, kind, k))
+        _ask(current_case(desk, session), session, method, target_of(session, kind, k))
     return Next(session=session)
 
 
@@ -155,7 +158,7 @@ def _explain(desk: Desk, session: Session, method: str, kind: str, k: float | No
     if not marked or not all(0 <= position < len(opened.response) for position in marked):
         raise AttributionError(wording.PICK_TOKENS)
     session = replace(session, positions=tuple(marked))
-    _ask(case, method, target_of(session, kind, k))
+    _ask(case, session, method, target_of(session, kind, k))
     return Next(session=session)
 
 
@@ -182,7 +185,7 @@ def _select_candidate(event: gr.EventData, session: Session) -> Next:
 
 
 def _triage(desk: Desk, session: Session) -> Next:
-    jobs.ask(current_case(desk, session), "triage", {"mode": "causal"})
+    jobs.ask(writing(desk, session), "triage", {"mode": "causal"})
     session = replace(session, candidate=0, draft=None, version=session.version + 1, tested="")
     return Next(session=session, tab="confirm")
 
@@ -200,7 +203,7 @@ def _proposal(desk: Desk, session: Session, method: str, kind: str, k: float | N
 def _test(desk: Desk, session: Session, method: str, kind: str, k: float | None) -> Next:
     case, proposal = _proposal(desk, session, method, kind, k)
     spans = [to_json(span) for span in positions_to_spans(_opened(case).prompt, proposal.token_positions)]
-    jobs.ask(case, "test", {"spans": spans})
+    jobs.ask(writing(desk, session), "test", {"spans": spans})
     tested = f"results/test-{jobs.request_key(case, 'test', {'spans': spans})}.json"
     marks = proposal.token_positions
     return Next(session=replace(session, draft=marks, version=session.version + 1, tested=tested), tab="confirm")

@@ -20,7 +20,7 @@ from core.values import TriggerConfirmation
 from dashboard import figures, stories, wording
 from dashboard.components import LiveChart
 from dashboard.components.story import Story
-from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, writing
 
 FEW = ("objective", "epochs", "learning_rate", "kl_budget")
 ADVANCED = (
@@ -139,7 +139,7 @@ def changed_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _start(desk: Desk, resume: bool, session: Session, *values: Any) -> Next:
-    case = current_case(desk, session)
+    case = writing(desk, session)
     reason = confirmation.validity(case)
     if reason is not None:
         raise ConfirmationError(reason)

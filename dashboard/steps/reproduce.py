@@ -8,7 +8,7 @@ from core import jobs
 from core.values import Reproduction
 from dashboard import stories, wording
 from dashboard.components.story import Story
-from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, writing
 
 
 def build(desk: Desk) -> gr.Button:
@@ -29,7 +29,7 @@ def _signature(view: View) -> object:
 
 
 def _again(desk: Desk, session: Session) -> Next:
-    jobs.ask(current_case(desk, session), "reproduce")
+    jobs.ask(writing(desk, session), "reproduce")
     return Next(session=session)
 
 

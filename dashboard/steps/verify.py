@@ -11,7 +11,7 @@ from core.values import Verification
 from dashboard import figures, stories, tables, wording
 from dashboard.components import AnswerPairs, TableView, TokenView
 from dashboard.components.story import Story
-from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, writing
 from dashboard.steps import residual
 
 
@@ -68,12 +68,12 @@ def build(desk: Desk, arrive: gr.Button) -> None:
 
 
 def _verify(desk: Desk, session: Session) -> Next:
-    jobs.ask(current_case(desk, session), "verify")
+    jobs.ask(writing(desk, session), "verify")
     return Next(session=session, tab="verify")
 
 
 def _write(desk: Desk, merged: bool, session: Session) -> Next:
-    case = current_case(desk, session)
+    case = writing(desk, session)
     if merged:
         jobs.ask(case, "export", {"merged": True})
     else:

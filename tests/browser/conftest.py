@@ -121,6 +121,8 @@ def open_page(chromium, server: PageProcess) -> Iterator[Callable]:
 
     yield make
     for context in contexts:
+        for page in context.pages:
+            page.goto("about:blank")  # as a closed tab does, so that the case is given back
         context.close()
     assert faults == []
 

@@ -1,0 +1,53 @@
+"""The commands about evidence: check a case, hold a report against it, say where its model lies on this machine."""
+
+import argparse
+from pathlib import Path
+
+from core import audit as chain
+from core import evidence, report_check
+from core.casefile import PLACES, Case, to_json
+from core.errors import EvidenceError, TriageError
+from core.headless import Terminal
+
+
+def audit(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Check the log's chain and the evidence against its hashes, and list every act."""
+    case = Case(options.case)
+    if options.report is not None:
+        return compare(case, options.report, terminal)
+    log = chain.check(case.path, chained=case.schema != 1)
+    if log.broken is not None:
+        raise EvidenceError(f"Line {log.broken} of {chain.FILE} is broken: {log.why}.", {"log": to_json(log)})
+    if log.note:
+        terminal.say(log.note)
+    found = {"log": to_json(log), "changed": evidence.changed_files(case)}
+    try:
+        evidence.verify(case)
+    except EvidenceError as error:
+        raise EvidenceError(str(error), {**found, "evidence": str(error)}) from error
+    if found["changed"]:
+        raise EvidenceError(f"{found['changed'][0]} differs from what the log says was written.", found)
+    return {**found, "evidence": "unchanged", "acts": [to_json(line) for line in case.audit_lines()]}
+
+
+def compare(case: Case, page: Path, terminal: Terminal) -> object:
+    """Hold a report page against the case; raise EvidenceError where they differ."""
+    found = report_check.check_report(case, page)
+    result = {**to_json(found), "changed_since_manifest": report_check.changed_since(case)}
+    if not found.same:
+        first = found.differences[0] if found.differences else None
+        what = found.log or (f"line {first.line} of the page differs" if first else "its data differ")
+        raise EvidenceError(
+            f"{page.name} does not say what the case holds: {what}. The case may have gone on since.", result
+        )
+    terminal.say(f"{page.name} says what the case holds.")
+    return result
+
+
+def relocate(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Say where the model of a copied case lies on this machine."""
+    places = {name: getattr(options, name) for name in PLACES if getattr(options, name) is not None}
+    if not places:
+        raise TriageError("Nothing to relocate; give --model DIR, --adapter DIR, --reference DIR or --judge DIR.")
+    manifest = evidence.relocate(Case(options.case), places, "command line")
+    return {place: folder for place, (folder, _) in evidence.folders(manifest).items()}

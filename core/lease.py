@@ -1,0 +1,108 @@
+"""Who writes a case: one analyst at a time, in one browser or terminal; everyone else reads on and sees who.
+
+1. The first act takes the lease; every further act, and the open page, renew it. A closed page gives it back.
+2. Another analyst is refused, with the name and the time, until the lease is given back, is stale, or is taken over.
+3. The same name in another browser is the same analyst and takes the lease along.
+`lease.json` holds it, changed under a lock; taking over from someone stands in the log. Stopping what runs needs no lease.
+What this does not do: keep anyone out. Names and browser ids are what a client says; it orders honest work, no more.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from filelock import FileLock
+
+from core.casefile import Case
+from core.confirmation import same_name
+from core.errors import BusyError, CaseFileError
+from core.files import now
+
+FILE, LOCK = "lease.json", "lease.lock"
+STALE_SECONDS = 120.0
+"""A lease that was not renewed for so long has ended. Source: unverified choice; pages in the background renew each minute."""
+RENEW_SECONDS = 20.0
+"""An open page renews its lease this often. Source: unverified choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """Who writes: the name as typed (may be empty), the browser or terminal, since when, and when it was last seen."""
+
+    analyst: str
+    holder: str
+    since: str
+    seen: str
+
+    @property
+    def name(self) -> str:
+        """The name, or what stands for it."""
+        return self.analyst or "Someone without a name"
+
+
+def current(case: Case) -> Lease | None:
+    """Return the lease that holds, None when nobody writes or it is stale or damaged."""
+    try:
+        found = case.read(FILE, Lease)
+    except CaseFileError:
+        return None
+    return None if found is None or abs(_age(found.seen)) > STALE_SECONDS else found
+
+
+def is_mine(found: Lease, analyst: str, holder: str) -> bool:
+    """Return whether a lease is this browser's, or this analyst's in another one."""
+    return found.holder == holder or bool(analyst.strip() and found.analyst and same_name(found.analyst, analyst))
+
+
+def may_write(case: Case, analyst: str, holder: str) -> bool:
+    """Return whether `take` would be granted."""
+    found = current(case)
+    return found is None or is_mine(found, analyst, holder)
+
+
+def take(case: Case, analyst: str, holder: str, *, over: bool = False) -> Lease:
+    """Take or renew the lease for an act; with `over` even from someone else, which is audited.
+
+    Raises: BusyError naming who writes.
+    """
+    analyst = " ".join(analyst.split())
+    with FileLock(case.path / LOCK):
+        found = current(case)
+        theirs = found is not None and not is_mine(found, analyst, holder)
+        if found is not None and theirs and not over:
+            raise BusyError(
+                f"{found.name} writes this case since {found.since[11:16]} UTC; you can read on, wait, or take over."
+            )
+        since = found.since if found is not None and not theirs else now()
+        known = found.analyst if found is not None and not theirs else ""
+        made = Lease(analyst=analyst or known, holder=holder, since=since, seen=now())
+        case.write(FILE, made)
+    if found is not None and theirs:
+        case.audit("writing taken over", actor=made.name, taken_from=found.name)
+    return made
+
+
+def keep(case: Case, holder: str) -> None:
+    """Renew the lease of an open page, when it is time; of nobody else."""
+    found = current(case)
+    if found is None or found.holder != holder or 0 <= _age(found.seen) < RENEW_SECONDS:
+        return
+    with FileLock(case.path / LOCK):
+        found = current(case)
+        if found is not None and found.holder == holder:
+            case.write(FILE, replace(found, seen=now()))
+
+
+def release(case: Case, holder: str) -> None:
+    """Give the lease back, when it is this browser's."""
+    with FileLock(case.path / LOCK):
+        found = current(case)
+        if found is not None and found.holder == holder:
+            (case.path / FILE).unlink(missing_ok=True)
+
+
+def _age(moment: str) -> float:
+    """Return the seconds since a stored time; one that cannot be read is long ago."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
+    except (ValueError, TypeError):
+        return 2 * STALE_SECONDS

@@ -1,0 +1,99 @@
+"""One analyst writes a case; the others see who, and are refused in the engine and in every handler."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from core import lease
+from core.__main__ import main
+from core.casefile import Case
+from core.errors import BusyError
+from tests.unit.test_casefile import make_case
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return make_case(tmp_path)
+
+
+def age(case: Case, seconds: float) -> None:
+    """Let the lease have been seen so long ago."""
+    found = case.read(lease.FILE, lease.Lease)
+    assert found is not None
+    case.write(lease.FILE, replace(found, seen=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()))
+
+
+def test_the_first_writes_and_the_second_is_told_who(case: Case) -> None:
+    lease.take(case, "Ada", "browser-a")
+    lease.take(case, "Ada", "browser-a")
+    with pytest.raises(BusyError, match=r"^Ada writes this case since \d\d:\d\d UTC"):
+        lease.take(case, "Grace", "browser-b")
+    assert not lease.may_write(case, "Grace", "browser-b")
+    found = lease.current(case)
+    assert found is not None
+    assert (found.analyst, found.holder) == ("Ada", "browser-a")
+
+
+def test_taking_over_stands_in_the_log_and_turns_the_tables(case: Case) -> None:
+    lease.take(case, "Ada", "browser-a")
+    lease.take(case, "Grace", "browser-b", over=True)
+    with pytest.raises(BusyError, match="Grace writes"):
+        lease.take(case, "Ada", "browser-a")
+    line = case.audit_lines()[-1]
+    assert (line.action, line.actor, line.facts) == ("writing taken over", "Grace", {"taken_from": "Ada"})
+
+
+def test_a_stale_lease_and_one_from_the_future_end(case: Case) -> None:
+    for seconds in (lease.STALE_SECONDS + 1, -lease.STALE_SECONDS - 1):
+        lease.take(case, "Ada", "browser-a", over=True)
+        age(case, seconds)
+        assert lease.current(case) is None
+        lease.take(case, "Grace", "browser-b")
+        lease.release(case, "browser-b")
+
+
+def test_an_open_page_keeps_its_lease_and_a_closed_one_gives_it_back(case: Case) -> None:
+    lease.take(case, "Ada", "browser-a")
+    age(case, lease.STALE_SECONDS - 5)
+    lease.keep(case, "browser-b")  # a reader renews nothing
+    before = lease.current(case)
+    lease.keep(case, "browser-a")
+    after = lease.current(case)
+    assert before is not None
+    assert after is not None
+    assert after.seen > before.seen
+    lease.release(case, "browser-b")
+    assert lease.current(case) == after
+    lease.release(case, "browser-a")
+    assert lease.current(case) is None
+
+
+def test_the_same_name_elsewhere_takes_the_lease_along(case: Case) -> None:
+    lease.take(case, "Ada", "browser-a")
+    assert lease.take(case, " ada ", "browser-b").holder == "browser-b"
+    assert [line.action for line in case.audit_lines()] == ["created"]
+    with pytest.raises(BusyError):
+        lease.take(case, "", "browser-c")  # no name is nobody's
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"analyst": 1}', '{"analyst":"a","holder":"b","since":"c","seen":"d"}']
+)
+def test_a_damaged_lease_locks_nobody_out(case: Case, text: str) -> None:
+    (case.path / lease.FILE).write_text(text, encoding="utf-8")
+    lease.take(case, "Ada", "browser-a")
+
+
+def test_the_command_line_is_a_writer_like_any_other(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    lease.take(case, "Ada", "browser-a")
+    reject = ["confirm", "--case", str(case.path), "--reject", "--analyst", "Grace", "--reason", "r"]
+    assert main(reject) == 2
+    assert "Ada writes this case" in capsys.readouterr().err
+    assert main(["status", "--case", str(case.path)]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "idle"
+    assert main([*reject, "--take-over"]) == 2
+    assert "has not been opened" in capsys.readouterr().err  # it got past the lease
+    assert lease.current(case) is None

