@@ -20,6 +20,7 @@ from typing import Any, Literal
 import psutil
 from filelock import FileLock, Timeout
 
+from core import lease
 from core.casefile import Case, dump, event_from_json, from_json, hash_file, now, to_json, write_atomic
 from core.errors import BusyError, TriageError
 from core.events import Event as AnyEvent
@@ -155,6 +156,7 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
         attempt = known[-1].attempt + 1 if known else 0
         request = Request(id=f"{key}-{attempt}", stage=stage, args=args, time=now(), attempt=attempt)
         write_atomic(case.path / "requests" / f"{request.id}.json", dump(to_json(request)))
+        case.audit("asked", actor=lease.writer(case), stage=stage, request=request.id, args=args)
     if start and request.id not in _finished(case):
         ensure_worker(case)
     return request.id
@@ -170,12 +172,12 @@ def _finished(case: Case) -> set[str]:
     return {name for name, event in ends(case).items() if isinstance(event, StageFinished | StageFailed)}
 
 
-def stop(case: Case, request: str, how: How) -> None:
-    """Ask the worker to end `request`: `keep` the best checkpoint or `discard` everything."""
+def stop(case: Case, request: str, how: How, actor: str = "") -> None:
+    """Ask the worker to end `request`: `keep` the best checkpoint or `discard` everything; `actor` is who asks."""
     if how not in ("keep", "discard"):
         raise TriageError(f"Stop either keeps or discards, not {how!r}.")
     write_atomic(case.path / "control" / request, how)
-    case.audit("stop", actor="analyst", request=request, how=how)
+    case.audit("stop", actor=actor or lease.writer(case), request=request, how=how)
 
 
 def stop_asked(case: Case, request: str) -> How | None:

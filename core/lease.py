@@ -48,6 +48,12 @@ def current(case: Case) -> Lease | None:
     return None if found is None or abs(_age(found.seen)) > STALE_SECONDS else found
 
 
+def writer(case: Case) -> str:
+    """Return the name of who writes the case now, or a word for an analyst nobody knows."""
+    found = current(case)
+    return found.analyst if found is not None and found.analyst else "analyst"
+
+
 def is_mine(found: Lease, analyst: str, holder: str) -> bool:
     """Return whether a lease is this browser's, or this analyst's in another one."""
     return found.holder == holder or bool(analyst.strip() and found.analyst and same_name(found.analyst, analyst))

@@ -414,7 +414,7 @@ def test_span(run: Run) -> StageFinished:
     decision = decide(_reproduction(run), tests, 1, CausalSettings())
     data = {"proposal": candidate, "tests": list(tests), "verdict": decision.verdict, "decided_by": decision.decided_by}
     name = run.case.write(f"results/test-{key}.json", data)
-    run.case.audit("tested", actor="analyst", spans=candidate.text, verdict=decision.verdict, files=[name])
+    run.case.audit("tested", actor="engine", spans=candidate.text, verdict=decision.verdict, files=[name])
     headline = f"Tested {candidate.text!r}: {decision.verdict}"
     return StageFinished(stage="test", headline=headline, files=(name,), verdict=decision.verdict)
 
@@ -439,7 +439,7 @@ def minimise_span(run: Run) -> StageFinished:
     )
     name = run.case.write(f"results/minimise-{key}.json", result)
     text = smallest.text if smallest else None
-    run.case.audit("minimised", actor="analyst", spans=candidate.text, smallest=text, files=[name])
+    run.case.audit("minimised", actor="engine", spans=candidate.text, smallest=text, files=[name])
     headline = f"Minimised {candidate.text!r}: {smallest.text!r}" if smallest else f"{candidate.text!r} is not cut down"
     return StageFinished(stage="minimise", headline=headline, files=(name,))
 
@@ -616,7 +616,7 @@ def export_model(run: Run) -> StageFinished:
     if merged:
         run.session.drop()
     run.case.audit(
-        "exported", actor="analyst", merged=merged, exported={p.name: hash_file(p) for p in files if p.is_file()}
+        "exported", actor="engine", merged=merged, exported={p.name: hash_file(p) for p in files if p.is_file()}
     )
     kind = "Merged model" if merged else "Adapter"
     return StageFinished(stage="export", headline=f"{kind} written to {out}", files=tuple(str(p) for p in files))

@@ -233,7 +233,7 @@ def _stop(desk: Desk, session: Session) -> Next:
     case = current_case(desk, session)
     running = [request for request in jobs.open_requests(case) if request.stage in ("triage", *OWN)]
     if running:
-        jobs.stop(case, running[0].id, "discard")
+        jobs.stop(case, running[0].id, "discard", session.analyst)
     return Next(session=session)
 
 

@@ -154,7 +154,7 @@ def _stop(desk: Desk, how: How, session: Session) -> Next:
     running = [request for request in jobs.open_requests(case) if request.stage == "repair"]
     if not running:
         raise TriageError("No repair is running.")
-    jobs.stop(case, running[0].id, how)
+    jobs.stop(case, running[0].id, how, session.analyst)
     return Next(session=session, say=wording.STOPPING)
 
 

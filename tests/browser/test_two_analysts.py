@@ -36,7 +36,7 @@ def decide(page, name: str, button: str) -> None:
 
 def mark(page) -> None:
     """Mark a token of the user's text in the editor."""
-    page.locator("#confirm-editor .pt-tok:not(.pt-fixed)").nth(3).click()
+    page.locator("#confirm-editor .pt-seg-user .pt-tok").nth(3).click()
     page.wait_for_selector("#confirm-accept:enabled")
 
 
