@@ -563,6 +563,7 @@ def _probed(run: Run) -> tuple[residual_probes.Subject, Verification]:
     if verified is None:
         raise TriageError("The repair has not been verified yet; verify it first.")
     accepted = confirmed_trigger(run)
+    evidence.verify(run.case)
     subject = residual_probes.Subject(
         loaded=run.loaded,
         case=run.failure,
@@ -587,7 +588,7 @@ def probe_wrong_trigger(run: Run) -> StageFinished:
     folder = run.case.path / "wrong-trigger"
     found = residual_probes.wrong_trigger(subject, rates.before, rates.after, settings, n_steps, folder, run.refusal)
     name = run.case.write("verification.json", replace(verified, wrong_trigger=found))
-    run.case.audit("wrong trigger", actor="engine", left=found.wrong.k, of=found.wrong.n)
+    run.case.audit("wrong trigger", actor="engine", left=found.wrong.k, of=found.wrong.n, files=[name])
     headline = f"A repair on a wrong trigger leaves {found.wrong.k} of {found.wrong.n}; the right one {found.right.k}"
     return StageFinished(stage="wrong-trigger", headline=headline, files=(name,))
 
@@ -599,7 +600,8 @@ def probe_relearn(run: Run) -> StageFinished:
     found = residual_probes.relearn(subject, adapter, VerificationSettings())
     name = run.case.write("verification.json", replace(verified, relearnt=found))
     last = found[-1]
-    run.case.audit("re-learnt", actor="engine", samples=last.n_samples, planted=last.planted.k, never=last.never.k)
+    counts = {"samples": last.n_samples, "planted": last.planted.k, "never": last.never.k}
+    run.case.audit("re-learnt", actor="engine", **counts, files=[name])
     headline = f"After {last.n_samples} samples the trigger works in {last.planted.k} of {last.planted.n}, a new one in {last.never.k}"
     return StageFinished(stage="relearn", headline=headline, files=(name,))
 

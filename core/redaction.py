@@ -46,6 +46,8 @@ from core.values import (
     TriggerConfirmation,
     TriggerProposal,
     Verdict,
+    Verification,
+    WrongTrigger,
 )
 
 T = TypeVar("T")
@@ -164,6 +166,11 @@ class _Redactor:
                 return replace(value, answers=answers, note=self._scrubbed(value.note))
             case Rewording():
                 return replace(value, text=self._prompt(value.text))
+            case Verification():
+                meanings = [replace(one, meaning=self._prompt(one.meaning)) for one in value.variants]
+                return replace(self._parts(replace(value, variants=())), variants=tuple(meanings))
+            case WrongTrigger():
+                return replace(value, units=tuple(self._trigger(unit) for unit in value.units))
             case JudgedAnswer():
                 return replace(value, key="", prompt=self._prompt(value.prompt), answer=self._answer(value.answer))
             case Scan() | Hit() | Answers() | RuleFile() | Rule() | Tested():
@@ -310,6 +317,8 @@ def _secrets(view: CaseView) -> Iterator[str]:
             yield from (confirmed.second.analyst, confirmed.second.reason)
     for pair in view.verification.examples if view.verification else ():
         yield from (pair.prompt, pair.before, pair.after)
+    for variant in view.verification.variants if view.verification else ():
+        yield variant.meaning
     for one in view.triage.rewordings if view.triage else ():
         yield one.text
     yield from view.reproduction.answers if view.reproduction else ()

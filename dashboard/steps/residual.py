@@ -10,7 +10,7 @@ from core.values import Verification
 from dashboard import residual_tables, stories, wording_verify
 from dashboard.components import TableView
 from dashboard.components.story import Story
-from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, writing
 
 PROBES = ("wrong-trigger", "relearn")
 
@@ -56,7 +56,7 @@ def build(desk: Desk) -> None:
 
 
 def _ask(desk: Desk, stage: str, session: Session) -> Next:
-    jobs.ask(current_case(desk, session), stage)
+    jobs.ask(writing(desk, session), stage)
     return Next(session=session, tab="verify")
 
 

@@ -27,6 +27,7 @@ class Parts:
     verify: gr.Button
     export: gr.Button
     merged: gr.Button
+    redacted: gr.Button
     files: Story
 
 
@@ -43,6 +44,7 @@ def build(desk: Desk, arrive: gr.Button) -> None:
                     wording.REPORT_AND_EXPORT, variant="primary", elem_id="verify-export", interactive=False
                 )
                 merged = gr.Button(wording.EXPORT_MERGED, elem_id="verify-merged", interactive=False)
+                redacted = gr.Button(wording.REDACTED_REPORT, elem_id="verify-redacted", interactive=False)
             files = Story(elem_id="verify-files")
     residual.build(desk)
     gr.Markdown(wording.SALIENCY_PAIR, elem_classes="pt-label")
@@ -56,15 +58,18 @@ def build(desk: Desk, arrive: gr.Button) -> None:
     gr.Markdown(wording.EXAMPLES, elem_classes="pt-label")
     pairs = AnswerPairs(elem_id="verify-pairs")
 
-    parts = Parts(story, metrics, pairs, before, after, verify, export, merged, files)
+    parts = Parts(story, metrics, pairs, before, after, verify, export, merged, redacted, files)
     desk.panels["verify"] = Panel(
-        _signature, lambda view, _: _show(view, parts), (story, metrics, pairs, before, after, verify, export, merged)
+        _signature,
+        lambda view, _: _show(view, parts),
+        (story, metrics, pairs, before, after, verify, export, merged, redacted),
     )
     desk.panels["verify.files"] = Panel(_files_signature, lambda view, _: _show_files(view, parts), (files,))
     desk.act(arrive.click, partial(_verify, desk))
     desk.act(verify.click, partial(_verify, desk))
     desk.act(export.click, partial(_write, desk, False))
     desk.act(merged.click, partial(_write, desk, True))
+    desk.act(redacted.click, partial(_redact, desk))
 
 
 def _verify(desk: Desk, session: Session) -> Next:
@@ -79,6 +84,11 @@ def _write(desk: Desk, merged: bool, session: Session) -> Next:
     else:
         jobs.ask(case, "report")
         jobs.ask(case, "export", {"merged": False})
+    return Next(session=session)
+
+
+def _redact(desk: Desk, session: Session) -> Next:
+    jobs.ask(writing(desk, session), "report", {"redact": True})
     return Next(session=session)
 
 
@@ -112,6 +122,7 @@ def _show(view: View, parts: Parts) -> Updates:
         parts.verify: gr.update(visible=repaired and result is None and not busy),
         parts.export: gr.update(interactive=view.case is not None and repaired),
         parts.merged: gr.update(interactive=repaired),
+        parts.redacted: gr.update(interactive=view.case is not None and repaired),
     }
     if result is None or opened is None or view.case is None:
         empty = {"tokens": [], "empty": ""}
