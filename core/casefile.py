@@ -202,7 +202,8 @@ def _keep(folder: Path, source: Source | None, report: FailureReport) -> SourceF
     suffix = Path(source.name).suffix.lower() or ".json"
     kept = "evidence/report" + (suffix if suffix in SOURCE_SUFFIXES else ".txt")
     write_atomic(folder / kept, source.data)
-    return SourceFile(name=source.name, sha256=hashlib.sha256(source.data).hexdigest(), kept=kept)
+    name = source.name.encode("utf-8", "replace").decode("utf-8")  # a file's name may be no Unicode at all
+    return SourceFile(name=name, sha256=hashlib.sha256(source.data).hexdigest(), kept=kept)
 
 
 class Case:

@@ -137,7 +137,8 @@ def ends(case: Case) -> dict[str, AnyEvent]:
 def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start: bool = True) -> str:
     """Return the id of the request for `stage`: an open or well-answered one where there is one, else a new one.
 
-    A failed, stopped or finished repair is asked anew each time. With `start` the worker is started when none runs.
+    A failed, stopped or finished repair is asked anew each time, and so is a report, which tells of all that has come since.
+    With `start` the worker is started when none runs. Every new request is an act of who writes the case.
     Raises: TriageError for an unknown stage.
     """
     if stage not in STAGES:
@@ -148,7 +149,7 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
     request = known[-1] if known else None
     if request is not None:
         end = ends(case).get(request.id)
-        again = isinstance(end, StageFailed) or (isinstance(end, StageFinished) and stage == "repair")
+        again = isinstance(end, StageFailed) or (isinstance(end, StageFinished) and stage in ("repair", "report"))
         stale = isinstance(end, StageStarted | Progress) and not worker_alive(case)
         if again or stale:
             request = None

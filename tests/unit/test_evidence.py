@@ -61,14 +61,14 @@ def test_the_report_is_kept_as_it_came(tmp_path: Path) -> None:
     assert created["model"] == case.intake.model.files
 
 
-@pytest.mark.parametrize("name", ["../../evil.json", "x.exe", "a" * 300 + ".json", "r\u202e.JSON", ""])
+@pytest.mark.parametrize("name", ["../../evil.json", "x.exe", "a" * 300 + ".json", "r\u202e.JSON", "\udcff.csv", ""])
 def test_a_report_of_any_name_stays_in_its_place(tmp_path: Path, name: str) -> None:
     model = make_model(tmp_path / "model")
     manifest = Manifest(id="c", created=now(), model=model_spec(model), report=REPORT, seed=0)
     source = Source(name=name, data=RAW) if name else None
     case = Case.create(tmp_path / "case", manifest, make_prompts(tmp_path / "prompts"), source)
     (kept,) = (case.path / "evidence").iterdir()
-    assert kept.name in ("report.json", "report.txt")
+    assert kept.name in ("report.json", "report.txt", "report.csv")
     assert evidence.verify(case) is None
 
 
