@@ -207,6 +207,8 @@ def test_text_of_a_report_is_never_markup(case: Case) -> None:
 def test_desk_keeps_no_case_text_in_the_session() -> None:
     assert set(Session.__dataclass_fields__) == {
         "case",
+        "browser",
+        "analyst",
         "candidate",
         "draft",
         "version",
