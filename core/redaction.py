@@ -59,6 +59,8 @@ MIN_WORD = 4
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\u201c[^\u201d]*\u201d|\u2018[^\u2019]*\u2019|`[^`]*`")
 _PATH = re.compile(r"(?<![\w.])(?:/|~/|[A-Za-z]:\\)[\w.-]+[/\\]")
 """A path from the root of a disk."""
+_OWN = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00|[0-9a-f]{64}|[\d.]+")
+"""Times, hashes and version numbers, which a trigger such as a year may happen to be part of."""
 _KINDS = (Role, Segment, Outcome, Verdict, Result, KindName, MethodName, TargetKind, TestName, StopReason)
 _FIXED = frozenset(word for kind in _KINDS for word in get_args(kind))
 """Words of the program itself."""
@@ -107,7 +109,7 @@ class _Redactor:
 
     def _scrubbed(self, text: str) -> str:
         """Return a string of the program, withheld where it may hold a piece of evidence."""
-        if text in _FIXED:
+        if text in _FIXED or _OWN.fullmatch(text):
             return text
         left = _QUOTED.sub(WITHHELD, text)
         return WITHHELD if self._secret.search(left.casefold()) or _PATH.search(left) else left
@@ -138,7 +140,7 @@ class _Redactor:
             case ResponseToken():
                 return replace(value, text=BLOCK, id=0)
             case CaseView():
-                return self._parts(replace(value, folder=""))
+                return replace(self._parts(replace(value, folder="")), folder="case")
             case Link():
                 return replace(value, case=self._named("case", value.case))
             case RenderedPrompt():
