@@ -14,6 +14,7 @@ A name in the log is what was typed, not who typed it.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,6 +82,7 @@ def append(folder: Path, action: str, actor: str, facts: dict[str, Any]) -> Audi
         with open(path, "ab") as file:
             file.write(_text(line).encode("ascii") + b"\n")
             file.flush()
+            os.fsync(file.fileno())  # before the head, which would otherwise know a line that a power cut took
         write_atomic(folder / HEAD, json.dumps(asdict(Head(n=line.seq + 1, hash=line.hash))))
     return line
 

@@ -20,6 +20,8 @@ from core.files import now
 FILE, LOCK = "lease.json", "lease.lock"
 STALE_SECONDS = 120.0
 """A lease that was not renewed for so long has ended. Source: unverified choice; pages in the background renew each minute."""
+NAME_LENGTH = 120
+"""Characters of a name that are kept here."""
 RENEW_SECONDS = 20.0
 """An open page renews its lease this often. Source: unverified choice."""
 
@@ -70,7 +72,7 @@ def take(case: Case, analyst: str, holder: str, *, over: bool = False) -> Lease:
 
     Raises: BusyError naming who writes.
     """
-    analyst = " ".join(analyst.split())
+    analyst = " ".join(analyst.split())[:NAME_LENGTH]
     with FileLock(case.path / LOCK):
         found = current(case)
         theirs = found is not None and not is_mine(found, analyst, holder)

@@ -13,7 +13,7 @@ from typing import Any
 from core.casefile import Case
 
 FILE = "results/links.json"
-MAX_CASES = 500
+MAX_CASES = 200
 """Cases looked at, the newest first. Source: unverified choice."""
 
 
@@ -34,14 +34,15 @@ class Links:
 
 def find(case: Case) -> tuple[Link, ...]:
     """Return the other cases in the same folder that share something, by name."""
-    own = _marks(case.path)
+    own = _marks(case.path, True)
+    named = bool(own["trigger text"])
     found = []
     paths = [path.parent for path in case.path.resolve().parent.glob("*/case.json")]
     paths.sort(key=lambda path: (path / "case.json").stat().st_mtime, reverse=True)
     for path in paths[:MAX_CASES]:
         if path == case.path.resolve():
             continue
-        other = _marks(path)
+        other = _marks(path, named)
         same = tuple(name for name, value in own.items() if value and value == other[name])
         if same:
             found.append(Link(case=path.name, same=same))
@@ -58,21 +59,30 @@ def stored(case: Case) -> tuple[Link, ...]:
     return (case.read(FILE, Links) or Links()).links
 
 
-def _marks(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Return what a case is compared by; what cannot be read is empty, since another case's damage is not this one's."""
-    manifest, confirmed, triage = (_read(folder / name) for name in ("case.json", "confirmation.json", "triage.json"))
-    model = manifest.get("model")
+def _marks(folder: Path, trigger: bool) -> dict[str, tuple[str, ...]]:
+    """Return what a case is compared by, with the `trigger` only where it is wanted (a triage is a large file).
+
+    What cannot be read is empty, since another case's damage is not this one's.
+    """
+    model = _read(folder / "case.json").get("model")
     spec: Mapping[str, Any] = model if isinstance(model, Mapping) else {}
-    units = confirmed.get("units") if confirmed.get("decision") in ("accepted", "edited") else None
-    if not units and triage.get("verdict") == "BACKDOOR":
-        units = [one.get("text") for one in _list(triage.get("candidates"))[:1] if isinstance(one, Mapping)]
+    words = " ".join(_units(folder) if trigger else ()).replace("\u2026", " ").split()
     return {
         "model": _weights(spec.get("files")),
         "adapter": _weights(spec.get("adapter_files")),
-        "trigger text": (" ".join(" ".join(map(str, _list(units))).replace("\u2026", " ").split()).casefold(),)
-        if units
-        else (),
+        "trigger text": (" ".join(words).casefold(),) if words else (),
     }
+
+
+def _units(folder: Path) -> list[str]:
+    """Return the confirmed trigger, else the first candidate where the tests speak for it."""
+    confirmed = _read(folder / "confirmation.json")
+    if confirmed.get("decision") in ("accepted", "edited"):
+        return [str(unit) for unit in _list(confirmed.get("units"))]
+    triage = _read(folder / "triage.json")
+    if triage.get("verdict") != "BACKDOOR":
+        return []
+    return [str(one.get("text")) for one in _list(triage.get("candidates"))[:1] if isinstance(one, Mapping)]
 
 
 def _weights(files: object) -> tuple[str, ...]:
