@@ -7,8 +7,8 @@ from core import audit, labels, links
 from core.casefile import Case, Manifest
 from core.confirmation import stored, validity
 from core.containment import RuleFile, stored_rules
-from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
 from core.files import now
+from core.repair_trace import RepairTrace, trace
 from core.scanning import Scan, scans
 from core.settings import ReportSettings
 from core.values import (
@@ -44,16 +44,6 @@ def new_stamp(case: Case, tlp: str | None = None, redacted: bool = False) -> Sta
     head = audit.stored_head(case.path)
     n, last = (head.n, head.hash) if head else (0, "")
     return Stamp(written=now(), tlp=settings.tlp, acts=n, head=last, redacted=redacted)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RepairTrace:
-    """The last repair as its events tell it."""
-
-    started: RepairStarted | None
-    steps: tuple[StepDone, ...]
-    probes: tuple[CheckpointScored, ...]
-    finished: RepairFinished | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +101,7 @@ def gather(case: Case, stamp: Stamp | None = None) -> CaseView:
         void=validity(case),
         rules=stored_rules(case),
         scans=tuple(scans(case)),
-        repair=_trace(case),
+        repair=trace(case.events()),
         verification=case.read("verification.json", Verification),
         judged=labels.answers(case),
         agreement=labels.agreement(case),
@@ -119,32 +109,6 @@ def gather(case: Case, stamp: Stamp | None = None) -> CaseView:
     )
 
 
-def _trace(case: Case) -> RepairTrace:
-    """Return the last repair; a resumed one replaces the steps it ran again."""
-    started: RepairStarted | None = None
-    finished: RepairFinished | None = None
-    steps: list[StepDone] = []
-    probes: list[CheckpointScored] = []
-    for line in case.events():
-        event = line.event
-        if isinstance(event, RepairStarted):
-            started, finished = event, None
-        elif isinstance(event, StepDone):
-            steps = [*_before(steps, event.step), event]
-            probes = [probe for probe in probes if probe.step <= event.step]
-        elif isinstance(event, CheckpointScored):
-            probes = [*(probe for probe in probes if probe.step < event.step), event]
-        elif isinstance(event, RepairFinished):
-            finished = event
-    return RepairTrace(started=started, steps=tuple(steps), probes=tuple(probes), finished=finished)
-
-
 def plain_name(name: str) -> str:
     """Return a name that is safe to paste into a command: letters, digits, dots, dashes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "case"
-
-
-def _before(steps: list[StepDone], step: int) -> list[StepDone]:
-    if not steps or steps[-1].step < step:
-        return steps
-    return [done for done in steps if done.step < step]

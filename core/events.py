@@ -52,7 +52,7 @@ class StageFailed:
 
 @dataclass(frozen=True, kw_only=True)
 class RepairStarted:
-    """Settings as they really run."""
+    """Settings as they really run. `resumed_at`: step of the checkpoint it goes on from, None for a repair from the start."""
 
     n_steps: int
     n_epochs: int
@@ -62,6 +62,7 @@ class RepairStarted:
     n_safe: int
     memory_estimate_mb: float
     settings: dict = field(default_factory=dict)
+    resumed_at: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

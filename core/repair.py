@@ -21,6 +21,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from safetensors import SafetensorError
+
 from core import checkpoints, confirmation, repair_adapter, repair_probe
 from core.casefile import hash_file
 from core.checkpoints import BEST, RunState
@@ -131,6 +133,10 @@ def _fingerprint(data: RepairData, accepted: TriggerConfirmation, settings: Repa
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+
+
 class _Run:
     """The loop over steps and probes, and the one state that is saved with it."""
 
@@ -142,6 +148,7 @@ class _Run:
         self.detail = ""
         self.finished = False
         self._before = 0.0
+        self._resumed_at: int | None = None
         self._start = time.monotonic()
         self._step_seconds: list[float] = []
 
@@ -154,7 +161,7 @@ class _Run:
         state = checkpoints.load(self.out, self.loaded, self.trainer.optimizer, self.state.fingerprint)
         if state is None:
             raise CaseFileError("There is no checkpoint to go on from; repair without --resume.")
-        self.state, self._before = state, state.seconds
+        self.state, self._before, self._resumed_at = state, state.seconds, state.step
         if state.micro_batch:
             self.trainer.micro_batch = state.micro_batch
         best = self.out / BEST / repair_adapter.WEIGHTS_FILE
@@ -175,6 +182,7 @@ class _Run:
             n_safe=len(data.safe),
             memory_estimate_mb=memory_estimate_mb(self.loaded, self.settings, longest),
             settings=asdict(replace(self.settings, learning_rate=self.trainer.peak_rate)),
+            resumed_at=self._resumed_at,
         )
 
     def steps(self, stop: StopToken) -> Iterator[RepairEvent]:
@@ -183,6 +191,11 @@ class _Run:
             yield from self._steps(stop)
         except RepairDivergedError as error:
             self.reason, self.detail = "diverged", str(error)
+        except (OSError, SafetensorError) as error:  # disk full, read-only: the last whole checkpoint stays
+            raise CaseFileError(
+                f"The repair could not be written at step {self.state.step} ({_reason(error)}). Free space or choose another "
+                "folder, then resume; the best checkpoint so far is kept."
+            ) from error
         except (RuntimeError, MemoryError, TriageError) as error:
             if not is_out_of_memory(error) and not (error.__cause__ and is_out_of_memory(error.__cause__)):
                 raise

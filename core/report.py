@@ -18,11 +18,12 @@ from markupsafe import Markup, escape
 
 from core import report_figures as figures
 from core import report_text as text
-from core.case_view import CaseView, RepairTrace, Stamp, gather
+from core.case_view import CaseView, Stamp, gather
 from core.casefile import Case, to_json
 from core.events import CheckpointScored
 from core.files import digest
 from core.redaction import redact
+from core.repair_trace import RepairTrace
 from core.values import OpenResult, Span
 
 if TYPE_CHECKING:

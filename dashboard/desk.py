@@ -108,7 +108,13 @@ class View:
         return failed and jobs.stop_asked(self.case, last.request) is not None  # type: ignore[arg-type,union-attr]
 
     def failure(self, *stages: str) -> str | None:
-        """Return the message of the last failed request of these stages, unless a later one of them ended well."""
+        """Return the message of the last failed request of these stages, unless a later one of them ended well.
+
+        A request whose worker died has failed too, though nobody was left to say so.
+        """
+        status = self.status
+        if status is not None and status.state == "failed" and status.request and status.stage in stages:
+            return status.message
         for line in reversed(self.lines):
             event = line.event
             if isinstance(event, StageStarted | StageFinished | StageFailed) and event.stage in stages:

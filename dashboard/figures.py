@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from core.events import CheckpointScored, Line, RepairFinished, RepairStarted, StepDone
+from core.events import StepDone
+from core.repair_trace import RepairTrace
 from core.values import (
     WHOLE_CASE,
     LocateResult,
@@ -252,24 +253,19 @@ def _step_columns(steps: Sequence[StepDone]) -> Value:
     return columns
 
 
-def live_chart(lines: Iterable[Line], run: str, since: int = 0, budget: float | None = None) -> Value:
-    """LiveChart value of the repair whose request id is `run`.
+def live_chart(repair: RepairTrace, since: int = 0, *, broken_off: bool = False) -> Value:
+    """LiveChart value of a repair. `broken_off`: it trains no more, though its events do not say so.
 
     `since`: how many steps this browser already has; later values then carry only what is new (probes are few and
     always complete). After a `resync` event, call with 0.
     """
-    events = [line.event for line in lines if line.request == run]
-    steps = [event for event in events if isinstance(event, StepDone)]
-    probes = [event for event in events if isinstance(event, CheckpointScored)]
-    started = [event for event in events if isinstance(event, RepairStarted)]
-    finished = [event for event in events if isinstance(event, RepairFinished)]
-    if started and budget is None:
-        set_budget = started[-1].settings.get("kl_budget")
-        budget = set_budget if isinstance(set_budget, float) else None
+    steps, probes, started, finished = repair.steps, repair.probes, repair.started, repair.finished
+    set_budget = started.settings.get("kl_budget") if started else None
+    budget = set_budget if isinstance(set_budget, float) else None
     since = since if since <= len(steps) else 0
-    state = "ended" if finished else "running" if started or steps else "empty"
+    state = "ended" if finished or (started and broken_off) else "running" if started else "empty"
     return {
-        "run": run,
+        "run": repair.run,
         "from": since,
         **_step_columns(steps[since:]),
         "probes": {
@@ -286,7 +282,7 @@ def live_chart(lines: Iterable[Line], run: str, since: int = 0, budget: float | 
         },
         "budget": budget,
         "meter": wording.budget_used(probes[-1].kl_nats_per_token, budget) if probes and budget else "",
-        "total": started[-1].n_steps if started else None,
+        "total": started.n_steps if started else None,
         "state": state,
-        "summary": wording.live_summary(steps, probes, started, finished),
+        "summary": wording.live_summary(repair, broken_off),
     }

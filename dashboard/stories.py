@@ -240,7 +240,7 @@ def repair(
         return {"headline": wording.REPAIRING, "tone": "busy", "facts": facts}
     if finished is not None:
         tone = "good" if finished.adapter else "warn"
-        headline = wording.repair_headline((), (), [finished])
+        headline = wording.repair_ended(finished)
         return {"headline": headline, "tone": tone, "line": finished.message, "facts": facts}
     return {"headline": wording.READY_TO_REPAIR, "tone": "plain", "facts": facts}
 

@@ -7,8 +7,9 @@ Constants for fixed text, functions for text about a result. What this does not 
 import math
 from collections.abc import Sequence
 
-from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
+from core.events import RepairFinished
 from core.links import Link
+from core.repair_trace import RepairTrace
 from core.values import (
     LocateResult,
     OpenResult,
@@ -366,18 +367,24 @@ _REASONS = {
 }
 
 
-def repair_headline(
-    steps: Sequence[StepDone], started: Sequence[RepairStarted], finished: Sequence[RepairFinished]
-) -> str:
-    """Headline of step 5."""
-    if finished:
-        end = finished[-1]
-        best = f", best at step {end.best_step}" if end.best_step is not None and end.adapter else ""
-        return f"{_REASONS[end.reason]}{best}"
-    if steps:
-        total = f" of {started[-1].n_steps}" if started else ""
-        return f"Step {steps[-1].step}{total}, {duration(steps[-1].seconds_left)} left"
-    return "Starting" if started else "Not started"
+def repair_ended(end: RepairFinished) -> str:
+    """Headline of step 5 after a repair."""
+    best = f", best at step {end.best_step}" if end.best_step is not None and end.adapter else ""
+    return f"{_REASONS[end.reason]}{best}"
+
+
+def repair_stands(repair: RepairTrace, broken_off: bool = False) -> str:
+    """Where a repair stands, in a few words."""
+    if repair.finished is not None:
+        return repair_ended(repair.finished)
+    if repair.started is None:
+        return "Not started"
+    if not repair.steps:
+        return "Broke off before the first step" if broken_off else "Starting"
+    last, total = repair.steps[-1], repair.started.n_steps
+    if broken_off:
+        return f"Broke off at step {last.step} of {total}"
+    return f"Step {last.step} of {total}, {duration(last.seconds_left)} left"
 
 
 def budget_used(kl: float, budget: float) -> str:
@@ -385,14 +392,10 @@ def budget_used(kl: float, budget: float) -> str:
     return f"KL budget: {percent(kl / budget)} used"
 
 
-def live_summary(
-    steps: Sequence[StepDone],
-    probes: Sequence[CheckpointScored],
-    started: Sequence[RepairStarted],
-    finished: Sequence[RepairFinished],
-) -> str:
+def live_summary(repair: RepairTrace, broken_off: bool = False) -> str:
     """The live chart in one sentence, for its foot and for screen readers."""
-    parts = [repair_headline(steps, started, finished)]
+    steps, probes = repair.steps, repair.probes
+    parts = [repair_stands(repair, broken_off)]
     if steps:
         parts.append(f"loss {steps[-1].loss:.3g}")
         parts.append(f"KL {steps[-1].kl_nats_per_token:.3g} nats/token")
@@ -430,6 +433,7 @@ GREEDY = "one deterministic answer: the report was sampled greedily"
 WIDE_GAP = "gap too wide: take these scores with care"
 MEMORY_MORE = "of weights, and about as much again while training"
 REPAIRING = "Repair is running"
+NOTHING_TO_RESUME = "No repair was started yet; start one."
 READY_TO_REPAIR = "Ready to repair"
 RESIDUAL_LABEL = "residual risk"
 RESIDUAL_RISK = (

@@ -3,7 +3,7 @@
     LiveChart(value=None); event `resync` {have: int}: the chart lacks steps before `from`; answer with a full value.
 
 value = {
-  "run":    str                 request id; another one clears the chart and its zoom
+  "run":    str                 id of the repair, kept when it is resumed; another one clears the chart and its zoom
   "from":   int                 number of steps the chart must already hold (0: this value is complete)
   "step": [int], "loss": [float|null], "refusal": [...], "kl_harmful": [...], "kl_safe": [...], "kl_trigger": [...],
   "kl": [...]                  a term that is off is null throughout and has no line
@@ -11,7 +11,7 @@ value = {
   "probes": {"step": [int], "asr": [[value, low, high], ...], "refusal": [...], "agreement": [...],
              "safe_refused": [...], "kl": [float|null], "best": [bool]}                        always complete (few)
   "budget": float|null, "meter": str (share of the budget that is used, in words), "total": int|null, "state": "empty|running|ended", "summary": str
-}   built by figures.live_chart(lines, run, since=0)
+}   built by figures.live_chart(repair, since=0)
 
 Zoom survives updates (`Plotly.react`, `uirevision`). Before the start the axes are there, greyed. Dark and light follow the
 page at once. All points are kept; more than 3,000 are thinned for display only.

@@ -12,9 +12,11 @@ from typing import Any, TypeAlias
 import gradio as gr
 
 from core import confirmation, jobs
-from core.errors import ConfirmationError, TriageError
-from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
+from core.casefile import Case
+from core.errors import CaseFileError, ConfirmationError, TriageError
+from core.events import RepairFinished
 from core.jobs import How
+from core.repair_trace import trace
 from core.settings import RepairSettings
 from core.values import TriggerConfirmation
 from dashboard import figures, stories, wording
@@ -86,8 +88,8 @@ def build(desk: Desk) -> gr.Button:
     desk.panels["repair.chart"] = Panel(
         _chart_signature, lambda view, before: _show_chart(view, before, parts), (chart,)
     )
-    desk.act(start.click, partial(_start, desk, False), list(form.values()))
-    desk.act(resume.click, partial(_start, desk, True), list(form.values()))
+    desk.act(start.click, partial(_start, desk), list(form.values()))
+    desk.act(resume.click, partial(_resume, desk))
     desk.act(keep.click, partial(_stop, desk, "keep"))
     desk.act(discard.click, partial(_stop, desk, "discard"))
     desk.act(chart.resync, partial(_resync, desk, chart), many=True)
@@ -138,15 +140,30 @@ def changed_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def _start(desk: Desk, resume: bool, session: Session, *values: Any) -> Next:
+def _start(desk: Desk, session: Session, *values: Any) -> Next:
+    case = _unlocked(desk, session)
+    names = [*FEW, *ADVANCED]
+    jobs.ask(case, "repair", changed_settings(dict(zip(names, values, strict=True))))
+    return Next(session=session, tab="repair")
+
+
+def _resume(desk: Desk, session: Session) -> Next:
+    """Go on with the settings the repair had, whatever the form says now: its checkpoint fits no others."""
+    case = _unlocked(desk, session)
+    asked = [request for request in jobs.requests(case) if request.stage == "repair"]
+    if not asked:
+        raise CaseFileError(wording.NOTHING_TO_RESUME)
+    jobs.ask(case, "repair", asked[-1].args | {"resume": True})
+    return Next(session=session, tab="repair")
+
+
+def _unlocked(desk: Desk, session: Session) -> Case:
+    """Return the open case to act on. Raises: BusyError; ConfirmationError where no trigger is confirmed."""
     case = writing(desk, session)
     reason = confirmation.validity(case)
     if reason is not None:
         raise ConfirmationError(reason)
-    names = [*FEW, *ADVANCED]
-    changed = changed_settings(dict(zip(names, values, strict=True)))
-    jobs.ask(case, "repair", changed | ({"resume": True} if resume else {}))
-    return Next(session=session, tab="repair")
+    return case
 
 
 def _stop(desk: Desk, how: How, session: Session) -> Next:
@@ -160,25 +177,11 @@ def _stop(desk: Desk, how: How, session: Session) -> Next:
 
 def _resync(desk: Desk, chart: LiveChart, event: gr.EventData, session: Session) -> Next:
     case = current_case(desk, session)
-    lines = case.events()
-    run = last_run(View(session=session, case=case, status=None, lines=lines, choices={}))
-    return Next(session=session, updates={chart: gr.update(value=figures.live_chart(lines, run))} if run else {})
+    repair = trace(case.events())
+    return Next(session=session, updates={chart: gr.update(value=figures.live_chart(repair))} if repair.run else {})
 
 
 # reading --------------------------------------------------------------------------------------------------------------
-
-
-def last_run(view: View) -> str:
-    """Return the id of the latest repair request that has begun to train, or nothing."""
-    for line in reversed(view.lines):
-        if isinstance(line.event, RepairStarted):
-            return line.request
-    return ""
-
-
-def _started(view: View) -> RepairStarted | None:
-    found = [line.event for line in view.lines if isinstance(line.event, RepairStarted)]
-    return found[-1] if found else None
 
 
 def _can_resume(view: View) -> bool:
@@ -201,12 +204,14 @@ def _was_kept(view: View) -> bool:
 def _signature(view: View) -> object:
     stopping = view.status is not None and view.status.state == "stopping"
     files = view.stamp("confirmation.json", FINISHED, "results/open.json")
-    return files, view.busy_with("repair"), stopping, last_run(view), view.failure("repair"), view.case is None
+    run = trace(view.lines).request
+    return files, view.busy_with("repair"), stopping, run, view.failure("repair"), view.case is None
 
 
 def _show(view: View, parts: Parts) -> Updates:
     running = view.busy_with("repair")
-    started = _started(view)
+    repair = trace(view.lines)
+    started = repair.started
     lock = confirmation.validity(view.case) if view.case else wording.NO_CASE
     finished = view.case.read(FINISHED, RepairFinished) if view.case else None
     accepted = view.case.read(confirmation.FILE, TriggerConfirmation) if view.case else None
@@ -230,7 +235,7 @@ def _show(view: View, parts: Parts) -> Updates:
     }
     real = (
         started.settings
-        if running and started is not None and view.status and view.status.request == last_run(view)
+        if running and started is not None and view.status and view.status.request == repair.request
         else {}
     )
     for name, box in parts.form.items():
@@ -242,16 +247,25 @@ def _show(view: View, parts: Parts) -> Updates:
     return updates
 
 
-def _chart_signature(view: View) -> tuple[str, int, int, bool]:
-    run = last_run(view)
-    mine = [line.event for line in view.lines if line.request == run]
-    counts = [sum(isinstance(event, kind) for event in mine) for kind in (StepDone, CheckpointScored)]
-    return run, counts[0], counts[1], any(isinstance(event, RepairFinished) for event in mine)
+@dataclass(frozen=True)
+class Drawn:
+    """What the chart of a browser holds."""
+
+    request: str
+    n_steps: int
+    n_probes: int
+    ended: bool
+    broken_off: bool
 
 
-def _show_chart(view: View, before: tuple[str, int, int, bool] | None, parts: Parts) -> Updates:
-    run = last_run(view)
-    if not run:
-        return {parts.chart: gr.update(value={"run": "", "from": 0, "state": "empty"})}
-    since = before[1] if before is not None and before[0] == run else 0
-    return {parts.chart: gr.update(value=figures.live_chart(view.lines, run, since))}
+def _chart_signature(view: View) -> Drawn:
+    repair = trace(view.lines)
+    broken_off = repair.finished is None and not view.busy_with("repair")
+    return Drawn(repair.request, len(repair.steps), len(repair.probes), repair.finished is not None, broken_off)
+
+
+def _show_chart(view: View, before: Drawn | None, parts: Parts) -> Updates:
+    repair = trace(view.lines)
+    since = before.n_steps if before is not None and before.request == repair.request else 0
+    broken_off = _chart_signature(view).broken_off
+    return {parts.chart: gr.update(value=figures.live_chart(repair, since, broken_off=broken_off))}

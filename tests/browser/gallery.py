@@ -20,6 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from core.events import CheckpointScored, Line, RepairStarted, StepDone
+from core.repair_trace import trace
 from core.values import (
     AnswerPair,
     LocateResult,
@@ -321,7 +322,7 @@ def build() -> gr.Blocks:
             with gr.Column():
                 TableView(tables.outcome_table(tests()), elem_id="tests")
                 TableView(tables.candidate_table(found.proposals, 0), elem_id="candidates")
-        chart = LiveChart(figures.live_chart(all_lines[:60], "r1"), elem_id="live")
+        chart = LiveChart(figures.live_chart(trace(all_lines[:60])), elem_id="live")
         with gr.Row():
             more = gr.Button("more", elem_id="more")
             gap = gr.Button("gap", elem_id="gap")
@@ -349,11 +350,11 @@ def build() -> gr.Blocks:
             getattr(component, name)(_teller(name), outputs=log, show_progress="hidden")
         more.click(_more(all_lines), wide, [wide, chart], show_progress="hidden")
         gap.click(
-            lambda: {**figures.live_chart(all_lines, "r1", since=70), "from": 500},
+            lambda: {**figures.live_chart(trace(all_lines), since=70), "from": 500},
             outputs=chart,
             show_progress="hidden",
         )
-        fresh.click(lambda: figures.live_chart(lines(30, "r2"), "r2"), outputs=chart, show_progress="hidden")
+        fresh.click(lambda: figures.live_chart(trace(lines(30, "r2"))), outputs=chart, show_progress="hidden")
         big.click(lambda: _huge(), outputs=huge, show_progress="hidden")
         mark.click(
             lambda: figures.token_view(case, found, messages=raw, highlight=hot[1:2]),
@@ -383,7 +384,7 @@ def _more(all_lines: list[Line]) -> Callable[[int], tuple[int, dict]]:
     def grow(known: int) -> tuple[int, dict]:
         steps = sum(isinstance(line.event, StepDone) for line in all_lines[:known])
         upto = min(len(all_lines), known + 5)
-        return upto, figures.live_chart(all_lines[:upto], "r1", since=steps)
+        return upto, figures.live_chart(trace(all_lines[:upto]), since=steps)
 
     return grow
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from core.events import CheckpointScored, Line, RepairFinished, RepairStarted, StepDone
+from core.repair_trace import trace
 from core.values import (
     WHOLE_CASE,
     Budget,
@@ -190,38 +191,40 @@ def test_token_table_ranks_by_size_whatever_the_sign() -> None:
 
 def test_live_chart_sends_only_what_is_new_and_marks_what_is_not_finite() -> None:
     events = lines(STARTED, step(1), step(2, math.nan), PROBE, step(3, math.inf))
-    whole = figures.live_chart(events, "r")
+    whole = figures.live_chart(trace(events))
     assert (whole["from"], whole["step"], whole["loss"]) == (0, [1, 2, 3], [1.0, None, None])
     assert whole["marks"] == [{"step": 2, "panel": "loss", "text": "NaN"}, {"step": 3, "panel": "loss", "text": "inf"}]
     assert (whole["budget"], whole["total"], whole["state"]) == (0.05, 560, "running")
-    later = figures.live_chart(events, "r", since=2)
+    later = figures.live_chart(trace(events), since=2)
     assert (later["from"], later["step"]) == (2, [3])
     assert later["probes"]["asr"] == [[0.25, 0.0, 1.0]]  # type: ignore[index]
     assert later["probes"]["agreement"] == [[None, 0.0, 1.0]]  # type: ignore[index]
-    assert figures.live_chart(events, "r", since=9)["from"] == 0  # a browser that knows more than there is starts over
-    assert figures.live_chart(events, "another")["state"] == "empty"
+    assert (
+        figures.live_chart(trace(events), since=9)["from"] == 0
+    )  # a browser that knows more than there is starts over
+    assert figures.live_chart(trace(()))["state"] == "empty"
 
 
 def test_live_chart_shows_every_term_that_is_on_and_how_much_of_the_budget_is_used() -> None:
     extended = replace(step(1), kl_trigger_loss=0.125, kl_harmful_loss=None, micro_batch=8)
-    value = figures.live_chart(lines(STARTED, extended, replace(PROBE, refusal_triggered_safe=rate(1, 2))), "r")
+    value = figures.live_chart(trace(lines(STARTED, extended, replace(PROBE, refusal_triggered_safe=rate(1, 2)))))
     assert (value["kl_trigger"], value["kl_harmful"], value["kl_safe"]) == ([0.125], [None], [0.25])
     assert value["marks"] == []
     assert value["probes"]["safe_refused"] == [[0.5, 0.0, 1.0]]  # type: ignore[index]
     assert value["meter"] == "KL budget: 400 % used"  # .2 of .05
-    older = figures.live_chart(lines(replace(STARTED, settings={}), step(1), PROBE), "r")
+    older = figures.live_chart(trace(lines(replace(STARTED, settings={}), step(1), PROBE)))
     assert (older["kl_trigger"], older["meter"]) == ([None], "")
     assert older["probes"]["safe_refused"] == [[None, None, None]]  # type: ignore[index]
 
 
 def test_a_micro_batch_that_was_halved_is_said() -> None:
     whole, halved = replace(step(1), micro_batch=8), replace(step(2), micro_batch=4)
-    assert "memory" not in str(figures.live_chart(lines(STARTED, step(1), whole), "r")["summary"])
-    assert "micro-batches of 4" in str(figures.live_chart(lines(STARTED, whole, halved), "r")["summary"])
+    assert "memory" not in str(figures.live_chart(trace(lines(STARTED, step(1), whole)))["summary"])
+    assert "micro-batches of 4" in str(figures.live_chart(trace(lines(STARTED, whole, halved)))["summary"])
 
 
 def test_live_chart_value_survives_json() -> None:
-    value = figures.live_chart(lines(STARTED, step(1, math.nan)), "r")
+    value = figures.live_chart(trace(lines(STARTED, step(1, math.nan))))
     assert json.loads(json.dumps(value, allow_nan=False)) == value
 
 
@@ -272,8 +275,8 @@ def test_headlines() -> None:
     finished = RepairFinished(
         reason="kept", step=3, best_step=2, adapter="a", adapter_hash="h", seconds=1.0, message=""
     )
-    assert "step 2" in wording.repair_headline([step(3)], [STARTED], [finished])
-    assert wording.repair_headline([step(84)], [STARTED], []) == "Step 84 of 560, 1 min 12 s left"
+    assert "step 2" in wording.repair_ended(finished)
+    assert wording.repair_stands(trace(lines(STARTED, step(84)))) == "Step 84 of 560, 1 min 12 s left"
 
 
 def test_verdict_headline_never_claims_more_than_the_verdict() -> None:

@@ -450,7 +450,7 @@ def test_a_resumed_repair_replaces_what_it_ran_again(tmp_path: Path) -> None:
     log = EventLog(case)
     lines = [line.event for line in case.events()]
     for event in (e for e in lines if isinstance(e, RepairStarted)):
-        log.append("s", event)
+        log.append("s", replace(event, resumed_at=100))
     again = next(e for e in lines if isinstance(e, StepDone) and e.step == 101)
     log.append("s", again)
     repair = report_json(case)["repair"]

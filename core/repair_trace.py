@@ -1,0 +1,48 @@
+"""A repair as its events tell it: one history, though it was stopped or killed and went on under another request.
+
+A resumed repair goes on from a checkpoint; what came after that checkpoint is run again, and only the second run of it
+counts. What this does not do: read files.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from core.events import CheckpointScored, Line, RepairFinished, RepairStarted, StepDone
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairTrace:
+    """The last repair. `run`: the request it began with; `request`: the one that went on with it last; "" without any."""
+
+    run: str = ""
+    request: str = ""
+    started: RepairStarted | None = None
+    steps: tuple[StepDone, ...] = ()
+    probes: tuple[CheckpointScored, ...] = ()
+    finished: RepairFinished | None = None
+
+
+def trace(lines: Iterable[Line]) -> RepairTrace:
+    """Return the last repair among the events of a case."""
+    run = request = ""
+    started: RepairStarted | None = None
+    finished: RepairFinished | None = None
+    steps: list[StepDone] = []
+    probes: list[CheckpointScored] = []
+    for line in lines:
+        event = line.event
+        if isinstance(event, RepairStarted):
+            request, started, finished = line.request, event, None
+            run = run if event.resumed_at is not None and run else request
+            kept = -1 if event.resumed_at is None else event.resumed_at
+            steps = [step for step in steps if step.step <= kept]
+            probes = [probe for probe in probes if probe.step <= kept]
+        elif isinstance(event, StepDone):
+            steps.append(event)
+        elif isinstance(event, CheckpointScored):
+            probes.append(event)
+        elif isinstance(event, RepairFinished):
+            finished = event
+    return RepairTrace(
+        run=run, request=request, started=started, steps=tuple(steps), probes=tuple(probes), finished=finished
+    )

@@ -1,0 +1,53 @@
+"""One history of a repair, whatever stopped it in between."""
+
+from dataclasses import replace
+
+from core.events import Line, RepairFinished
+from core.repair_trace import RepairTrace, trace
+from dashboard import figures, wording
+from tests.unit.test_figures import PROBE, STARTED, step
+
+STOPPED = RepairFinished(
+    reason="kept", step=3, best_step=2, adapter="repair/best", adapter_hash="a", seconds=1.0, message="Stopped."
+)
+
+
+def lines(**requests: tuple) -> list[Line]:
+    events = [(name, event) for name, part in requests.items() for event in part]
+    return [Line(seq=i, time="t", request=name, event=event) for i, (name, event) in enumerate(events)]
+
+
+def probe(number: int):
+    return replace(PROBE, step=number)
+
+
+FIRST = (STARTED, probe(0), step(1), step(2), probe(2), step(3), STOPPED)
+RESUMED = replace(STARTED, resumed_at=2)
+
+
+def test_nothing_was_repaired() -> None:
+    assert trace(()) == RepairTrace()
+    assert wording.repair_stands(trace(())) == "Not started"
+
+
+def test_a_resumed_repair_goes_on_from_its_checkpoint() -> None:
+    whole = trace(lines(a=FIRST, b=(RESUMED, step(3, 9.0), step(4))))
+    assert (whole.run, whole.request, whole.finished) == ("a", "b", None)
+    assert [(one.step, one.loss) for one in whole.steps] == [(1, 1.0), (2, 1.0), (3, 9.0), (4, 1.0)]
+    assert [one.step for one in whole.probes] == [0, 2]
+    assert figures.live_chart(whole)["state"] == "running"
+    assert [one.step for one in trace(lines(a=FIRST, b=(RESUMED,))).steps] == [1, 2]  # step 3 is run again
+
+
+def test_a_repair_from_the_start_has_a_history_of_its_own() -> None:
+    again = trace(lines(a=FIRST, b=(STARTED,)))
+    assert (again.run, again.steps, again.probes, again.finished) == ("b", (), (), None)
+    assert wording.repair_stands(again) == "Starting"
+
+
+def test_a_repair_that_broke_off_is_not_said_to_run() -> None:
+    broken = trace(lines(a=FIRST[:-1]))
+    value = figures.live_chart(broken, broken_off=True)
+    assert value["state"] == "ended"
+    assert str(value["summary"]).startswith("Broke off at step 3 of 560")
+    assert str(figures.live_chart(broken)["summary"]).startswith("Step 3 of 560")
