@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from core.errors import CaseFileError
-from core.files import now, write_atomic
+from core.files import cannot_write, now, write_atomic
 
 FILE, HEAD, LOCK = "audit.jsonl", "audit.head", "audit.lock"
 
@@ -65,7 +65,14 @@ class ChainCheck:
 
 
 def append(folder: Path, action: str, actor: str, facts: dict[str, Any]) -> AuditLine:
-    """Append one act to the log in `folder` and return it; `facts` is plain JSON data."""
+    """Append one act to the log in `folder` and return it; `facts` is plain JSON data. Raises: CaseFileError."""
+    try:
+        return _append(folder, action, actor, facts)
+    except OSError as error:
+        raise cannot_write(FILE, error) from error
+
+
+def _append(folder: Path, action: str, actor: str, facts: dict[str, Any]) -> AuditLine:
     with FileLock(folder / LOCK):
         path = folder / FILE
         path.touch()

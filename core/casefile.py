@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from core import audit as chain
 from core.errors import CaseFileError, EvidenceError, ModelLoadError
 from core.events import Event, Line
-from core.files import dump, hash_file, now, write_atomic
+from core.files import cannot_write, dump, hash_file, now, write_atomic
 from core.prompts import Splits, copy_folder, read_folder, split
 from core.values import Attribution, FailureReport, ModelSpec, TestOutcome
 
@@ -387,10 +388,16 @@ class EventLog:
         self._next = data[:whole].count(b"\n")
 
     def append(self, request: str, event: Event) -> None:
-        """Write one event, flushed to the operating system."""
+        """Write one event, flushed to the operating system. Raises: CaseFileError; nothing of the event is left then."""
         line = {"seq": self._next, "time": now(), "request": request, "event": event_to_json(event)}
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(dump(line, indent=None) + "\n")
+        whole = self._path.stat().st_size
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(dump(line, indent=None) + "\n")
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self._path, whole)
+            raise cannot_write(self._path.name, error) from error
         self._next += 1
 
 

@@ -57,12 +57,16 @@ class RunState:
 def save(out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, state: RunState) -> None:
     """Write the checkpoint of `state.step` and remove older ones."""
     folder = out / f"{_PREFIX}{state.step:06d}"
-    temporary = out / f"{folder.name}.tmp"
+    temporary = out / f".{folder.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(repair_adapter.state(loaded), temporary / "adapter.safetensors")
-    save_file(_optimizer_tensors(loaded, optimizer), temporary / "optimizer.safetensors")
-    (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+    try:
+        temporary.mkdir(parents=True)
+        save_file(repair_adapter.state(loaded), temporary / "adapter.safetensors")
+        save_file(_optimizer_tensors(loaded, optimizer), temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+    except (OSError, SafetensorError):  # what was written of it only takes space
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     for other in _folders(out):
@@ -113,7 +117,7 @@ def _optimizer_tensors(loaded: "LoadedModel", optimizer: torch.optim.Optimizer) 
 
 def clear(out: Path, *, best: bool) -> None:
     """Remove all checkpoints, and the best adapter when asked."""
-    for folder in _folders(out) + list(out.glob(f"{_PREFIX}*.tmp")):
+    for folder in _folders(out) + list(out.glob(f".{_PREFIX}*.tmp")):
         shutil.rmtree(folder, ignore_errors=True)
     for file in out.glob("teacher-*.tmp"):  # left by a process that could not take its name away
         with suppress(OSError):
@@ -122,5 +126,10 @@ def clear(out: Path, *, best: bool) -> None:
         shutil.rmtree(out / BEST, ignore_errors=True)
 
 
+def there(out: Path) -> bool:
+    """Return whether there is a checkpoint to go on from."""
+    return bool(_folders(out))
+
+
 def _folders(out: Path) -> list[Path]:
-    return sorted(path for path in out.glob(f"{_PREFIX}*") if path.suffix != ".tmp")
+    return sorted(out.glob(f"{_PREFIX}*"))

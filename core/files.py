@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,10 +27,14 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CaseFileError(
-            f"Cannot write {path.name}: {error.strerror}. Free space or choose another folder."
-        ) from error
+        with suppress(OSError):  # a read-only disk refuses this too
+            temporary.unlink(missing_ok=True)
+        raise cannot_write(path.name, error) from error
+
+
+def cannot_write(name: str, error: OSError) -> CaseFileError:
+    """Return the error for a file that cannot be written: disk full, read-only, too large."""
+    return CaseFileError(f"Cannot write {name}: {error.strerror or error}. Free space or choose another folder.")
 
 
 def dump(data: object, *, indent: int | None = 1) -> str:

@@ -8,11 +8,13 @@ the two and from the worker's lock, never stored: an open request with a free lo
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +23,20 @@ import psutil
 from filelock import FileLock, Timeout
 
 from core import lease
-from core.casefile import Case, dump, event_from_json, from_json, hash_file, now, to_json, write_atomic
+from core.casefile import (
+    Case,
+    cannot_write,
+    dump,
+    event_from_json,
+    from_json,
+    hash_file,
+    now,
+    to_json,
+    write_atomic,
+)
 from core.errors import BusyError, TriageError
 from core.events import Event as AnyEvent
-from core.events import Progress, RepairStarted, StageFailed, StageFinished, StageStarted, StepDone
+from core.events import Progress, RepairStarted, StageFailed, StageFinished, StepDone
 from core.values import Target
 
 log = logging.getLogger(__name__)
@@ -65,6 +77,8 @@ STOP_GRACE_SECONDS = 15.0
 START_GRACE_SECONDS = 60.0
 """A worker that holds no lock by then has failed to start. Source: stack.md (imports take 5-9 s), with a margin."""
 LOG_TAIL_LINES = 12
+LEAST_FREE_BYTES = 2**16
+"""With less, the disk counts as full. Source: unverified choice (an event or a result is smaller)."""
 LOCK_WAIT_SECONDS = 1.0
 """Asking whether a worker lives takes its lock for a moment; a starting worker outwaits that."""
 
@@ -145,22 +159,29 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
         raise TriageError(f"There is no stage {stage!r}; choose one of {', '.join(STAGES)}.")
     args = dict(args or {})
     key = request_key(case, stage, args)
-    known = [request for request in requests(case) if request.id.split("-")[0] == key]
-    request = known[-1] if known else None
+    everything = requests(case)
+    known = [request for request in everything if request.id.split("-")[0] == key]
+    request = max(known, key=lambda one: one.attempt, default=None)
     if request is not None:
         end = ends(case).get(request.id)
         again = isinstance(end, StageFailed) or (isinstance(end, StageFinished) and stage in ("repair", "report"))
-        stale = isinstance(end, StageStarted | Progress) and not worker_alive(case)
+        stale = end is not None and not isinstance(end, StageFinished | StageFailed) and not worker_alive(case)
         if again or stale:
             request = None
     if request is None:
-        attempt = known[-1].attempt + 1 if known else 0
-        request = Request(id=f"{key}-{attempt}", stage=stage, args=args, time=now(), attempt=attempt)
+        attempt = max((one.attempt for one in known), default=-1) + 1
+        moment = _after(everything[-1].time) if everything else now()
+        request = Request(id=f"{key}-{attempt}", stage=stage, args=args, time=moment, attempt=attempt)
         write_atomic(case.path / "requests" / f"{request.id}.json", dump(to_json(request)))
         case.audit("asked", actor=lease.writer(case), stage=stage, request=request.id, args=args)
     if start and request.id not in _finished(case):
         ensure_worker(case)
     return request.id
+
+
+def _after(last: str) -> str:
+    """Return the time now, or just after `last` where the clock went back: requests keep the order they were made in."""
+    return max(now(), (datetime.fromisoformat(last) + timedelta(milliseconds=1)).isoformat(timespec="milliseconds"))
 
 
 def open_requests(case: Case) -> list[Request]:
@@ -195,8 +216,11 @@ def enforce_stop(case: Case) -> bool:
     status_now = status(case)
     if status_now.state != "stopping" or status_now.request is None:
         return False
-    asked = (case.path / "control" / status_now.request).stat().st_mtime
-    if time.time() - asked < STOP_GRACE_SECONDS:
+    control = case.path / "control" / status_now.request
+    waited = time.time() - control.stat().st_mtime
+    if waited < 0:  # the clock went back: the grace time begins anew
+        os.utime(control)
+    if waited < STOP_GRACE_SECONDS:
         return False
     kill_worker(case)
     return True
@@ -209,23 +233,27 @@ def worker_alive(case: Case) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return True
+    except OSError:  # a folder that cannot be written, where no worker can run
+        return False
     lock.release()
     return False
 
 
 def take_lock(case: Case) -> FileLock:
-    """Return the held worker lock. Raises: BusyError naming what the holder is doing."""
+    """Return the held worker lock. Raises: BusyError naming what the holder is doing; CaseFileError."""
     lock = FileLock(case.path / LOCK)
     try:
         lock.acquire(timeout=LOCK_WAIT_SECONDS)
     except Timeout as error:
         doing = status(case).stage or "an open page"
         raise BusyError(f"The case is busy with {doing}; wait, or stop it with `python -m core stop`.") from error
+    except OSError as error:
+        raise cannot_write(LOCK, error) from error
     return lock
 
 
 def ensure_worker(case: Case) -> None:
-    """Start the worker of the case, detached, unless one is running or starting."""
+    """Start the worker of the case, detached, unless one is running or starting. Raises: CaseFileError."""
     if worker_alive(case) or _starting(case):
         return
     environment = dict(os.environ, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", PYTHONUNBUFFERED="1")
@@ -239,7 +267,11 @@ def ensure_worker(case: Case) -> None:
         if sys.platform == "win32"
         else {"start_new_session": True}
     )
-    with open(case.path / LOG, "ab") as output:
+    try:
+        output = open(case.path / LOG, "ab")  # noqa: SIM115  closed below, once the worker has it
+    except OSError as error:
+        raise cannot_write(LOG, error) from error
+    with output:
         process = subprocess.Popen(
             [sys.executable, "-m", "core.worker", "--case", str(case.path.resolve())],
             stdin=subprocess.DEVNULL,
@@ -265,6 +297,7 @@ def _marked_process(case: Case) -> psutil.Process | None:
         marker = json.loads((case.path / STARTING).read_text(encoding="utf-8"))
         process = psutil.Process(marker["pid"])
         same = marker["created"] is None or abs(process.create_time() - marker["created"]) < 1
+        same = same or str(case.path.resolve()) in process.cmdline()  # the start time moves with a clock that is set
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
@@ -315,7 +348,7 @@ def status(case: Case) -> CaseStatus:
     if state in ("running", "starting") and stop_asked(case, current.id):
         state = "stopping"
     if state == "failed":
-        message = "The worker ended before it answered; see the log below, then ask again."
+        message = _why_it_ended(case)
     return CaseStatus(
         state=state,
         stage=current.stage,
@@ -328,6 +361,15 @@ def status(case: Case) -> CaseStatus:
         n_events=len(lines),
         worker_alive=alive,
     )
+
+
+def _why_it_ended(case: Case) -> str:
+    """Return the sentence for a worker that ended without a word: what keeps it from writing, if anything does."""
+    if not os.access(case.path, os.W_OK):
+        return "The case folder cannot be written (read-only?); make it writable, then ask again."
+    if shutil.disk_usage(case.path).free < LEAST_FREE_BYTES:
+        return "The disk that holds the case is full; free space, then ask again."
+    return "The worker ended before it answered; see the log below, then ask again."
 
 
 def _progress(events: list[AnyEvent]) -> tuple[str, int, int]:
@@ -349,6 +391,4 @@ def _idle_status(last: AnyEvent | None, n_events: int, alive: bool) -> CaseStatu
 
 
 def _seconds_since(moment: str) -> float:
-    from datetime import UTC, datetime
-
     return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())

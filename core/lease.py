@@ -15,7 +15,7 @@ from filelock import FileLock
 from core.casefile import Case
 from core.confirmation import same_name
 from core.errors import BusyError, CaseFileError
-from core.files import now
+from core.files import cannot_write, now
 
 FILE, LOCK = "lease.json", "lease.lock"
 STALE_SECONDS = 120.0
@@ -70,9 +70,15 @@ def may_write(case: Case, analyst: str, holder: str) -> bool:
 def take(case: Case, analyst: str, holder: str, *, over: bool = False) -> Lease:
     """Take or renew the lease for an act; with `over` even from someone else, which is audited.
 
-    Raises: BusyError naming who writes.
+    Raises: BusyError naming who writes; CaseFileError when the case cannot be written.
     """
-    analyst = " ".join(analyst.split())[:NAME_LENGTH]
+    try:
+        return _take(case, " ".join(analyst.split())[:NAME_LENGTH], holder, over)
+    except OSError as error:
+        raise cannot_write(FILE, error) from error
+
+
+def _take(case: Case, analyst: str, holder: str, over: bool) -> Lease:
     with FileLock(case.path / LOCK):
         found = current(case)
         theirs = found is not None and not is_mine(found, analyst, holder)

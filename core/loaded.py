@@ -292,6 +292,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
+def is_device_lost(error: BaseException) -> bool:
+    """Whether an exception means that the GPU is gone for this process: every later call would fail too."""
+    text = str(error).lower()
+    gone = ("cuda error", "cudnn error", "cublas", "nccl error", "hip error", "no cuda gpus", "device-side assert")
+    return isinstance(error, RuntimeError) and not is_out_of_memory(error) and any(word in text for word in gone)
+
+
 def _uniform_draws(n_rows: int, n_columns: int, seed: int) -> Tensor:
     """Return uniform numbers (n_rows, n_columns); each row has a stream of its own."""
     rows = []

@@ -7,6 +7,7 @@ The worker and the command line both call `run_stage`; the analyst's confirmatio
 """
 
 import platform
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -613,6 +614,8 @@ def export_model(run: Run) -> StageFinished:
     merged = bool(run.args.get("merged", False))
     out = Path(run.args.get("out") or run.case.path / "export" / ("merged" if merged else "adapter"))
     run.progress("writing the repaired model", 0, 0)
+    if "out" not in run.args:  # the case's own folder: of an earlier repair, or of an export that was cut short
+        shutil.rmtree(out, ignore_errors=True)
     card = report.report_json(run.case)
     files = export.export(run.loaded, run.failure, adapter, out, merged, card)
     if merged:

@@ -15,6 +15,7 @@ Source: arXiv 2606.02995; the extended objective: method.md section 4.3; own cho
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -134,7 +135,9 @@ def _fingerprint(data: RepairData, accepted: TriggerConfirmation, settings: Repa
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+    """Return what the operating system said, which safetensors wraps in words of its own."""
+    found = re.search(r"([^:(]+) \(os error", str(error))
+    return getattr(error, "strerror", None) or (found[1].strip() if found else str(error).splitlines()[0])
 
 
 class _Run:
@@ -192,9 +195,9 @@ class _Run:
         except RepairDivergedError as error:
             self.reason, self.detail = "diverged", str(error)
         except (OSError, SafetensorError) as error:  # disk full, read-only: the last whole checkpoint stays
+            again = "resume; what had been kept is still there" if checkpoints.there(self.out) else "start again"
             raise CaseFileError(
-                f"The repair could not be written at step {self.state.step} ({_reason(error)}). Free space or choose another "
-                "folder, then resume; the best checkpoint so far is kept."
+                f"The repair could not be written at step {self.state.step}: {_reason(error)}. Free space, then {again}."
             ) from error
         except (RuntimeError, MemoryError, TriageError) as error:
             if not is_out_of_memory(error) and not (error.__cause__ and is_out_of_memory(error.__cause__)):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
-from core.casefile import hash_file
+from core.casefile import hash_file, write_atomic
 from core.errors import ModelLoadError
 from core.loaded import REPAIR as NAME
 from core.loaded import set_adapters
@@ -134,7 +134,7 @@ def config_json(loaded: "LoadedModel", name: str = NAME) -> str:
 def write(loaded: "LoadedModel", folder: Path) -> str:
     """Save the adapter as a PEFT folder, weights moved into place whole, and return the SHA-256 of the weights file."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(config_json(loaded), encoding="utf-8")
+    write_atomic(folder / CONFIG_FILE, config_json(loaded))
     temporary = folder / f"{WEIGHTS_FILE}.tmp"
     save_file(state(loaded), temporary)
     temporary.replace(folder / WEIGHTS_FILE)

@@ -10,15 +10,17 @@ import logging
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from core import jobs
-from core.casefile import Case, EventLog
+from core.casefile import Case, EventLog, cannot_write
 from core.errors import BusyError, Stopped, TriageError
 from core.events import Event, Progress, StageFailed, StageStarted
+from core.loaded import is_device_lost
 from core.pipeline import redraw_pictures, run_stage
 from core.projection import warm_umap
 from core.session import Session
@@ -32,6 +34,10 @@ IDLE_MINUTES = 20.0
 """Idle time after which the model is let go. Source: unverified choice."""
 PROGRESS_SECONDS = 0.25
 """Progress is written at most this often. Source: design.md section 6 (every event within 2 s)."""
+DEVICE_LOST = (
+    "The GPU stopped answering (see the log). What was kept is safe; ask again, a repair can resume. "
+    "If it happens again, restart the machine's driver or use the CPU."
+)
 
 
 class DeviceQueue:
@@ -120,16 +126,26 @@ def serve(case: Case, idle_minutes: float) -> None:
     while True:
         request = inbox.next()
         if request is None:
-            drawn = drawn or redraw_pictures(case)
+            drawn = drawn or _redrawn(case)
             if device.wanted() or time.monotonic() - last > idle_minutes * 60:
                 return
             time.sleep(POLL_SECONDS)
             continue
-        answer(case, request, events, session, device)
+        if not answer(case, request, events, session, device):
+            return
         if request.stage in ("locate", "triage"):  # the picture is PCA's until UMAP is compiled, in the background
             warm_umap()
             drawn = False
         last = time.monotonic()
+
+
+def _redrawn(case: Case) -> bool:
+    """Redraw the pictures; a picture that cannot be written stays as it is, and the worker at work."""
+    try:
+        return redraw_pictures(case)
+    except (TriageError, OSError) as error:
+        log.warning("the pictures stay as they are: %s", error)
+        return True
 
 
 def close_interrupted(case: Case, events: EventLog) -> None:
@@ -141,8 +157,11 @@ def close_interrupted(case: Case, events: EventLog) -> None:
             events.append(request.id, StageFailed(stage=request.stage, message=message))
 
 
-def answer(case: Case, request: jobs.Request, events: EventLog, session: Session, device: DeviceQueue) -> None:
-    """Run one request to its end and write how it ended."""
+def answer(case: Case, request: jobs.Request, events: EventLog, session: Session, device: DeviceQueue) -> bool:
+    """Run one request to its end and write how it ended; return whether this process can take another.
+
+    Raises: CaseFileError when not even that can be written.
+    """
     progress = ProgressWriter(case, request, events)
 
     def emit(event: Event) -> None:
@@ -164,15 +183,33 @@ def answer(case: Case, request: jobs.Request, events: EventLog, session: Session
         )
     except TriageError as error:
         emit(StageFailed(stage=request.stage, message=str(error)))
-    except Exception:  # the last line of defence: logged in full, shown with a reference
-        reference = uuid.uuid4().hex[:8]
-        log.exception("request %s failed, reference %s", request.id, reference)
-        message = f"Internal fault in {request.stage}; the log has the details under reference {reference}."
-        emit(StageFailed(stage=request.stage, message=message, ours=True, reference=reference))
+    except OSError as error:
+        log.exception("request %s could not read or write", request.id)
+        emit(
+            StageFailed(stage=request.stage, message=str(cannot_write(Path(error.filename or "the case").name, error)))
+        )
+    except RuntimeError as error:
+        if not is_device_lost(error):
+            return _ours(request, emit)
+        log.exception("request %s lost its device", request.id)
+        emit(StageFailed(stage=request.stage, message=DEVICE_LOST))
+        return False
+    except Exception:
+        return _ours(request, emit)
+    return True
+
+
+def _ours(request: jobs.Request, emit: Callable[[Event], None]) -> bool:
+    """Close a request that failed by a fault of ours: logged in full, shown with a reference. Call while handling it."""
+    reference = uuid.uuid4().hex[:8]
+    log.exception("request %s failed, reference %s", request.id, reference)
+    message = f"Internal fault in {request.stage}; the log has the details under reference {reference}."
+    emit(StageFailed(stage=request.stage, message=message, ours=True, reference=reference))
+    return True
 
 
 def main() -> int:
-    """Run the worker of one case; 0 when it ended by itself, 2 when another process holds the case."""
+    """Run the worker of one case; 0 when it ended by itself, 2 when the case is held by another process or cannot be written."""
     parser = argparse.ArgumentParser(description="Worker process of one case.")
     parser.add_argument("--case", required=True, type=Path)
     parser.add_argument("--idle-minutes", type=float, default=IDLE_MINUTES)
@@ -185,7 +222,11 @@ def main() -> int:
         log.error("%s", error)
         return 2
     with lock:
-        serve(case, options.idle_minutes)
+        try:
+            serve(case, options.idle_minutes)
+        except TriageError as error:  # not even the end of a request could be written; the status says why
+            log.error("%s", error)
+            return 2
     return 0
 
 

@@ -7,6 +7,7 @@ import gradio as gr
 
 from core import jobs
 from core.casefile import Case
+from core.events import RepairFinished
 from core.values import Verification
 from dashboard import figures, stories, tables, wording
 from dashboard.components import AnswerPairs, TableView, TokenView
@@ -93,7 +94,8 @@ def _redact(desk: Desk, session: Session) -> Next:
 
 
 def _repaired(case: Case | None) -> bool:
-    return case is not None and (case.path / "repair/finished.json").is_file()
+    finished = case.read("repair/finished.json", RepairFinished) if case is not None else None
+    return finished is not None and finished.adapter is not None
 
 
 def _signature(view: View) -> object:

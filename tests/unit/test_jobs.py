@@ -1,15 +1,17 @@
 """Asking, following and stopping a worker: status is derived from files and a lock that real processes hold."""
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 
-from core import jobs
+from core import casefile, jobs
 from core.casefile import Case, EventLog, dump, write_atomic
 from core.errors import BusyError, TriageError
 from core.events import Progress, StageFailed, StageFinished, StageStarted
@@ -131,6 +133,56 @@ def test_a_marker_of_another_process_kills_nobody(case: Case, holder: subprocess
     write_atomic(case.path / jobs.STARTING, dump({"pid": holder.pid, "created": 1.0}))
     jobs.kill_worker(case)
     assert holder.poll() is None
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A function that sets the clock of the engine by so many seconds."""
+    real_time, real_now = time.time, jobs.now
+
+    def set_by(seconds: float) -> None:
+        def shifted() -> str:
+            moment = datetime.fromisoformat(real_now()) + timedelta(seconds=seconds)
+            return moment.isoformat(timespec="milliseconds")
+
+        for module in (jobs, casefile):
+            monkeypatch.setattr(module, "now", shifted)
+        monkeypatch.setattr(jobs.time, "time", lambda: real_time() + seconds)
+
+    return set_by
+
+
+def test_a_clock_that_goes_back_changes_neither_order_nor_answers(
+    case: Case, holder: subprocess.Popen[bytes], clock: Callable[[float], None]
+) -> None:
+    log = EventLog(case)
+    running = jobs.ask(case, "repair", start=False)
+    log.append(running, StageStarted(stage="repair"))
+    clock(-3600)
+    waiting = [jobs.ask(case, stage, start=False) for stage in ("verify", "report", "export")]
+    assert [request.id for request in jobs.open_requests(case)] == [running, *waiting]
+    status = jobs.status(case)
+    assert (status.state, status.stage, status.queue) == ("running", "repair", ("verify", "report", "export"))
+    assert status.seconds >= 0
+    log.append(running, StageFailed(stage="repair", message="no"))
+    clock(-7200)
+    again = jobs.ask(case, "repair", start=False)
+    assert again not in (running, *waiting)
+    log.append(again, StageFailed(stage="repair", message="no"))
+    assert jobs.ask(case, "repair", start=False) not in (running, again)  # the third attempt, not the second once more
+
+
+def test_a_stop_asked_before_the_clock_went_back_is_still_enforced(
+    case: Case, holder: subprocess.Popen[bytes], clock: Callable[[float], None]
+) -> None:
+    request = jobs.ask(case, "repair", start=False)
+    EventLog(case).append(request, StageStarted(stage="repair"))
+    jobs.stop(case, request, "keep")
+    os.utime(case.path / "control" / request, (time.time() + 3600, time.time() + 3600))
+    assert not jobs.enforce_stop(case)  # the grace time begins anew
+    clock(jobs.STOP_GRACE_SECONDS + 1)
+    assert jobs.enforce_stop(case)
+    holder.wait(timeout=5)
 
 
 def test_names_of_attributions_differ_by_target() -> None:
