@@ -11,7 +11,7 @@ a trigger: only the counterfactual tests do.
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from core.errors import AttributionError
 from core.kinds import n_compared
 from core.loaded import LoadedModel, Progress, is_out_of_memory
 from core.occlusion import Deletions, Estimate, borders_of, occlude
+from core.recompute import kept_mb, recomputed
 from core.settings import AttributionSettings
 from core.values import Attribution, FailureCase, MethodName, Target, read_only
 
@@ -53,8 +54,19 @@ class TargetLogProb:
     token go through the LM head.
     """
 
-    def __init__(self, loaded: LoadedModel, case: FailureCase, target: Target, refusal_ids: Sequence[int] | None):
-        """Bind F to a case. Raises: AttributionError when the target or the case cannot be explained."""
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        case: FailureCase,
+        target: Target,
+        refusal_ids: Sequence[int] | None,
+        activations_mb: int = AttributionSettings.activations_mb,
+    ):
+        """Bind F to a case. Raises: AttributionError when the target or the case cannot be explained.
+
+        What would keep more than `activations_mb` for its backward pass keeps the inputs of the layers alone.
+        """
+        self.activations_mb = activations_mb
         answers, self.signs, explained = _answers(case, target, refusal_ids)
         prompt_ids = case.prompt.ids
         _check_length(len(prompt_ids), len(answers[0]), loaded.context_length)
@@ -91,22 +103,29 @@ class TargetLogProb:
         keep = self.answers.shape[1] - self.first
         inputs = torch.cat([rows, context], dim=1)
         places = {} if mask is None else _places(mask.repeat(n_answers, 1), context.shape[1])
-        output = self.loaded.model(inputs_embeds=inputs, use_cache=False, logits_to_keep=keep, **places)
+        with self._keeping(inputs):
+            output = self.loaded.model(inputs_embeds=inputs, use_cache=False, logits_to_keep=keep, **places)
         self._count(n * n_answers)
         logits = output.logits[:, -keep:].float()
         return self._signed(logits.view(n_answers, n, keep, -1), answers.view(n_answers, n, -1))
 
-    def without(self, deletions: Sequence[np.ndarray], reuse: bool = False) -> torch.Tensor:
+    def _keeping(self, inputs: torch.Tensor) -> AbstractContextManager[None]:
+        """Return the block in which a forward pass of (n, length, hidden) keeps no more for its backward pass than it may."""
+        model = self.loaded.model
+        much = inputs.requires_grad and kept_mb(model, inputs.shape[0] * inputs.shape[1]) > self.activations_mb
+        return recomputed(model) if much else nullcontext()
+
+    def without(self, deletions: Sequence[np.ndarray]) -> torch.Tensor:
         """Return F split by explained position, (n, n_target), for the prompt without each of the sets of positions.
 
-        With `reuse` the keys and values of what stands before the first deletion, and those of the prompt for all
-        answers, are computed once, where the model's cache allows.
+        The keys and values of what stands before the first deletion, and those of the prompt for all answers, are
+        computed once, where the model's cache allows.
         """
         everywhere = np.arange(self.prompt.shape[1])
         kept = [np.setdiff1d(everywhere, gone, assume_unique=True) for gone in deletions]
-        if len({len(one) for one in kept}) == 1 and not reuse:
+        cache = self._whole_prompt()
+        if cache is None and len({len(one) for one in kept}) == 1:
             return self.tokens(self.prompt[0][torch.from_numpy(np.stack(kept))])
-        cache = self._whole_prompt() if reuse else None
         shared = min(min(int(gone[0]) for gone in deletions), min(map(len, kept)) - 1) if cache is not None else 0
         suffixes = [self.prompt[0][torch.from_numpy(one[shared:])] for one in kept]
         width = max(map(len, suffixes))
@@ -118,23 +137,29 @@ class TargetLogProb:
         return self._continued(rows.to(self.context.dtype), mask, self._prefix(cache, shared, len(kept)))
 
     def _continued(self, rows: torch.Tensor, mask: torch.Tensor, cache: "Cache | None") -> torch.Tensor:
-        """Return F (n, n_target) for prompts whose beginning is in `cache`: one pass for `rows`, one for the answers."""
+        """Return F (n, n_target) for prompts whose beginning is in `cache`: one pass for `rows` with a single answer, of
+        several answers one more for all of them."""
         n, n_answers, n_context = len(rows), len(self.signs), self.context.shape[1]
-        model = self.loaded.model
-        output = model(
-            inputs_embeds=rows,
+        alone = n_answers == 1
+        inputs = torch.cat([rows, self.context.expand(n, -1, -1)], dim=1) if alone else rows
+        output = self.loaded.model(
+            inputs_embeds=inputs,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-            **_places(mask, 0, rows.shape[1]),
+            logits_to_keep=n_context + 1 - self.first if alone else 1,
+            **_places(mask, n_context if alone else 0, inputs.shape[1]),
         )
         self._count(n * n_answers)
+        if alone:
+            logits = output.logits[:, -(n_context + 1 - self.first) :].float()
+            return self._signed(logits[None], self.answers[:, None].expand(-1, n, -1))
         logits = output.logits[:, -1:].repeat_interleave(n_answers, dim=0)  # prompt by prompt
         if n_context:
             output.past_key_values.batch_repeat_interleave(n_answers)
             places = _places(mask.repeat_interleave(n_answers, dim=0), n_context, n_context)
             context = self.context.repeat(n, 1, 1)
-            later = model(inputs_embeds=context, past_key_values=output.past_key_values, use_cache=True, **places)
+            cache = output.past_key_values
+            later = self.loaded.model(inputs_embeds=context, past_key_values=cache, use_cache=True, **places)
             self.loaded.batches += 1
             logits = torch.cat([logits, later.logits], dim=1)
         logits = logits[:, self.first :].float().view(n, n_answers, n_context + 1 - self.first, -1).transpose(0, 1)
@@ -204,7 +229,7 @@ def attribute(
     if method == "paper":
         target = Target(kind="response")
     started, calls_before, batches_before = time.perf_counter(), loaded.model_calls, loaded.batches
-    with _explaining(loaded, case, target, refusal_ids, method) as function:
+    with _explaining(loaded, case, target, refusal_ids, method, settings) as function:
         raw = METHODS[method](function, settings, progress)
         calls, batches = loaded.model_calls - calls_before, loaded.batches - batches_before
     scores = _finite(raw.scores, method, loaded)
@@ -233,7 +258,7 @@ def estimate(
 ) -> Estimate:
     """Return what occlusion of `case` will take at most, from one timed batch. Raises: AttributionError as `attribute`."""
     settings = settings or AttributionSettings()
-    with _explaining(loaded, case, target, refusal_ids, "occlusion") as function:
+    with _explaining(loaded, case, target, refusal_ids, "occlusion", settings) as function:
         return Deletions(function, settings, None).estimate(borders_of(case, function.scored), settings)
 
 
@@ -253,7 +278,7 @@ def response_profile(
     Raises: AttributionError as `attribute` does.
     """
     settings = settings or AttributionSettings()
-    with _explaining(loaded, case, target, refusal_ids, "the response profile") as function:
+    with _explaining(loaded, case, target, refusal_ids, "the response profile", settings) as function:
         n_rows = min(function.n_target, settings.profile_tokens)
         profile = _gradient_rows(function, function.prompt[0], n_rows, progress)
     return _finite(profile, "the response profile", loaded)
@@ -261,11 +286,16 @@ def response_profile(
 
 @contextmanager
 def _explaining(
-    loaded: LoadedModel, case: FailureCase, target: Target, refusal_ids: Sequence[int] | None, what: str
+    loaded: LoadedModel,
+    case: FailureCase,
+    target: Target,
+    refusal_ids: Sequence[int] | None,
+    what: str,
+    settings: AttributionSettings,
 ) -> Iterator[TargetLogProb]:
     """Bind the target with the model locked and frozen; out of memory becomes one sentence."""
     with loaded.lock, _frozen(loaded.model):
-        function = TargetLogProb(loaded, case, target, refusal_ids)
+        function = TargetLogProb(loaded, case, target, refusal_ids, settings.activations_mb)
         try:
             yield function
         except (RuntimeError, MemoryError) as error:

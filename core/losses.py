@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch.autograd.graph import get_gradient_edge
 
 Kind = Literal["trig", "harm", "safe", "safe_trig"]
 REFUSED: tuple[Kind, ...] = ("trig", "harm")
@@ -101,8 +102,38 @@ def kl_rows(reference_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tenso
     return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(dim=-1)
 
 
+def _expected(p: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+    """Return sum_v p(v) difference(v) per row; where p = 0 nothing is added. `difference` is overwritten."""
+    difference.masked_fill_(p == 0, 0.0)
+    return torch.bmm(p[:, None, :], difference[:, :, None])[:, 0, 0]
+
+
+def _slope(
+    log_q: torch.Tensor,
+    p: torch.Tensor | None,
+    labels: torch.Tensor,
+    held: torch.Tensor,
+    weights: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """Return the gradient of w_ce CE + w_kl KL with respect to the logits, (n_rows, n_vocabulary); `log_q` and `p` are
+    overwritten.
+
+    Source: d CE / d logits = q - onehot(label), d KL(p || q) / d logits = q - p, for q = softmax(logits).
+    """
+    ce_weight, kl_weight = weights
+    slope = log_q.exp_().mul_((ce_weight + kl_weight).to(log_q.dtype)[:, None])
+    if p is not None:
+        slope.index_add_(0, held, p.mul_(kl_weight[held].to(p.dtype)[:, None]), alpha=-1)
+    slope[torch.arange(len(labels), device=labels.device), labels] -= ce_weight.to(slope.dtype)
+    return slope
+
+
 class _WeightedLoss(torch.autograd.Function):
-    """See `weighted_loss`: each chunk's gradient is taken while its logits are there, and only that is kept."""
+    """See `weighted_loss`: each chunk's gradient is taken while its logits are there, and only that is kept.
+
+    The gradient with respect to the logits is written down, not traced, so four tensors over the vocabulary are alive at
+    most: p, log p, log q and the reference's logits or a difference.
+    """
 
     @staticmethod
     def forward(
@@ -122,17 +153,24 @@ class _WeightedLoss(torch.autograd.Function):
         for start in range(0, n, chunk_rows):
             rows = slice(start, start + chunk_rows)
             piece = hidden[rows].detach().requires_grad_(learn)
-            taught, held = (ce_weight[rows] != 0).nonzero()[:, 0], anchored[rows].nonzero()[:, 0]
+            held = anchored[rows].nonzero()[:, 0]
             with torch.set_grad_enabled(learn):
                 logits = head(piece)
-                ce_here = cross_entropy_rows(logits[taught], labels[rows][taught])
+            # The edge is enough for the backward pass: the logits themselves need not stay.
+            edge, dtype = get_gradient_edge(logits) if learn else None, logits.dtype
+            log_q = torch.log_softmax(logits.detach().float(), dim=-1)
+            del logits
+            ce[rows] = -log_q.gather(1, labels[rows, None])[:, 0] * (ce_weight[rows] != 0)
+            p = None
+            if len(held):
                 with torch.no_grad():
-                    wanted = head(reference[place[rows][held]])
-                kl_here = kl_rows(wanted, logits[held])
-                total = (ce_here * ce_weight[rows][taught]).sum() + (kl_here * kl_weight[rows][held]).sum()
-            ce[rows][taught], kl[rows][held] = ce_here.detach(), kl_here.detach()
-            if learn:
-                gradient[rows] = torch.autograd.grad(total, piece)[0]
+                    log_p = torch.log_softmax(head(reference[place[rows][held]]).float(), dim=-1)
+                p = log_p.exp()
+                kl[rows.start + held] = _expected(p, log_p.sub_(log_q if len(held) == len(log_q) else log_q[held]))
+                del log_p
+            if edge is not None:
+                slope = _slope(log_q, p, labels[rows], held, (ce_weight[rows], kl_weight[rows]))
+                gradient[rows] = torch.autograd.grad(edge, piece, slope.to(dtype))[0]
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(ce, kl)
         return (ce * ce_weight).sum() + (kl * kl_weight).sum(), ce, kl

@@ -47,7 +47,8 @@ class Deletions:
         """Score the whole prompt."""
         self.function, self.progress = function, progress
         n_prompt = function.prompt.shape[1]
-        self.batch = max(1, min(settings.occlusion_batch, settings.occlusion_tokens // n_prompt))
+        most = settings.occlusion_batch if function.prompt.is_cuda else settings.occlusion_batch_cpu
+        self.batch = max(1, min(most, settings.occlusion_tokens // n_prompt))
         self.positions = np.flatnonzero(function.scored)
         if len(self.positions) and n_prompt < 2:
             raise AttributionError("The prompt is a single token, so nothing is left without it: use another method.")
@@ -68,7 +69,7 @@ class Deletions:
             started = time.perf_counter()
             try:
                 with torch.no_grad():
-                    without = self.function.without([deletions[row] for row in rows], reuse=self.by_blocks)
+                    without = self.function.without([deletions[row] for row in rows])
             except (RuntimeError, MemoryError) as error:
                 if len(rows) == 1 or not is_out_of_memory(error):
                     raise

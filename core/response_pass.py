@@ -87,7 +87,9 @@ class ResponsePass:
 
     def _finish(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits of hidden states: head, scaling, soft cap."""
-        logits = self._head(hidden).float() * self._scale
+        logits = self._head(hidden).float()
+        if self._scale != 1.0:  # a product would be one more tensor over the vocabulary
+            logits = logits * self._scale
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
     def rows(self, sequences: Sequence[ScoredSequence]) -> Rows:

@@ -67,7 +67,10 @@ class AttributionSettings:
     ig_gap_warning: float = 0.05
     """Completeness gap as a share of F(x) - F(baseline) above which the page warns. Source: stack.md section 1."""
     occlusion_batch: int = 32
-    """Occluded prompts in one forward pass, >= 1. Source: unverified choice."""
+    """Occluded prompts in one forward pass on CUDA, >= 1. Source: unverified choice."""
+    occlusion_batch_cpu: int = 8
+    """The same on the CPU, >= 1: small batches share more of what stands before their deletions. Source: tests/bench/LOG.md,
+    occlusion (8 and 16 fastest of 4 to 32)."""
     occlusion_tokens: int = 16384
     """Prompt tokens in one forward pass of occlusion at most (but one prompt at least), >= 1; of a long prompt small batches
     share more of what stands before their deletions. Source: tests/bench/LOG.md, long prompts."""
@@ -88,6 +91,10 @@ class AttributionSettings:
     """Tokens of a block from which its tokens are deleted one by one, >= 1. Source: unverified choice."""
     hierarchical_limit: int = 1024
     """Occluded prompts at most; what is not reached keeps its block's share, >= 2. Source: unverified choice."""
+    activations_mb: int = 8192
+    """MB that a gradient would keep for its backward pass, by estimate, above which only the inputs of the layers are kept
+    and the rest is computed again, >= 0: a third more time, memory that hardly grows with the depth. Source: unverified
+    choice (some 2,000 tokens of an 8 B model in bf16)."""
     profile_tokens: int = 32
     """Target tokens up to which gradients are split by response token (one backward each), >= 1. Source: stack.md
     section 1 (32 rows cost .34 s on 1.5 M parameters)."""
@@ -295,9 +302,12 @@ class RepairSettings:
     objective only. Source: method.md section 4.3 (first, last, random place)."""
     max_response_tokens: int = 48
     """Response tokens of an item at most. Source: unverified choice."""
-    vocabulary_mb: int = 256
-    """MB of one fp32 tensor over the vocabulary, at most, >= 1: losses go through it in chunks of rows, a few such tensors
-    at a time. Source: unverified choice."""
+    vocabulary_mb: int = 64
+    """MB of one fp32 tensor over the vocabulary, at most, >= 1: losses go through it in chunks of rows, four such tensors
+    at a time. Source: tests/bench/results/repair_memory.json (128 k vocabulary, 131 rows)."""
+    recompute: bool = False
+    """Keep the inputs of the layers alone and compute the rest again in the backward pass: a third more time, much less
+    memory. Switched on by itself where one sequence does not fit. Source: unverified choice."""
     teacher_mb: int = 4096
     """MB of kept hidden states of the reported model above which they lie in a memory-mapped file in the case folder, >= 0.
     Source: unverified choice."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from core.attribution import METHODS, UNSIGNED, attribute, response_profile
 from core.errors import AttributionError
@@ -49,7 +50,7 @@ class LinearModel(nn.Module):
         self.embedding = nn.Embedding(100, 6)
         self.embedding.weight.data = torch.randn(100, 6, generator=generator) * 0.3
         self.w = nn.Parameter(torch.randn(6, generator=generator))
-        self.config = SimpleNamespace(eos_token_id=2)
+        self.config = PreTrainedConfig(eos_token_id=2, hidden_size=2, num_hidden_layers=1)
 
     def get_input_embeddings(self):
         return self.embedding
@@ -132,13 +133,13 @@ def test_only_explained_positions_go_through_the_head(tiny_loaded):
     tiny_loaded.model.register_forward_hook(lambda module, args, output: shapes.append(output.logits.shape[1]))
     attribute(tiny_loaded, make_case(), "occlusion", Target(kind="tokens", positions=(3, 4)))
     attribute(tiny_loaded, make_case(), "occlusion", Target(kind="first_k", k=2))
-    assert set(shapes) == {2}
+    assert max(shapes) == 2
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "gpt2"])
 def test_occlusion_is_deleting_each_token_and_scoring_again(tiny_folder, family):
     loaded = load(tiny_folder(family))
-    settings = AttributionSettings(occlusion_batch=4)  # not a divisor of six
+    settings = AttributionSettings(occlusion_batch_cpu=4)  # not a divisor of six
     result = attribute(loaded, make_case(), "occlusion", Target(), settings)
     (whole,) = loaded.logprobs([PROMPT], [RESPONSE])
     for i in range(len(PROMPT)):
@@ -350,3 +351,26 @@ print(len(attribute(load({str(tiny_folder("llama"))!r}), case, "paper", Target()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "4"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "gpt2"])
+def test_a_long_prompt_keeps_the_inputs_of_the_layers_alone_and_changes_nothing(tiny_folder, family):
+    loaded = load(tiny_folder(family))
+    case = make_case([1, *np.random.default_rng(0).integers(10, 400, 500).tolist(), 2, 5])
+    kept = {}
+    for activations_mb in (8192, 0):
+        saved = {}
+
+        def pack(tensor, saved=saved):
+            saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            scores = attribute(
+                loaded, case, "paper", Target(), AttributionSettings(activations_mb=activations_mb)
+            ).scores
+        kept[activations_mb] = (scores, sum(saved.values()))
+    np.testing.assert_array_equal(kept[0][0], kept[8192][0])
+    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    assert kept[0][1] - weights < 0.5 * (kept[8192][1] - weights)
+    assert all("forward" not in module.__dict__ for module in loaded.model.modules())

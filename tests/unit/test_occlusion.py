@@ -93,8 +93,8 @@ def test_unvisited_tokens_have_the_share_of_their_block() -> None:
     case, loaded = long_case(2000, {700: 90, 701: 91}), planted()
     profile = attribute(loaded, case, "occlusion", Target()).profile
     full = attribute(loaded, case, "occlusion", Target(), AttributionSettings(hierarchical_above=5000))
-    assert full.model_calls == 2001
-    assert full.batches == 1 + 2000 // 8  # 16,384 tokens hold 8 prompts of 2,003
+    assert full.model_calls == 2002  # and one for keys and values, which this model has not
+    assert full.batches == 2 + 2000 // 8  # 16,384 tokens hold 8 prompts of 2,003
     np.testing.assert_allclose(profile.sum(), full.profile.sum(), rtol=1e-3)
     np.testing.assert_allclose(profile[:, 701:703], full.profile[:, 701:703], rtol=1e-3)
     assert len(np.unique(profile[0])) < 200
@@ -138,9 +138,10 @@ def test_prompts_without_a_block_are_scored_as_they_are(tiny_folder, family: str
     if target.kind == "tokens":
         expected = expected[:, 2:4]
     with torch.no_grad():
-        for reuse in (False, True):
+        for cache in ((None,), None):  # a model without keys and values, then this one
+            function._cache = cache
             for rows in ([0, 1, 2, 3], [1], [3, 2]):
-                found = function.without([deletions[row] for row in rows], reuse=reuse)
+                found = function.without([deletions[row] for row in rows])
                 np.testing.assert_allclose(found, expected[rows], atol=3e-4)  # float32 log-probabilities near -10
     assert function._cache is not None
     assert function._cache[0] is not None
