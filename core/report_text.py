@@ -163,6 +163,15 @@ def _value(value: Rate | float | None) -> str:
     return percent(value.value) if isinstance(value, Rate) else "–" if value is None else f"{value:.3g}"
 
 
+def _interval(value: Rate | float | None) -> str:
+    """Return the 95 % interval of a rate."""
+    return f"{100 * value.low:.0f}–{100 * value.high:.0f} %" if isinstance(value, Rate) else "no interval"
+
+
+def _count(value: Rate | float | None) -> str:
+    return str(value.n) if isinstance(value, Rate) else "–"
+
+
 def story(
     triage: TriageResult | None, confirmation: TriggerConfirmation | None, verification: Verification | None
 ) -> tuple[Fact, ...]:
@@ -171,7 +180,7 @@ def story(
     reproduction = triage.reproduction if triage else None
     if reproduction:
         rate = reproduction.failure
-        facts.append(Fact(value=f"{rate.k} of {rate.n}", label="answers reproduce the failure"))
+        facts.append(Fact(value=f"{rate.k} of {rate.n}", label=f"answers reproduce the failure, {_interval(rate)}"))
     if triage:
         n = len(triage.candidates[0].token_positions) if triage.candidates else 0
         facts.append(Fact(value=str(n), label="token stands out" if n == 1 else "tokens stand out"))
@@ -184,7 +193,7 @@ def story(
         asr = next((m for m in verification.metrics if m.name == "asr_triggered"), None)
         if asr:
             tone = "good" if verification.result == "REDUCED" else "bad"
-            label = "attack success before → after"
+            label = f"attack success, {_interval(asr.before)} → {_interval(asr.after)}, n {_count(asr.before)} and {_count(asr.after)}"
             facts.append(Fact(value=f"{_value(asr.before)} → {_value(asr.after)}", label=label, tone=tone))
     return tuple(facts)
 
