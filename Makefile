@@ -26,7 +26,7 @@ test: env-test
 	marks="not gpu and not long"; \
 	if command -v nvidia-smi >/dev/null 2>&1 && $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then marks="not long"; fi; \
-	$(PY) -m pytest -m "$$marks" $(TESTS) tests/unit tests/integration tests/browser
+	$(PY) -m pytest -m "$$marks" $(TESTS) tests/unit tests/integration tests/browser tests/hostile
 
 env-run: FILES = requirements.txt
 env-test: FILES = requirements.txt tests/requirements.txt

@@ -85,7 +85,15 @@ def from_json(cls: type[T], data: object) -> T:
 
     try:
         return _converter().structure(data, cls)
-    except (BaseValidationError, TypeError, ValueError, KeyError) as error:
+    except (
+        BaseValidationError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise CaseFileError(
             f"Stored {getattr(cls, '__name__', 'event')} cannot be read ({type(error).__name__}); "
             "the case was written by another version or was changed by hand."
@@ -218,7 +226,7 @@ class Case:
             raise CaseFileError(f"{self.path} is not a case folder (no case.json); run `triage` first.")
         try:
             data = json.loads(source.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise CaseFileError(f"{source} cannot be read ({error}); restore it or start a new case.") from error
         schema = data.get("schema") if isinstance(data, dict) else None
         if type(schema) is not int or not 1 <= schema <= SCHEMA:
@@ -305,12 +313,10 @@ class Case:
         """Return the stored value, or None when there is none. Raises: CaseFileError when it is damaged."""
         path = self.path / name
         try:
-            text = path.read_text(encoding="utf-8")
+            data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        try:
-            data = json.loads(text)
-        except ValueError as error:
+        except (OSError, RecursionError, ValueError) as error:
             raise CaseFileError(f"{name} of the case is damaged ({error}); run the step again.") from error
         return from_json(cls, data)
 
@@ -352,10 +358,10 @@ class Case:
     def event_data(self, start: int = 0) -> Iterator[dict[str, Any]]:
         """Yield the events with `seq >= start` as plain data."""
         try:
-            with open(self.path / "events.jsonl", encoding="utf-8") as file:
+            with open(self.path / "events.jsonl", "rb") as file:
                 for number, line in enumerate(file):
-                    if number >= start and line.endswith("\n"):
-                        yield json.loads(line)
+                    if number >= start and line.endswith(b"\n"):
+                        yield _event_line(line, number + 1)
         except FileNotFoundError:
             return
 
@@ -371,6 +377,21 @@ class Case:
     def audit_lines(self) -> list[chain.AuditLine]:
         """Return every act, oldest first. Raises: CaseFileError when a line cannot be read."""
         return chain.lines(self.path)
+
+
+def _event_line(line: bytes, number: int) -> dict[str, Any]:
+    """Return line `number` of the events as plain data. Raises: CaseFileError when it is none."""
+    try:
+        data = json.loads(line)
+    except (RecursionError, ValueError):
+        data = None
+    if (
+        not isinstance(data, dict)
+        or not isinstance(data.get("request"), str)
+        or not isinstance(data.get("event"), dict)
+    ):
+        raise CaseFileError(f"Line {number} of events.jsonl is damaged; restore it or start a new case.")
+    return data
 
 
 class EventLog:

@@ -26,6 +26,8 @@ from core.values import (
 )
 
 FILE = "confirmation.json"
+MAX_NAME, MAX_REASON = 200, 10_000
+"""Characters of the analyst's name and reason. Source: unverified choice."""
 
 
 def text_hash(messages: Sequence[Message]) -> str:
@@ -98,6 +100,18 @@ def checked_spans(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[S
     return merge_spans(spans)
 
 
+def _check_typed(analyst: str, reason: str) -> None:
+    """Raise ConfirmationError unless name and reason are there, of bounded length, and text that can be stored."""
+    if not analyst.strip() or not reason.strip():
+        raise ConfirmationError("A decision needs the analyst's name and a reason; fill in both.")
+    if len(analyst) > MAX_NAME or len(reason) > MAX_REASON:
+        raise ConfirmationError(f"A name has at most {MAX_NAME} characters, a reason {MAX_REASON:,}; shorten it.")
+    if any("\ud800" <= character <= "\udfff" for character in analyst + reason):
+        raise ConfirmationError(
+            "The name or the reason holds half of a surrogate pair, which is no text; type it again."
+        )
+
+
 def confirm(
     case: Case,
     *,
@@ -114,8 +128,7 @@ def confirm(
     """
     if decision not in ("accept", "edit", "reject"):
         raise ConfirmationError(f"Unknown decision {decision!r}; accept, edit or reject.")
-    if not analyst.strip() or not reason.strip():
-        raise ConfirmationError("A confirmation needs the analyst's name and a reason; fill in both.")
+    _check_typed(analyst, reason)
     triage = case.read("triage.json", TriageResult)
     opened = case.read("results/open.json", OpenResult)
     if opened is None:
@@ -165,8 +178,7 @@ def agree(case: Case, *, analyst: str, reason: str) -> TriggerConfirmation:
     Raises: ConfirmationError when name or reason is missing, the name is the first analyst's, or there is nothing to
     agree with.
     """
-    if not analyst.strip() or not reason.strip():
-        raise ConfirmationError("An agreement needs the second analyst's name and a reason; fill in both.")
+    _check_typed(analyst, reason)
     first = stored(case)
     if first is None or first.decision == "rejected":
         raise ConfirmationError("There is no confirmation to agree with; accept or edit a trigger first.")

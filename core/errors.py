@@ -17,9 +17,17 @@
 Everything else that is raised is a fault of ours.
 """
 
+MAX_LENGTH = 2_000
+"""Characters of a message; what it quotes is evidence, which may be a megabyte long. Source: unverified choice."""
+
 
 class TriageError(Exception):
-    """A fault of the user or the input; `str()` is one line with the remedy."""
+    """A fault of the user or the input; `str()` is one line with the remedy, whatever it quotes."""
+
+    def __init__(self, message: str = "") -> None:
+        """Keep the message on one line, of bounded length, and writable as UTF-8 (no half of a surrogate pair)."""
+        line = " ".join(message.splitlines()).encode("utf-8", "backslashreplace").decode("utf-8")
+        super().__init__(line if len(line) <= MAX_LENGTH else f"{line[: MAX_LENGTH // 2]} … {line[-MAX_LENGTH // 2 :]}")
 
 
 class ReportError(TriageError):

@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from core.errors import CaseFileError
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def now() -> str:
@@ -38,8 +41,12 @@ def cannot_write(name: str, error: OSError) -> CaseFileError:
 
 
 def dump(data: object, *, indent: int | None = 1) -> str:
-    """Return JSON text; infinities and NaN stay readable by Python and are refused nowhere."""
-    return json.dumps(data, ensure_ascii=False, indent=indent)
+    """Return JSON text that can be written as UTF-8 and reads as the same value; half surrogate pairs become escapes.
+
+    Infinities and NaN stay readable by Python and are refused nowhere.
+    """
+    text = json.dumps(data, ensure_ascii=False, indent=indent)
+    return _HALF_PAIR.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def digest(data: object) -> str:

@@ -194,7 +194,7 @@ def _near_miss(units: tuple[str, ...], rng: random.Random) -> tuple[str, ...]:
 def _edit(unit: str, rng: random.Random) -> str:
     """Return `unit` with one or, seldom, two small changes."""
     edited = _edit_once(unit, rng)
-    return _edit_once(edited, rng) if edited and rng.random() < 0.2 else edited
+    return _edit_once(edited, rng) if edited.strip() and rng.random() < 0.2 else edited
 
 
 def _edit_once(unit: str, rng: random.Random) -> str:

@@ -134,7 +134,7 @@ def requests(case: Case) -> list[Request]:
     for path in (case.path / "requests").glob("*.json"):
         try:
             found.append(from_json(Request, json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, TriageError):
+        except (OSError, RecursionError, ValueError, TriageError):
             log.warning("request %s cannot be read and is left alone", path.name)
     return sorted(found, key=lambda request: (request.time, request.attempt))
 
@@ -299,7 +299,7 @@ def _marked_process(case: Case) -> psutil.Process | None:
         same = marker["created"] is None or abs(process.create_time() - marker["created"]) < 1
         same = same or str(case.path.resolve()) in process.cmdline()  # the start time moves with a clock that is set
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except (OSError, ValueError, KeyError, psutil.Error):
+    except (OSError, RecursionError, ValueError, KeyError, TypeError, psutil.Error):
         return None
 
 

@@ -68,7 +68,9 @@ def list_cases(roots: Roots) -> list[str]:
 def _folders_with(root: Path, marker: str) -> Iterator[str]:
     for depth in range(MODEL_DEPTH + 1):
         for path in sorted(root.glob("/".join(["*"] * depth + [marker]))):
-            yield str(path.parent.relative_to(root))
+            name = str(path.parent.relative_to(root))
+            if name.encode("utf-8", "ignore").decode() == name:  # a name that is no UTF-8 cannot be sent to a browser
+                yield name
 
 
 def list_models(roots: Roots) -> list[str]:
@@ -86,10 +88,14 @@ def named_folder(roots: Roots, name: str, what: str) -> Path:
     root = roots.models.resolve()
     if not name.strip():
         raise ModelLoadError(f"No {what} folder is chosen; choose one from the list.")
-    path = (root / name.strip()).resolve()
+    try:
+        path = (root / name.strip()).resolve()
+        present = path.is_dir()
+    except (OSError, ValueError) as error:  # too long, or with a NUL
+        raise ModelLoadError(f"No {what} folder can have this name; choose one from the list.") from error
     if root != path and root not in path.parents:
         raise ModelLoadError(f"The {what} folder must lie under {root}; start the page with --models to allow another.")
-    if not path.is_dir():
+    if not present:
         raise ModelLoadError(f"There is no {what} folder {name.strip()} under {root}; choose one from the list.")
     return path
 

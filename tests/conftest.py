@@ -1,8 +1,9 @@
-"""Fixtures: tiny random models (tests/tiny.py), saved once a session."""
+"""Fixtures: tiny random models (tests/tiny.py), saved once a session; one Chromium."""
 
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,7 +16,22 @@ sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402  the environment above must be set first
 
+from tests import find_chromium  # noqa: E402
 from tests.tiny import byte_level_tokenizer, tiny_model  # noqa: E402
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[object]:
+    """One Chromium for the session; a missing one is a failure, since a silent skip would hide a broken page."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or find_chromium.find()
+    assert path, "No Chromium found: install it or set CHROMIUM."
+    with sync_api.sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=path, headless=True, args=ARGUMENTS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import find_chromium
-
 ROOT = Path(__file__).resolve().parents[2]
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 WAIT_MS = 90_000
 """Longest wait for anything; generous, because the tests share two cores with the work they watch."""
 START_SECONDS = 120.0
@@ -82,18 +79,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageProcess]:
     process.start()
     yield process
     process.stop()
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[object]:
-    """One Chromium for the session; a missing one is a failure, since a silent skip would hide a broken page."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or find_chromium.find()
-    assert path, "No Chromium found: install it or set CHROMIUM."
-    with sync_api.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=path, headless=True, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

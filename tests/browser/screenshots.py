@@ -12,8 +12,9 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from tests import find_chromium
-from tests.browser.conftest import ARGUMENTS, PageProcess
+from tests.browser.conftest import PageProcess
 from tests.browser.test_journey import walk
+from tests.conftest import ARGUMENTS
 
 TARGET = Path(__file__).resolve().parents[2] / "assets" / "screenshots"
 LIMIT_BYTES = 300_000
