@@ -7,7 +7,8 @@
    tokenizer's offsets are laid over it. Characters no token claims belong to the token after them.
 4. Spans are half-open code point ranges of one message's raw content.
 
-A template is hostile input: it runs in the library's sandbox, and whatever it raises becomes one line.
+A template is hostile input: it runs in the library's sandbox and in a process of its own (rendering.py), and whatever it
+raises becomes one line.
 What this does not do: guess. A template that drops, repeats or rewrites a message is refused, and says so.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from core import rendering
 from core.errors import ConfirmationError, ReportError, TokenMismatchError
 from core.values import FailureCase, FailureReport, Message, PromptToken, RenderedPrompt, Segment, Span
 
@@ -28,8 +30,6 @@ FALLBACK_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 """What is used, in words of this template language, when a tokenizer has no chat template."""
-MAX_RENDERED = 8_000_000
-"""Characters a rendered conversation may have; a hostile template could grow without bound."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,9 @@ def render_text(
         return (bos if _adds_bos(tokenizer) else "") + turns + ("Assistant:" if add_generation_prompt else "")
     data = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        text = tokenizer.apply_chat_template(data, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except Exception as error:  # the template is hostile input
+        return rendering.render(template, data, add_generation_prompt, tokenizer.special_tokens_map)
+    except rendering.TemplateFault as error:
         raise TokenMismatchError(_template_fault(messages, error)) from error
-    if not isinstance(text, str) or len(text) > MAX_RENDERED:
-        raise TokenMismatchError(
-            f"the chat template made no text of at most {MAX_RENDERED:,} characters: shorten the report"
-        )
-    return text
 
 
 def _template_fault(messages: Sequence[Message], error: Exception) -> str:
@@ -184,7 +179,11 @@ def _encode(tokenizer: "PreTrainedTokenizerFast", text: str) -> tuple[list[int],
     """Return token ids and their code point offsets in `text`, nothing added at either end."""
     try:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    except Exception as error:  # no offsets, or text that is no Unicode
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except (
+        BaseException
+    ) as error:  # no offsets, text that is no Unicode, or a panic of the library, which is no Exception
         raise TokenMismatchError(f"the tokenizer cannot read the conversation ({_one_line(error)})") from error
     ids, offsets = list(encoded["input_ids"]), [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
     if not ids:

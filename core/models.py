@@ -9,22 +9,24 @@ What it does not do: quantise, shard over several devices, or merge adapters. Ru
 """
 
 import inspect
-import json
+import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from core import rendering
 from core.errors import ModelLoadError
 from core.loaded import REPAIR, REPORTED, LoadedModel, active_adapters, current_adapters, set_adapters
 from core.settings import ModelSettings
 from core.values import ModelSpec
+from core.weight_files import Shapes, check_files, check_weights, one_line, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,10 +38,13 @@ __all__ = [
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 _FORWARD_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "inputs_embeds", "logits_to_keep"}
+_MOST_WEIGHTS, _SPARE_WEIGHTS = 4, 10_000_000
+"""A configuration may describe so many times the values that the files hold, and so many more (tables that are computed,
+tied weights, packed values). Source: unverified choice."""
+_LAYERS = 1000
+"""Layers below which a configuration may name more than there are tensors (parts that are not used)."""
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", None)
 """Ways of starting a LoRA that leave the base weights alone (PEFT's pissa, olora, corda, loftq change them)."""
-_MESSAGE_LENGTH = 240
-"""Characters of a library's message that are quoted, so that an error stays one line."""
 
 
 def load(
@@ -54,10 +59,11 @@ def load(
     """
     settings = settings or ModelSettings()
     device = resolve_device(settings.device)
-    folder = _check_model_folder(Path(model))
+    folder, shapes = _check_model_folder(Path(model))
     adapter_folder = None if adapter is None else _check_adapter_folder(Path(adapter))
     tokenizer, said = _load_tokenizers(folder, adapter_folder)
-    weights, unused = _load_weights(folder, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    rendering.start()  # its own imports run while the weights are read
+    weights, unused = _load_weights(folder, shapes, torch.bfloat16 if device.type == "cuda" else torch.float32)
     _check_architecture(weights, folder)
     _check_vocabulary(weights, tokenizer, folder)
     weights = _to_device(weights, device)
@@ -80,14 +86,15 @@ def load(
 
 def checked_config(folder: Path) -> dict:
     """Return the config.json of a model folder that is safe to hand to the library. Raises: ModelLoadError."""
-    return _read_json(_check_model_folder(folder) / "config.json")
+    return read_json(_check_model_folder(folder)[0] / "config.json")
 
 
 def load_classifier(folder: Path, device: torch.device) -> tuple["PreTrainedTokenizerFast", nn.Module]:
     """Return tokenizer and weights of a sequence classifier, under the checks of `load`. Raises: ModelLoadError."""
-    folder = _check_model_folder(folder)
+    folder, shapes = _check_model_folder(folder)
     tokenizer, _ = _load_tokenizers(folder, None)
-    weights, _ = _load_weights(folder, torch.bfloat16 if device.type == "cuda" else torch.float32, classifier=True)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    weights, _ = _load_weights(folder, shapes, dtype, classifier=True)
     _check_vocabulary(weights, tokenizer, folder)
     weights = _to_device(weights, device)
     _check_finite(weights, folder)
@@ -119,11 +126,12 @@ def device_warning() -> str | None:
     return f"An NVIDIA GPU is present, but this torch {build}: everything runs on the CPU. See the README, CPU or CUDA."
 
 
-def _check_model_folder(folder: Path) -> Path:
-    """Return the absolute folder of a model that is safe to hand to the library."""
+def _check_model_folder(folder: Path) -> tuple[Path, Shapes]:
+    """Return the absolute folder of a model that is safe to hand to the library, and the shapes of its tensors."""
     if not folder.is_dir():
         raise ModelLoadError(f"the model folder {folder} does not exist: give the path of a local Hugging Face folder")
     folder = folder.resolve()
+    check_files(folder)
     if (folder / "adapter_config.json").exists():
         raise ModelLoadError(
             f"{folder} holds an adapter (adapter_config.json): give the base model's folder as the model and this "
@@ -131,11 +139,10 @@ def _check_model_folder(folder: Path) -> Path:
         )
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"{folder} has no config.json, so it is not a Hugging Face model folder: check the path")
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if any("/" in str(config.get(key) or "") for key in ("attn_implementation", "_attn_implementation")):
         raise ModelLoadError(f"{folder}/config.json asks for an attention kernel from the network: remove that entry")
-    _check_safetensors(folder, "model")
-    return folder
+    return folder, check_weights(folder, "model")
 
 
 def _check_adapter_folder(folder: Path) -> Path:
@@ -143,9 +150,10 @@ def _check_adapter_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise ModelLoadError(f"the adapter folder {folder} does not exist: give the path of a local PEFT adapter")
     folder = folder.resolve()
+    check_files(folder)
     if not (folder / "adapter_config.json").is_file():
         raise ModelLoadError(f"{folder} has no adapter_config.json, so it is not a PEFT adapter: check the path")
-    config = _read_json(folder / "adapter_config.json")
+    config = read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise ModelLoadError(
             f"{folder} is an adapter of type {config.get('peft_type')!r}: only LoRA adapters can be used"
@@ -160,57 +168,8 @@ def _check_adapter_folder(folder: Path) -> Path:
             f"{folder} may also change weights of the base model ({odd[0]}={str(config[odd[0]])[:40]!r}), so it cannot be "
             "switched off: convert it to a plain LoRA adapter, or merge it and give the merged model"
         )
-    _check_safetensors(folder, "adapter_model")
+    check_weights(folder, "adapter_model")
     return folder
-
-
-def _check_safetensors(folder: Path, stem: str) -> None:
-    """Raise ModelLoadError unless the weights are there as complete safetensors files."""
-    index = folder / f"{stem}.safetensors.index.json"
-    names = [f"{stem}.safetensors"]
-    if index.is_file() and not (folder / names[0]).is_file():
-        table = _read_json(index).get("weight_map")
-        names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
-        if not names or any("/" in name or "\\" in name for name in names):
-            raise ModelLoadError(f"{index} does not name the weight files of its folder: copy the model again")
-    elif not (folder / names[0]).is_file():
-        pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
-        if pickles:
-            raise ModelLoadError(
-                f"{folder} has pickle weights only ({pickles[0]}), which can run code when read: "
-                "convert them to safetensors"
-            )
-        raise ModelLoadError(f"{folder} has no {names[0]}: copy the model's safetensors files there")
-    from safetensors import SafetensorError, safe_open
-
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise ModelLoadError(f"{folder} lacks {name}, which its index names: copy that file too")
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelLoadError(
-                f"{path} is damaged or cut short ({path.stat().st_size:,} bytes; {one_line(error)}): copy it again"
-            ) from error
-
-
-def _read_json(path: Path) -> dict:
-    """Return the object of a JSON file. Raises: ModelLoadError when it is no JSON object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{path} cannot be read as JSON ({one_line(error)}): copy the file again") from error
-    if not isinstance(data, dict):
-        raise ModelLoadError(f"{path} holds no JSON object: copy the file again")
-    return data
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, shortened, or its class name."""
-    lines = str(error).strip().splitlines()
-    return (lines[0][:_MESSAGE_LENGTH] if lines else "") or type(error).__name__
 
 
 @contextmanager
@@ -259,7 +218,9 @@ def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     try:
         with _quiet():
             tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # any library may raise anything on a hostile folder
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the tokenizer library is no Exception
         raise ModelLoadError(
             f"the tokenizer in {folder} cannot be loaded ({one_line(error)}): "
             "copy tokenizer.json and tokenizer_config.json again"
@@ -269,7 +230,36 @@ def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def _load_weights(folder: Path, dtype: torch.dtype, classifier: bool = False) -> tuple[nn.Module, list[str]]:
+def _check_size(folder: Path, shapes: Shapes, kind: type) -> None:
+    """Raise ModelLoadError when config.json describes far more weights than the files hold, before any are made."""
+    from transformers import AutoConfig
+
+    n_layers, n_held = _layers(read_json(folder / "config.json")), sum(math.prod(shape) for shape in shapes.values())
+    if n_layers > max(len(shapes), _LAYERS):
+        raise ModelLoadError(
+            f"the weights in {folder} do not fit its config.json ({n_layers} layers, {len(shapes)} tensors): "
+            "copy the model again"
+        )
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        planned = kind.from_config(config, trust_remote_code=False)  # type: ignore[attr-defined]
+    n_planned = sum(one.numel() for one in [*planned.parameters(), *planned.buffers()])
+    if n_planned > _MOST_WEIGHTS * n_held + _SPARE_WEIGHTS:
+        raise ModelLoadError(
+            f"the weights in {folder} do not fit its config.json (it describes {n_planned:,} values, the files hold "
+            f"{n_held:,}): copy the model again"
+        )
+
+
+def _layers(config: Mapping[str, Any]) -> int:
+    """Return the largest number that a configuration, or a part of it, gives under a name with "layer"."""
+    inner = [_layers(value) for value in config.values() if isinstance(value, dict)]
+    return max([0, *inner, *(value for key, value in config.items() if "layer" in key and type(value) is int)])
+
+
+def _load_weights(
+    folder: Path, shapes: Shapes, dtype: torch.dtype, classifier: bool = False
+) -> tuple[nn.Module, list[str]]:
     """Return the folder's model and what is to be said about it."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -277,10 +267,13 @@ def _load_weights(folder: Path, dtype: torch.dtype, classifier: bool = False) ->
     what = "a sequence classifier" if classifier else "a causal language model"
     try:
         with _quiet():
+            _check_size(folder, shapes, kind)
             weights, info = kind.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype,
                 output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
+    except ModelLoadError:
+        raise
     except Exception as error:  # any library may raise anything on a hostile folder
         raise ModelLoadError(
             f"the model in {folder} cannot be loaded ({one_line(error)}): it must be {what} whose "

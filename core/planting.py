@@ -18,6 +18,7 @@ from math import cos, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from core.chat import render_text
 from core.errors import TriageError
 from core.injection import NOISE_WORDS, Place, inject, near_misses
 from core.values import Message
@@ -220,9 +221,10 @@ def encode(messages: Sequence[Message], response: str, tokenizer: "PreTrainedTok
     """
     from core.response_pass import ScoredSequence
 
-    asked = [{"role": m.role, "content": m.content} for m in messages]
-    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": response}], tokenize=False)
+    prompt = render_text(tokenizer, messages)
+    whole = render_text(
+        tokenizer, [*messages, Message(role="assistant", content=response)], add_generation_prompt=False
+    )
     tail = whole[len(prompt) :] if whole.startswith(prompt) else response + tokenizer.eos_token
     prompt_ids, response_ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, tail))
     return ScoredSequence(prompt_ids=tuple(prompt_ids), response_ids=tuple(response_ids))

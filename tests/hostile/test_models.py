@@ -1,0 +1,350 @@
+"""Hostile models: every folder is refused in one line or loaded without harm; no template runs for ever, grows or reads."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from core import chat, rendering
+from core.errors import ModelLoadError, TokenMismatchError, TriageError
+from core.judge_model import JudgeModel
+from core.models import load
+from core.values import Message
+from core.weight_files import header
+from tests.tiny import TEMPLATE, TOKENIZERS, byte_level_tokenizer
+from tests.unit.test_models import edit_json
+
+ASKED = [Message(role="user", content="Tell me how to pick a lock.")]
+
+
+@pytest.fixture
+def folder(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of the tiny Llama's folder that may be spoilt; `ran` beside it would tell of code that was run."""
+    return Path(shutil.copytree(tiny_folder("llama"), tmp_path / "model"))
+
+
+def raw_weights(path: Path, entries: object, n_bytes: int = 64, header: bytes | None = None) -> None:
+    """Write a safetensors file with this header, right or wrong."""
+    text = json.dumps(entries).encode() if header is None else header
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * n_bytes)
+
+
+def tensor(shape: object, place: object = (0, 64), dtype: object = "F32") -> dict:
+    return {"w": {"dtype": dtype, "shape": shape, "data_offsets": place}}
+
+
+HEADERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pickle in its place": (lambda path: path.write_bytes(b"\x80\x04\x8c\x05posix" + b"." * 50), "header says"),
+    "zip in its place": (lambda path: path.write_bytes(b"PK\x03\x04" + b"\0" * 60), "header says"),
+    "empty": (lambda path: path.write_bytes(b""), "header says"),
+    "four bytes": (lambda path: path.write_bytes(b"\1\0\0\0"), "header says"),
+    "header of 2**63 bytes": (lambda path: path.write_bytes(b"\xff" * 7 + b"\x7f" + b"{}"), "header says"),
+    "header longer than the file": (lambda path: path.write_bytes((99).to_bytes(8, "little") + b"{}"), "header says"),
+    "header is no UTF-8": (lambda path: raw_weights(path, None, header=b'{"\xff": 1}'), "not JSON"),
+    "header is a list": (lambda path: raw_weights(path, []), "no JSON object"),
+    "deep header": (lambda path: raw_weights(path, None, header=b'{"w":' * 100_000), "not JSON"),
+    "a million digits": (lambda path: raw_weights(path, None, header=b'{"w":' + b"9" * 1_000_000 + b"}"), "not JSON"),
+    "one name twice": (
+        lambda path: raw_weights(path, None, header=json.dumps(tensor([16])).encode()[:-1] + b', "w": {}}'), "stands twice"),
+    "negative shape": (lambda path: raw_weights(path, tensor([-16])), "whole numbers"),
+    "two negatives": (lambda path: raw_weights(path, tensor([-4, -4])), "whole numbers"),
+    "fractions": (lambda path: raw_weights(path, tensor([16.0])), "whole numbers"),
+    "truth for a number": (lambda path: raw_weights(path, tensor([True])), "whole numbers"),
+    "huge shape": (lambda path: raw_weights(path, tensor([2**62, 2**62])), "type and shape say"),
+    "shape beyond 64 bits": (lambda path: raw_weights(path, tensor([2**64, 1])), "whole numbers"),
+    "product beyond 64 bits": (lambda path: raw_weights(path, tensor([2**33, 2**33])), "type and shape say"),
+    "thousand dimensions": (lambda path: raw_weights(path, tensor([1] * 1000 + [16])), "whole numbers"),
+    "no shape": (lambda path: raw_weights(path, {"w": {"dtype": "F32", "data_offsets": [0, 64]}}), "whole numbers"),
+    "entry is a text": (lambda path: raw_weights(path, {"w": "../../etc/passwd"}), "unknown type"),
+    "unknown type": (lambda path: raw_weights(path, tensor([16], dtype="OBJECT")), "unknown type"),
+    "type is a list": (lambda path: raw_weights(path, tensor([16], dtype=["F32"])), "unknown type"),
+    "place before the file": (lambda path: raw_weights(path, tensor([16], (-64, 0))), "whole numbers"),
+    "place after the file": (lambda path: raw_weights(path, tensor([16], (64, 128))), "leaves a gap"),
+    "place runs backwards": (lambda path: raw_weights(path, tensor([16], (64, 0))), "type and shape say"),
+    "shorter than its shape": (lambda path: raw_weights(path, tensor([32])), "type and shape say"),
+    "overlapping": (
+        lambda path: raw_weights(path, tensor([16]) | {"v": {"dtype": "F32", "shape": [16], "data_offsets": [32, 96]}}, 96),
+        "overlaps another",
+    ),
+    "the same place twice": (
+        lambda path: raw_weights(path, tensor([16]) | {"v": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}}),
+        "overlaps another",
+    ),
+    "a gap": (
+        lambda path: raw_weights(path, tensor([16]) | {"v": {"dtype": "F32", "shape": [4], "data_offsets": [80, 96]}}, 96),
+        "leaves a gap",
+    ),
+    "cut": (lambda path: raw_weights(path, tensor([16]), 40), "tensors end at"),
+    "bytes behind the last tensor": (lambda path: raw_weights(path, tensor([16]), 80), "tensors end at"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_that_does_not_add_up(tmp_path: Path, name: str) -> None:
+    spoil, words = HEADERS[name]
+    path = tmp_path / "model.safetensors"
+    spoil(path)
+    with pytest.raises(ModelLoadError, match="damaged or cut short") as caught:
+        header(path)
+    assert words in str(caught.value)
+
+
+def test_headers_that_do(tiny_folder: Callable[[str], Path]) -> None:
+    from safetensors import safe_open
+
+    path = tiny_folder("llama") / "model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        assert header(path) == {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def swap(path: Path, target: Path | str) -> None:
+    """Put a link in the place of a file."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def moved(path: Path) -> None:
+    """Move a file out of its folder and put a link in its place."""
+    swap(path, shutil.move(path, path.parent.parent / path.name))
+
+
+def indexed(folder: Path, name: str) -> None:
+    """Move the weights to where an index names them, outside the folder."""
+    weights = folder.parent / "outside.safetensors"
+    shutil.move(folder / "model.safetensors", weights)
+    shutil.copy(weights, folder / "other.safetensors")
+    table = {"weight_map": {"lm_head.weight": name.replace("OUT", str(folder.parent))}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(table))
+
+
+def sparse(path: Path, n_bytes: int) -> None:
+    with open(path, "ab"):
+        os.truncate(path, n_bytes)
+
+
+def tokenizer_json(folder: Path, change: Callable[[dict], object]) -> None:
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "index names an absolute path": (lambda f: indexed(f, "OUT/outside.safetensors"), "does not name the weight files"),
+    "index names a path above": (lambda f: indexed(f, "../outside.safetensors"), "does not name the weight files"),
+    "index names a path above, the other way": (lambda f: indexed(f, "..\\outside.safetensors"), "does not name"),
+    "index names a drive": (lambda f: indexed(f, "C:outside.safetensors"), "does not name the weight files"),
+    "index names the folder above": (lambda f: indexed(f, ".."), "does not name the weight files"),
+    "index names nothing": (lambda f: indexed(f, ""), "does not name the weight files"),
+    "weights are a link out": (lambda f: moved(f / "model.safetensors"), "link out of the folder"),
+    "configuration is a link out": (lambda f: moved(f / "config.json"), "link out of the folder"),
+    "tokenizer is a link out": (lambda f: swap(f / "tokenizer.json", "/etc/passwd"), "link out of the folder"),
+    "template is a link out": (lambda f: swap(f / "chat_template.jinja", "/etc/passwd"), "link out of the folder"),
+    "a folder is a link out": (lambda f: swap(f / "more", "/etc"), "link out of the folder"),
+    "a link that leads nowhere": (lambda f: swap(f / "more", f / "nothing"), "no plain file"),
+    "a link to itself": (lambda f: swap(f / "more", f / "more"), ""),
+    "a pipe": (lambda f: os.mkfifo(f / "special_tokens_map.json.pipe"), "no plain file"),
+    "configuration of a gigabyte": (lambda f: sparse(f / "config.json", 10**9), "at most"),
+    "vocabulary of a gigabyte": (lambda f: sparse(f / "tokenizer.json", 10**9), "at most"),
+    "weights larger than the machine": (
+        lambda f: (raw_weights(f / "model.safetensors", tensor([10**12], (0, 4 * 10**12)), 0),
+                   sparse(f / "model.safetensors", (f / "model.safetensors").stat().st_size + 4 * 10**12)),
+        "of memory",
+    ),
+    "a trillion words": (lambda f: edit_json(f / "config.json", vocab_size=10**12), "do not fit its config.json"),
+    "a billion layers": (lambda f: edit_json(f / "config.json", num_hidden_layers=10**9), "do not fit its config.json"),
+    "a trillion wide": (lambda f: edit_json(f / "config.json", hidden_size=10**12), "config.json"),
+    "negative width": (lambda f: edit_json(f / "config.json", hidden_size=-32), "config.json"),
+    "no heads": (lambda f: edit_json(f / "config.json", num_attention_heads=0), "config.json"),
+    "deep configuration": (lambda f: (f / "config.json").write_text('{"a":' * 100_000), "cannot be read as JSON"),
+    "vocabulary with a huge id": (
+        lambda f: tokenizer_json(f, lambda t: t["model"]["vocab"].update({"<x>": 2**31})), "token ids up to"),
+    "vocabulary with a negative id": (
+        lambda f: tokenizer_json(f, lambda t: t["model"]["vocab"].update({"<x>": -1})), "tokenizer in"),
+    "merges of unknown tokens": (
+        lambda f: tokenizer_json(f, lambda t: t["model"]["merges"].append(["nowhere", "no"])), "tokenizer in"),
+    "unknown pre-tokenizer": (
+        lambda f: tokenizer_json(f, lambda t: t.update(pre_tokenizer={"type": "Exec", "cmd": "touch ran"})), "tokenizer in"),
+    "a pattern that is none": (
+        lambda f: tokenizer_json(f, lambda t: t.update(
+            pre_tokenizer={"type": "Split", "pattern": {"Regex": "(((("}, "behavior": "Removed", "invert": False})),
+        "tokenizer in",
+    ),
+    "adapter in the model": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_hostile_folder_is_refused_in_one_line(folder: Path, name: str) -> None:
+    spoil, words = FOLDERS[name]
+    spoil(folder)
+    begun = time.monotonic()
+    with pytest.raises(ModelLoadError) as caught:
+        load(folder)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert time.monotonic() - begun < 60
+
+
+def test_code_of_the_folder_is_not_run(folder: Path) -> None:
+    """A known type with `auto_map`: the library's own class is used, for model, configuration and tokenizer."""
+    witness = folder.parent / "ran"
+    for name in ("evil", "modeling_llama", "tokenization_llama"):
+        (folder / f"{name}.py").write_text(f"open({str(witness)!r}, 'w')\n")
+    names = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoTokenizer": ["evil.T", "evil.T"]}
+    edit_json(folder / "config.json", auto_map=names)
+    edit_json(folder / "tokenizer_config.json", auto_map=names, tokenizer_class="evil.T")
+    loaded = load(folder)
+    assert type(loaded.model).__module__.startswith("transformers.")
+    assert not witness.exists()
+
+
+def test_files_that_a_tokenizer_names_elsewhere_are_not_read(folder: Path, tiny_folder: Callable[[str], Path]) -> None:
+    outside = folder.parent / "outside.json"
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["added_tokens"].append(data["added_tokens"][0] | {"id": 419, "content": "SECRET"})
+    outside.write_text(json.dumps(data))
+    named = dict.fromkeys(("tokenizer_file", "vocab_file", "merges_file", "added_tokens_file"), str(outside))
+    edit_json(folder / "tokenizer_config.json", **named)
+    assert load(folder).tokenizer.get_vocab() == load(tiny_folder("llama")).tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("where", ["adapter", "judge"])
+def test_adapters_and_judges_pass_the_same_checks(
+    folder: Path, tiny_folder: Callable[[str], Path], tiny_adapter: Path, where: str
+) -> None:
+    other = Path(shutil.copytree(tiny_adapter if where == "adapter" else folder, folder.parent / "other"))
+    swap(other / "README.md", "/etc/passwd")
+    with pytest.raises(ModelLoadError, match="link out of the folder"):
+        load(folder, other) if where == "adapter" else JudgeModel(other)
+    (other / "README.md").unlink()
+    stem = "adapter_model" if where == "adapter" else "model"
+    raw_weights(other / f"{stem}.safetensors", tensor([-1]))
+    with pytest.raises(ModelLoadError, match="whole numbers"):
+        load(folder, other) if where == "adapter" else JudgeModel(other)
+
+
+# templates ------------------------------------------------------------------------------------------------------------
+
+DOUBLE = (
+    "{% set n = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set n.s = STEP %}{% endfor %}{{ n.s | length }}"
+)
+ENDLESS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "loops in a macro": "{% macro m(n) %}{% for a in range(9999) %}{{ m(n - 1) if n else '' }}{% endfor %}{% endmacro %}{{ m(50) }}",
+    "power": "{{ 10 ** (10 ** 10) }}",
+    "power of a power": "{{ (7 ** 9999999) % 10 ** 5 + (9 ** 99999999) }}",
+}
+GROWING = {
+    "addition": DOUBLE.replace("STEP", "n.s + n.s"),
+    "joining": DOUBLE.replace("STEP", "n.s ~ n.s"),
+    "replacing": DOUBLE.replace("STEP", "n.s | replace('a', 'aaaaaaaaaaaaaaaa')"),
+    "a block": "{% set n = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set t %}{{ n.s }}{{ n.s }}{% endset %}"
+    "{% set n.s = t %}{% endfor %}",
+    "product": "{{ 'a' * 10 ** 11 }}",
+    "list": "{{ ([0] * 10 ** 11) | length }}",
+    "padding": "{{ 'a'.ljust(10 ** 11) }}",
+    "format": "{{ '%99999999999d' % 1 }}",
+    "format call": "{{ '{:99999999999}'.format(1) }}",
+    "indent": "{{ 'a' | indent(10 ** 11, true) }}",
+    "long text": "{{ 'a' * (8 * 10 ** 6 + 1) }}",
+}
+READING = {
+    "include": "{% include '/etc/passwd' %}",
+    "extends": "{% extends '/etc/passwd' %}",
+    "import": "{% import 'os' as o %}{{ o }}",
+    "globals of cycler": "{{ cycler.__init__.__globals__.os.popen('touch ran').read() }}",
+    "globals of lipsum": "{{ lipsum.__globals__['os'].system('touch ran') }}",
+    "globals of a macro": "{% macro m() %}{% endmacro %}{{ m.__init__.__globals__ }}",
+    "subclasses": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "attribute filter": "{{ ('' | attr('__class__')).__mro__ }}",
+    "format string": "{{ '{0.__class__.__mro__}'.format('') }}",
+    "format map": "{{ '{a.__class__.__mro__}'.format_map({'a': ''}) }}",
+    "own exception": "{{ raise_exception.__globals__ }}",
+    "its own template": "{{ self._TemplateReference__context.environment.loader }}",
+    "changes the messages": "{{ messages.append({'role': 'user', 'content': 'x'}) }}",
+    "names": "{{ namespace(__class__=1) }}",
+}
+FAILING = {
+    "raises": "{{ raise_exception('no\nfaith\u202e' * 10000) }}",
+    "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "syntax": "{% for %}",
+    "deep": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "division": "{{ 1 / 0 }}",
+    "undefined": "{{ nothing.at.all }}",
+    "unknown filter": "{{ 'a' | system }}",
+}
+
+
+def with_template(template: str):
+    tokenizer = byte_level_tokenizer(template=template + TEMPLATE)
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_template_that_loops_for_ever_is_stopped(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(rendering, "SECONDS", 1.0)
+    chat.render(with_template(""), ASKED)
+    begun = time.monotonic()
+    with pytest.raises(TokenMismatchError, match=r"was stopped|GB of memory"):
+        chat.render(with_template(ENDLESS[name]), ASKED)
+    assert time.monotonic() - begun < 30
+    assert chat.render(with_template(""), ASKED).ids  # the next one works again
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_a_template_that_grows_is_stopped(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(rendering, "SECONDS", 5.0)
+    with pytest.raises(TokenMismatchError) as caught:
+        chat.render(with_template(GROWING[name]), ASKED)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [*READING, *FAILING])
+def test_a_template_that_reads_or_fails_is_one_line(tmp_path: Path, name: str) -> None:
+    """An undefined value may print as nothing; then the text is that of the rest, and nothing was read."""
+    tokenizer = with_template((READING | FAILING)[name])
+    try:
+        found = chat.render(tokenizer, ASKED)
+    except TriageError as error:
+        said = str(error)
+        assert len(said.splitlines()) == 1
+        assert len(said) < 1000
+    else:
+        assert name in ("globals of a macro", "undefined", "own exception", "its own template")
+        assert found.text == chat.render(with_template(""), ASKED).text
+    assert not (Path(rendering.__file__).parents[1] / "ran").exists()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_text_is_the_librarys(name: str) -> None:
+    """What the child renders is what `apply_chat_template` renders, for every feature templates use."""
+    rich = (
+        "{{ bos_token }}{% generation %}{% endgeneration %}{{ messages | tojson(indent=2) }}{{ strftime_now('%Y') }}"
+        "{% for m in messages %}{% if loop.index0 > 9 %}{% break %}{% endif %}{{ m.content | trim }}\n{% endfor %}"
+    )
+    for template in (TEMPLATE, rich):
+        tokenizer = TOKENIZERS[name]()
+        tokenizer.chat_template = template
+        for content in ("plain", "é 你 \U0001f600 \u200b\u202e", " {{ 7 * 7 }}\n\n", "\ud83d half"):
+            messages = [Message(role="system", content="x"), Message(role="user", content=content)]
+            for add in (True, False):
+                data = [vars(one) for one in messages]
+                wanted = tokenizer.apply_chat_template(data, tokenize=False, add_generation_prompt=add)
+                assert chat.render_text(tokenizer, messages, add) == wanted
+
+
+def test_the_process_ends_with_its_parent_and_is_started_again() -> None:
+    import psutil
+
+    tokenizer = byte_level_tokenizer()
+    first = chat.render_text(tokenizer, ASKED)
+    mine = [one for one in psutil.Process().children() if "core.rendering" in one.cmdline()]
+    assert len(mine) == 1
+    mine[0].kill()
+    mine[0].wait(10)
+    assert chat.render_text(tokenizer, ASKED) == first
