@@ -9,6 +9,7 @@ from pathlib import Path
 from platformdirs import user_data_dir
 
 from core.errors import TriageError
+from core.offline import forbid_other_hosts
 from dashboard.app import serve
 from dashboard.server import read_auth
 from dashboard.session import Roots
@@ -35,6 +36,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     chosen = options()
+    forbid_other_hosts(chosen.host)
     try:
         roots = Roots(cases=chosen.cases, models=chosen.models)
         page, url = serve(roots, host=chosen.host, port=chosen.port, auth=read_auth(chosen.auth_file))

@@ -32,6 +32,7 @@ from core.casefile import (
 )
 from core.errors import CaseFileError, ConfirmationError, EvidenceError, TriageError
 from core.headless import Headless, Terminal
+from core.offline import forbid_other_hosts
 from core.settings import ReportSettings
 from core.values import FailureReport, Span, TriageResult, Verification
 
@@ -127,10 +128,11 @@ def confirm(options: argparse.Namespace, terminal: Terminal) -> object:
         return to_json(confirmation.agree(case, analyst=options.analyst, reason=options.reason))
     spans: list[Span] = []
     if options.spans is not None:
-        text = Path(options.spans[1:]).read_text(encoding="utf-8") if options.spans.startswith("@") else options.spans
         try:
+            given = options.spans
+            text = Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
             spans = [from_json(Span, dict(item)) for item in json.loads(text)]
-        except (ValueError, TypeError, CaseFileError) as error:
+        except (ValueError, TypeError, RecursionError, CaseFileError) as error:
             raise ConfirmationError('--spans is not JSON like [{"message": 0, "start": 3, "end": 9}].') from error
     decision = "accept" if options.accept else "reject" if options.reject else "edit"
     return to_json(
@@ -485,4 +487,5 @@ def inert(text: str) -> str:
 
 
 if __name__ == "__main__":
+    forbid_other_hosts()
     sys.exit(main())

@@ -21,6 +21,7 @@ from core.casefile import Case, EventLog, cannot_write
 from core.errors import BusyError, Stopped, TriageError
 from core.events import Event, Progress, StageFailed, StageStarted
 from core.loaded import is_device_lost
+from core.offline import forbid_other_hosts
 from core.pipeline import redraw_pictures, run_stage
 from core.projection import warm_umap
 from core.session import Session
@@ -231,4 +232,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    forbid_other_hosts()
     sys.exit(main())

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import gradio as gr
@@ -36,6 +36,7 @@ QUEUE_SIZE = 64
 """Calls that may wait; more are refused. Source: unverified choice."""
 
 Updates = dict[Block, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,6 +357,18 @@ def writing(desk: Desk, session: Session) -> Case:
     case = current_case(desk, session)
     lease.take(case, session.analyst, session.browser)
     return case
+
+
+def sent(source: object, name: str, kind: type[T]) -> T:
+    """Return what an event or a component's value holds under `name`.
+
+    Raises: TriageError when it is nothing of that kind, which only a call that this page did not make can send.
+    """
+    data = source if isinstance(source, dict) else getattr(source, "_data", None)
+    value = data.get(name) if isinstance(data, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TriageError(wording.ODD_CALL)
+    return value
 
 
 def current_case(desk: Desk, session: Session) -> Case:

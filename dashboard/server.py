@@ -7,6 +7,7 @@ from the installed wheel, and the files of a case that may be downloaded. Does n
 import ipaddress
 import logging
 import os
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,17 @@ POLICY = (
 """Nothing is loaded from, or sent to, another host. Gradio itself needs inline and evaluated scripts."""
 FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox allow-popups allow-downloads"
 """For files of a case: no script at all."""
+HEADERS = {
+    b"content-security-policy": (POLICY + "; frame-ancestors 'none'").encode(),
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-opener-policy": b"same-origin",
+    b"cross-origin-resource-policy": b"same-origin",
+}
+"""On every answer that has not its own."""
+FETCHED = re.compile(r"/+gradio_api/+(proxy=|file=\s*[A-Za-z][A-Za-z0-9+.-]*:/|file=//)|.*://")
+"""Paths that gradio answers with what it fetches from the address in them."""
 DOWNLOADS = {
     "report.html": "text/html",
     "triage.json": "application/json",
@@ -102,27 +114,25 @@ class Guard:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 403 when Origin and Host differ; otherwise pass on and add headers."""
-        if scope["type"] != "http":
+        """Answer 403 to another site's page and to what gradio would fetch from elsewhere; add the headers to all."""
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        origin = headers.get(b"origin")
-        if origin is not None and origin.split(b"://")[-1] != headers.get(b"host"):
-            await PlainTextResponse("This request comes from another site.", 403)(scope, receive, send)
             return
 
         async def add_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 present = {name.lower() for name, _ in message["headers"]}
-                extra = {
-                    b"content-security-policy": (POLICY + "; frame-ancestors 'none'").encode(),
-                    b"x-content-type-options": b"nosniff",
-                    b"referrer-policy": b"no-referrer",
-                }
-                message["headers"] = [*message["headers"], *((k, v) for k, v in extra.items() if k not in present)]
+                message["headers"] = [*message["headers"], *((k, v) for k, v in HEADERS.items() if k not in present)]
             await send(message)
 
+        headers = dict(scope["headers"])
+        origin = headers.get(b"origin")
+        foreign = origin is not None and origin.split(b"://")[-1] != headers.get(b"host")
+        if scope["type"] != "http" or foreign or FETCHED.match(scope["path"]):
+            await PlainTextResponse("This request comes from, or leads to, another site.", 403)(
+                scope, receive, add_headers
+            )
+            return
         await self._app(scope, receive, add_headers)
 
 
@@ -211,7 +221,7 @@ def launch_options(roots: Roots, *, host: str, port: int | None, auth: list[tupl
         "max_file_size": MAX_UPLOAD,
         "auth": auth,
         "app_kwargs": {
-            "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard)],
+            "middleware": [Middleware(Guard), Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
             "routes": routes,
             "docs_url": None,
             "redoc_url": None,

@@ -28,7 +28,7 @@ from core.values import (
 from dashboard import figures, stories, tables, wording, wording_verdict
 from dashboard.components import PlotlyView, TableView, TokenView
 from dashboard.components.story import Story
-from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, writing
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, sent, writing
 
 FOCUS_JS = "() => { document.querySelector('#confirm-analyst textarea, #confirm-analyst input')?.focus(); }"
 
@@ -175,11 +175,13 @@ def _opened(case: Case) -> OpenResult:
 
 def _positions(opened: OpenResult, selected: Sequence[object]) -> tuple[int, ...]:
     """Return the marked positions that exist and carry text. Raises: ConfirmationError for anything else."""
-    marked = sorted({int(str(position)) for position in selected})
     tokens = opened.prompt.tokens
-    if any(not 0 <= position < len(tokens) or tokens[position].message is None for position in marked):
+    marked = {
+        one for one in selected if isinstance(one, int) and 0 <= one < len(tokens) and tokens[one].message is not None
+    }
+    if len(marked) != len(selected):
         raise ConfirmationError("The marks do not fit the text; reload the page.")
-    return tuple(marked)
+    return tuple(sorted(marked))
 
 
 def _spans(case: Case, marked: Sequence[int]) -> tuple[Span, ...]:
@@ -188,7 +190,7 @@ def _spans(case: Case, marked: Sequence[int]) -> tuple[Span, ...]:
 
 def _edited(desk: Desk, parts: Parts, event: gr.EventData, session: Session) -> Next:
     case = current_case(desk, session)
-    marked = _positions(_opened(case), event.selected)
+    marked = _positions(_opened(case), sent(event, "selected", list))
     return Next(session=replace(session, draft=marked), updates=_mark_updates(case, session.candidate, marked, parts))
 
 
@@ -206,7 +208,7 @@ def _mark_updates(case: Case, candidate: int, marked: Sequence[int], parts: Part
 
 def _select(desk: Desk, event: gr.EventData, session: Session) -> Next:
     """Show a candidate: mark it, and show its tests where it was tested. A dropped one is only marked."""
-    case, key = current_case(desk, session), int(event.key)
+    case, key = current_case(desk, session), sent(event, "key", int)
     triage = case.read("triage.json", TriageResult)
     draft = None
     if triage is not None and (key < 0 or triage.verdict in wording_verdict.UNMARKED):
@@ -220,7 +222,7 @@ def _select(desk: Desk, event: gr.EventData, session: Session) -> Next:
 def _ask_own(desk: Desk, stage: str, session: Session, editor: dict) -> Next:
     """Ask for `stage` on what is marked."""
     case = writing(desk, session)
-    marked = _positions(_opened(case), (editor or {}).get("selected", []))
+    marked = _positions(_opened(case), sent(editor, "selected", list) if editor else [])
     if not marked:
         raise ConfirmationError(f"{wording_verdict.NOTHING_MARKED} Mark at least one token.")
     args = {"spans": [to_json(span) for span in _spans(case, marked)]}
@@ -249,7 +251,7 @@ def _mark_smallest(desk: Desk, session: Session) -> Next:
 
 def _accept(desk: Desk, session: Session, editor: dict, analyst: str, reason: str) -> Next:
     case = writing(desk, session)
-    marked = _positions(_opened(case), (editor or {}).get("selected", []))
+    marked = _positions(_opened(case), sent(editor, "selected", list) if editor else [])
     proposal = triage_candidate(case, session.candidate)
     as_proposed = proposal is not None and marked == tuple(sorted(proposal.token_positions))
     confirmation.confirm(

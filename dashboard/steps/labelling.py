@@ -9,7 +9,7 @@ from dashboard import tables, wording_verdict
 from dashboard.components import TableView
 from dashboard.components.answer_labels import AnswerLabels
 from dashboard.components.story import Story
-from dashboard.desk import Desk, Next, Panel, Session, Updates, View, writing
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, sent, writing
 
 
 def build(desk: Desk, analyst: gr.Textbox) -> None:
@@ -27,7 +27,7 @@ def build(desk: Desk, analyst: gr.Textbox) -> None:
 
 
 def _save(desk: Desk, session: Session, value: dict | None, analyst: str | None) -> Next:
-    given = (value or {}).get("labels") or {}
+    given = sent(value, "labels", dict) if value else {}
     labels.label(writing(desk, session), {str(key): str(one) for key, one in given.items()}, analyst or "")
     return Next(session=session)
 

@@ -18,7 +18,7 @@ from core.values import LocateResult, OpenResult, Target, TriggerProposal
 from dashboard import figures, stories, tables, token_plots, wording
 from dashboard.components import PlotlyView, TableView, TokenView
 from dashboard.components.story import Story
-from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, writing
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, sent, writing
 
 METHODS = ("occlusion", "integrated_gradients", "gradient_x_input", "gradient_norm", "paper")
 TARGETS = ("contrast", "response", "first_k", "tokens")
@@ -154,10 +154,10 @@ def _choose(desk: Desk, session: Session, method: str, kind: str, k: float | Non
 def _explain(desk: Desk, session: Session, method: str, kind: str, k: float | None, response: dict) -> Next:
     case = current_case(desk, session)
     opened = _opened(case)
-    marked = sorted(int(position) for position in (response or {}).get("selected", []))
-    if not marked or not all(0 <= position < len(opened.response) for position in marked):
+    marked = sent(response, "selected", list) if response else []
+    if not marked or not all(isinstance(one, int) and 0 <= one < len(opened.response) for one in marked):
         raise AttributionError(wording.PICK_TOKENS)
-    session = replace(session, positions=tuple(marked))
+    session = replace(session, positions=tuple(sorted(marked)))
     _ask(case, session, method, target_of(session, kind, k))
     return Next(session=session)
 
@@ -170,15 +170,15 @@ def _opened(case: Case) -> OpenResult:
 
 
 def _highlight(event: gr.EventData, session: Session) -> Next:
-    return Next(session=replace(session, highlight=(int(event.position),)))
+    return Next(session=replace(session, highlight=(sent(event, "position", int),)))
 
 
 def _highlight_row(event: gr.EventData, session: Session) -> Next:
-    return Next(session=replace(session, highlight=(int(event.key),)))
+    return Next(session=replace(session, highlight=(sent(event, "key", int),)))
 
 
 def _select_candidate(event: gr.EventData, session: Session) -> Next:
-    return Next(session=replace(session, candidate=int(event.key)))
+    return Next(session=replace(session, candidate=sent(event, "key", int)))
 
 
 # candidates -----------------------------------------------------------------------------------------------------------
