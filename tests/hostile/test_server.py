@@ -29,14 +29,14 @@ ROOT = Path(__file__).resolve().parents[2]
 class Attack:
     """A page on loopback with one case that nobody has confirmed, and one browser session that looks at it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, auth: list[tuple[str, str]] | None = None) -> None:
         """Serve the page; hold the worker's lock, so that what is asked for is not begun."""
         self.root = root
         self.case = make_case(root)
         self.lock = jobs.take_lock(self.case)
         (root / "models").mkdir()
         self.roots = Roots(cases=root / "cases", models=root / "models", demo=root / "demo", prompts=root / "prompts")
-        self.page, address = serve(self.roots, host="127.0.0.1", port=free_port(), auth=None)
+        self.page, address = serve(self.roots, host="127.0.0.1", port=free_port(), auth=auth)
         self.url = address.rstrip("/")
         self.session = uuid.uuid4().hex
         self.handlers = [one for one in self.page.config["dependencies"] if one["backend_fn"]]
@@ -206,6 +206,29 @@ def test_an_upload_is_limited_and_stays_where_uploads_go(attack: Attack) -> None
         assert SECRET not in answer
         assert "root:" not in answer
     assert files(attack.root) == before
+
+
+def test_with_passwords_nothing_is_called_without_one(tmp_path: Path) -> None:
+    made = Attack(tmp_path, auth=[("ann", "long password")])
+    try:
+        for path in (
+            "queue/join",
+            "upload",
+            "run/1",
+            "api/1",
+            "call/1",
+            "component_server",
+            "queue/data",
+            "file=/etc/passwd",
+        ):
+            body = b"{}" if not path.startswith(("queue/data", "file")) else None
+            status, _, said = made.send(f"/gradio_api/{path}", body, content_type="application/json")
+            assert status in (401, 403, 404), (path, status, said[:200])
+        assert made.send("/case/one/report.html")[0] == 401
+        assert made.send("/config")[0] == 401
+    finally:
+        made.page.close()
+        made.lock.release()
 
 
 def test_every_answer_carries_the_headers(attack: Attack) -> None:
