@@ -56,8 +56,6 @@ def test_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
         path = item.text
         for arguments in (
             ("status", f"--case={path}"),
-            ("audit", f"--case={path}"),
-            ("rules", f"--case={path}"),
             ("scan", f"--case={path}", f"--logs={path}"),
             ("triage", f"--model={path}", f"--report={path}", f"--case={path}"),
         ):

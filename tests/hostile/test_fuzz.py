@@ -26,7 +26,7 @@ from tests.unit.test_chat import assert_exact
 from tests.unit.test_injection import cut
 from tests.unit.test_report import full_case
 
-QUICK, LONG = 40, 10_000
+QUICK, LONG = 20, 10_000
 Fuzzed = Callable[[], None]
 
 WORDS = st.sampled_from([item.text for item in texts() if len(item.text) < 300])

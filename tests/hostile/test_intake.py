@@ -53,17 +53,22 @@ def test_texts_come_back_or_are_refused_in_one_line() -> None:
 
 
 def test_texts_come_back_from_the_case_folder(tmp_path: Path) -> None:
+    """All texts as the messages of few cases, and a case named after each of those that look like paths."""
     model, prompts = make_model(tmp_path / "model"), make_prompts(tmp_path / "prompts")
     roots = Roots(cases=tmp_path / "cases", models=tmp_path, demo=tmp_path, prompts=prompts)
-    for item in ITEMS:
-        report = read(item)
-        if report is None:
-            continue
+    taken = [item for item in ITEMS if not must_be_refused(item.text)]
+    halves = [
+        {"messages": [{"role": "user", "content": "x" + one.text} for one in taken[half::2]], "response": "y"}
+        for half in (0, 1)
+    ]
+    reports = [*halves, *(report_of(item.text) for item in taken if item.id.startswith("path"))]
+    for data in reports:
+        report = read_report(json.dumps(data))
         case = create_case(roots, report.id or "case", report, model, None)
-        assert CASE_ID.fullmatch(case.manifest.id), item.id
-        assert Case(case.path).report == report, item.id
+        assert CASE_ID.fullmatch(case.manifest.id), report.id
+        assert Case(case.path).report == report
         assert find_case(roots, case.manifest.id).path.parent == roots.cases
-    assert list_cases(roots)
+    assert len(list_cases(roots)) == len(reports)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "prompts", "cases"}
 
 

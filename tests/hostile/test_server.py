@@ -122,7 +122,10 @@ def test_raw_calls_of_every_endpoint_change_nothing_they_may_not(
     assert asked, "what needs no confirmation may be asked for"
     assert "repair" not in asked
     new = files(attack.root) - before
-    assert all(name.startswith(("cases/one/requests/", "cases/one/control", "cases/one/audit", "cases/one/lease")) for name in new), new
+    assert all(
+        name.startswith(("cases/one/requests/", "cases/one/control", "cases/one/audit", "cases/one/lease"))
+        for name in new
+    ), new
     assert not (attack.case.path / "confirmation.json").exists()
     assert Case(attack.case.path).manifest == attack.case.manifest
     assert not [record for record in caplog.records if "reference" in record.getMessage()], caplog.text[-3000:]
