@@ -391,4 +391,7 @@ def _idle_status(last: AnyEvent | None, n_events: int, alive: bool) -> CaseStatu
 
 
 def _seconds_since(moment: str) -> float:
-    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+    try:
+        return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
+    except (TypeError, ValueError):  # a time that was changed by hand says nothing
+        return 0.0
