@@ -78,7 +78,7 @@ function choose(row, node) {
 function download() {
   const quote = (raw) => {
     let text = String(raw);
-    if (typeof raw === "string" && /^[=+\-@\t\r]/.test(text)) text = "'" + text;
+    if (typeof raw === "string" && /^[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/.test(text)) text = "'" + text;
     return '"' + text.replace(/"/g, '""') + '"';
   };
   const head = [], pick = [];

@@ -16,7 +16,7 @@ from pathlib import Path
 from core.errors import ReportError
 from core.intake import parse_report
 
-LARGEST = 10_000
+LARGEST = 1_000
 """Characters a text may have to be shown on the page and in the report with all others; longer ones go through intake."""
 
 

@@ -14,7 +14,7 @@ UNITS = st.lists(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, 
 def cut(injected: Injected, prompt: str) -> str:
     """Return the text without its units and their single separators, last unit first."""
     text = injected.text
-    end_of_words = len(prompt.rstrip())
+    end_of_words = len(prompt.rstrip()) or len(prompt)  # white space alone has no word to stand behind
     removed_after = len(prompt) - end_of_words
     for start, end in reversed(injected.spans):
         at_end = len(text) - end == removed_after
