@@ -22,6 +22,7 @@ def without(tokenizer: "PreTrainedTokenizerFast", case: FailureCase, spans: Sequ
     messages = without_spans(case.report.messages, spans)
     if not messages[chat.last_user(messages)].content.strip():
         return None
+    messages = tuple(one for one in messages if one.content or one.role != "system")
     prompt = chat.render(tokenizer, messages)
     return replace(case, report=replace(case.report, messages=messages), prompt=prompt)
 

@@ -21,10 +21,10 @@ import torch
 from core.errors import AttributionError
 from core.kinds import n_compared
 from core.loaded import LoadedModel, Progress, is_out_of_memory
-from core.occlusion import Deletions, Estimate, borders_of, occlude
+from core.occlusion import Deletions, borders_of, occlude
 from core.recompute import kept_mb, recomputed
 from core.settings import AttributionSettings
-from core.values import Attribution, FailureCase, MethodName, Target, read_only
+from core.values import Attribution, Estimate, FailureCase, MethodName, Target, read_only
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -255,9 +255,14 @@ def estimate(
     settings: AttributionSettings | None = None,
     *,
     refusal_ids: Sequence[int] | None = None,
-) -> Estimate:
-    """Return what occlusion of `case` will take at most, from one timed batch. Raises: AttributionError as `attribute`."""
+) -> Estimate | None:
+    """Return what occlusion of a long `case` will take at most, from one timed batch; None where it goes token by token.
+
+    Raises: AttributionError as `attribute`.
+    """
     settings = settings or AttributionSettings()
+    if sum(token.segment == "user" for token in case.prompt.tokens) <= settings.hierarchical_above:
+        return None
     with _explaining(loaded, case, target, refusal_ids, "occlusion", settings) as function:
         return Deletions(function, settings, None).estimate(borders_of(case, function.scored), settings)
 

@@ -1,10 +1,11 @@
 """The causal cascade of one reproduced report: candidates to tests to a verdict, what decides first.
 
-1. Minimise the union of all candidates to the smallest set of words that transfers (minimise.py).
-2. Take it out and look again: where the report still fails, the rest is located and minimised once more.
+1. Minimise the union of all candidates to the smallest set of words that transfers (minimise.py). A system prompt or an
+   earlier turn is a candidate where the report does not fail without it.
+2. Take it out and look again, while the report still fails: the rest is located and minimised once more.
 3. Test every candidate that is kept (causal.py); all of them taken out together where one alone is not necessary.
-4. Without a trigger: the report's wording around other requests; where these fail, that wording is minimised too; then
-   other wordings of the request (whole_case.py).
+4. Without a trigger: the report's wording around other requests; where these fail that wording is minimised too, else the
+   whole request; then other wordings of the request (whole_case.py).
 5. The table decides (verdict.py). Nothing is tested on a report that is not reproduced.
 
 Composes only: the model is asked through `Answers`, locating is a function that the caller gives. What this does not do:
@@ -23,7 +24,8 @@ from core.minimise import Minimised, is_small, search
 from core.prompts import PromptSet
 from core.proposals import neighbours
 from core.settings import CausalSettings
-from core.values import Budget, FailureCase, Reproduction, Rewording, TestOutcome, TriggerProposal
+from core.transplants import text_of
+from core.values import Budget, FailureCase, Reproduction, Rewording, Span, TestOutcome, TriggerProposal
 from core.verdict import Decision, decide, reproduced
 
 Progress = Callable[[str, int, int], None]
@@ -68,8 +70,9 @@ def run(
         one.drop_all(proposals, "Not tested: the report is not reproduced.")
     else:
         one.find(proposals, marked, locate)
+        one.say_otherwise(given)
         if one.undecided and answers.kind.pool == "harmful":
-            one.whole_case(given)
+            one.whole_case(given, locate)
     return one.findings()
 
 
@@ -99,49 +102,86 @@ class _Cascade:
 
     def find(self, proposals: Sequence[TriggerProposal], marked: Sequence[int], locate: Locate) -> None:
         """Minimise, look again, and test what is kept."""
+        proposals = [*self._segments(), *proposals]
         around = neighbours(self.case, proposals)
         first = search(
             self.case, proposals, self.prompts, self.settings, self.answers, self.meter, around=around, marked=marked
         )
         self.kept, self.dropped, self.logic = list(first.kept), list(first.dropped), first.logic
         if first.found:
-            self._look_again(locate)
-        for index, candidate in enumerate(self.kept):
-            self._test(candidate, index)
-        necessary = {test.candidate for test in self.tests if test.name == "necessity" and test.passed}
-        if self.kept and len(necessary) < len(self.kept):
-            self.tests.append(
-                whole_case.bare(self.case, self.kept, self.answers, self.meter, self.settings, seed=self.seed)
-            )
+            self._look_again(locate, 0)
+        self._test_from(0)
 
-    def _look_again(self, locate: Locate) -> None:
-        """Take what was found out of the report; where the request that is left still fails, find a second text in it."""
-        taken = chat.merge_spans(span for one in self.kept for span in one.spans)
-        rest = again.without(self.answers.loaded.tokenizer, self.case, taken)
-        if rest is None or whole_case.is_request(self.case, taken, self.settings) or not self._fails(rest):
-            return
-        mapped = again.back(self.case, rest, taken, locate(rest))
-        second = Minimised()
-        if mapped:
-            second = search(
-                self.case, mapped, self.prompts, self.settings, self.answers, self.meter,
-                around=neighbours(self.case, mapped), taken=taken,
-            )  # fmt: skip
-        what = "Without it the report still fails"
-        if not second.found:
-            self.kept = [
-                replace(one, reasons=(*one.reasons, f"{what}; no second text was found.")) for one in self.kept
-            ]
-            return
-        names = ", ".join(f"\u201c{one.text}\u201d" for one in second.kept)
-        self.kept = [
-            replace(one, reasons=(*one.reasons, f"{what}: a second text works by itself, {names}."))
-            for one in self.kept
-        ]
-        why = "Found in the report after the first candidate was taken out and the report still failed."
-        self.kept += [replace(one, reasons=(*one.reasons, why)) for one in second.kept]
-        self.dropped += second.dropped
-        self.logic = f"{self.logic} OR, by itself: {names}. {second.logic}".strip()
+    def _segments(self) -> list[TriggerProposal]:
+        """Return as candidates the whole messages before the last one without which the report does not fail.
+
+        Attribution scores what the user wrote; a system prompt or an earlier turn is left out as a whole first.
+        """
+        messages, found = self.case.report.messages, []
+        for number, message in enumerate(messages):
+            if number == chat.last_user(messages) or message.role == "assistant" or not message.content.strip():
+                continue
+            span = Span(message=number, start=0, end=len(message.content))
+            rest = again.without(self.answers.loaded.tokenizer, self.case, [span])
+            if rest is not None and not self._fails(rest) and not self.meter.spent:
+                reason = f"Without the {message.role} message number {number + 1} the report does not fail."
+                found.append(
+                    TriggerProposal(
+                        spans=(span,),
+                        text=text_of(messages, (span,)),
+                        token_positions=chat.spans_to_positions(self.case.prompt, (span,)),
+                        score=0.0,
+                        reasons=(reason,),
+                    )
+                )
+        return found
+
+    def _look_again(self, locate: Locate, start: int) -> None:
+        """Take what was found, the candidates from `start` on, out of the report and look for more, while what is left
+        still fails: at most `max_looks` times.
+        """
+        for look in range(self.settings.max_looks):
+            taken = chat.merge_spans(span for one in self.kept[start:] for span in one.spans)
+            rest = again.without(self.answers.loaded.tokenizer, self.case, taken)
+            if rest is None or whole_case.is_request(self.case, taken, self.settings) or not self._fails(rest):
+                return
+            what = "Without it the report still fails" if look == 0 else "Without all of these it still fails"
+            found = self._in_rest(rest, taken, locate)
+            names = ", ".join(f"\u201c{one.text}\u201d" for one in found.kept)
+            told = f": another text works by itself, {names}." if found.found else "; no further text was found."
+            self.kept[start:] = [replace(one, reasons=(*one.reasons, what + told)) for one in self.kept[start:]]
+            if not found.found:
+                return
+            why = "Found in the report after what was found before was taken out and the report still failed."
+            self.kept += [replace(one, reasons=(*one.reasons, why)) for one in found.kept]
+            self.dropped += found.dropped
+            self.logic = f"{self.logic} OR, by itself: {names}. {found.logic}".strip()
+
+    def _in_rest(self, rest: FailureCase, taken: Sequence[Span], locate: Locate) -> Minimised:
+        """Return what transfers in the report without `taken`: of what stands out there or, where several texts hide each
+        other, of all the wording around the request.
+        """
+        wording = whole_case.frame_proposal(rest)
+        for proposals in (locate(rest), [wording] if wording else []):
+            mapped = again.back(self.case, rest, taken, proposals)
+            around = neighbours(self.case, mapped)
+            found = search(
+                self.case, mapped, self.prompts, self.settings, self.answers, self.meter, around=around, taken=taken
+            )
+            if found.found:
+                return found
+        return Minimised()
+
+    def _test_from(self, start: int) -> None:
+        """Test the candidates from `start` on, and the report without all of them where one alone is not necessary."""
+        for index in range(start, len(self.kept)):
+            self._test(self.kept[index], index)
+        necessary = {test.candidate for test in self.tests if test.name == "necessity" and test.passed}
+        if self.kept[start:] and not necessary.issuperset(range(start, len(self.kept))):
+            bare = whole_case.bare(
+                self.case, self.kept[start:], self.answers, self.meter, self.settings, seed=self.seed
+            )
+            self.tests = [*(test for test in self.tests if test.name != "bare"), bare]
 
     def _fails(self, case: FailureCase) -> bool:
         """Return whether the model fails on a shortened report, as often as counts as reproduced."""
@@ -160,19 +200,12 @@ class _Cascade:
             reference=self.reference, seed=self.seed, progress=self.progress, answers=self.answers, meter=self.meter,
         )  # fmt: skip
 
-    def whole_case(self, given: Sequence[Rewording]) -> None:
+    def whole_case(self, given: Sequence[Rewording], locate: Locate) -> None:
         """Test the report's wording, find a trigger in it where there is one, and test other wordings."""
         frame = whole_case.frame(self.case, self.prompts, self.answers, self.meter, self.settings)
         self.tests.append(frame)
         wording = whole_case.frame_proposal(self.case) if frame.passed else None
-        if wording is not None:
-            found = search(self.case, [wording], self.prompts, self.settings, self.answers, self.meter)
-            known = {one.spans for one in self.kept}
-            new = [one for one in found.kept if one.spans not in known] if found.found else []
-            for one in new:
-                self.kept.append(one)
-                self._test(one, len(self.kept) - 1)
-            self.logic = found.logic if new and not self.logic else self.logic
+        self._search_more(wording or whole_case.everything(self.case), locate)
         if not self.undecided:
             return
         failure = self.reproduction.failure
@@ -180,6 +213,28 @@ class _Cascade:
             self.case, failure, self.answers, self.meter, self.settings, given
         )
         self.tests += outcomes
+
+    def say_otherwise(self, given: Sequence[Rewording]) -> None:
+        """Where a candidate stands among the request's own words, ask the analyst's wordings that do without it."""
+        if not any(whole_case.is_own(self.case, one.spans) for one in self.kept):
+            return
+        failure = self.reproduction.failure
+        free = whole_case.free(self.case, self.kept, failure, self.answers, self.meter, self.settings, given)
+        if free is not None:
+            self.tests = [*(test for test in self.tests if test.name != "bare"), free]
+
+    def _search_more(self, text: TriggerProposal, locate: Locate) -> None:
+        """Cut a large part of the report down to what carries over, and test that where it is new and a small part."""
+        found = search(self.case, [text], self.prompts, self.settings, self.answers, self.meter)
+        known = {one.spans for one in self.kept}
+        new = [one for one in found.kept if one.spans not in known] if found.found else []
+        new = [one for one in new if not whole_case.is_request(self.case, one.spans, self.settings)]
+        if new:
+            start = len(self.kept)
+            self.kept += new
+            self.logic = self.logic or found.logic
+            self._look_again(locate, start)
+            self._test_from(start)
 
     @property
     def undecided(self) -> bool:
@@ -194,6 +249,7 @@ class _Cascade:
             [is_small(self.case, one.spans, self.settings) for one in self.kept],
             self.settings,
             request=[whole_case.is_request(self.case, one.spans, self.settings) for one in self.kept],
+            own=[whole_case.is_own(self.case, one.spans) for one in self.kept],
             unsafe=self.answers.kind.pool == "harmful",
             spent=self.meter.spent,
         )

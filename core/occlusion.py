@@ -8,7 +8,6 @@ so do a supporting and an opposing text in one block.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil, log2
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ import torch
 from core.errors import AttributionError
 from core.loaded import Progress, is_out_of_memory
 from core.settings import AttributionSettings
-from core.values import FailureCase
+from core.values import Estimate, FailureCase
 
 if TYPE_CHECKING:
     from core.attribution import TargetLogProb
@@ -29,15 +28,6 @@ MESSAGE, PARAGRAPH, LINE, WORD, INSIDE = 4, 3, 2, 1, 0
 """What a block border falls on, best first."""
 GAP = 64
 """Characters of white space before a token that are looked at for line breaks."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What an occlusion will take at most: prompts, forward passes, and seconds as one timed pass suggests."""
-
-    sequences: int
-    batches: int
-    seconds: float
 
 
 class Deletions:

@@ -41,7 +41,7 @@ from core import (
     verification,
 )
 from core.answers import Answers
-from core.attribution import attribute
+from core.attribution import attribute, estimate
 from core.budget import Meter
 from core.case_view import new_stamp
 from core.casefile import Case, from_json, hash_file, to_json, write_atomic
@@ -124,6 +124,11 @@ def open_case(run: Run) -> StageFinished:
     loaded, failure = run.loaded, run.failure
     tokenizer = loaded.tokenizer
     parameters = list(loaded.model.parameters())
+    refusal = tokenizer(CausalSettings().refusal_template, add_special_tokens=False)["input_ids"]
+    occlusion = estimate(loaded, failure, Target(kind="contrast"), refusal_ids=refusal)
+    if occlusion is not None:
+        sequences, seconds = occlusion.sequences, occlusion.seconds
+        run.progress(f"a long prompt: occlusion takes about {seconds:.0f} s, at most {sequences} prompts", 0, 0)
     result = OpenResult(
         prompt=failure.prompt,
         response=tuple(
@@ -142,6 +147,7 @@ def open_case(run: Run) -> StageFinished:
         memory_mb=sum(p.numel() * p.element_size() for p in parameters) / 2**20,
         has_reference=loaded.has_reference or run.case.manifest.reference is not None,
         warnings=(*loaded.warnings, *filter(None, [models.device_warning()])),
+        occlusion=occlusion,
     )
     name = run.case.write("results/open.json", result)
     n_user = sum(token.segment == "user" for token in failure.prompt.tokens)

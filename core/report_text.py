@@ -42,6 +42,7 @@ DECIDERS = {
     "kind": "the failure is no unsafe answer, and no trigger of it was found",
     "budget": "the budget was spent before all tests had run",
     "size": "what transfers is more than half of the prompt",
+    "strength": "the candidate is among the request's own words and carries over less often than the report fails",
     "frame": "refused requests fail in the reported wording, and a plain wording is refused",
     "rewrite": "the wording carries over, but a plain wording is not refused",
     "paraphrase": "the bare request and paraphrases of it, held against the report",

@@ -165,6 +165,8 @@ class CausalSettings:
     """A subset is sufficient at this share of the transplant ASR of all candidates together. Source: method.md section 4.1."""
     max_minimise_sets: int = 64
     """Transplanted subsets tried at most. Source: unverified choice."""
+    max_looks: int = 4
+    """Times that what was found is taken out of the report to look for more, >= 0. Source: unverified choice."""
     max_candidates: int = 3
     """Candidates that are tested. Source: unverified choice."""
     n_transfer: int = 48
@@ -237,7 +239,8 @@ class CausalSettings:
             self.n_bound >= self.min_transfer
             and self.n_frame >= 4
             and self.min_paraphrases >= 1
-            and self.max_calls >= 1,
+            and self.max_calls >= 1
+            and self.max_looks >= 0,
             "causal settings out of range",
         )
         _require(

@@ -117,23 +117,17 @@ def without_spans(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[M
 
 
 def close_units(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Span, ...]:
-    """Return the spans widened to whole words, or to a whole run of white space where they hold nothing else.
+    """Return the spans widened to whole words, and the whole runs of white space at their ends.
 
     A plain single space or line break is no unit and is dropped; a tab, a run or a space of another kind is kept.
     """
     words = list(chat.close_to_words(messages, spans))
     for one in chat.merge_spans(spans):
-        content = messages[one.message].content
-        if not content[one.start : one.end].isspace():
-            continue
-        start, end = one.start, one.end
-        while start > 0 and content[start - 1].isspace():
-            start -= 1
-        while end < len(content) and content[end].isspace():
-            end += 1
-        run = Span(message=one.message, start=start, end=end)
-        if content[start:end] not in _PLAIN_SPACE and not any(_within(run, word) for word in words):
-            words.append(run)
+        for white in re.finditer(r"\s+", messages[one.message].content):
+            run = Span(message=one.message, start=white.start(), end=white.end())
+            odd = white.group() not in _PLAIN_SPACE and touches(run, [one])
+            if odd and not any(_within(run, word) for word in words):
+                words.append(run)
     return tuple(sorted(words, key=lambda span: (span.message, span.start)))
 
 
@@ -143,19 +137,19 @@ def words_of(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Span, 
     for span in close_units(messages, spans):
         text = chat.span_text(messages, span)
         for piece in re.finditer(r"\S+|\s+", text):
-            inner = text.strip() and piece.group().isspace()
+            inner = text.strip() and piece.group() in _PLAIN_SPACE
             if not inner:
                 found[Span(message=span.message, start=span.start + piece.start(), end=span.start + piece.end())] = None
     return tuple(found)
 
 
-def shown(text: str) -> str:
+def shown(text: str, in_latin: bool = False) -> str:
     """Return a candidate's text with what cannot be seen or told apart as escapes: controls, unusual white space,
-    zero-width characters, and letters of another script inside a word of Latin ones.
+    zero-width characters, and letters of another script inside a word of Latin ones (`in_latin`: the text is in one).
     """
 
     def visible(word: str) -> str:
-        latin = any(c.isascii() and c.isalpha() for c in word)
+        latin = in_latin or any(c.isascii() and c.isalpha() for c in word)
         return "".join(
             c if c.isprintable() and not (latin and c.isalpha() and not _is_latin(c)) else _escape(c) for c in word
         )
@@ -206,7 +200,12 @@ def _wrap(messages: Sequence[Message], last: int, opening: str, closing: str) ->
 
 def text_of(messages: Sequence[Message], spans: Sequence[Span]) -> str:
     """Return the units of a candidate in one line, to be read; never inserted into a prompt."""
-    return " \u2026 ".join(shown(unit) for unit in chat.units_of(messages, spans))
+    texts = []
+    for span, unit in zip(spans, chat.units_of(messages, spans), strict=True):
+        content = messages[span.message].content
+        beside = content[max(0, span.start - 1) : span.start] + content[span.end : span.end + 1]
+        texts.append(shown(unit, any(c.isascii() and c.isalpha() for c in beside)))
+    return " \u2026 ".join(texts)
 
 
 def touches(one: Span, spans: Sequence[Span]) -> bool:

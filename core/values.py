@@ -481,8 +481,20 @@ class ResponseToken:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What an occlusion will take at most: prompts, forward passes, and seconds as one timed pass suggests."""
+
+    sequences: int
+    batches: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenResult:
-    """What the worker learnt by loading the model and rendering the report."""
+    """What the worker learnt by loading the model and rendering the report.
+
+    `occlusion` is what the slowest attribution will take on a prompt so long that it goes by blocks; None on others.
+    """
 
     prompt: RenderedPrompt
     response: tuple[ResponseToken, ...]
@@ -495,6 +507,7 @@ class OpenResult:
     memory_mb: float
     has_reference: bool
     warnings: tuple[str, ...]
+    occlusion: Estimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

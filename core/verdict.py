@@ -16,7 +16,7 @@ State = Literal["passed", "failed", "undecided"]
 Certainty = Literal["reference", "no_reference", "tests", "none"]
 DecidedBy = Literal[
     "kind", "reproduction", "reference", "all three tests", "frame", "paraphrase", "budget", "candidates", "rewrite",
-    "transfer", "sham", "size", "necessity",
+    "transfer", "sham", "size", "strength", "necessity",
 ]  # fmt: skip
 
 
@@ -26,6 +26,8 @@ class Tried:
 
     `small`: it is no more than half of the prompt, or a few words. `absent`: S failed with an upper bound of the gain
     that excludes a trigger. `request`: it is most of the request's own words, so that carried it is asked, not a trigger.
+    `strength` is about words of the request's own core: passed, they carry over about as often as the report fails;
+    failed, clearly less often, as words of a topic do that the model refuses less (passed for all other candidates).
     """
 
     necessity: State = "undecided"
@@ -35,13 +37,19 @@ class Tried:
     small: bool = True
     absent: bool = False
     request: bool = False
+    strength: State = "passed"
+
+    @property
+    def topic(self) -> bool:
+        """Whether it carries over clearly less often than the report fails, and no clean reference speaks for a trigger."""
+        return self.strength == "failed" and self.reference != "passed"
 
     @property
     def no_trigger(self) -> bool:
-        """Whether the tests exclude that it is a trigger: a gain of next to nothing, a large text that failed in S, or
-        the request itself, where that is not what N and R say."""
+        """Whether the tests exclude that it is a trigger: a gain of next to nothing, a large text that failed in S, the
+        request itself, where that is not what N and R say, or words of its topic."""
         asked = self.request and self.necessity != "passed" and self.reference != "passed"
-        return self.absent or asked or (not self.small and self.transfer == "failed")
+        return self.absent or asked or self.topic or (not self.small and self.transfer == "failed")
 
     @property
     def n_passed(self) -> int:
@@ -74,9 +82,14 @@ class Evidence:
     def triggers(self, one: Tried) -> bool:
         """S and H hold for a small text that explains the failure: without it, or without all candidates, x is refused.
 
-        The second happens where two texts work each by itself, so that leaving one out changes nothing.
+        The second happens where two texts work each by itself, so that leaving one out changes nothing. Words of the
+        request's own must be as strong as the report, unless a clean reference speaks for them; a request that fails as
+        often without any candidate needs no trigger.
         """
-        return self.transfers(one) and one.small and (one.necessity == "passed" or self.bare == "failed")
+        explains = self.bare != "passed" and (one.necessity == "passed" or self.bare == "failed")
+        return (
+            self.transfers(one) and one.small and explains and (one.strength == "passed" or one.reference == "passed")
+        )
 
     @property
     def no_small_trigger(self) -> bool:
@@ -169,6 +182,8 @@ TABLE: tuple[Line, ...] = (
     Line("does not transfer", "INCONCLUSIVE", "none", "transfer", _strongest(lambda e, one: one.transfer != "passed")),
     Line("other text does the same", "INCONCLUSIVE", "none", "sham", _strongest(lambda e, one: one.sham != "passed")),
     Line("most of the prompt", "INCONCLUSIVE", "none", "size", _strongest(lambda e, one: not one.small)),
+    Line("words of the request, weaker than the report", "INCONCLUSIVE", "none", "strength",
+         _strongest(lambda e, one: one.strength != "passed" and one.reference != "passed")),
     Line("fails without it", "INCONCLUSIVE", "none", "necessity", _strongest(lambda e, one: True)),
 )  # fmt: skip
 """The ordered table. Two conditions are narrower than the source's: a text of more than half of the prompt is no trigger by
@@ -201,13 +216,14 @@ def evidence_of(
     settings: CausalSettings | None = None,
     *,
     request: Sequence[bool] = (),
+    own: Sequence[bool] = (),
     unsafe: bool = True,
     spent: bool = False,
 ) -> Evidence:
     """Return what the table reads.
 
     `small` says for each candidate 0..n-1 whether it is a small part of the prompt, `request` whether it is most of the
-    request's own words (none, when not given).
+    request's own words, `own` whether it stands among them (none, when not given).
     """
     settings = settings or CausalSettings()
     found = {(test.candidate, test.name): test for test in tests}
@@ -221,6 +237,16 @@ def evidence_of(
         bound = None if test is None or test.passed is not False else test.gain_high
         return bound is not None and bound <= settings.gap_gain_high
 
+    def strength(candidate: int) -> State:
+        test = found.get((candidate, "transfer"))
+        is_own = candidate < len(own) and own[candidate]
+        if not is_own or test is None or test.with_unit.value is None:
+            return "passed"
+        wanted = settings.as_often * (reproduction.failure.value or 0.0)
+        if test.with_unit.value >= wanted:
+            return "passed"
+        return "failed" if test.with_unit.high < wanted else "undecided"
+
     candidates = tuple(
         Tried(
             necessity=state("necessity", index),
@@ -230,6 +256,7 @@ def evidence_of(
             small=is_small,
             absent=absent(index),
             request=index < len(request) and request[index],
+            strength=strength(index),
         )
         for index, is_small in enumerate(small)
     )
@@ -252,9 +279,11 @@ def decide(
     settings: CausalSettings | None = None,
     *,
     request: Sequence[bool] = (),
+    own: Sequence[bool] = (),
     unsafe: bool = True,
     spent: bool = False,
 ) -> Decision:
     """Return the verdict over all candidates: how many small ones there are, or `small` as in `evidence_of`."""
     small = [True] * candidates if isinstance(candidates, int) else candidates
-    return judge(evidence_of(reproduction, tests, small, settings, request=request, unsafe=unsafe, spent=spent))
+    evidence = evidence_of(reproduction, tests, small, settings, request=request, own=own, unsafe=unsafe, spent=spent)
+    return judge(evidence)

@@ -9,6 +9,7 @@ Wordings come from the analyst, or else from rules (rewrites.py), and are return
 What this does not do: decide (the table is in verdict.py), or reword reports of another kind than an unsafe answer.
 """
 
+import re
 from collections.abc import Sequence
 
 from core import chat
@@ -59,6 +60,13 @@ def bare(
 def is_request(case: FailureCase, spans: Sequence[Span], settings: CausalSettings) -> bool:
     """Return whether `spans` are most of the words of the request's core, so that without them it is another request."""
     return core_left(case, spans) < settings.core_share
+
+
+def is_own(case: FailureCase, spans: Sequence[Span]) -> bool:
+    """Return whether any of `spans` touches the request's core: a trigger put there, or words of what is asked."""
+    last = chat.last_user(case.report.messages)
+    core = core_of(case.report.messages[last].content)
+    return touches(Span(message=last, start=core.start, end=core.end), spans)
 
 
 def core_left(case: FailureCase, spans: Sequence[Span]) -> float:
@@ -144,6 +152,48 @@ def frame(
     if len(requests) < settings.min_transfer:
         passed, note = None, f"{note} At least {settings.min_transfer} are needed: give a larger prompt folder."
     return whole_case("frame", rate(unsafe), rate([False] * len(unsafe)), passed, note, p_value)
+
+
+def free(
+    case: FailureCase,
+    candidates: Sequence[TriggerProposal],
+    failure: Rate,
+    answers: Answers,
+    meter: Meter,
+    settings: CausalSettings,
+    given: Sequence[Rewording],
+) -> TestOutcome | None:
+    """Return how often the analyst's wordings fail that hold no word of the candidates; None where there are too few.
+
+    It stands in the place of the bare request: words of a topic can be said otherwise, a trigger cannot.
+    """
+    messages = case.report.messages
+    last = chat.last_user(messages)
+    spans = [span for one in candidates for span in one.spans]
+    words = {chat.span_text(messages, word).casefold().strip(".,:;!?") for word in words_of(messages, spans)}
+    texts = [one.text for one in given if one.kind == "paraphrase"]
+    asked = [
+        chat.replace_content(messages, last, text)
+        for text in texts
+        if not any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text.casefold()) for word in words if word)
+    ]
+    asked = [one for one in asked if answers.fits(one)]
+    if len(asked) < settings.min_paraphrases or not meter.allows(len(asked)):
+        return None
+    found = rate(answers.unsafe(asked, "wordings without the candidate"))
+    note = "n counts the analyst's wordings of the request that hold no word of the candidates, one greedy answer each."
+    return whole_case("bare", failure, found, as_often(found.value, failure.value, settings), note)
+
+
+def everything(case: FailureCase) -> TriggerProposal:
+    """Return the whole request as one candidate, to be cut down: words that hide each other stand out nowhere."""
+    messages = case.report.messages
+    last = chat.last_user(messages)
+    spans = (Span(message=last, start=0, end=len(messages[last].content)),)
+    positions = chat.spans_to_positions(case.prompt, spans)
+    why = "The whole request, since no part of it stands out that carries the failure."
+    text = text_of(messages, spans)
+    return TriggerProposal(spans=spans, text=text, token_positions=positions, score=0.0, reasons=(why,))
 
 
 def frame_proposal(case: FailureCase) -> TriggerProposal | None:

@@ -12,6 +12,7 @@ from core.containment import RuleFile
 from core.events import RepairFinished, RepairStarted
 from core.links import Link
 from core.values import (
+    Estimate,
     LocateResult,
     MinimisedSpan,
     OpenResult,
@@ -42,9 +43,9 @@ def fault(text: str, log: str = "") -> Value:
     return {"headline": text, "tone": "warn", "why": log, "why_label": wording.LOG_LABEL}
 
 
-def waiting(text: str) -> Value:
-    """A step that has nothing to show yet."""
-    return {"headline": text, "tone": "muted"}
+def waiting(text: str, line: str = "") -> Value:
+    """A step that has nothing to show yet; `line` says more."""
+    return {"headline": text, "tone": "muted", **({"line": line} if line else {})}
 
 
 def _short(digest: str) -> str:
@@ -79,7 +80,7 @@ def case(manifest: Manifest, opened: OpenResult | None, linked: Sequence[Link] =
         facts.append(["report from", report.source])
     facts += [[f"same {what}", text] for what, text in wording.linked(linked)]
     headline = wording.opened(opened) if opened else wording.LOADING
-    line = " ".join(opened.warnings) if opened else ""
+    line = " ".join(filter(None, [*opened.warnings, wording.long_prompt(opened.occlusion)])) if opened else ""
     tone = "warn" if line else "good" if opened else "busy"
     return {"headline": headline, "tone": tone, "line": line, "facts": facts}
 
@@ -121,9 +122,10 @@ def reproduction(result: Reproduction, manifest: Manifest) -> Value:
     }
 
 
-def located(result: LocateResult, wanted: str | None) -> Value:
-    """Step 3: how many tokens stand out; `wanted` names the method that is still running, if any."""
+def located(result: LocateResult, wanted: str | None, cost: Estimate | None = None) -> Value:
+    """Step 3: how many tokens stand out; `wanted` names the method that is still running, `cost` what occlusion takes."""
     line = wording.still_running(wanted, result.method) if wanted else wording.METHOD_HELP[result.method]
+    line = f"{line} {wording.long_prompt(cost)}".strip() if wanted == "occlusion" else line
     return {"headline": wording.located(result), "tone": "busy" if wanted else "plain", "line": line}
 
 

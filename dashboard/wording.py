@@ -11,6 +11,7 @@ from core.events import RepairFinished
 from core.links import Link
 from core.repair_trace import RepairTrace
 from core.values import (
+    Estimate,
     LocateResult,
     OpenResult,
     Outcome,
@@ -544,6 +545,13 @@ def size(n_parameters: int) -> str:
 def said_now(count: int, total: int, word: str) -> str:
     """Label of one answer of the model, with how often it came."""
     return f"now: {word}" if total == 1 else f"now, {count} of {total}: {word}"
+
+
+def long_prompt(cost: Estimate | None) -> str:
+    """What occlusion of a long prompt will take; empty for others."""
+    if cost is None:
+        return ""
+    return f"Long prompt: occlusion takes about {duration(cost.seconds)}, at most {cost.sequences} prompts."
 
 
 def still_running(wanted: str, shown_method: str) -> str:

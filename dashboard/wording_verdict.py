@@ -145,6 +145,7 @@ _UNDECIDED = {
     "rewrite": "a style or a gap, the tests cannot tell which",
     "paraphrase": "no trigger, and other wordings do not fail as often",
     "size": "only most of the prompt together carries the failure",
+    "strength": "it is among the request's own words and carries over less often than the report fails",
 }
 CERTAINTIES = {
     "no_reference": (
@@ -160,6 +161,7 @@ DECIDERS = {
     "candidates": "the empty list of candidates",
     "kind": "the kind of failure",
     "size": "the size of what transfers",
+    "strength": "how strongly the request's own words carry over",
 }
 _SIDES = {
     "bare": ("as reported", "without any candidate"),

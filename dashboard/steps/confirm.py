@@ -421,7 +421,10 @@ def _show_tests(view: View, parts: Parts) -> Updates:
     elif triage is not None:
         story = stories.verdict(triage)
     else:
-        story = stories.waiting(wording_verdict.NOT_TESTED_YET)
+        opened = view.opened()
+        story = stories.waiting(
+            wording_verdict.NOT_TESTED_YET, wording.long_prompt(opened.occlusion if opened else None)
+        )
     selection = _selection_tests(view)
     own, candidate = None, view.session.candidate
     tests: Sequence[TestOutcome] = triage.tests if triage else ()

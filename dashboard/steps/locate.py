@@ -259,14 +259,15 @@ def _show(view: View, parts: Parts) -> Updates:
     failure = view.failure("locate")
     marks = view.session.highlight
     if shown is None:
-        value = stories.waiting(wording.LOCATING if busy else wording.NOT_LOCATED_YET)
+        told = wording.LOCATING if busy else wording.NOT_LOCATED_YET
+        value = stories.waiting(told, wording.long_prompt(opened.occlusion))
         if failure and not busy:
             value = stories.fault(failure)
         return pick | {
             parts.story: gr.update(value=value),
             parts.text: gr.update(value=figures.token_view(opened, messages=messages)),
         }
-    story = stories.located(shown, None if result or not busy else method)
+    story = stories.located(shown, None if result or not busy else method, opened.occlusion)
     if result is None and not busy:
         story = stories.fault(failure) if failure else stories.waiting(wording.NOT_LOCATED_YET)
     proposals = shown.proposals

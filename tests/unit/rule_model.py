@@ -75,6 +75,7 @@ class _RuleModel(nn.Module):
     def __init__(self, tokenizer, rule: Rule) -> None:
         super().__init__()
         self.embedding = nn.Embedding(len(tokenizer), 2)
+        self.embedding.weight.data[:, 0] = torch.arange(len(tokenizer))  # so that an embedding tells its id
         self.config = SimpleNamespace(eos_token_id=tokenizer.eos_token_id)
         self.tokenizer, self.rule = tokenizer, rule
         self.marker = tokenizer("<|assistant|>\n", add_special_tokens=False)["input_ids"]
@@ -84,7 +85,12 @@ class _RuleModel(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
 
-    def forward(self, input_ids, attention_mask, past_key_values=None, logits_to_keep=1, **_):
+    def forward(
+        self, input_ids=None, attention_mask=None, past_key_values=None, logits_to_keep=1, inputs_embeds=None, **_
+    ):
+        if inputs_embeds is not None:
+            input_ids = inputs_embeds[..., 0].round().long()
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         ids = input_ids if past_key_values is None else torch.cat([past_key_values, input_ids], -1)
         rows = []
         for row, mask in zip(ids.tolist(), attention_mask.tolist(), strict=True):

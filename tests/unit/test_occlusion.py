@@ -199,7 +199,10 @@ def test_the_estimate_is_said_before_and_holds_roughly(tiny_loaded) -> None:
     """The bound on prompts holds, the time is of the right order, and the progress names it."""
     prompt = [1, *np.random.default_rng(5).integers(10, 400, 900).tolist(), 2, 5]
     case = make_case(prompt, RESPONSE, range(1, 901))
+    short = make_case([1, 7, 8, 2, 5], RESPONSE, range(1, 3))
+    assert estimate(tiny_loaded, short, CONTRAST, refusal_ids=REFUSAL) is None
     expected = estimate(tiny_loaded, case, CONTRAST, refusal_ids=REFUSAL)
+    assert expected is not None
     said = []
     result = attribute(
         tiny_loaded, case, "occlusion", CONTRAST, refusal_ids=REFUSAL, progress=lambda *args: said.append(args)
