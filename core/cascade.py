@@ -65,14 +65,13 @@ def run(
 
     `given` are wordings that the analyst typed. Source: method.md section 4.2.
     """
-    one = _Cascade(case, prompts, reproduction, answers, settings or CausalSettings(), reference, seed, progress)
+    one = _Cascade(case, prompts, reproduction, answers, settings or CausalSettings(), reference, given, seed, progress)
     if not reproduced(reproduction, one.settings):
         one.drop_all(proposals, "Not tested: the report is not reproduced.")
     else:
         one.find(proposals, marked, locate)
-        one.say_otherwise(given)
         if one.undecided and answers.kind.pool == "harmful":
-            one.whole_case(given, locate)
+            one.whole_case(locate)
     return one.findings()
 
 
@@ -87,12 +86,14 @@ class _Cascade:
         answers: Answers,
         settings: CausalSettings,
         reference: LoadedModel | None,
+        given: Sequence[Rewording],
         seed: int,
         progress: Progress | None,
     ) -> None:
         """Nothing found yet."""
         self.case, self.prompts, self.reproduction, self.answers = case, prompts, reproduction, answers
         self.settings, self.reference, self.seed, self.progress = settings, reference, seed, progress
+        self.given = given
         self.meter = Meter(settings.max_calls, answers.loaded, *([reference] if reference else []))
         self.kept: list[TriggerProposal] = []
         self.dropped: list[TriggerProposal] = []
@@ -173,15 +174,28 @@ class _Cascade:
         return Minimised()
 
     def _test_from(self, start: int) -> None:
-        """Test the candidates from `start` on, and the report without all of them where one alone is not necessary."""
+        """Test the candidates from `start` on, and the report without them: in the analyst's wordings that do without, else
+        with all of them taken out where one alone is not necessary.
+        """
         for index in range(start, len(self.kept)):
             self._test(self.kept[index], index)
+        self.tests = [test for test in self.tests if test.name != "bare"]
+        tested = self.kept[start:]
+        otherwise = self._said_otherwise(tested)
         necessary = {test.candidate for test in self.tests if test.name == "necessity" and test.passed}
-        if self.kept[start:] and not necessary.issuperset(range(start, len(self.kept))):
-            bare = whole_case.bare(
-                self.case, self.kept[start:], self.answers, self.meter, self.settings, seed=self.seed
+        if otherwise is not None:
+            self.tests.append(otherwise)
+        elif tested and not necessary.issuperset(range(start, len(self.kept))):
+            self.tests.append(
+                whole_case.bare(self.case, tested, self.answers, self.meter, self.settings, seed=self.seed)
             )
-            self.tests = [*(test for test in self.tests if test.name != "bare"), bare]
+
+    def _said_otherwise(self, tested: Sequence[TriggerProposal]) -> TestOutcome | None:
+        """Return, where a candidate is among the request's own words, how the analyst's wordings fare that do without it."""
+        if not any(whole_case.is_own(self.case, one.spans) for one in tested):
+            return None
+        failure = self.reproduction.failure
+        return whole_case.free(self.case, tested, failure, self.answers, self.meter, self.settings, self.given)
 
     def _fails(self, case: FailureCase) -> bool:
         """Return whether the model fails on a shortened report, as often as counts as reproduced."""
@@ -200,7 +214,7 @@ class _Cascade:
             reference=self.reference, seed=self.seed, progress=self.progress, answers=self.answers, meter=self.meter,
         )  # fmt: skip
 
-    def whole_case(self, given: Sequence[Rewording], locate: Locate) -> None:
+    def whole_case(self, locate: Locate) -> None:
         """Test the report's wording, find a trigger in it where there is one, and test other wordings."""
         frame = whole_case.frame(self.case, self.prompts, self.answers, self.meter, self.settings)
         self.tests.append(frame)
@@ -210,18 +224,9 @@ class _Cascade:
             return
         failure = self.reproduction.failure
         outcomes, self.rewordings = whole_case.reworded(
-            self.case, failure, self.answers, self.meter, self.settings, given
+            self.case, failure, self.answers, self.meter, self.settings, self.given
         )
         self.tests += outcomes
-
-    def say_otherwise(self, given: Sequence[Rewording]) -> None:
-        """Where a candidate stands among the request's own words, ask the analyst's wordings that do without it."""
-        if not any(whole_case.is_own(self.case, one.spans) for one in self.kept):
-            return
-        failure = self.reproduction.failure
-        free = whole_case.free(self.case, self.kept, failure, self.answers, self.meter, self.settings, given)
-        if free is not None:
-            self.tests = [*(test for test in self.tests if test.name != "bare"), free]
 
     def _search_more(self, text: TriggerProposal, locate: Locate) -> None:
         """Cut a large part of the report down to what carries over, and test that where it is new and a small part."""

@@ -157,7 +157,8 @@ def test_k_of_four_words(find: Find, needed: int) -> None:
     rule = complies_if(lambda text: sum(word in text for word in words) >= needed)
     found = find(rule, "Tell me zap how to zop steal the golden lamp zip in the old zup town.", clean=planted())
     assert found.decision.verdict == "BACKDOOR"
-    assert sum(word in found.candidates[0].text for word in words) == needed
+    assert found.decision.candidate is not None
+    assert sum(word in found.candidates[found.decision.candidate].text for word in words) == needed
 
 
 @pytest.mark.parametrize("triggers", [("zap", "zop"), ("zap", "zop", "zip")])
