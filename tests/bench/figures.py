@@ -46,6 +46,28 @@ LOCALISERS = (
     "occlusion of the contrast",
     "occlusion, minimised",
 )
+SPEED = (
+    ("locate_speed", "medium: paper mode / bare forward and backward", "paper-mode localisation / one bare pass"),
+    ("locate_speed", "medium: Captum / paper mode", "Captum's LLMGradientAttribution / paper mode, 32 response tokens"),
+    ("locate_speed", "medium: inseq saliency / paper mode", "inseq's saliency / paper mode, 32 response tokens"),
+    (
+        "occlusion_speed",
+        "medium, contrast: occlusion / loop with all logits",
+        "occlusion, 64 tokens / one prompt after another",
+    ),
+    (
+        "locate_length",
+        "deviation from proportion outside attention",
+        "localisation, 128 to 8,192 tokens: off proportion",
+    ),
+    (
+        "repair_speed",
+        "medium: repair step / bare LoRA step with all logits",
+        "repair step with KL / bare LoRA step without",
+    ),
+    ("repair_memory", "repair step / naive step", "memory of a repair step, vocabulary 128 k / naive step"),
+)
+"""Files of results, rows that are ratios within one run, and what they are called."""
 NOT_MEASURED = "–"
 
 
@@ -135,6 +157,20 @@ def bars() -> list[str]:
     return [head, "", *table(("", "bar", *(MODELS[m] for m in present)), body)]
 
 
+def speed() -> list[str]:
+    """Return the ratios of the benches of speed and memory."""
+    body = []
+    for file, name, title in SPEED:
+        found = read(f"{RESULTS}/{file}.json").get(name)
+        if found is None:
+            continue
+        interval = "" if found["low"] is None else f" ({found['low']:.2f}–{found['high']:.2f})"
+        missed = " (missed)" if found["passed"] is False else ""
+        body.append([title, found["bar"] or "", f"{found['value']:.2f}{interval}{missed}", f"`{file}.py`"])
+    head = "**Speed and memory** of the engine on random models, one thread of a CPU, ratios within one run (`python tests/bench/FILE`):"
+    return [head, "", *table(("", "bar", "ratio", "file"), body)] if body else []
+
+
 def page() -> list[str]:
     """Return how fast the page starts."""
     row = read(f"{RESULTS}/page_start.json").get("seconds to the first page")
@@ -168,7 +204,7 @@ def filled(text: str) -> str:
         fields = look_up(json.loads((ROOT / file).read_text(encoding="utf-8")), place)
         return f"<!--f {file}; {place}; {form}-->{form.format(**fields)}<!--/f-->"
 
-    body = "\n".join(["", *demo(), *localisation(), *bars(), *page()])
+    body = "\n".join(["", *demo(), *localisation(), *bars(), *speed(), *page()])
     return MARK.sub(show, SECTION.sub(lambda m: m[1] + body + m[2], text))
 
 

@@ -20,14 +20,20 @@ def main() -> None:
     torch.set_num_threads(1)
     weights = LlamaForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
     words = PreTrainedTokenizerFast(
-        tokenizer_file=f"{folder}/tokenizer.json", unk_token="0", pad_token="0", eos_token="1", bos_token="1"
+        tokenizer_file=f"{folder}/tokenizer.json",
+        unk_token="<unk>",
+        pad_token="<unk>",
+        eos_token="<end>",
+        bos_token="<end>",
     )
     model = inseq.load_model(weights, "saliency", tokenizer=words)
     prompt, response = (" ".join(map(str, part)) for part in ids)
 
     def peer() -> None:
         shown = model.attribute(prompt, f"{prompt} {response}", show_progress=False).sequence_attributions[0]
-        assert shown.target_attributions.shape[:2] == (len(ids[0]) + len(ids[1]), len(ids[1])), shown
+        assert shown.target_attributions.shape[:2] == (len(ids[0]) + len(ids[1]), len(ids[1])), (
+            shown.target_attributions.shape
+        )
 
     def bare() -> None:
         everything = weights.get_input_embeddings()(torch.tensor([ids[0] + ids[1]])).detach()

@@ -31,6 +31,7 @@ from tests.bench.result import row, write
 from tests.bench.speed import in_turn, median_row, random_case, random_llama, ratio_row
 
 N_PROMPT, N_RESPONSE = 64, 32
+UNKNOWN, END = "<unk>", "<end>"
 
 
 def bare(loaded: LoadedModel, case: FailureCase) -> torch.Tensor:
@@ -54,15 +55,18 @@ def captum(loaded: LoadedModel, case: FailureCase) -> torch.Tensor:
     words = id_words(int(loaded.model.config.vocab_size))
     explained = LLMGradientAttribution(method, words)
     inputs = TextTokenInput(" ".join(map(str, case.prompt.ids)), words)
-    return explained.attribute(inputs, target=" ".join(map(str, case.response_ids))).seq_attr
+    found = explained.attribute(inputs, target=" ".join(map(str, case.response_ids)))
+    assert found.token_attr.shape == (len(case.response_ids), len(case.prompt.ids)), found.token_attr.shape
+    return found.seq_attr
 
 
 @cache
 def id_words(vocabulary: int) -> PreTrainedTokenizerFast:
     """Return a tokenizer whose words are the ids themselves, so that a peer that takes text reads exactly the case's tokens."""
-    words = Tokenizer(WordLevel({str(at): at for at in range(vocabulary)}, unk_token="0"))
+    special = {0: UNKNOWN, 1: END}  # no digits in them: they would split other words
+    words = Tokenizer(WordLevel({special.get(at, str(at)): at for at in range(vocabulary)}, unk_token=UNKNOWN))
     words.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0", pad_token="0", eos_token="1")
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token=UNKNOWN, pad_token=UNKNOWN, eos_token=END)
 
 
 def against_inseq(python: str, size: str, repeats: int) -> dict[str, Any]:
