@@ -184,6 +184,29 @@ def page() -> list[str]:
     )
 
 
+def faults() -> list[str]:
+    """Return how kills and hours of work were survived."""
+    kills, soak = read(f"{RESULTS}/kills.json"), read(f"{RESULTS}/soak.json")
+    lines = []
+    if kills:
+        n, bad = kills["kills"]["value"], kills["kills with any problem"]["value"]
+        lines += [
+            f"**Killed at random points of every stage** (tiny model, SIGKILL): {n:.0f} of 200 kills were run; after {bad:.0f} of "
+            f"them something was lost, unreadable or misreported, or the same question was not answered; slowest honest "
+            f"status {kills['slowest honest status, s']['value']:.2f} s (`python tests/bench/kills.py --log FILE`).",
+            "",
+        ]
+    if soak:
+        grown = [f"{who} {100 * soak[f'{who}: growth of memory']['value']:+.1f} %" for who in ("page", "worker")]
+        files = [f"{who} {soak[f'{who}: growth of open files']['value']:+.0f}" for who in ("page", "worker")]
+        lines += [
+            f"**Two analysts at work for {soak['minutes']['value']:.0f} minutes** of the 120 that are asked: memory, last third "
+            f"against middle third: {', '.join(grown)}; open files {', '.join(files)} (`python tests/bench/soak.py`).",
+            "",
+        ]
+    return lines
+
+
 def look_up(data: Any, place: str) -> dict[str, Any]:
     """Return the fields of a row, or of a place in the file as `value`. Raises: KeyError when there is none."""
     if place.startswith("."):
@@ -204,7 +227,7 @@ def filled(text: str) -> str:
         fields = look_up(json.loads((ROOT / file).read_text(encoding="utf-8")), place)
         return f"<!--f {file}; {place}; {form}-->{form.format(**fields)}<!--/f-->"
 
-    body = "\n".join(["", *demo(), *localisation(), *bars(), *speed(), *page()])
+    body = "\n".join(["", *demo(), *localisation(), *bars(), *speed(), *page(), *faults()])
     return MARK.sub(show, SECTION.sub(lambda m: m[1] + body + m[2], text))
 
 

@@ -1,0 +1,35 @@
+"""Workers and pages killed at random points: nothing that was seen is lost, no file is broken, the same question is answered."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import killing
+from tests.killing import HONEST_SECONDS, Prepared
+
+QUICK, LONG = 20, 200
+"""Kills in `make test`, and in the long tier, which has those too."""
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """A case on a tiny model as it is before each stage."""
+    return killing.prepare(tiny_folder("llama"), tmp_path_factory.mktemp("kills"))
+
+
+def check(prepared: Prepared, numbers: range, folder: Path, *, writes: bool) -> None:
+    trials = [killing.run_trial(prepared, number, folder, writes=writes) for number in numbers]
+    assert [trial for trial in trials if trial.problems] == []
+    assert max(trial.status_seconds for trial in trials) < HONEST_SECONDS
+    assert sum(not trial.ended_before for trial in trials) >= len(trials) // 4  # or they were killed too late to tell
+
+
+@pytest.mark.slow
+def test_twenty_kills(prepared: Prepared, tmp_path: Path) -> None:
+    check(prepared, range(QUICK), tmp_path, writes=False)
+
+
+@pytest.mark.long
+def test_two_hundred_kills(prepared: Prepared, tmp_path: Path) -> None:
+    check(prepared, range(LONG), tmp_path, writes=True)
