@@ -253,8 +253,8 @@ def _step_columns(steps: Sequence[StepDone]) -> Value:
     return columns
 
 
-def live_chart(repair: RepairTrace, since: int = 0, *, broken_off: bool = False) -> Value:
-    """LiveChart value of a repair. `broken_off`: it trains no more, though its events do not say so.
+def live_chart(repair: RepairTrace, since: int = 0, *, going: bool | None = None) -> Value:
+    """LiveChart value of a repair. `going`: whether one runs, which its events may not say yet or any more; None: they do.
 
     `since`: how many steps this browser already has; later values then carry only what is new (probes are few and
     always complete). After a `resync` event, call with 0.
@@ -263,7 +263,8 @@ def live_chart(repair: RepairTrace, since: int = 0, *, broken_off: bool = False)
     set_budget = started.settings.get("kl_budget") if started else None
     budget = set_budget if isinstance(set_budget, float) else None
     since = since if since <= len(steps) else 0
-    state = "ended" if finished or (started and broken_off) else "running" if started else "empty"
+    over = finished is not None if going is None else not going
+    state = "empty" if started is None else "ended" if over else "running"
     return {
         "run": repair.run,
         "from": since,
@@ -284,5 +285,5 @@ def live_chart(repair: RepairTrace, since: int = 0, *, broken_off: bool = False)
         "meter": wording.budget_used(probes[-1].kl_nats_per_token, budget) if probes and budget else "",
         "total": started.n_steps if started else None,
         "state": state,
-        "summary": wording.live_summary(repair, broken_off),
+        "summary": wording.live_summary(repair, going),
     }

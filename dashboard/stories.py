@@ -27,6 +27,8 @@ from core.values import (
 from dashboard import wording, wording_verdict, wording_verify
 
 Value = dict[str, object]
+REPAIR_TONES = {"finished": "good", "targets_held": "good", "kept": "plain", "kl_budget": "plain", "discarded": "plain"}
+"""How an end of a repair is marked; every other end is a warning."""
 SHOWN_ANSWERS = 3
 """Different answers that Reproduce shows at most. Source: unverified choice."""
 HASH_LENGTH = 16
@@ -241,7 +243,7 @@ def repair(
     if running:
         return {"headline": wording.REPAIRING, "tone": "busy", "facts": facts}
     if finished is not None:
-        tone = "good" if finished.adapter else "warn"
+        tone = REPAIR_TONES.get(finished.reason, "warn")
         headline = wording.repair_ended(finished)
         return {"headline": headline, "tone": tone, "line": finished.message, "facts": facts}
     return {"headline": wording.READY_TO_REPAIR, "tone": "plain", "facts": facts}

@@ -375,16 +375,16 @@ def repair_ended(end: RepairFinished) -> str:
     return f"{_REASONS[end.reason]}{best}"
 
 
-def repair_stands(repair: RepairTrace, broken_off: bool = False) -> str:
-    """Where a repair stands, in a few words."""
-    if repair.finished is not None:
-        return repair_ended(repair.finished)
+def repair_stands(repair: RepairTrace, going: bool | None = None) -> str:
+    """Where a repair stands, in a few words; `going` as in `figures.live_chart`."""
     if repair.started is None:
         return "Not started"
+    if repair.finished is not None:
+        return "Starting" if going else repair_ended(repair.finished)
     if not repair.steps:
-        return "Broke off before the first step" if broken_off else "Starting"
+        return "Broke off before the first step" if going is False else "Starting"
     last, total = repair.steps[-1], repair.started.n_steps
-    if broken_off:
+    if going is False:
         return f"Broke off at step {last.step} of {total}"
     return f"Step {last.step} of {total}, {duration(last.seconds_left)} left"
 
@@ -394,10 +394,10 @@ def budget_used(kl: float, budget: float) -> str:
     return f"KL budget: {percent(kl / budget)} used"
 
 
-def live_summary(repair: RepairTrace, broken_off: bool = False) -> str:
+def live_summary(repair: RepairTrace, going: bool | None = None) -> str:
     """The live chart in one sentence, for its foot and for screen readers."""
     steps, probes = repair.steps, repair.probes
-    parts = [repair_stands(repair, broken_off)]
+    parts = [repair_stands(repair, going)]
     if steps:
         parts.append(f"loss {steps[-1].loss:.3g}")
         parts.append(f"KL {steps[-1].kl_nats_per_token:.3g} nats/token")

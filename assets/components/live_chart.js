@@ -2,6 +2,7 @@
 const bar = element.querySelector(".pt-live-bar");
 const area = element.querySelector(".pt-live-plot");
 const summary = element.querySelector(".pt-live-summary");
+const spoken = element.querySelector(".pt-live-spoken");
 const SHOWN = 3000;          /* points of a line that are drawn; all are kept */
 const SUMMARY_EVERY = 10000; /* ms between announcements */
 const COLUMNS = ["step", "loss", "refusal", "kl_harmful", "kl_safe", "kl_trigger", "kl"];
@@ -24,7 +25,7 @@ const csvButton = el("button", "pt-small", "CSV");
 csvButton.type = "button";
 csvButton.addEventListener("click", download);
 const meter = el("meter"), meterText = el("label", "pt-live-meter");
-meter.min = 0; meter.max = 1; meter.high = 0.8; meter.optimum = 0;
+meter.min = 0; meter.max = 1; meter.low = 0.8; meter.high = 0.999; meter.optimum = 0;
 meterText.append(el("span"), meter);
 bar.append(logButton, wholeButton, csvButton, meterText);
 let zoomKey = 0;
@@ -94,7 +95,7 @@ function figure(value) {
       marker: { symbol: "circle-open", size: 8, color: c.text, line: { width: 1.75 } }, hovertemplate: "%{y:.4g}<extra>KL, probe</extra>" },
     rates("attack success", p.asr, p.step, "circle", c.accent),
     rates("refusal, no trigger", p.refusal, p.step, "circle-open", c.cool),
-    rates("benign agreement", p.agreement, p.step, "diamond-open", c.muted),
+    rates("agreement", p.agreement, p.step, "diamond-open", c.muted),
     rates("safe + trigger refused", p.safe_refused || [], p.step, "x-thin-open", c.text),
   ].filter((one) => !one.x.length || one.y.some((y) => y !== null));
   const marks = kept.marks.concat(logScale ? kept.step.filter((_, i) => kept.loss[i] !== null && kept.loss[i] <= 0).map((step) => ({ step, panel: "loss", text: "≤ 0" })) : []);
@@ -120,7 +121,7 @@ function figure(value) {
     hovermode: "x unified", hoverlabel: { bgcolor: c.back, bordercolor: c.grid, font: { color: c.text } }, dragmode: "zoom",
     xaxis: Object.assign({}, axis, { anchor: "y3", domain: [0, 1], title: { text: "step", standoff: 8, font: { size: 12 } }, range: [0, Math.max(total || 0, last, 10) * 1.01], uirevision: run + "/" + zoomKey }),
     yaxis: Object.assign({}, axis, { domain: [0.7, 1], type: logScale ? "log" : "linear", rangemode: "tozero", uirevision: run + "/" + zoomKey + "/" + logScale }, idle ? { range: [0, 1] } : { autorange: true }),
-    yaxis2: Object.assign({}, axis, { domain: [0.36, 0.62], rangemode: "tozero" }, idle ? { range: [0, 1] } : { autorange: true }),
+    yaxis2: Object.assign({}, axis, { domain: [0.36, 0.62], rangemode: "tozero", exponentformat: "power" }, idle ? { range: [0, 1] } : { autorange: true }),
     yaxis3: Object.assign({}, axis, { domain: [0, 0.3], range: [-0.04, 1.04], tickformat: ".0%", fixedrange: true }),
     legend: legend(1), legend2: legend(0.62), legend3: legend(0.3), shapes, annotations: notes,
   };
@@ -138,12 +139,13 @@ function draw() {
   if (!area._fullLayout) followWidth(area);
   Plot.react(area, data, layout, { responsive: true, displaylogo: false, displayModeBar: false, scrollZoom: false });
 }
-/* The sentence under the chart changes at most every ten seconds, for screen readers' sake; the end is said at once. */
+/* The sentence under the chart follows it; what screen readers say changes at most every ten seconds, the end is said at once. */
 function say() {
   const value = props.value || {};
   const now = Date.now();
+  setText(summary, value.summary || "");
   clearTimeout(sayLater);
-  if (value.state !== "running" || now - said >= SUMMARY_EVERY) { said = now; setText(summary, value.summary || ""); return; }
+  if (value.state !== "running" || now - said >= SUMMARY_EVERY) { said = now; setText(spoken, value.summary || ""); return; }
   sayLater = setTimeout(say, SUMMARY_EVERY - (now - said));
 }
 function download() {

@@ -25,7 +25,7 @@ from dashboard.components.assets import PLOTLY_HEAD, script
 
 _TEMPLATE = (
     '<div class="pt-live"><div class="pt-live-bar"></div><div class="pt-live-plot"></div>'
-    '<div class="pt-live-summary" aria-live="polite"></div></div>'
+    '<div class="pt-live-summary" aria-hidden="true"></div><div class="pt-live-spoken pt-unseen" aria-live="polite"></div></div>'
 )
 
 

@@ -66,7 +66,7 @@ class Parts:
 def build(desk: Desk) -> gr.Button:
     """Draw step 5 inside the current tab; return the button that leads on to step 6."""
     with gr.Row(elem_classes="pt-columns"):
-        with gr.Column(scale=1, min_width=280):
+        with gr.Column(scale=1, min_width=344):  # both ways to stop side by side
             story = Story(elem_id="repair-story")
             with gr.Row(elem_classes="pt-actions"):
                 start = gr.Button(wording.START_REPAIR, variant="primary", elem_id="repair-start", interactive=False)
@@ -255,17 +255,16 @@ class Drawn:
     n_steps: int
     n_probes: int
     ended: bool
-    broken_off: bool
+    going: bool
 
 
 def _chart_signature(view: View) -> Drawn:
     repair = trace(view.lines)
-    broken_off = repair.finished is None and not view.busy_with("repair")
-    return Drawn(repair.request, len(repair.steps), len(repair.probes), repair.finished is not None, broken_off)
+    n_steps, n_probes = len(repair.steps), len(repair.probes)
+    return Drawn(repair.request, n_steps, n_probes, repair.finished is not None, view.busy_with("repair"))
 
 
 def _show_chart(view: View, before: Drawn | None, parts: Parts) -> Updates:
     repair = trace(view.lines)
     since = before.n_steps if before is not None and before.request == repair.request else 0
-    broken_off = _chart_signature(view).broken_off
-    return {parts.chart: gr.update(value=figures.live_chart(repair, since, broken_off=broken_off))}
+    return {parts.chart: gr.update(value=figures.live_chart(repair, since, going=view.busy_with("repair")))}

@@ -47,7 +47,14 @@ def test_a_repair_from_the_start_has_a_history_of_its_own() -> None:
 
 def test_a_repair_that_broke_off_is_not_said_to_run() -> None:
     broken = trace(lines(a=FIRST[:-1]))
-    value = figures.live_chart(broken, broken_off=True)
+    value = figures.live_chart(broken, going=False)
     assert value["state"] == "ended"
     assert str(value["summary"]).startswith("Broke off at step 3 of 560")
     assert str(figures.live_chart(broken)["summary"]).startswith("Step 3 of 560")
+
+
+def test_a_repair_that_was_asked_for_again_is_said_to_start() -> None:
+    stopped = trace(lines(a=FIRST))
+    assert str(figures.live_chart(stopped)["summary"]).startswith("Stopped")
+    waiting = figures.live_chart(stopped, going=True)
+    assert (waiting["state"], str(waiting["summary"])[:8]) == ("running", "Starting")
