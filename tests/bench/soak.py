@@ -195,7 +195,8 @@ def measure(minutes: float) -> tuple[list[dict], dict]:
                         done[who] += 1
                     except (Error, AssertionError) as error:
                         failures.append(f"{time.monotonic() - watch.begun:.0f} s: {str(error)[:400]}")
-                        pages[who].goto(pages[who].url, wait_until="domcontentloaded")
+                        with suppress(Error):  # the next round fails too, and is counted
+                            pages[who].goto(pages[who].url, wait_until="domcontentloaded")
             took, samples = (time.monotonic() - watch.begun) / 60, list(watch.samples)
             browser.close()
         finally:
