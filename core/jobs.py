@@ -181,7 +181,11 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
 
 def _after(last: str) -> str:
     """Return the time now, or just after `last` where the clock went back: requests keep the order they were made in."""
-    return max(now(), (datetime.fromisoformat(last) + timedelta(milliseconds=1)).isoformat(timespec="milliseconds"))
+    try:
+        following = datetime.fromisoformat(last) + timedelta(milliseconds=1)
+    except (ValueError, OverflowError):  # a time that was changed by hand says nothing
+        return now()
+    return max(now(), following.isoformat(timespec="milliseconds"))
 
 
 def open_requests(case: Case) -> list[Request]:
