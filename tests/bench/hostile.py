@@ -74,7 +74,10 @@ def counted() -> list[dict]:
     from tests.hostile.conftest import model_names
 
     outcomes = Outcomes()
-    pytest.main(["-q", "-m", "not gpu and not long", "-p", "no:cacheprovider", str(ROOT / "tests/hostile")], [outcomes])
+    pytest.main(
+        ["-q", "-m", "not gpu", "-k", "not ten_thousand", "-p", "no:cacheprovider", str(ROOT / "tests/hostile")],
+        [outcomes],
+    )
     texts, shown = corpus.texts(), corpus.accepted(corpus.texts())
     templates = [*test_models.ENDLESS, *test_models.GROWING, *test_models.READING, *test_models.FAILING]
     folders = [*test_models.HEADERS, *test_models.FOLDERS]

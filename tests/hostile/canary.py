@@ -4,6 +4,9 @@ from typing import Any
 
 HOST = "canary.example"
 MARKER = "canary"
+RAN = """() => window.canary !== undefined || Array.from({ length: window.length }, (_, i) => window[i]).some((one) => {
+  try { return one.canary !== undefined; } catch { return false; }
+})"""
 FOREIGN = """() => [
   ...document.querySelectorAll('script, iframe, object, embed, img, base, link, meta[http-equiv=refresh], video, audio, form')
 ].filter((one) => /canary/i.test(one.outerHTML.slice(0, 500)) && !one.closest('style, script[src]')).map((one) => one.outerHTML.slice(0, 120))"""
@@ -38,9 +41,7 @@ class Canary:
     def heard(self) -> list[str]:
         """Return every sign of an execution so far, foreign elements in the page included."""
         found = list(self.sung)
-        if self.page.evaluate(
-            "() => window.canary !== undefined || [...frames].some((one) => one.canary !== undefined)"
-        ):
+        if self.page.evaluate(RAN):
             found.append("window.canary is set")
         found += [f"element: {one}" for one in self.page.evaluate(FOREIGN)]
         return found + [f"attribute: {one}" for one in self.page.evaluate(HANDLERS)]
