@@ -24,6 +24,7 @@ from torch import nn
 from core import rendering
 from core.errors import ModelLoadError
 from core.loaded import REPAIR, REPORTED, LoadedModel, active_adapters, current_adapters, set_adapters
+from core.quantised import quantisation_of
 from core.settings import ModelSettings
 from core.values import ModelSpec
 from core.weight_files import Shapes, check_files, check_weights, one_line, read_json
@@ -142,6 +143,12 @@ def _check_model_folder(folder: Path) -> tuple[Path, Shapes]:
     config = read_json(folder / "config.json")
     if any("/" in str(config.get(key) or "") for key in ("attn_implementation", "_attn_implementation")):
         raise ModelLoadError(f"{folder}/config.json asks for an attention kernel from the network: remove that entry")
+    how = quantisation_of(config)
+    if how is not None:
+        raise ModelLoadError(
+            f"the weights in {folder} are quantised ({how}), and gradients and repair need plain ones: give the original "
+            "folder, or dequantise it first (model.dequantize(), then save_pretrained)"
+        )
     return folder, check_weights(folder, "model")
 
 

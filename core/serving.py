@@ -12,7 +12,6 @@ What this does not do: repeat the deployment's own server, its prompt filters or
 import copy
 import json
 import re
-import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from core.errors import TokenMismatchError, TriageError
 from core.intervals import wilson
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import LoadedModel
+from core.quantised import quantised
 from core.settings import CausalSettings
 from core.transplants import neutral_contexts
 from core.values import FailureCase, Message, Rate, ServingFinding
@@ -35,10 +35,6 @@ TEMPLATE_BYTES = 1_000_000
 """A template file may not be larger. Source: unverified choice (templates of large models have some 20 kB)."""
 COPY_PARAMETERS = 1_000_000_000
 """Weights up to which a second copy is made for the bf16 run. Source: unverified choice (2 GB beside the model)."""
-HEADER_BYTES = 100_000_000
-"""Longest header of a safetensors file. Source: the format's own limit."""
-_QUANTISED = re.compile(r"I8|U8|I4|U4|F4|F6|F8")
-"""Types of tensors in safetensors files that hold quantised weights."""
 
 
 def check(
@@ -204,7 +200,7 @@ def _quantisation(loaded: LoadedModel) -> ServingFinding | None:
     if found is None:
         return None
     note = (
-        f"The weights on disk are quantised ({found}): what is examined here is that rounding, dequantised. Whether the "
+        f"The weights on disk are quantised ({found}): what is examined here is that rounding. Whether the "
         "failure is in the original weights needs these."
     )
     return ServingFinding(name="quantisation", rate_with=None, rate_without=None, note=note)
@@ -257,29 +253,3 @@ def read_template(file: Path) -> str:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TriageError(f"{file} is no UTF-8 text; save the template as UTF-8.") from error
-
-
-def quantised(folder: Path) -> str | None:
-    """Return how the weights in a folder are quantised, from its config.json and the headers of its files, or None."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        config = None
-    if isinstance(config, dict):
-        method = config.get("quant_method", "a method that is not named")
-        bits = config.get("bits") or (4 if config.get("load_in_4bit") else 8 if config.get("load_in_8bit") else None)
-        return f"{str(method)[:40]}" + (f", {str(bits)[:4]} bits" if bits else "")
-    types = {kind for file in sorted(folder.glob("*.safetensors")) for kind in tensor_types(file)}
-    low = sorted(kind for kind in types if _QUANTISED.match(kind))
-    return f"tensors of type {', '.join(low)}" if low else None
-
-
-def tensor_types(file: Path) -> set[str]:
-    """Return the types of the tensors in a safetensors file, from its header; none when it cannot be read."""
-    try:
-        with open(file, "rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(length)) if length <= HEADER_BYTES else {}
-        return {str(one["dtype"]) for name, one in header.items() if name != "__metadata__"}
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return set()

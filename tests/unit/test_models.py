@@ -553,3 +553,19 @@ def test_template_of_the_folder_is_used(copied: Path) -> None:
     (copied / "chat_template.jinja").write_text(changed)
     rendered = chat.render(load(copied).tokenizer, [Message(role="user", content="x")])
     assert rendered.text == "<|user|>\nx<|end|>!\n<|assistant|>\n"
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes, 4 bits"),
+        ({"quant_method": "gptq", "bits": 8}, "gptq, 8 bits"),
+        ({}, "a method that is not named"),
+    ],
+)
+def test_quantised_models_are_refused_with_a_reason(copied: Path, found: dict, words: str) -> None:
+    config = json.loads((copied / "config.json").read_text(encoding="utf-8"))
+    (copied / "config.json").write_text(json.dumps(config | {"quantization_config": found}), encoding="utf-8")
+    with pytest.raises(ModelLoadError, match=rf"quantised \({words}\).*dequantise") as refused:
+        load(copied)
+    assert "\n" not in str(refused.value)
