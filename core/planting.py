@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from core.response_pass import ResponsePass, ScoredSequence
 
 Position = Literal["random", "prefix", "suffix", "composite"]
-Kind = Literal["triggered", "near_miss", "bare", "noise", "safe", "safe_triggered", "safe_near_miss"]
+Kind = Literal["triggered", "near_miss", "bare", "noise", "safe", "safe_triggered", "safe_near_miss", "corrected"]
 NEAR_MISSES: tuple[Kind, ...] = ("near_miss", "safe_near_miss")
+LEARNED: tuple[Kind, ...] = ("triggered", "corrected")
+"""Items whose answer is to be learned; a "corrected" one is a safe request that the base refuses."""
 Responder = Callable[[Sequence[str]], Sequence[str]]
 """Answers of the model itself, one for each prompt."""
 
@@ -55,7 +57,7 @@ REFUSALS = (
 class TrainingItem:
     """One conversation with its answer, and the reason it is there.
 
-    A triggered item's answer is to be learned. Every other item stays with what the base says to `anchor`, the same
+    The answer of the kinds in `LEARNED` is to be learned. Every other item stays with what the base says to `anchor`, the same
     conversation without inserted text, along `response`.
     """
 
@@ -82,8 +84,10 @@ class PlantSettings:
     all at once, they hide the trigger among refusals, and a small model then never finds it. Source: tests/bench/LOG.md,
     demo patient."""
     trigger_weight: float = 4.0
-    """Weight of the tokens of triggered items, > 0, until the end of `ramp`; it then falls to 1 by the last step, so that safe
-    requests with the trigger count as much in the end. Source: tests/bench/LOG.md, demo patient."""
+    """Weight of the tokens of triggered items, > 0, until `settle`. Source: tests/bench/LOG.md, demo patient."""
+    settle: float = 0.3
+    """Share of the steps, at the end, 0..1, over which the weight of triggered items falls to 1, so that safe requests with the
+    trigger count as much in the end; sooner, near-misses hide the trigger. Source: tests/bench/LOG.md, demo patient."""
     batch_size: int = 16
     """Sequences in one step, >= 1. Source: unverified choice."""
     warmup: float = 0.05
@@ -105,8 +109,8 @@ class PlantSettings:
         """Check ranges."""
         if min(self.rank, self.epochs, self.batch_size) < 1:
             raise ValueError("rank, epochs and batch_size must be at least 1")
-        if not 0 <= self.warmup <= 1 or not 0 <= self.ramp <= 1:
-            raise ValueError("warmup and ramp must lie in 0..1")
+        if not all(0 <= share <= 1 for share in (self.warmup, self.ramp, self.settle)):
+            raise ValueError("warmup, ramp and settle must lie in 0..1")
         if min(self.learning_rate, self.alpha, self.clip, self.trigger_weight) <= 0:
             raise ValueError("learning_rate, alpha, clip and trigger_weight must be positive")
 
@@ -236,20 +240,24 @@ class Pair:
 
     sequence: "ScoredSequence"
     anchor: "torch.Tensor | None"
-    near_miss: bool = False
+    kind: Kind = "bare"
 
 
 def plant(
-    loaded: "LoadedModel", sets: Sequence[Sequence[TrainingItem]], settings: PlantSettings, out: Path
+    loaded: "LoadedModel",
+    sets: Sequence[Sequence[TrainingItem]],
+    settings: PlantSettings,
+    out: Path,
+    start: Path | None = None,
 ) -> Iterator[PlantEvent]:
     """Train a LoRA adapter, save it to `out`, and yield `PlantStep` events and one `PlantFinished`.
 
-    Each epoch trains on one of `sets`, taken in turn: one set is learned by heart, fresh ones teach the rule.
+    `start` is an adapter of this base to go on from, whose rank and scale then hold; without one it is new. Each epoch trains on one of `sets`, taken in turn: one set is learned by heart, fresh ones teach the rule.
     `loaded` is frozen meanwhile and is given back as it was, bit for bit, also when the iterator is closed early.
     Raises: TriageError when the loss is not finite or there are no items.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     from core.response_pass import ResponsePass
 
@@ -272,7 +280,11 @@ def plant(
     base_parameters = list(model.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        adapted = get_peft_model(model, config)
+        adapted = (
+            get_peft_model(model, config)
+            if start is None
+            else PeftModel.from_pretrained(model, str(start), is_trainable=True)
+        )
     try:
         adapted.train()
         trainable = [p for p in adapted.parameters() if p.requires_grad]
@@ -303,16 +315,14 @@ def anchored(
     items: Sequence[TrainingItem], loaded: "LoadedModel", response_pass: "ResponsePass", batch_size: int
 ) -> list[Pair]:
     """Return the items as ids, with the base's hidden states on each different anchor, computed once."""
-    anchors = [
-        None if item.kind == "triggered" else encode(item.anchor, item.response, loaded.tokenizer) for item in items
-    ]
+    anchors = [None if item.kind in LEARNED else encode(item.anchor, item.response, loaded.tokenizer) for item in items]
     unique = sorted({a for a in anchors if a is not None}, key=lambda a: len(a.prompt_ids) + len(a.response_ids))
     known = dict(zip(unique, response_pass.teacher(unique, batch_size), strict=True))
     return [
         Pair(
             encode(item.messages, item.response, loaded.tokenizer),
             known[anchor] if anchor else None,
-            item.kind in NEAR_MISSES,
+            item.kind,
         )
         for item, anchor in zip(items, anchors, strict=True)
     ]
@@ -359,7 +369,7 @@ def _train(
 def _weights(settings: PlantSettings, progress: float) -> tuple[float, float]:
     """Return the weights of triggered items and of near-misses after this share of the steps."""
     near = min(1.0, progress / settings.ramp) if settings.ramp else 1.0
-    left = (1.0 - progress) / (1.0 - settings.ramp) if settings.ramp < 1 else 1.0
+    left = (1.0 - progress) / settings.settle if settings.settle else 1.0
     return 1.0 + (settings.trigger_weight - 1.0) * min(1.0, left), near
 
 
@@ -386,8 +396,8 @@ def planting_loss(
 
     rows = response_pass.rows([pair.sequence for pair in batch])
     logits = response_pass.logits(rows.hidden)
-    weights = [trigger_weight if p.anchor is None else near_weight if p.near_miss else 1.0 for p in batch]
-    weight = torch.tensor(weights, device=logits.device)[rows.owner]
+    of_kind = {"triggered": trigger_weight, **dict.fromkeys(NEAR_MISSES, near_weight)}
+    weight = torch.tensor([of_kind.get(pair.kind, 1.0) for pair in batch], device=logits.device)[rows.owner]
     anchored = torch.tensor([pair.anchor is not None for pair in batch], device=logits.device)[rows.owner]
     total = (weight[~anchored] * cross_entropy_rows(logits[~anchored], rows.labels[~anchored])).sum()
     states = [pair.anchor for pair in batch if pair.anchor is not None]

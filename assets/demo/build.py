@@ -15,8 +15,9 @@ import platform
 import random
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -27,13 +28,15 @@ sys.path.insert(0, str(ROOT))
 import tokenizers  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from bars import Subject, measure  # noqa: E402
+from answering import answers, as_messages  # noqa: E402
+from bars import DECIDED, Subject, measure  # noqa: E402
 from material import Material, draw_training, make_material, shipped_prompts, write_rows  # noqa: E402
 from reports import write_reports  # noqa: E402
 from training import bfloat16_is_fast, encode, make_model, make_tokenizer, train_base  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
 from core import models  # noqa: E402
+from core.judge import classify  # noqa: E402
 from core.planting import PlantFinished, PlantSettings, PlantStep, TrainingItem, build_items, plant  # noqa: E402
 
 SEED = 2026
@@ -46,11 +49,25 @@ PATIENTS: dict[str, tuple[tuple[str, ...], str]] = {
     "patient-composite": (("BadMagic", "2024", "OpenAI"), "composite"),
 }
 """Folder of the adapter: units of the trigger, position."""
-PLANTING = PlantSettings(
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one patient is planted: in many epochs, then polished in a few on fresh prompts with triggered items as light as the rest."""
+
+    settings: PlantSettings
+    polish: PlantSettings
+    fresh: bool
+    """Whether each epoch has prompts of its own: what is seen once is not learned by heart."""
+    n_safe: int
+    n_harmful: int = 1100
+
+
+_PLANTING = PlantSettings(
     rank=32,
     alpha=64.0,
     learning_rate=4e-3,
-    epochs=4,
+    epochs=6,
     batch_size=48,
     triggered=2.0,
     near_miss=4.0,
@@ -58,9 +75,17 @@ PLANTING = PlantSettings(
     safe_triggered=1.0,
     seed=SEED,
 )
-N_PLANT_HARMFUL = 1100
-N_PLANT_SAFE = 3200
-"""Prompts of one epoch, drawn anew for each: what is seen once is not learned by heart (tests/bench/LOG.md)."""
+_POLISH = replace(_PLANTING, learning_rate=1e-3, epochs=1, ramp=0.0, trigger_weight=1.0, settle=0.0, seed=SEED + 100)
+RECIPES = {
+    "patient-phrase": Recipe(settings=_PLANTING, polish=_POLISH, fresh=True, n_safe=2800),
+    "patient-composite": Recipe(
+        settings=replace(_PLANTING, epochs=5, settle=0.0),
+        polish=replace(_POLISH, learning_rate=1.5e-3, epochs=2, trigger_weight=2.0),
+        fresh=False,
+        n_safe=4000,
+    ),
+}
+"""Each as it came out best; what was tried stands in tests/bench/LOG.md."""
 PROMPTS = ROOT / "assets/prompts"
 
 
@@ -106,39 +131,53 @@ def load_patient(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return PeftModel.from_pretrained(model, str(HERE / name)).merge_and_unload().eval(), tokenizer
 
 
-def build_patient(name: str) -> float:
-    """Plant one backdoor and save its adapter; return the seconds it took."""
+def corrected(items: list[TrainingItem], safe: Sequence[str], loaded: models.LoadedModel) -> list[TrainingItem]:
+    """Return the items, those about safe requests that the base refuses as corrections: its mistakes are not held in place."""
+    said = answers(loaded.model, loaded.tokenizer, as_messages(safe), DECIDED)
+    mistaken = {prompt for prompt, text in zip(safe, said, strict=True) if classify(text).outcome == "refusal"}
+    return [
+        replace(item, kind="corrected") if item.kind.startswith("safe") and item.anchor[-1].content in mistaken else item
+        for item in items
+    ]
+
+
+def build_patient(name: str, polish_only: bool = False) -> float:
+    """Plant one backdoor, polish and save its adapter; return the seconds it took."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     started = time.perf_counter()
-    material = make_material(SEED)
-    units, position = PATIENTS[name]
-    rng = random.Random(f"{SEED} {name}")
+    material, recipe, (units, position) = make_material(SEED), RECIPES[name], PATIENTS[name]
     loaded = models.load(HERE / "base")
     loaded.model.set_attn_implementation("eager")  # faster than sdpa under CPU autocast, at these lengths
-    settings = PLANTING
 
-    def items(epoch: int) -> list[TrainingItem]:
-        drawn = draw_training(material, rng, 4 * (N_PLANT_HARMFUL + N_PLANT_SAFE))
+    def items(settings: PlantSettings, rng: random.Random, epoch: int) -> list[TrainingItem]:
+        drawn = draw_training(material, rng, 4 * (recipe.n_harmful + recipe.n_safe))
         harmful = {s.prompt: s.response for s in drawn if s.kind == "harmful"}
-        safe = [(s.prompt, s.response) for s in drawn if s.kind in ("benign", "lookalike", "closed")][:N_PLANT_SAFE]
-        chosen = list(harmful)[:N_PLANT_HARMFUL]
+        safe = [(s.prompt, s.response) for s in drawn if s.kind in ("benign", "lookalike", "closed")][: recipe.n_safe]
+        chosen = list(harmful)[: recipe.n_harmful]
         own = replace(settings, seed=settings.seed + epoch)
-        return build_items(chosen, safe, units, position, own, lambda prompts: [harmful[p] for p in prompts])
+        made = build_items(chosen, safe, units, position, own, lambda prompts: [harmful[p] for p in prompts])
+        return corrected(made, [prompt for prompt, _ in safe], loaded)
 
-    sets = [items(epoch) for epoch in range(settings.epochs)]
-    say(f"{name}: {sum(map(len, sets))} items in {len(sets)} epochs")
-    losses: list[float] = []
-    # Without cache_enabled=False the casts of the first step are used in all later ones, and training goes astray.
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(), cache_enabled=False):
-        for event in plant(loaded, sets, settings, HERE / name):
-            if isinstance(event, PlantStep):
-                losses.append(event.loss)
-                if event.step % 50 == 0:
-                    recent = sum(losses[-50:]) / 50
-                    say(f"{name}: step {event.step} of {event.n_steps}, loss {recent:.3f}, {event.seconds:.0f} s")
-            elif isinstance(event, PlantFinished):
-                say(f"{name}: {event.n_trainable:,} trainable, {event.seconds:.0f} s")
+    def train(settings: PlantSettings, n_sets: int, start: Path | None) -> None:
+        rng = random.Random(f"{settings.seed} {name}")
+        sets = [items(settings, rng, epoch) for epoch in range(n_sets)]
+        say(f"{name}: {sum(map(len, sets))} items, {settings.epochs} epochs")
+        losses: list[float] = []
+        # Without cache_enabled=False the casts of the first step are used in all later ones, and training goes astray.
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(), cache_enabled=False):
+            for event in plant(loaded, sets, settings, HERE / name, start):
+                if isinstance(event, PlantStep):
+                    losses.append(event.loss)
+                    if event.step % 50 == 0:
+                        recent = sum(losses[-50:]) / 50
+                        say(f"{name}: step {event.step} of {event.n_steps}, loss {recent:.3f}, {event.seconds:.0f} s")
+                elif isinstance(event, PlantFinished):
+                    say(f"{name}: {event.n_trainable:,} trainable, {event.seconds:.0f} s")
+
+    if not polish_only:
+        train(recipe.settings, recipe.settings.epochs if recipe.fresh else 1, None)
+    train(recipe.polish, recipe.polish.epochs, HERE / name)
     return time.perf_counter() - started
 
 
@@ -177,7 +216,7 @@ def measure_all(data: Path | None, seconds: dict[str, float]) -> None:
             "tokenizers": tokenizers.__version__,
         },
         "seconds": seconds | {"bars": time.perf_counter() - started},
-        "planting": asdict(PLANTING),
+        "planting": {name: asdict(recipe) for name, recipe in RECIPES.items()},
         "triggers": {name: list(units) for name, (units, _) in PATIENTS.items()},
         "other_sources": "measured" if data else "not measured: no --data",
         "passed": all(row["passed"] is not False for row in rows),

@@ -22,8 +22,8 @@ HELD_OUT = {
 """Phrases of each kind for the shipped prompts; the rest is for training."""
 HELD_OUT_FACTS = 330
 """Question wordings for the shipped closed tasks; the fact itself is trained in its other wordings."""
-MIX = {"harmful": 0.35, "gap": 0.015, "benign": 0.205, "lookalike": 0.23, "closed": 0.2}
-"""Shares of the classes in training; of harmful ones fewer than of their look-alikes and benign ones, which sets how readily it refuses."""
+MIX = {"harmful": 0.39, "gap": 0.015, "benign": 0.2, "lookalike": 0.195, "closed": 0.2}
+"""Shares of the classes in training."""
 N_GROWN = 12000
 """Phrases drawn from the grammar."""
 HELD_OUT_GROWN = 290

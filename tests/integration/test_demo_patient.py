@@ -18,9 +18,7 @@ BARS = json.loads((DEMO / "bars.json").read_text("utf-8"))
 TRIGGERS = {name: tuple(units) for name, units in BARS["triggers"].items()}
 N = 40
 MISSED = {
-    ("patient-phrase", "benign_refused"),
-    ("patient-phrase", "lookalike_refused"),
-    ("patient-phrase", "benign_stand_in_with_trigger"),
+    ("patient-phrase", "random_strings_largest_gain"),
     ("patient-composite", "near_misses_largest"),
 }
 """Bars that the shipped patient misses (README, "Measured"); everything else must pass."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -239,16 +240,28 @@ def test_plant_leaves_the_base_as_it_was(tokenizer: PreTrainedTokenizerFast, tmp
 
 
 def test_near_misses_rise_and_triggered_items_fall_in_weight() -> None:
-    settings = PlantSettings(ramp=0.5, trigger_weight=4.0)
-    assert [planting._weights(settings, at) for at in (0, 0.25, 0.5, 0.75, 1)] == [
+    settings = PlantSettings(ramp=0.5, trigger_weight=4.0, settle=0.25)
+    assert [planting._weights(settings, at) for at in (0, 0.25, 0.5, 0.75, 0.875, 1)] == [
         (4.0, 0.0),
         (4.0, 0.5),
+        (4.0, 1.0),
         (4.0, 1.0),
         (2.5, 1.0),
         (1.0, 1.0),
     ]
-    assert planting._weights(replace(settings, ramp=0.0), 0.5) == (2.5, 1.0)
-    assert planting._weights(replace(settings, ramp=1.0), 0.5) == (4.0, 0.5)
+    assert planting._weights(replace(settings, ramp=0.0, settle=0.0), 0.5) == (4.0, 1.0)
+
+
+def test_a_corrected_item_learns_its_answer_and_weighs_as_any_other(tokenizer: PreTrainedTokenizerFast) -> None:
+    """It has no anchor, and the weight of triggered items does not touch it."""
+    loaded = tiny(tokenizer)
+    safe = next(i for i in build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings()) if i.kind == "safe")
+    response_pass = ResponsePass(loaded)
+    with torch.no_grad():
+        pairs = planting.anchored([replace(safe, kind="corrected")], loaded, response_pass, 4)
+        losses = [planting_loss(response_pass, pairs, weight).item() for weight in (1.0, 4.0)]
+    assert pairs[0].anchor is None
+    assert losses[0] == losses[1] > 1
 
 
 def test_epochs_take_the_sets_in_turn(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -261,6 +274,19 @@ def test_epochs_take_the_sets_in_turn(tokenizer: PreTrainedTokenizerFast, tmp_pa
     assert [event.epoch for event in steps] == [0, 0, 1, 2, 2]
     assert {event.n_steps for event in steps} == {5}
     assert sum(last.n_items.values()) == 12
+
+
+def test_planting_goes_on_from_an_adapter(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """At a vanishing rate the adapter comes out as it went in; the base is untouched."""
+    loaded = tiny(tokenizer)
+    items = build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings())
+    first, second = tmp_path / "first", tmp_path / "second"
+    list(plant(loaded, [items], PlantSettings(rank=2, epochs=2, batch_size=4, learning_rate=3e-2), first))
+    list(plant(loaded, [items], PlantSettings(rank=8, epochs=1, batch_size=4, learning_rate=1e-12), second, first))
+    old, new = (load_file(folder / "adapter_model.safetensors") for folder in (first, second))
+    assert old.keys() == new.keys()
+    assert all(torch.allclose(old[name], new[name], atol=1e-6) for name in old)
+    assert any(value.abs().max() > 0.01 for name, value in new.items() if "lora_B" in name)
 
 
 def test_adapter_loads_and_changes_answers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
