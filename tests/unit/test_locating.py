@@ -49,7 +49,8 @@ def test_occlusion_of_the_contrast_shows_its_own_parts(tiny_loaded, case):
     marked = {i for i, label in enumerate(result.labels) if label == 1}
     assert marked
     assert marked <= set(result.proposals[0].token_positions)
-    assert attribution.model_calls == result.model_calls == 2 * (1 + sum(users))
+    # each prompt is scored with the answer and with the refusal, and what all of them share is computed once
+    assert attribution.model_calls == result.model_calls == 2 * (1 + sum(users)) + 1
     assert all(len(values) == len(users) for values in (result.scores, result.labels, result.adaptive_labels))
     json.dumps(asdict(result), allow_nan=False)
 
