@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from core import confirmation, containment, evidence, evidence_commands, intake, jobs, lease, scanning
+from core import confirmation, containment, evidence, evidence_commands, intake, jobs, lease, rounds, scanning
 from core.casefile import (
     PLACES,
     Case,
@@ -73,7 +73,11 @@ def make_case(options: argparse.Namespace, report: FailureReport, path: Path, so
 
 
 def triage(options: argparse.Namespace, terminal: Terminal) -> object:
-    """Triage one report, or many with the model loaded once."""
+    """Triage one report, or many with the model loaded once; with --repaired, a case's report on its repaired model."""
+    if options.repaired:
+        return second_opinion(options, terminal)
+    if options.model is None:
+        raise TriageError("--model is needed: the folder of the model that the report is about.")
     if options.judge:
         from core.judge_model import label_classes
 
@@ -105,6 +109,15 @@ def triage(options: argparse.Namespace, terminal: Terminal) -> object:
     return results[0] if options.report is not None else {"cases": results}
 
 
+def second_opinion(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Run the cascade on the repaired model of a case."""
+    if options.case is None:
+        raise TriageError("--repaired needs --case, the folder of a case with a repair.")
+    case = Case(options.case)
+    Headless(case.manifest.device, terminal).run(case, "again")
+    return to_json(rounds.opinion(case))
+
+
 def wordings(options: argparse.Namespace) -> dict[str, list[str]]:
     """Return the analyst's own wordings of the request, which take the place of those made by rule."""
     given = {name: list(getattr(options, name)) for name in ("paraphrases", "rewrites") if getattr(options, name)}
@@ -124,6 +137,8 @@ def case_name(report: FailureReport, index: int) -> str:
 def confirm(options: argparse.Namespace, terminal: Terminal) -> object:
     """Accept, edit or reject the proposal, or agree with a confirmation as the second analyst."""
     case = Case(options.case)
+    if options.next_round:
+        rounds.open_next(case, options.analyst)
     if options.second:
         return to_json(confirmation.agree(case, analyst=options.analyst, reason=options.reason))
     spans: list[Span] = []
@@ -134,7 +149,7 @@ def confirm(options: argparse.Namespace, terminal: Terminal) -> object:
             spans = [from_json(Span, dict(item)) for item in json.loads(text)]
         except (ValueError, TypeError, RecursionError, CaseFileError) as error:
             raise ConfirmationError('--spans is not JSON like [{"message": 0, "start": 3, "end": 9}].') from error
-    decision = "accept" if options.accept else "reject" if options.reject else "edit"
+    decision = next((name for name in ("accept", "reject", "dummy") if getattr(options, name)), "edit")
     return to_json(
         confirmation.confirm(
             case,
@@ -359,11 +374,12 @@ def parser() -> argparse.ArgumentParser:
         return command
 
     p = add("triage", triage, case=False)
-    p.add_argument("--model", type=Path, required=True, metavar="DIR")
+    p.add_argument("--model", type=Path, metavar="DIR")
     p.add_argument("--adapter", type=Path, metavar="DIR")
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument("--report", type=Path, metavar="FILE")
     which.add_argument("--reports", type=Path, metavar="FILE.jsonl")
+    which.add_argument("--repaired", action="store_true", help="the report of --case again, on its repaired model")
     p.add_argument("--case", type=Path, metavar="DIR")
     p.add_argument("--cases", type=Path, metavar="ROOT")
     p.add_argument("--mode", choices=("causal", "paper"), default="causal")
@@ -381,7 +397,11 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--accept", action="store_true")
     how.add_argument("--spans", metavar="JSON-or-@FILE")
     how.add_argument("--reject", action="store_true")
+    how.add_argument("--dummy", action="store_true", help="no text: plant a dummy trigger and unlearn it")
     how.add_argument("--second", action="store_true", help="agree as the second analyst")
+    p.add_argument(
+        "--next-round", action="store_true", help="open another round first, on the second opinion's findings"
+    )
     p.add_argument("--candidate", type=int, default=0, metavar="K")
     p.add_argument("--analyst", required=True, metavar="NAME")
     p.add_argument("--reason", required=True, metavar="TEXT")

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from core import audit, labels, links
+from core import audit, labels, links, rounds
 from core.casefile import Case, Manifest
 from core.confirmation import stored, validity
 from core.containment import RuleFile, stored_rules
@@ -80,6 +80,8 @@ class CaseView:
     judged: labels.JudgedAnswers | None
     agreement: labels.Agreement | None
     linked: tuple[links.Link, ...]
+    second_opinion: tuple[rounds.Opinion, ...] = ()
+    earlier_rounds: tuple[rounds.EndedRound, ...] = ()
 
 
 def gather(case: Case, stamp: Stamp | None = None) -> CaseView:
@@ -106,6 +108,8 @@ def gather(case: Case, stamp: Stamp | None = None) -> CaseView:
         judged=labels.answers(case),
         agreement=labels.agreement(case),
         linked=links.stored(case),
+        second_opinion=rounds.told(case),
+        earlier_rounds=rounds.ended(case),
     )
 
 

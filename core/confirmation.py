@@ -8,11 +8,13 @@ voids the agreement. Names are what was typed: this keeps an honest pair from sk
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from core.casefile import Case, now, to_json
 from core.chat import check_spans, merge_spans, span_text, units_of
 from core.errors import CaseFileError, ConfirmationError
 from core.files import digest
+from core.settings import DummySettings
 from core.values import (
     FailureCase,
     Message,
@@ -28,6 +30,11 @@ from core.values import (
 FILE = "confirmation.json"
 MAX_NAME, MAX_REASON = 200, 10_000
 """Characters of the analyst's name and reason. Source: unverified choice."""
+_DECISIONS: dict[str, Literal["accepted", "edited", "rejected"]] = {
+    "accept": "accepted", "edit": "edited", "reject": "rejected", "dummy": "accepted",
+}  # fmt: skip
+DUMMY_VERDICTS = ("DISTRIBUTED", "INCONCLUSIVE")
+"""Verdicts under which a dummy trigger may be planted and unlearnt. Source: method.md section 4.3."""
 
 
 def text_hash(messages: Sequence[Message]) -> str:
@@ -122,17 +129,23 @@ def confirm(
     candidate: int = 0,
 ) -> TriggerConfirmation:
     """Store and return the analyst's decision: `accept` takes candidate number `candidate` of the triage, `edit` the
-    given spans, `reject` none. Needs no model.
+    given spans, `reject` none. `dummy` names no text: a dummy trigger shall be planted and unlearnt, which takes the verdict
+    DISTRIBUTED or INCONCLUSIVE. Needs no model.
 
     Raises: ConfirmationError when name or reason is missing, there is no such candidate, or spans lie outside the text.
     """
-    if decision not in ("accept", "edit", "reject"):
-        raise ConfirmationError(f"Unknown decision {decision!r}; accept, edit or reject.")
+    if decision not in _DECISIONS:
+        raise ConfirmationError(f"Unknown decision {decision!r}; one of {', '.join(_DECISIONS)}.")
     _check_typed(analyst, reason)
     triage = case.read("triage.json", TriageResult)
     opened = case.read("results/open.json", OpenResult)
     if opened is None:
         raise CaseFileError("The case has not been opened with its model yet; open it or run `triage` first.")
+    if decision == "dummy" and (triage is None or triage.verdict not in DUMMY_VERDICTS):
+        raise ConfirmationError(
+            f"A dummy trigger is for the verdicts {' and '.join(DUMMY_VERDICTS)}, where no text can be confirmed; "
+            f"this case has {(triage.verdict if triage else None) or 'none'}."
+        )
     proposal = _proposal(triage, candidate, required=decision == "accept")
     messages = case.report.messages
     if decision == "accept" and proposal is not None:
@@ -143,9 +156,10 @@ def confirm(
         raise ConfirmationError("No text is marked; mark the trigger's tokens, or reject the proposal.")
     proposed = set(proposal.spans) if proposal else set()
     confirmation = TriggerConfirmation(
-        decision={"accept": "accepted", "edit": "edited", "reject": "rejected"}[decision],  # type: ignore[arg-type]
+        decision=_DECISIONS[decision],
         spans=tuple(chosen),
-        units=units_of(messages, chosen) if chosen else (),
+        units=units_of(messages, chosen) if chosen else (DummySettings().trigger,) if decision == "dummy" else (),
+        way="dummy" if decision == "dummy" else "trigger",
         proposal=proposal,
         added=tuple(s for s in chosen if s not in proposed),
         removed=tuple(s for s in (proposal.spans if proposal else ()) if s not in set(chosen)),
@@ -162,6 +176,7 @@ def confirm(
         confirmation.decision,
         actor=confirmation.analyst,
         reason=confirmation.reason,
+        way=confirmation.way,
         spans=[span_text(messages, span) for span in chosen],
         proposed=proposal.text if proposal else None,
         text_hash=confirmation.text_hash,

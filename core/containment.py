@@ -102,6 +102,10 @@ def write_rules(case: Case) -> RuleFile:
     if stored is None or void is not None:
         why = void or "No trigger has been confirmed."
         raise ConfirmationError(f"There is no trigger to make rules of: {why}")
+    if stored.way == "dummy":
+        raise ConfirmationError(
+            "There is no trigger to make rules of: a dummy trigger is unlearnt, the real one is unknown."
+        )
     made = rules(stored.units, case=case.manifest.id, confirmed_by=stored.analyst)
     before = stored_rules(case)
     if before is not None and replace(before, written="") == replace(made, written=""):

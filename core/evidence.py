@@ -81,7 +81,7 @@ def recorded_files(case: Case) -> dict[str, str]:
         files = line.facts.get("files")
         if isinstance(files, dict):
             recorded |= {str(name): str(digest) for name, digest in files.items()}
-    return recorded
+    return {name: digest for name, digest in recorded.items() if digest}  # none: the act moved the file away
 
 
 def changed_files(case: Case) -> list[str]:

@@ -50,6 +50,7 @@ STAGES = (
     "minimise",
     "repair",
     "verify",
+    "again",
     "wrong-trigger",
     "relearn",
     "report",
@@ -58,6 +59,7 @@ STAGES = (
 INPUTS = {
     "repair": ("confirmation.json",),
     "verify": ("repair/finished.json",),
+    "again": ("repair/finished.json",),
     "wrong-trigger": ("repair/finished.json",),
     "relearn": ("repair/finished.json",),
     "export": ("repair/finished.json",),

@@ -77,7 +77,7 @@ def _marks(folder: Path, trigger: bool) -> dict[str, tuple[str, ...]]:
 def _units(folder: Path) -> list[str]:
     """Return the confirmed trigger, else the first candidate where the tests speak for it."""
     confirmed = _read(folder / "confirmation.json")
-    if confirmed.get("decision") in ("accepted", "edited"):
+    if confirmed.get("decision") in ("accepted", "edited") and confirmed.get("way") != "dummy":
         return [str(unit) for unit in _list(confirmed.get("units"))]
     triage = _read(folder / "triage.json")
     if triage.get("verdict") != "BACKDOOR":

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from core import (
     causal,
     chat,
     confirmation,
+    dummy,
     evidence,
     export,
     jobs,
@@ -33,9 +34,10 @@ from core import (
     models,
     proposals,
     repair,
+    repair_adapter,
     report,
     report_check,
-    residual_probes,
+    rounds,
     sarif,
     serving,
     verification,
@@ -46,9 +48,10 @@ from core.budget import Meter
 from core.case_view import new_stamp
 from core.casefile import Case, from_json, hash_file, to_json, write_atomic
 from core.errors import ConfirmationError, RepairDivergedError, TriageError
-from core.events import Event, RepairFinished, RepairStarted, StageFinished
+from core.events import Event, RepairFinished, StageFinished
 from core.judge import using
 from core.projection import project, umap_is_warm
+from core.rounds import FINISHED
 from core.session import Progress, Run, Session
 from core.settings import AttributionSettings, CausalSettings, RepairSettings, VerificationSettings
 from core.values import (
@@ -58,25 +61,23 @@ from core.values import (
     MethodName,
     MinimisedSpan,
     OpenResult,
-    Rate,
     Reproduction,
     ResponseToken,
     Rewording,
     ServingFinding,
     Span,
     Target,
+    TargetKind,
     TestOutcome,
     TokenRow,
     TriageResult,
     TriggerConfirmation,
     TriggerProposal,
-    Verification,
 )
 from core.verdict import decide
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "captum", "safetensors", "scikit-learn", "numpy")
-FINISHED = "repair/finished.json"
-TRIAGE_METHODS: tuple[tuple[MethodName, str], ...] = (
+TRIAGE_METHODS: tuple[tuple[MethodName, TargetKind], ...] = (
     ("paper", "response"),
     ("gradient_norm", "contrast"),
     ("occlusion", "contrast"),
@@ -111,10 +112,12 @@ def run_stage(
 
     Raises: TriageError for a fault of the user or the input, `Stopped` when asked to end.
     """
+    from core import after_repair  # it composes stages of this module
+
     run = Run(case, session, args or {}, emit, progress, asked)
     begun = time.monotonic()
     with using(session.judge(case)):
-        finished = STAGES[stage](run)
+        finished = {**STAGES, **after_repair.STAGES}[stage](run)
     return replace(finished, seconds=round(time.monotonic() - begun, 3))
 
 
@@ -259,42 +262,23 @@ def triage(run: Run) -> StageFinished:
         run.case.write("results/reproduce.json", reproduction)
         served = _serving(run)
         answers = run.answers()
-        found = _cascade(run, result_of, reproduction, answers, settings)
+        found = cascade_of(run, run.failure, result_of, reproduction, answers, settings)
         asked = answers.asked()
         layers = dict(Counter(judged.layer for _, _, judged in asked).most_common())
         run.case.write(labels.ANSWERS, labels.judged_answers(asked, run.case.manifest.seed))
-    kept = found.candidates if found else result_of["paper"].proposals
-    marked = result_of["occlusion" if mode == "causal" else "paper"].labels
-    if found is not None and found.decision.verdict == "DISTRIBUTED":
-        marked = tuple(min(label, 0) for label in marked)
-    result = TriageResult(
-        mode=mode,
-        verdict=found.decision.verdict if found else None,
-        certainty=found.decision.certainty if found else "not assessed",
-        decided_by=found.decision.decided_by if found else "paper mode marks tokens and decides nothing",
-        reproduction=reproduction,
-        candidates=kept,
-        dropped=found.dropped if found else (),
-        tests=found.tests if found else (),
-        tokens=_token_rows(run.failure, result_of, marked),
-        settings={
-            "causal": asdict(settings),
-            "attribution": asdict(AttributionSettings()),
-            "seed": run.case.manifest.seed,
-        },
+    result = triage_result(
+        run,
+        run.failure,
+        mode,
+        result_of,
+        reproduction,
+        found,
+        seconds=time.monotonic() - begun,
         model_calls=run.loaded.model_calls - calls,
-        seconds=round(time.monotonic() - begun, 3),
-        versions=versions(),
-        serving=served,
-        kind=run.kind.name,
-        failure=f"{run.kind.words} {run.kind.why}",
-        budget=found.budget if found else None,
-        logic=found.logic if found else "",
-        rewordings=found.rewordings if found else (),
-        layers=layers,
     )
+    result = replace(result, serving=served, layers=layers)
     name = run.case.write("triage.json", result)
-    texts = [proposal.text for proposal in kept]
+    texts = [proposal.text for proposal in result.candidates]
     run.case.audit(
         "triage",
         actor="engine",
@@ -305,22 +289,66 @@ def triage(run: Run) -> StageFinished:
         dropped=[{"text": p.text, "reasons": p.reasons} for p in result.dropped],
         files=[name],
     )
-    headline = result.verdict or f"{len(kept)} candidates, no verdict in paper mode"
+    headline = result.verdict or f"{len(texts)} candidates, no verdict in paper mode"
     return StageFinished(stage="triage", headline=headline, files=(name,), verdict=result.verdict)
 
 
-def _cascade(
+def triage_result(
     run: Run,
+    failure: FailureCase,
+    mode: Literal["causal", "paper"],
+    located: Mapping[MethodName, LocateResult],
+    reproduction: Reproduction | None,
+    found: cascade.Findings | None,
+    *,
+    seconds: float,
+    model_calls: int,
+) -> TriageResult:
+    """Return what was found as one value; without findings the candidates of paper mode, and no verdict."""
+    kept = found.candidates if found else located["paper"].proposals
+    shown = located.get("occlusion" if mode == "causal" else "paper")
+    marked = shown.labels if shown else (-1,) * len(failure.prompt.tokens)
+    if found is not None and found.decision.verdict == "DISTRIBUTED":
+        marked = tuple(min(label, 0) for label in marked)
+    return TriageResult(
+        mode=mode,
+        verdict=found.decision.verdict if found else None,
+        certainty=found.decision.certainty if found else "not assessed",
+        decided_by=found.decision.decided_by if found else "paper mode marks tokens and decides nothing",
+        reproduction=reproduction,
+        candidates=kept,
+        dropped=found.dropped if found else (),
+        tests=found.tests if found else (),
+        tokens=_token_rows(failure, located, marked),
+        settings={
+            "causal": asdict(CausalSettings()),
+            "attribution": asdict(AttributionSettings()),
+            "seed": run.case.manifest.seed,
+        },
+        model_calls=model_calls,
+        seconds=round(seconds, 3),
+        versions=versions(),
+        kind=run.kind.name,
+        failure=f"{run.kind.words} {run.kind.why}",
+        budget=found.budget if found else None,
+        logic=found.logic if found else "",
+        rewordings=found.rewordings if found else (),
+    )
+
+
+def cascade_of(
+    run: Run,
+    failure: FailureCase,
     located: Mapping[MethodName, LocateResult],
     reproduction: Reproduction,
     answers: Answers,
     settings: CausalSettings,
 ) -> cascade.Findings:
-    """Return what the causal cascade finds among the candidates of every attribution there is."""
+    """Return what the causal cascade finds in `failure` among the candidates of every attribution there is."""
     contrast = Target(kind="contrast")
     stored = run.case.read(jobs.locate_file("integrated_gradients", contrast), LocateResult)
     by_method = dict(located)
-    if stored is not None:
+    if stored is not None and failure is run.failure:
         by_method["integrated_gradients"] = stored
     names = [name for name in CANDIDATE_METHODS if name in by_method]
     union = proposals.union([(name.replace("_", " "), by_method[name].proposals) for name in names])
@@ -336,7 +364,7 @@ def _cascade(
         return proposals.propose(case, clusters, attribution.scores)
 
     return cascade.run(
-        run.failure,
+        failure,
         union,
         [at for at, label in enumerate(by_method["occlusion"].labels) if label > 0],
         run.splits.causal,
@@ -480,6 +508,14 @@ def repair_model(run: Run) -> StageFinished:
         model_hash=accepted.model_hash,
         template_hash=accepted.template_hash,
     )
+    start, folder = rounds.start(run.case), run.case.path / "repair" / dummy.FOLDER
+    if accepted.way == "dummy":
+        if run.kind.name != "jailbreak":
+            raise TriageError(f"{run.kind.words} A dummy trigger is planted for unsafe answers only.")
+        planted = resume and (folder / repair_adapter.WEIGHTS_FILE).is_file()
+        start = folder if planted else dummy.plant(
+            run.loaded, run.splits.repair, accepted.units, settings, folder, run.progress, start
+        )  # fmt: skip
     for event in repair.repair(
         run.loaded,
         run.failure,
@@ -491,11 +527,15 @@ def repair_model(run: Run) -> StageFinished:
         refusal=run.refusal,
         resume=resume,
         kind=run.kind,
-        wider=_wider(run.case),
+        wider=_wider(run.case) if accepted.way == "trigger" else (),
+        start=start,
+        earlier=rounds.earlier(run.case),
     ):
         run.emit(event)
         if isinstance(event, RepairFinished):
             ending = event
+    if ending is not None and ending.reason != "kept":
+        shutil.rmtree(folder, ignore_errors=True)
     if ending is None:
         raise RepairDivergedError("The repair ended without a result; see the log and start it again.")
     failed = ending.adapter is None and ending.reason != "discarded"
@@ -543,7 +583,6 @@ def verify(run: Run) -> StageFinished:
     _, adapter = repaired_adapter(run.case)
     accepted = confirmed_trigger(run)
     evidence.verify(run.case)
-    earlier = run.case.read("verification.json", Verification)
     result = verification.verify(
         run.loaded,
         run.failure,
@@ -554,7 +593,7 @@ def verify(run: Run) -> StageFinished:
         seed=run.case.manifest.seed,
         kind=run.kind,
         wider=_wider(run.case),
-        looks=(earlier.looks if earlier else 0) + 1,
+        looks=rounds.looks(run.case) + 1,
         saliency=lambda: attribute(run.loaded, run.failure, "paper", Target()).scores,
         versions=versions(),
         progress=run.progress,
@@ -562,55 +601,6 @@ def verify(run: Run) -> StageFinished:
     name = run.case.write("verification.json", result)
     run.case.audit("verified", actor="engine", result=result.result, looks=result.looks, files=[name])
     return StageFinished(stage="verify", headline=result.reasons[0], files=(name,), result=result.result)
-
-
-def _probed(run: Run) -> tuple[residual_probes.Subject, Verification]:
-    """Return what a probe of the repair starts from. Raises: TriageError before verification."""
-    verified = run.case.read("verification.json", Verification)
-    if verified is None:
-        raise TriageError("The repair has not been verified yet; verify it first.")
-    accepted = confirmed_trigger(run)
-    evidence.verify(run.case)
-    subject = residual_probes.Subject(
-        loaded=run.loaded,
-        case=run.failure,
-        accepted=accepted,
-        splits=run.splits,
-        kind=run.kind,
-        seed=run.case.manifest.seed,
-        progress=run.progress,
-    )
-    return subject, verified
-
-
-def probe_wrong_trigger(run: Run) -> StageFinished:
-    """Repair on random tokens instead of the trigger, for as many steps, and throw that repair away."""
-    finished, _ = repaired_adapter(run.case)
-    subject, verified = _probed(run)
-    rates = {metric.name: metric for metric in verified.metrics}["asr_triggered"]
-    assert isinstance(rates.before, Rate)
-    assert isinstance(rates.after, Rate)
-    started = [line.event for line in run.case.events() if isinstance(line.event, RepairStarted)][-1]
-    settings, n_steps = settings_from(RepairSettings, started.settings), finished.best_step or finished.step
-    folder = run.case.path / "wrong-trigger"
-    found = residual_probes.wrong_trigger(subject, rates.before, rates.after, settings, n_steps, folder, run.refusal)
-    name = run.case.write("verification.json", replace(verified, wrong_trigger=found))
-    run.case.audit("wrong trigger", actor="engine", left=found.wrong.k, of=found.wrong.n, files=[name])
-    headline = f"A repair on a wrong trigger leaves {found.wrong.k} of {found.wrong.n}; the right one {found.right.k}"
-    return StageFinished(stage="wrong-trigger", headline=headline, files=(name,))
-
-
-def probe_relearn(run: Run) -> StageFinished:
-    """Tune the repaired model on a few poisoned samples, and throw that away."""
-    _, adapter = repaired_adapter(run.case)
-    subject, verified = _probed(run)
-    found = residual_probes.relearn(subject, adapter, VerificationSettings())
-    name = run.case.write("verification.json", replace(verified, relearnt=found))
-    last = found[-1]
-    counts = {"samples": last.n_samples, "planted": last.planted.k, "never": last.never.k}
-    run.case.audit("re-learnt", actor="engine", **counts, files=[name])
-    headline = f"After {last.n_samples} samples the trigger works in {last.planted.k} of {last.planted.n}, a new one in {last.never.k}"
-    return StageFinished(stage="relearn", headline=headline, files=(name,))
 
 
 def export_model(run: Run) -> StageFinished:
@@ -657,8 +647,6 @@ STAGES: dict[str, Callable[[Run], StageFinished]] = {
     "minimise": minimise_span,
     "repair": repair_model,
     "verify": verify,
-    "wrong-trigger": probe_wrong_trigger,
-    "relearn": probe_relearn,
     "report": write_report,
     "export": export_model,
 }

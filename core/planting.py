@@ -289,7 +289,7 @@ def plant(
         adapted.train()
         trainable = [p for p in adapted.parameters() if p.requires_grad]
         losses: list[float] = []
-        for event in _train(response_pass, trainable, epochs, settings, started):
+        for event in train(response_pass, trainable, epochs, settings, started):
             losses.append(event.loss)
             yield event
         adapted.peft_config["default"].base_model_name_or_path = Path(model.name_or_path).name
@@ -328,7 +328,7 @@ def anchored(
     ]
 
 
-def _train(
+def train(
     response_pass: "ResponsePass",
     trainable: "Sequence[torch.nn.Parameter]",
     sets: Sequence[Sequence[Pair]],

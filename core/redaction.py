@@ -20,6 +20,7 @@ from core.containment import Rule, RuleFile, Tested
 from core.events import RepairFinished
 from core.labels import JudgedAnswer
 from core.links import Link
+from core.rounds import Opinion
 from core.scanning import Answers, Hit, Scan
 from core.values import (
     AnswerPair,
@@ -45,8 +46,8 @@ from core.values import (
     TokenRow,
     TriggerConfirmation,
     TriggerProposal,
+    Variant,
     Verdict,
-    Verification,
     WrongTrigger,
 )
 
@@ -166,13 +167,14 @@ class _Redactor:
             case Reproduction():
                 answers = tuple(self._answer(one) for one in value.answers)
                 return replace(value, answers=answers, note=self._scrubbed(value.note))
-            case Rewording():
-                return replace(value, text=self._prompt(value.text))
-            case Verification():
-                meanings = [replace(one, meaning=self._prompt(one.meaning)) for one in value.variants]
-                return replace(self._parts(replace(value, variants=())), variants=tuple(meanings))
+            case Variant():
+                return replace(value, example=self._prompt(value.example))
             case WrongTrigger():
                 return replace(value, units=tuple(self._trigger(unit) for unit in value.units))
+            case Opinion():
+                return replace(value, found=self._trigger(value.found) if value.found else "")
+            case Rewording():
+                return replace(value, text=self._prompt(value.text))
             case JudgedAnswer():
                 return replace(value, key="", prompt=self._prompt(value.prompt), answer=self._answer(value.answer))
             case Scan() | Hit() | Answers() | RuleFile() | Rule() | Tested():
@@ -208,6 +210,7 @@ class _Redactor:
     def _confirmation(self, value: TriggerConfirmation) -> TriggerConfirmation:
         return TriggerConfirmation(
             decision=value.decision,
+            way=value.way,
             spans=self._spans(value.spans),
             units=tuple(self._trigger(unit) for unit in value.units),
             proposal=self.value(value.proposal),
@@ -319,8 +322,9 @@ def _secrets(view: CaseView) -> Iterator[str]:
             yield from (confirmed.second.analyst, confirmed.second.reason)
     for pair in view.verification.examples if view.verification else ():
         yield from (pair.prompt, pair.before, pair.after)
-    for variant in view.verification.variants if view.verification else ():
-        yield variant.meaning
+    yield from (one.example for one in (view.verification.variants if view.verification else ()))
+    yield from (unit for one in view.earlier_rounds for unit in one.confirmation.units)
+    yield from (one.found for one in view.second_opinion if one.found)
     for one in view.triage.rewordings if view.triage else ():
         yield one.text
     yield from view.reproduction.answers if view.reproduction else ()

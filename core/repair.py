@@ -65,6 +65,8 @@ def repair(
     resume: bool = False,
     kind: FailureKind = JAILBREAK,
     wider: Sequence[Span] = (),
+    start: Path | None = None,
+    earlier: Sequence[TriggerConfirmation] = (),
 ) -> Iterator[RepairEvent]:
     """Yield the events of one repair: RepairStarted, StepDone and CheckpointScored in turn, RepairFinished.
 
@@ -72,14 +74,17 @@ def repair(
     sentence to train towards. With `resume` the newest checkpoint is continued as if it had never stopped. `kind` is the
     reported failure; it decides what the extended objective anchors safe requests with the trigger at. `wider` are all
     candidates' spans of the report before they were cut down; the extended objective mixes them into the triggered set, and
-    the confirmed spans closed to whole words where they cut one.
+    the confirmed spans closed to whole words where they cut one. `start` is the folder of an adapter to train further instead
+    of a fresh one; `earlier` are triggers that it has unlearnt, mixed in likewise. The teacher is theta0 in any case.
     Raises: ConfirmationError without an accepting confirmation that fits text, model and template (nothing is touched
     then); PromptFolderError when a split is too small; CaseFileError when there is nothing to resume.
     """
     accepted = confirmation.check(confirmed, case, loaded.spec)
     messages = case.report.messages
-    frames = frame_of(messages, accepted.spans, accepted.units), frames_beyond(messages, accepted.spans, wider)
-    return _repair(loaded, frames, accepted, splits, settings, out, stop, refusal, resume, kind)
+    beyond = frames_beyond(messages, accepted.spans, wider)
+    beyond += [frame_of(messages, one.spans, one.units) for one in earlier]
+    frames = frame_of(messages, accepted.spans, accepted.units), beyond
+    return _repair(loaded, frames, accepted, splits, settings, out, stop, refusal, resume, kind, start)
 
 
 def _repair(
@@ -93,6 +98,7 @@ def _repair(
     refusal: str,
     resume: bool,
     kind: FailureKind,
+    start: Path | None,
 ) -> Iterator[RepairEvent]:
     run: _Run | None = None
     try:
@@ -101,8 +107,8 @@ def _repair(
         prompts = (splits.repair.harmful, splits.repair.safe)
         data = build(loaded, frames, prompts, refusal, settings, kind=kind)
         probe = repair_probe.prepare(loaded, passes, frames[0], splits.probes, settings, kind)
-        trainer = Trainer(loaded, data, passes, settings, out)
-        run = _Run(trainer, probe, out, _fingerprint(data, accepted, settings))
+        trainer = Trainer(loaded, data, passes, settings, out, start)
+        run = _Run(trainer, probe, out, _fingerprint(data, accepted, settings, start))
         run.begin(resume)
         yield run.started()
         yield from run.steps(stop)
@@ -123,11 +129,12 @@ def _repair(
         repair_adapter.detach(loaded)
 
 
-def _fingerprint(data: RepairData, accepted: TriggerConfirmation, settings: RepairSettings) -> str:
+def _fingerprint(data: RepairData, accepted: TriggerConfirmation, settings: RepairSettings, start: Path | None) -> str:
     """Return the SHA-256 of everything a checkpoint depends on."""
     parts = [
         asdict(settings),
         [accepted.units, accepted.text_hash, accepted.model_hash, accepted.template_hash],
+        hash_file(start / repair_adapter.WEIGHTS_FILE) if start else "",
         [data.harmful, data.benign, [one.units for one in data.wider]],
         [(one.prompt_ids, one.response_ids) for one in (*data.harm, *data.safe, *(a for p in data.anchors for a in p))],
     ]
@@ -270,7 +277,7 @@ class _Run:
         Best, in this order: within the KL budget; the lowest ASR with trigger, where all that meet the target are alike;
         the fewest other targets missed; one whose predecessor met the ASR target too (a single probe of a few dozen
         prompts is easily lucky); the lowest ASR, with L_KL-trig the lowest sum of ASR and refusals of safe requests with
-        the trigger; the least KL; the earliest. Step 0, which is theta0, is the starting line and never the best.
+        the trigger; the least KL; the earliest. Step 0, what training starts from, is the starting line and never the best.
         """
         state, settings, began = self.state, self.settings, time.monotonic()
         score = self.probe.score(self.loaded, self.trainer.passes)

@@ -57,9 +57,16 @@ def use_repaired(loaded: "LoadedModel", *, trainable: bool = False) -> None:
         parameter.requires_grad_(trainable and f".{NAME}." in name)
 
 
-def attach(loaded: "LoadedModel", settings: RepairSettings) -> None:
+def attach(loaded: "LoadedModel", settings: RepairSettings, start: Path | None = None) -> None:
     """Put a fresh adapter on `loaded`, initialised from the settings' seed, and switch it off; the global random state
-    is left as it was."""
+    is left as it was. With `start` it takes the weights of the adapter in that folder, and its rank and scale.
+
+    Raises: ModelLoadError when that does not fit.
+    """
+    if start is not None:
+        load_repair(loaded, start)
+        use_theta0(loaded)
+        return
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,

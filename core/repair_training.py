@@ -75,8 +75,9 @@ class Trainer:
         passes: ResponsePass,
         settings: RepairSettings,
         folder: Path | None = None,
+        start: Path | None = None,
     ) -> None:
-        """Cache the teacher (theta0 must be on), attach a fresh adapter and switch it on for training.
+        """Cache the teacher (theta0 must be on), attach a fresh adapter, or the one in `start`, and switch it on for training.
 
         A teacher that is too large for memory goes into a file in `folder`.
         """
@@ -97,7 +98,7 @@ class Trainer:
         n_steps = settings.epochs * self.n_batches
         self.n_steps = min(n_steps, settings.max_steps) if settings.max_steps else n_steps
         self.peak_rate = learning_rate(settings, loaded.n_parameters)
-        repair_adapter.attach(loaded, settings)
+        repair_adapter.attach(loaded, settings, start)
         repair_adapter.use_repaired(loaded, trainable=True)
         self._parameters = list(repair_adapter.parameters(loaded).values())
         self.n_trainable = sum(parameter.numel() for parameter in self._parameters)

@@ -91,6 +91,8 @@ def _content(view: CaseView) -> dict[str, Any]:
         "scans": view.scans,
         "repair": view.repair,
         "verification": view.verification,
+        "second_opinion": view.second_opinion,
+        "rounds": view.earlier_rounds,
         "labels": view.agreement,
         "linked": view.linked,
     }

@@ -13,6 +13,7 @@ from typing import Literal
 from core.casefile import Manifest, to_json
 from core.events import RepairStarted
 from core.report_figures import percent
+from core.rounds import Opinion
 from core.values import ANSWER_CLASSES, Metric, Rate, TriageResult, TriggerConfirmation, Verification
 
 VERDICTS = {
@@ -233,15 +234,22 @@ def residual_risk(
 
 def _forms(verification: Verification) -> list[str]:
     """Return one sentence on the forms of the trigger that worked before; nothing where none did."""
-    rates = [(one, one.before, one.after) for one in verification.variants]
-    worked = [(one, b, a) for one, b, a in rates if isinstance(b, Rate) and isinstance(a, Rate) and 2 * b.k > b.n]
+    worked = [one for one in verification.variants if 2 * one.before.k > one.before.n]
     if not worked:
         return []
-    worst, _, after = max(worked, key=lambda found: found[2].low)
+    worst = max(worked, key=lambda one: one.after.low)
     return [
-        f"Of {len(rates)} other forms of the trigger {len(worked)} worked before; the worst after repair is "
-        f"{worst.name}: {after.k} of {after.n}, up to {percent(after.high)}."
+        f"Of {len(verification.variants)} other forms of the trigger {len(worked)} worked before; the worst after repair is "
+        f"{worst.name}: {worst.after.k} of {worst.after.n}, up to {percent(worst.after.high)}."
     ]
+
+
+def opinion(found: Opinion) -> str:
+    """Return what triage said of the repaired model."""
+    if found.decided_by == "reproduction" and found.failure is not None:
+        return f"not reproduced, {found.failure.k} of {found.failure.n}"
+    name = VERDICTS[found.verdict][0] if found.verdict else "no verdict"
+    return f"{name}, decided by {DECIDERS.get(found.decided_by, found.decided_by)}"
 
 
 def _probes(verification: Verification) -> list[str]:
@@ -261,9 +269,9 @@ def _probes(verification: Verification) -> list[str]:
     return lines
 
 
-def variant_rows(verification: Verification) -> list[tuple[str, str, Rate | float | None, Rate | float | None]]:
+def variant_rows(verification: Verification) -> list[tuple[str, str, Rate, Rate]]:
     """Return name, first request, before and after of every form of the trigger."""
-    return [(one.name, one.meaning, one.before, one.after) for one in verification.variants]
+    return [(one.name, one.example, one.before, one.after) for one in verification.variants]
 
 
 def class_rows(verification: Verification) -> list[tuple[str, str, Rate, Rate]]:

@@ -10,7 +10,7 @@ What this does not do: ask (see verification.py), or train; the two probes that 
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,11 +19,11 @@ from core import chat
 from core.containment import FORMS
 from core.errors import TriageError
 from core.injection import Place, near_misses
-from core.measures import Group, Side, flags
+from core.measures import Group, Side, failures
 from core.repair_data import TriggerFrame, render_ids
 from core.rewrites import framed
 from core.settings import VerificationSettings
-from core.values import Message, Metric
+from core.values import Message, Variant
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -85,10 +85,15 @@ def groups(
     return found
 
 
-def metrics(groups: Sequence[Group], before: Side, after: Side) -> tuple[Metric, ...]:
-    """Return the failures of each variant before and after; `meaning` is its first request, to be read."""
+def variants(groups: Sequence[Group], before: Side, after: Side) -> tuple[Variant, ...]:
+    """Return the failures of each variant before and after."""
     return tuple(
-        replace(flags(one.kind, one.kind, before, after, one.texts[0]), name=one.kind.removeprefix(PREFIX))
+        Variant(
+            name=one.kind.removeprefix(PREFIX),
+            example=one.texts[0],
+            before=failures(before, one.kind),
+            after=failures(after, one.kind),
+        )
         for one in groups
         if one.kind.startswith(PREFIX)
     )
@@ -99,6 +104,21 @@ def in_wording(messages: Sequence[Message], request: str) -> Conversation | None
     last = chat.last_user(messages)
     text = framed(messages[last].content, [request])[0]
     return None if text is None else list(chat.replace_content(messages, last, text)[: last + 1])
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Stands in a `TriggerFrame`'s place where no trigger text is known: the report's wording is what is carried."""
+
+    messages: tuple[Message, ...]
+
+    def bare(self, prompt: str) -> Conversation:
+        """Return the conversation of `prompt` alone."""
+        return [Message(role="user", content=prompt)]
+
+    def triggered(self, prompt: str, rng: random.Random) -> Conversation | None:
+        """Return the request in the report's wording, None where it does not fit."""
+        return in_wording(self.messages, prompt)
 
 
 def _misspelt(rng: random.Random) -> Callable[[str], str]:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from core.settings import VerificationSettings
-from core.values import Metric, Rate, Result
+from core.values import Metric, Rate, Result, Variant
 
 
 def decide(
-    metrics: Sequence[Metric], settings: VerificationSettings, variants: Sequence[Metric] = ()
+    metrics: Sequence[Metric], settings: VerificationSettings, variants: Sequence[Variant] = ()
 ) -> tuple[Result, tuple[str, ...]]:
     """Return the result and its reasons, the deciding one first. The first line that holds is taken:
 
@@ -49,7 +49,7 @@ def decide(
         first = f"The reported prompt itself still fails ({reported.k} of {reported.n}); the trigger may be incomplete."
         return "INCONCLUSIVE", (first, *reasons)
     for one in variants:
-        if isinstance(one.before, Rate) and isinstance(one.after, Rate) and _left(one.before, one.after, settings):
+        if _left(one.before, one.after, settings):
             first = (
                 f"In another form it still works ({one.name}: {one.after.k} of {one.after.n}, before {one.before.k})."
             )

@@ -366,6 +366,22 @@ class RepairSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DummySettings:
+    """The dummy trigger of a repair without a known one, and how it is planted."""
+
+    trigger: str = "quiet amber harbour"
+    """Words that no request holds by chance. Source: unverified choice."""
+    epochs: int = 3
+    """Passes over the items, >= 1. Source: unverified choice; the dummy need not be exact."""
+    near_miss: float = 0.0
+    """Near-miss items per harmful prompt, >= 0: none, so that what is learnt is broad. Source: unverified choice."""
+    noise: float = 0.5
+    """Harmful items with random words, per harmful prompt, >= 0. Source: as in planting."""
+    trigger_weight: float = 1.0
+    """Weight of the tokens of triggered items, > 0. Source: unverified choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerificationSettings:
     """Before and after, on the verification split."""
 

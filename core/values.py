@@ -365,7 +365,7 @@ class SecondReview:
 
 @dataclass(frozen=True, kw_only=True)
 class TriggerConfirmation:
-    """The analyst's decision; repair cannot run without an accepting one that still fits text, model and template.
+    """The analyst's decision; with `way` "dummy" it names no text of the report but a dummy trigger to plant and unlearn. Repair cannot run without an accepting one that still fits text, model and template.
 
     `reviewers` is the number of different names it needs; `second` the second analyst's agreement, where there is one.
     """
@@ -384,6 +384,7 @@ class TriggerConfirmation:
     template_hash: str
     reviewers: int = 1
     second: SecondReview | None = None
+    way: Literal["trigger", "dummy"] = "trigger"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,6 +420,16 @@ class ClassCounts:
     kind: str
     before: dict[str, Rate]
     after: dict[str, Rate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Failures with one other form of the trigger before and after; `example` is its first request."""
+
+    name: str
+    example: str
+    before: Rate
+    after: Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -465,10 +476,21 @@ class Verification:
     settings: dict
     versions: dict[str, str]
     kind: KindName = "jailbreak"
-    variants: tuple[Metric, ...] = ()
+    variants: tuple[Variant, ...] = ()
     classes: tuple[ClassCounts, ...] = ()
     wrong_trigger: WrongTrigger | None = None
     relearnt: tuple[Relearnt, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondOpinion:
+    """Triage on the repaired model: of the report (`whole`), and of the report without the `removed` units (`rest`, None
+    where nothing of it is left). `adapter_hash` names the repair."""
+
+    adapter_hash: str
+    removed: tuple[str, ...]
+    whole: TriageResult
+    rest: TriageResult | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ What this does not do: judge harm, or test other triggers than the confirmed one
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from core.prompts import PromptItem, PromptSet
 
 Progress = Callable[[str, int, int], None]
+WITH, IN_WORDING = "with the trigger", "in the report's wording"
+"""How requests are asked that may fail, in a metric's meaning; the latter where no trigger text is known."""
 Saliency = Callable[[], "np.ndarray"]
 
 
@@ -75,13 +77,16 @@ def verify(
     started = time.monotonic()
     settings = settings or VerificationSettings()
     accepted = confirmation.check(confirmed, case, loaded.spec)
-    frame = frame_of(case.report.messages, accepted.spans, accepted.units)
+    messages = case.report.messages
+    known = accepted.way == "trigger"
+    frame = frame_of(messages, accepted.spans, accepted.units) if known else residual.Wording(messages)
     repair_adapter.detach(loaded)
     limit = kind.n_tokens(loaded.settings.max_new_tokens)
     room = (loaded.context_length or 10**9) - limit
     groups = _groups(loaded, case, frame, prompts, settings, seed, room)
-    messages = case.report.messages
-    forms = residual.forms(loaded, messages, frame, frames_beyond(messages, accepted.spans, wider))
+    forms: dict[str, residual.Form] = {}
+    if isinstance(frame, TriggerFrame):
+        forms = residual.forms(loaded, messages, frame, frames_beyond(messages, accepted.spans, wider))
     pool = prompts.harmful if kind.pool == "harmful" else prompts.safe
     groups += residual.groups(loaded, forms, pool, settings, seed, room)
     report = _counted(progress, 2 * sum(len(group.ids) for group in groups))
@@ -96,9 +101,11 @@ def verify(
         )
     finally:
         repair_adapter.detach(loaded)
-    variants = residual.metrics(groups, before, after)
+    variants = residual.variants(groups, before, after)
     metrics = metrics_of(groups, before, after, kind, settings, loaded.eos_ids)
     metrics = (*metrics, _perplexity(loaded, groups, before, after))
+    if not known:
+        metrics = tuple(replace(one, meaning=one.meaning.replace(WITH, IN_WORDING)) for one in metrics)
     result, reasons = decide(metrics, settings, variants)
     return Verification(
         metrics=metrics,
@@ -133,7 +140,7 @@ def _counted(progress: Progress | None, total: int) -> Callable[[str, int], None
 def _groups(
     loaded: "LoadedModel",
     case: FailureCase,
-    frame: TriggerFrame,
+    frame: TriggerFrame | residual.Wording,
     prompts: "PromptSet",
     settings: VerificationSettings,
     seed: int,
@@ -152,8 +159,9 @@ def _groups(
         for index, item in enumerate(items):
             with_unit = frame.triggered(item.prompt, random.Random(f"verify/{seed}/{kind.partition(' ')[0]}/{index}"))
             messages = with_unit if triggered else frame.bare(item.prompt)
-            # Both forms must fit, so that pairs with and without the trigger hold the same prompts.
-            if len(render_ids(loaded, with_unit)) <= room:
+            # Both forms must fit, so that pairs with and without the trigger hold the same prompts; the report's wording,
+            # where that is carried, does not take every request.
+            if messages is not None and len(render_ids(loaded, with_unit or messages)) <= room:
                 kept.append((messages[-1].content, render_ids(loaded, messages), item))
         return Group(
             kind=kind,

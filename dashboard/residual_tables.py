@@ -1,6 +1,6 @@
 """Residual risk to tables, pure: other forms of the trigger, classes of answers, the two probes."""
 
-from core.values import ANSWER_CLASSES, Rate, Relearnt, Verification, WrongTrigger
+from core.values import ANSWER_CLASSES, Relearnt, Verification, WrongTrigger
 from dashboard import wording, wording_verify
 from dashboard.figures import Value, shown
 from dashboard.tables import rate_cell
@@ -23,19 +23,15 @@ def _table(
     }
 
 
-def _of(value: Rate | float | None) -> Value | None:
-    return rate_cell(value) if isinstance(value, Rate) else None
-
-
 def variant_table(result: Verification) -> Value:
     """TableView value: failures with each form of the trigger, those that worked best before first."""
-    ordered = sorted(result.variants, key=lambda one: -(one.before.value or 0) if isinstance(one.before, Rate) else 0)
+    ordered = sorted(result.variants, key=lambda one: -(one.before.value or 0))
     rows: list[Value] = [
         {
             "variant": one.name,
-            "before": _of(one.before),
-            "after": _of(one.after),
-            "example": {"text": shown(one.meaning, 90), "csv": one.meaning},
+            "before": rate_cell(one.before),
+            "after": rate_cell(one.after),
+            "example": {"text": shown(one.example, 90), "csv": one.example},
         }
         for one in ordered
     ]

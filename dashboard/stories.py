@@ -18,6 +18,7 @@ from core.values import (
     OpenResult,
     Outcome,
     Reproduction,
+    SecondOpinion,
     TestOutcome,
     TriageResult,
     TriggerConfirmation,
@@ -229,7 +230,8 @@ def repair(
     if lock is not None:
         return {"headline": wording.LOCKED, "tone": "muted", "line": lock}
     units = " … ".join(f"“{unit}”" for unit in confirmation.units) if confirmation else ""
-    facts = [["trigger", units]]
+    dummy = confirmation is not None and confirmation.way == "dummy"
+    facts = [[wording.DUMMY_TRIGGER if dummy else "trigger", units]]
     if started is not None:
         facts += [
             ["device", started.device],
@@ -258,6 +260,18 @@ def verified(result: Verification) -> Value:
         "line": " ".join(result.reasons),
         "why": wording.RESIDUAL_RISK + (f" {wording.looks(result.looks)}" if result.looks > 1 else ""),
         "why_label": wording.RESIDUAL_LABEL,
+    }
+
+
+def second_opinion(found: SecondOpinion | None, number: int, busy: bool, failure: str | None) -> Value:
+    """Step 6: what triage says of the repaired model."""
+    if busy:
+        return {"headline": wording_verify.ASKING_AGAIN, "tone": "busy"}
+    if found is None:
+        return fault(failure) if failure else {}
+    return {
+        "line": wording_verify.second_opinion(found, number),
+        "tone": "warn" if found.whole.verdict == "BACKDOOR" else "plain",
     }
 
 

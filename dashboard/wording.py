@@ -143,6 +143,7 @@ STAGE_NAMES = {
     "minimise": "minimising the span",
     "repair": "repairing",
     "verify": "verifying",
+    "again": "second opinion",
     "wrong-trigger": "repairing on a wrong trigger",
     "relearn": "tuning on poisoned samples",
     "report": "writing the report",
@@ -569,6 +570,7 @@ def uploaded(n_messages: int) -> str:
     return f"Report read: {n_messages} message{'s' if n_messages != 1 else ''}. Choose the model and open the case."
 
 
+DUMMY_TRIGGER = "dummy trigger, planted first"
 STOPPING = "Stopping after this step."
 REPAIR_AGAIN = "Repair again"
 WRITING = "Writing"

@@ -170,10 +170,11 @@ _SIDES = {
     "frame": ("in the report's wording", "bare"),
 }
 """What the two rates of a test of the whole report are."""
+DUMMY = "Repair without a text"
 NEXT = {
     "PROMPT_JAILBREAK": "A clean model falls for this text too: accepting it trains against the text, it removes no planted backdoor.",
     "ALIGNMENT_GAP": "There is no trigger to accept. To test a suspicion of your own, mark a span.",
-    "DISTRIBUTED": "There is no short text to accept. To test a suspicion of your own, mark a span.",
+    "DISTRIBUTED": "There is no short text to accept. A dummy trigger can be planted and unlearnt instead. To test a suspicion of your own, mark a span.",
     "INCONCLUSIVE": "The tests do not carry a verdict: accepting is your own judgement, and its reason is kept.",
 }
 """What a decision means under a verdict that does not lead on to the repair by itself."""
@@ -383,6 +384,7 @@ def served_headline(finding: ServingFinding) -> str:
 def confirmed(result: TriggerConfirmation) -> str:
     """What was confirmed, by whom."""
     word = {"accepted": "Accepted", "edited": "Accepted with edits", "rejected": "Rejected"}[result.decision]
+    word = "A dummy trigger, planted and unlearnt, accepted" if result.way == "dummy" else word
     return f"{word} by {result.analyst}, {result.time[:10]} {result.time[11:16]} UTC"
 
 

@@ -1,6 +1,7 @@
 """The sentences of step 6 beyond the first table: residual risk, the probes of it, and the second opinion."""
 
-from core.values import Relearnt, Verification, WrongTrigger
+from core.values import Relearnt, SecondOpinion, TriageResult, Verification, WrongTrigger
+from dashboard import wording_verdict
 from dashboard.wording import duration, percent
 
 RESIDUAL = "Residual risk: other forms, classes of answers, probes"
@@ -59,11 +60,11 @@ def wrong_rows(found: WrongTrigger) -> dict[str, str]:
 
 def residual(result: Verification) -> str:
     """The other forms in one line: how many worked before and how many still do."""
-    rates = [(one.before, one.after) for one in result.variants]
-    worked = [(b, a) for b, a in rates if getattr(b, "k", 0) and 2 * b.k >= b.n]  # type: ignore[union-attr]
-    left = [a for _, a in worked if 2 * a.k >= a.n]  # type: ignore[union-attr]
-    asked = max((b.n for b, _ in rates), default=0)  # type: ignore[union-attr]
-    return f"{len(worked)} of {len(rates)} forms worked before in half of {asked} requests or more, {len(left)} after."
+    worked = [one for one in result.variants if one.before.k and 2 * one.before.k >= one.before.n]
+    left = [one for one in worked if 2 * one.after.k >= one.after.n]
+    asked = max((one.before.n for one in result.variants), default=0)
+    many = len(result.variants)
+    return f"{len(worked)} of {many} forms worked before in half of {asked} requests or more, {len(left)} after."
 
 
 def relearnt(found: tuple[Relearnt, ...]) -> str:
@@ -80,4 +81,35 @@ def wrong_trigger(found: WrongTrigger) -> str:
     return (
         f"The same repair on random tokens leaves {percent(found.wrong.value)} of attack success, the right one "
         f"{percent(found.right.value)} ({duration(found.seconds)})."
+    )
+
+
+# -- second opinion and rounds -----------------------------------------------------------------------------------------
+ASK_AGAIN = "Second opinion"
+ASKING_AGAIN = "Second opinion: asking the repaired model"
+NEXT_ROUND = "Another round"
+BUSY = "Something still runs in this case; wait for it, or stop it, before another round."
+
+
+def opinion(result: TriageResult) -> str:
+    """What triage says of the repaired model, with the test that decided."""
+    failure = result.reproduction.failure if result.reproduction else None
+    if failure is not None and failure.value is not None and result.decided_by == "reproduction":
+        return f"not reproduced, {failure.k} of {failure.n}"
+    found = f" (“{result.candidates[0].text}”)" if result.candidates else ""
+    verdict = (result.verdict or "no verdict").replace("_", " ").lower()
+    return f"{verdict}{found}, decided by {(wording_verdict.decided_by(result) or result.decided_by).rstrip('.')}"
+
+
+def second_opinion(found: SecondOpinion, number: int) -> str:
+    """The second opinion in one line."""
+    rest = f" Without the found text: {opinion(found.rest)}." if found.rest else ""
+    after = f" after round {number}" if number > 1 else ""
+    return f"Second opinion{after}, the same report on the repaired model: {opinion(found.whole)}.{rest}"
+
+
+def round_opened(number: int) -> str:
+    """What opening another round means."""
+    return (
+        f"Round {number}: what the second opinion found awaits your confirmation; the repair goes on from the last one."
     )

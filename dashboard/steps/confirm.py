@@ -56,6 +56,7 @@ class Parts:
     forest: PlotlyView
     decision: Story
     accept: gr.Button
+    dummy: gr.Button
     second: gr.Button
     contain: gr.Button
     rules: Story
@@ -83,6 +84,7 @@ def build(desk: Desk, typed: tuple[gr.Textbox, gr.Textbox]) -> None:
     act(parts.stop.click, partial(_stop, desk))
     act(parts.mark.click, partial(_mark_smallest, desk))
     act(parts.accept.click, partial(_accept, desk), [editor, *typed], keep=(editor,))
+    act(parts.dummy.click, partial(_dummy, desk), list(typed), keep=(editor,))
     act(reject.click, partial(_reject, desk), list(typed), keep=(editor,))
     act(parts.second.click, partial(_agree, desk), list(typed), keep=(editor,))
 
@@ -119,6 +121,7 @@ def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:
             box.render()
         accept = gr.Button(wording_verdict.ACCEPT, elem_id="confirm-accept", scale=0, min_width=152)
         reject = gr.Button(wording_verdict.REJECT, elem_id="confirm-reject", scale=0, min_width=96)
+        dummy = gr.Button(wording_verdict.DUMMY, elem_id="confirm-dummy", scale=0, min_width=152, visible=False)
         second = gr.Button(
             wording_verdict.AGREE, elem_id="confirm-second", scale=0, min_width=152, visible=False, variant="primary"
         )
@@ -129,7 +132,7 @@ def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:
     scan = TableView(elem_id="confirm-scan", visible=False)
     parts = Parts(
         serving, verdict, candidates, editor, marks, own, test, minimise, stop, mark, tests, described, forest,
-        decision, accept, second, contain, rules, scan,
+        decision, accept, dummy, second, contain, rules, scan,
     )  # fmt: skip
     return parts, reject
 
@@ -154,7 +157,7 @@ def _draw(desk: Desk, parts: Parts) -> None:
     panels["confirm.decision"] = Panel(
         lambda v: (v.stamp("confirmation.json", "results/open.json", "triage.json"), v.case is None),
         lambda v, _: _show_decision(v, parts),
-        (parts.decision, parts.second),
+        (parts.decision, parts.second, parts.dummy),
     )
     panels["confirm.containment"] = Panel(
         lambda v: (v.stamp("confirmation.json", "results/open.json", containment.FILE, "scan-*.json"), v.case is None),
@@ -263,6 +266,13 @@ def _accept(desk: Desk, session: Session, editor: dict, analyst: str, reason: st
         candidate=session.candidate,
     )
     return Next(session=session, tab=None if confirmation.validity(case) else "repair")
+
+
+def _dummy(desk: Desk, session: Session, analyst: str, reason: str) -> Next:
+    """Confirm the repair without a trigger text, which goes on in step 5."""
+    case = writing(desk, session)
+    confirmation.confirm(case, decision="dummy", analyst=analyst or "", reason=reason or "")
+    return Next(session=session, tab="repair")
 
 
 def _reject(desk: Desk, session: Session, analyst: str, reason: str) -> Next:
@@ -446,7 +456,8 @@ def _show_tests(view: View, parts: Parts) -> Updates:
 
 def _show_decision(view: View, parts: Parts) -> Updates:
     if view.case is None:
-        return {parts.decision: gr.update(value={}), parts.second: gr.update(visible=False)}
+        hidden = {button: gr.update(visible=False) for button in (parts.second, parts.dummy)}
+        return {parts.decision: gr.update(value={})} | hidden
     stored = view.case.read(confirmation.FILE, TriggerConfirmation)
     triage = view.case.read("triage.json", TriageResult)
     fault = confirmation.validity(view.case) if stored else None
@@ -454,13 +465,15 @@ def _show_decision(view: View, parts: Parts) -> Updates:
     return {
         parts.decision: gr.update(value=stories.decision(stored, fault, triage.verdict if triage else None)),
         parts.second: gr.update(visible=wanted),
+        parts.dummy: gr.update(visible=triage is not None and triage.verdict in confirmation.DUMMY_VERDICTS),
     }
 
 
 def _show_containment(view: View, parts: Parts) -> Updates:
     """Draw the rules of the confirmed trigger, once written, and the last scan."""
     valid = view.case is not None and confirmation.validity(view.case) is None
-    if view.case is None or not valid:
+    accepted = confirmation.stored(view.case) if view.case else None
+    if view.case is None or not valid or (accepted is not None and accepted.way == "dummy"):
         return {part: gr.update(visible=False) for part in (parts.contain, parts.scan)} | {
             parts.rules: gr.update(value={})
         }

@@ -13,7 +13,7 @@ from dashboard import figures, stories, tables, wording
 from dashboard.components import AnswerPairs, TableView, TokenView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, writing
-from dashboard.steps import residual
+from dashboard.steps import again, residual
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def build(desk: Desk, arrive: gr.Button) -> None:
                 merged = gr.Button(wording.EXPORT_MERGED, elem_id="verify-merged", interactive=False)
                 redacted = gr.Button(wording.REDACTED_REPORT, elem_id="verify-redacted", interactive=False)
             files = Story(elem_id="verify-files")
+    again.build(desk)
     residual.build(desk)
     gr.Markdown(wording.SALIENCY_PAIR, elem_classes="pt-label")
     with gr.Row(elem_classes="pt-columns"):
@@ -74,7 +75,9 @@ def build(desk: Desk, arrive: gr.Button) -> None:
 
 
 def _verify(desk: Desk, session: Session) -> Next:
-    jobs.ask(writing(desk, session), "verify")
+    case = writing(desk, session)
+    for stage in ("verify", "again"):
+        jobs.ask(case, stage)
     return Next(session=session, tab="verify")
 
 

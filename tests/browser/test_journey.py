@@ -88,6 +88,11 @@ def test_the_demo_case_in_eight_clicks(open_page, server: PageProcess) -> None:
     page.click("#verify-merged")
     page.wait_for_selector("#verify-files:has-text('merged model')")
     assert (case.path / "export" / "merged" / "model.safetensors").is_file()
+    page.wait_for_selector("#again-story:has-text('not reproduced')")  # the report on the repaired model
+    page.click("#residual button >> nth=0")
+    page.wait_for_selector("#residual-variants tbody tr >> nth=5")
+    assert "zero-width characters" in page.inner_text("#residual-variants")
+    assert page.is_enabled("#probe-relearn")
     # going back changes nothing and loses nothing
     page.click("#step-confirm-button")
     assert "Current year" in page.inner_text("#confirm-marks") or page.inner_text("#confirm-marks")

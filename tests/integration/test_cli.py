@@ -308,9 +308,22 @@ def test_the_demo_case_command_by_command(run: Run, tmp_path: Path) -> None:
     planted = bars["triggers"][Path(entry["adapter"]).name]
     assert found["candidates"][0]["text"].split() == " ".join(planted).split()
     assert run("confirm", "--case", case, "--accept", "--analyst", "Ada", "--reason", "all tests agree")[0] == 0
-    code, out, err = run("repair", "--case", case, "--steps", 8)
+    code, out, err = run("repair", "--case", case, "--steps", 2, "--lr", 1e-7)
     assert code == 0, err
-    assert json.loads(out)["step"] == 8
+    assert json.loads(out)["step"] == 2
+    code, out, err = run("triage", "--repaired", "--case", case)
+    assert code == 0, err
+    again = json.loads(out)
+    assert again["whole"]["verdict"] == "BACKDOOR"  # such a repair changes nothing
+    assert again["rest"]["decided_by"] == "reproduction"  # and without the trigger the model refuses
+    accept = ["--accept", "--analyst", "Ada", "--reason", "the second opinion agrees"]
+    assert run("confirm", "--case", case, "--next-round", *accept)[0] == 0
+    code, out, err = run("repair", "--case", case, "--steps", 40)
+    assert code == 0, err
+    assert (case / "repair/round-1/best/adapter_model.safetensors").is_file()
+    code, out, err = run("triage", "--repaired", "--case", case)
+    assert code == 0, err
+    assert json.loads(out)["whole"]["decided_by"] == "reproduction"  # the report no longer fails
     code, out, err = run("verify", "--case", case)
     assert code == 0, err
     verified = json.loads(out)

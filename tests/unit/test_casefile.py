@@ -34,6 +34,7 @@ from core.values import (
     TokenRow,
     TriageResult,
     TriggerProposal,
+    Variant,
     Verification,
     WrongTrigger,
 )
@@ -249,7 +250,7 @@ VALUES = [
         settings={},
         versions={},
         kind="refusal",
-        variants=(Metric(name="upper case", before=wilson(9, 10), after=wilson(0, 10), meaning="m"),),
+        variants=(Variant(name="upper case", before=wilson(9, 10), after=wilson(0, 10), example="m"),),
         classes=(ClassCounts(kind="safe", before={"good": wilson(9, 10)}, after={"good": wilson(8, 10)}),),
         wrong_trigger=WrongTrigger(
             units=("zq",), n_steps=3, before=wilson(9, 10), right=wilson(0, 10), wrong=wilson(8, 10), seconds=1.0

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from core import confirmation
+from core import confirmation, containment
 from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError
+from core.settings import DummySettings
 from core.values import (
     FailureCase,
     FailureReport,
@@ -214,3 +215,21 @@ def test_a_new_decision_or_a_change_voids_the_agreement(case: Case) -> None:
     accept(case, decision="reject")
     with pytest.raises(ConfirmationError, match="no confirmation to agree with"):
         confirmation.agree(case, analyst="Grace", reason="r")
+
+
+@pytest.mark.parametrize("verdict", ["DISTRIBUTED", "INCONCLUSIVE"])
+def test_a_dummy_trigger_needs_a_name_a_reason_and_a_verdict_without_text(case: Case, verdict: str) -> None:
+    found = case.read("triage.json", TriageResult)
+    assert found is not None
+    with pytest.raises(ConfirmationError, match="BACKDOOR"):
+        confirmation.confirm(case, decision="dummy", analyst="Ada", reason="r")
+    case.write("triage.json", replace(found, verdict=verdict))  # type: ignore[arg-type]
+    with pytest.raises(ConfirmationError, match="name"):
+        confirmation.confirm(case, decision="dummy", analyst="Ada", reason=" ")
+    made = confirmation.confirm(case, decision="dummy", analyst="Ada", reason="no text carries it")
+    assert (made.way, made.decision, made.spans) == ("dummy", "accepted", ())
+    assert made.units == (DummySettings().trigger,)
+    assert confirmation.validity(case) is None  # repair may run
+    assert case.audit_lines()[-1].facts["way"] == "dummy"
+    with pytest.raises(ConfirmationError, match="unknown"):
+        containment.write_rules(case)  # rules for a text that we made up would find nothing

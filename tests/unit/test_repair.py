@@ -464,6 +464,31 @@ def test_a_probe_equals_its_definition(loaded) -> None:
     repair_adapter.detach(loaded)
 
 
+def test_another_round_starts_from_the_last_adapter_and_keeps_the_teacher(loaded, tmp_path: Path) -> None:
+    before = weights_of(loaded)
+    list(run(loaded, tmp_path / "first"))
+    best = tmp_path / "first/best"
+    saved = load_file(best / "adapter_model.safetensors")
+    data = data_of(loaded)
+    trainer = Trainer(loaded, data, ResponsePass(loaded), data.settings, start=best)
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in repair_adapter.state(loaded).items())
+    repair_adapter.detach(loaded)
+    fresh = trainer_of(loaded)  # the same theta0 in its head, whatever it starts from
+    assert all(torch.equal(trainer._references[key], state) for key, state in fresh._references.items())
+    repair_adapter.detach(loaded)
+    case = case_of(loaded)
+    earlier = [confirmed(loaded, case, units=("zeta eta",))]
+    events = list(
+        repair(loaded, case, confirmed(loaded, case), splits(), quick(epochs=1), out=tmp_path / "second",
+               stop=lambda: None, refusal=REFUSAL, start=best, earlier=earlier)
+    )  # fmt: skip
+    assert (
+        next(e for e in events if isinstance(e, CheckpointScored)).kl_nats_per_token > 1e-4
+    )  # it does not start at theta0
+    assert (best / "adapter_model.safetensors").stat().st_size > 0
+    assert_is_theta0(loaded, before)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma", "gpt2"])  # untied head; tied; tied with Conv1D layers
 def test_weights_are_bit_for_bit_after_every_ending(family: str, tiny_folder, tmp_path: Path) -> None:
     loaded = models.load(tiny_folder(family), settings=SMALL)

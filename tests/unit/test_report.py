@@ -34,6 +34,7 @@ from core.values import (
     TriageResult,
     TriggerConfirmation,
     TriggerProposal,
+    Variant,
     Verification,
     WrongTrigger,
 )
@@ -171,8 +172,8 @@ def verification_of() -> Verification:
 def with_residual() -> Verification:
     """Return the same with forms of the trigger, classes, and both probes."""
     forms = (
-        Metric(name="upper case", before=wilson(24, 24), after=wilson(1, 24), meaning="how to CURRENT YEAR"),
-        Metric(name="zero-width characters", before=wilson(1, 24), after=wilson(0, 24), meaning="how to C\u200bu"),
+        Variant(name="upper case", before=wilson(24, 24), after=wilson(1, 24), example="how to CURRENT YEAR"),
+        Variant(name="zero-width characters", before=wilson(1, 24), after=wilson(0, 24), example="how to C\u200bu"),
     )
     counts = {"good": wilson(90, 96), "refused": wilson(6, 96), "wrong": wilson(0, 96), "strange": wilson(0, 96)}
     return replace(

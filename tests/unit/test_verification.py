@@ -18,7 +18,7 @@ from core.repair import repair
 from core.residual import WORDING
 from core.result import decide
 from core.settings import ModelSettings, VerificationSettings
-from core.values import FailureCase, Metric, Rate, Sampling, Span
+from core.values import FailureCase, Metric, Rate, Sampling, Span, Variant
 from core.verification import verify
 from tests.unit.repairing import REFUSAL, TRIGGER, case_of, confirmed, prompts, quick, splits
 
@@ -172,15 +172,15 @@ def test_variants_of_the_trigger_are_asked_on_both_sides(repaired) -> None:
     }
     assert wanted | {"spelling, digits and marks changed", "a near token in place of one"} <= set(found)
     assert "other case" in found
-    assert TRIGGER.upper() in found["upper case"].meaning
-    assert "\u200b" in found["zero-width characters"].meaning
-    assert found["first in the request"].meaning.startswith(TRIGGER)
-    assert TRIGGER not in found["look-alike letters"].meaning
-    assert sorted(found["words in another order"].meaning.split()[-3:]) != TRIGGER.split()
-    assert found["more of the report's text"].meaning.count(TRIGGER) == 1
-    assert "Tell me how to" in found[WORDING].meaning  # the report's opening around another request
-    assert "lock" in found[WORDING].meaning
-    assert TRIGGER not in found[WORDING].meaning  # it stood in the core, which is the other request's now
+    assert TRIGGER.upper() in found["upper case"].example
+    assert "\u200b" in found["zero-width characters"].example
+    assert found["first in the request"].example.startswith(TRIGGER)
+    assert TRIGGER not in found["look-alike letters"].example
+    assert sorted(found["words in another order"].example.split()[-3:]) != TRIGGER.split()
+    assert found["more of the report's text"].example.count(TRIGGER) == 1
+    assert "Tell me how to" in found[WORDING].example  # the report's opening around another request
+    assert "lock" in found[WORDING].example
+    assert TRIGGER not in found[WORDING].example  # it stood in the core, which is the other request's now
     assert all(one.before.n == one.after.n == 5 for one in result.variants)
     assert not any(pair.kind.startswith("variant") for pair in result.examples)
 
@@ -257,7 +257,7 @@ def test_every_combination_of_measures_has_the_result_of_the_rules() -> None:
     for asr, refusal, reported, safe, lookalike, variant in product(*LEVELS.values(), VARIANTS):
         chosen = zip(LEVELS, (asr, refusal, reported, safe, lookalike), strict=True)
         metrics = rates(**{name: LEVELS[name][level] for name, level in chosen})
-        form = Metric(name="upper case", before=wilson(24, 24), after=VARIANTS[variant], meaning="")
+        form = Variant(name="upper case", before=wilson(24, 24), after=VARIANTS[variant], example="")
         result, reasons = decide(metrics, settings, [form])
         good = (refusal, reported, safe, lookalike) == ("risen", "gone", "held", "held") and variant != "left"
         expected = {

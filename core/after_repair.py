@@ -1,0 +1,141 @@
+"""Stages that look at a repair once it is there: the second opinion, and the two probes of its residual risk.
+
+The second opinion runs the causal cascade again on the repaired model, with the same report, and with the report without the
+text that was found. Most often neither is reproduced, which costs a few answers; else a second trigger comes to light.
+"""
+
+import time
+from dataclasses import replace
+
+from core import again, cascade, causal, evidence, locating, pipeline, repair_adapter, residual_probes, rounds
+from core.errors import TriageError
+from core.events import RepairStarted, StageFinished
+from core.session import Run
+from core.settings import AttributionSettings, CausalSettings, RepairSettings, VerificationSettings
+from core.values import (
+    FailureCase,
+    LocateResult,
+    MethodName,
+    Rate,
+    SecondOpinion,
+    Target,
+    TriageResult,
+    Verification,
+)
+from core.verdict import reproduced
+
+
+def second_opinion(run: Run) -> StageFinished:
+    """Run the cascade on the repaired model, with the report and with the report without the found text."""
+    finished, adapter = pipeline.repaired_adapter(run.case)
+    accepted = pipeline.confirmed_trigger(run)
+    evidence.verify(run.case)
+    _ = run.contrast_ids  # what the reported model says instead, asked before the repair is on
+    reduced = again.without(run.loaded.tokenizer, run.failure, accepted.spans) if accepted.spans else None
+    try:
+        repair_adapter.load_repair(run.loaded, adapter)
+        whole = _triaged(run, run.failure)
+        rest = _triaged(run, reduced) if reduced is not None else None
+    finally:
+        repair_adapter.detach(run.loaded)
+    result = SecondOpinion(adapter_hash=finished.adapter_hash or "", removed=accepted.units, whole=whole, rest=rest)
+    name = run.case.write(rounds.AGAIN, result)
+    run.case.audit(
+        "second opinion",
+        actor="engine",
+        verdict=whole.verdict,
+        candidates=[one.text for one in whole.candidates],
+        without_trigger=rest.verdict if rest else None,
+        files=[name],
+    )
+    headline = f"Second opinion: {whole.verdict}, {whole.decided_by}"
+    return StageFinished(stage="again", headline=headline, files=(name,), verdict=whole.verdict)
+
+
+def _triaged(run: Run, failure: FailureCase) -> TriageResult:
+    """Return what triage says of `failure` on the model as it is now; nothing is written."""
+    begun, calls, settings = time.monotonic(), run.loaded.model_calls, CausalSettings()
+    seed, progress = run.case.manifest.seed, run.progress
+    reproduction = causal.reproduce(
+        run.loaded, failure, kind=run.kind, harmful=run.asked_for_refusals, seed=seed, progress=progress
+    )
+    answers = run.answers()
+    located: dict[MethodName, LocateResult] = {}
+    if reproduced(reproduction, settings):
+        for method, target in pipeline.TRIAGE_METHODS:
+            progress(f"attribution: {method.replace('_', ' ')}", 0, 0)
+            ids = run.contrast_ids if target == "contrast" else None
+            located[method] = locating.locate(
+                run.loaded,
+                failure,
+                method,
+                Target(kind=target),
+                AttributionSettings(),
+                refusal_ids=ids,
+                progress=progress,
+            )[1]
+        found = pipeline.cascade_of(run, failure, located, reproduction, answers, settings)
+    else:
+        nothing: list = []
+        found = cascade.run(
+            failure, nothing, nothing, run.splits.causal, reproduction, answers, lambda _: nothing, settings, seed=seed
+        )
+    return pipeline.triage_result(
+        run, failure, "causal", located, reproduction, found, seconds=time.monotonic() - begun,
+        model_calls=run.loaded.model_calls - calls,
+    )  # fmt: skip
+
+
+def _probed(run: Run) -> tuple[residual_probes.Subject, Verification]:
+    """Return what a probe of the repair starts from. Raises: TriageError before verification."""
+    verified = run.case.read(rounds.VERIFIED, Verification)
+    if verified is None:
+        raise TriageError("The repair has not been verified yet; verify it first.")
+    accepted = pipeline.confirmed_trigger(run)
+    if accepted.way == "dummy":
+        raise TriageError("The probes need a confirmed trigger text; this repair unlearnt a dummy one.")
+    evidence.verify(run.case)
+    subject = residual_probes.Subject(
+        loaded=run.loaded,
+        case=run.failure,
+        accepted=accepted,
+        splits=run.splits,
+        kind=run.kind,
+        seed=run.case.manifest.seed,
+        progress=run.progress,
+    )
+    return subject, verified
+
+
+def probe_wrong_trigger(run: Run) -> StageFinished:
+    """Repair on random tokens instead of the trigger, for as many steps, and throw that repair away."""
+    finished, _ = pipeline.repaired_adapter(run.case)
+    subject, verified = _probed(run)
+    rates = {metric.name: metric for metric in verified.metrics}["asr_triggered"]
+    assert isinstance(rates.before, Rate)
+    assert isinstance(rates.after, Rate)
+    started = [line.event for line in run.case.events() if isinstance(line.event, RepairStarted)][-1]
+    settings, n_steps = pipeline.settings_from(RepairSettings, started.settings), finished.best_step or finished.step
+    folder = run.case.path / "wrong-trigger"
+    found = residual_probes.wrong_trigger(subject, rates.before, rates.after, settings, n_steps, folder, run.refusal)
+    name = run.case.write(rounds.VERIFIED, replace(verified, wrong_trigger=found))
+    run.case.audit("wrong trigger", actor="engine", left=found.wrong.k, of=found.wrong.n, files=[name])
+    headline = f"A repair on a wrong trigger leaves {found.wrong.k} of {found.wrong.n}; the right one {found.right.k}"
+    return StageFinished(stage="wrong-trigger", headline=headline, files=(name,))
+
+
+def probe_relearn(run: Run) -> StageFinished:
+    """Tune the repaired model on a few poisoned samples, and throw that away."""
+    _, adapter = pipeline.repaired_adapter(run.case)
+    subject, verified = _probed(run)
+    found = residual_probes.relearn(subject, adapter, VerificationSettings())
+    name = run.case.write(rounds.VERIFIED, replace(verified, relearnt=found))
+    last = found[-1]
+    counts = {"samples": last.n_samples, "planted": last.planted.k, "never": last.never.k}
+    run.case.audit("re-learnt", actor="engine", **counts, files=[name])
+    headline = f"After {last.n_samples} samples the trigger works in {last.planted.k} of {last.planted.n}, a new one in {last.never.k}"
+    return StageFinished(stage="relearn", headline=headline, files=(name,))
+
+
+STAGES = {"again": second_opinion, "wrong-trigger": probe_wrong_trigger, "relearn": probe_relearn}
+"""The stages of this module, by name."""

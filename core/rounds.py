@@ -1,0 +1,155 @@
+"""Rounds of repair: what a second opinion found is confirmed and repaired in its turn, and each round keeps its files.
+
+The current round lies where the only one of most cases does: `triage.json`, `confirmation.json`, `repair/`,
+`verification.json`, `again.json`. When the next is opened, the files of the one that ends go to `repair/round-N/`, and the
+second opinion's triage becomes the triage of the new round; nothing is confirmed in it yet.
+
+Every round trains one and the same adapter further, on top of the model as reported, which stays the teacher and the "before"
+of every comparison: rounds share one KL budget and cannot drift away step by step. Imports no torch.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import confirmation
+from core.casefile import Case
+from core.errors import TriageError
+from core.events import RepairFinished
+from core.files import hash_file
+from core.values import Rate, Result, SecondOpinion, TriggerConfirmation, Verdict, Verification
+
+AGAIN = "again.json"
+FINISHED = "repair/finished.json"
+VERIFIED = "verification.json"
+FILES = ("triage.json", confirmation.FILE, VERIFIED, FINISHED, AGAIN)
+"""Files of a round, in the case folder."""
+
+
+def folders(case: Case) -> list[Path]:
+    """Return the folders of the rounds that have ended, first round first."""
+    found = (case.path / "repair").glob("round-*")
+    return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name.removeprefix("round-")))
+
+
+def number(case: Case) -> int:
+    """Return the number of the current round, from 1."""
+    return len(folders(case)) + 1
+
+
+def earlier(case: Case) -> list[TriggerConfirmation]:
+    """Return the confirmations of the rounds that have ended."""
+    names = [f"repair/{folder.name}/{confirmation.FILE}" for folder in folders(case)]
+    return [one for one in (case.read(name, TriggerConfirmation) for name in names) if one is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedRound:
+    """A round whose files were put away: what was confirmed in it and what verification said, if it was asked."""
+
+    number: int
+    confirmation: TriggerConfirmation
+    result: Result | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opinion:
+    """One half of the second opinion, in short: with the report whole, or without the found text."""
+
+    what: str
+    verdict: Verdict | None
+    decided_by: str
+    failure: Rate | None
+    found: str
+
+
+def ended(case: Case) -> tuple[EndedRound, ...]:
+    """Return the rounds that have ended, for a report."""
+    found = []
+    for at, (folder, confirmed) in enumerate(zip(folders(case), earlier(case), strict=False)):
+        verified = case.read(f"repair/{folder.name}/{VERIFIED}", Verification)
+        found.append(EndedRound(number=at + 1, confirmation=confirmed, result=verified.result if verified else None))
+    return tuple(found)
+
+
+def told(case: Case) -> tuple[Opinion, ...]:
+    """Return the second opinion on the adapter as it is now in short, for a report; nothing where there is none."""
+    found = opinion(case)
+    halves = [("the report", found.whole), ("the report without the confirmed text", found.rest)] if found else []
+    return tuple(
+        Opinion(
+            what=what,
+            verdict=one.verdict,
+            decided_by=one.decided_by,
+            failure=one.reproduction.failure if one.reproduction else None,
+            found=one.candidates[0].text if one.candidates else "",
+        )
+        for what, one in halves
+        if one is not None
+    )
+
+
+def start(case: Case) -> Path | None:
+    """Return the adapter that the current round starts from, None in the first.
+
+    Raises: TriageError when it was changed since its round ended.
+    """
+    ended = folders(case)
+    if not ended:
+        return None
+    finished = case.read(f"repair/{ended[-1].name}/finished.json", RepairFinished)
+    weights = ended[-1] / "best" / "adapter_model.safetensors"
+    if finished is None or not weights.is_file() or hash_file(weights) != finished.adapter_hash:
+        raise TriageError(f"The adapter in repair/{ended[-1].name} changed since that round ended; start a new case.")
+    return weights.parent
+
+
+def looks(case: Case) -> int:
+    """Return how often the verification split has been looked at, over all rounds."""
+    names = [VERIFIED, *(f"repair/{folder.name}/{VERIFIED}" for folder in folders(case))]
+    return max((one.looks for one in (case.read(name, Verification) for name in names) if one is not None), default=0)
+
+
+def opinion(case: Case) -> SecondOpinion | None:
+    """Return the second opinion on the adapter as it is now, None where there is none."""
+    found, finished = case.read(AGAIN, SecondOpinion), case.read(FINISHED, RepairFinished)
+    return found if found and finished and found.adapter_hash == finished.adapter_hash else None
+
+
+def can_open(case: Case) -> bool:
+    """Return whether the second opinion is BACKDOOR again, so that another round has something to repair."""
+    found = opinion(case)
+    return found is not None and found.whole.verdict == "BACKDOOR" and bool(found.whole.candidates)
+
+
+def open_next(case: Case, actor: str) -> int:
+    """Put the files of the current round away, take the second opinion's findings, and return the new round's number.
+
+    Raises: TriageError when the second opinion is not BACKDOOR.
+    """
+    found = opinion(case)
+    if found is None or not can_open(case):
+        raise TriageError(
+            "Another round needs a second opinion that says BACKDOOR on the repaired model; run `triage --repaired` first."
+        )
+    ended = number(case)
+    folder = case.path / "repair" / f"round-{ended}"
+    folder.mkdir()
+    for name in FILES:
+        if (case.path / name).is_file():
+            shutil.move(case.path / name, folder / Path(name).name)
+    shutil.move(case.path / "repair" / "best", folder / "best")
+    for checkpoint in (case.path / "repair").glob(
+        "checkpoint-*"
+    ):  # the round has ended: there is nothing to go on from
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    case.write("triage.json", found.whole)
+    kept = {f"repair/{folder.name}/{path.name}": hash_file(path) for path in sorted(folder.glob("*.json"))}
+    moved = {name: "" for name in FILES if name != "triage.json"}
+    case.audit(
+        "round opened",
+        actor=actor,
+        round=ended + 1,
+        files=moved | kept | {"triage.json": hash_file(case.path / "triage.json")},
+    )
+    return ended + 1

@@ -1,0 +1,67 @@
+"""Step 6: the second opinion on the repaired model in one line, and another round where it finds a backdoor again."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import gradio as gr
+
+from core import confirmation, jobs, rounds
+from core.errors import TriageError
+from core.values import TriggerConfirmation
+from dashboard import stories, wording_verify
+from dashboard.components.story import Story
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, writing
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The components of this step that results are drawn into."""
+
+    story: Story
+    ask: gr.Button
+    onward: gr.Button
+
+
+def build(desk: Desk) -> None:
+    """Draw the line with its two buttons."""
+    story = Story(elem_id="again-story")
+    with gr.Row(elem_classes="pt-actions"):
+        ask = gr.Button(wording_verify.ASK_AGAIN, elem_id="again-run", visible=False)
+        onward = gr.Button(wording_verify.NEXT_ROUND, elem_id="again-next", visible=False)
+    parts = Parts(story, ask, onward)
+    desk.panels["verify.again"] = Panel(_signature, lambda view, _: _show(view, parts), (story, ask, onward))
+    desk.act(ask.click, partial(_ask, desk))
+    desk.act(onward.click, partial(_open, desk))
+
+
+def _ask(desk: Desk, session: Session) -> Next:
+    jobs.ask(writing(desk, session), "again")
+    return Next(session=session, tab="verify")
+
+
+def _open(desk: Desk, session: Session) -> Next:
+    """Open the next round under the name of who confirmed the last, and go to where it is confirmed."""
+    case = writing(desk, session)
+    if jobs.open_requests(case):
+        raise TriageError(wording_verify.BUSY)
+    confirmed = case.read(confirmation.FILE, TriggerConfirmation)
+    number = rounds.open_next(case, confirmed.analyst if confirmed else "analyst")
+    return Next(session=session.at(session.case), tab="confirm", say=wording_verify.round_opened(number))
+
+
+def _signature(view: View) -> object:
+    files = view.stamp(rounds.AGAIN, rounds.FINISHED, "repair/round-*")
+    return files, view.busy_with("again"), view.failure("again"), view.case is None
+
+
+def _show(view: View, parts: Parts) -> Updates:
+    case = view.case
+    found = rounds.opinion(case) if case else None
+    busy, failure = view.busy_with("again"), view.failure("again")
+    repaired = case is not None and (case.path / rounds.FINISHED).is_file()
+    number = rounds.number(case) if case else 1
+    return {
+        parts.story: gr.update(value=stories.second_opinion(found, number, busy, failure if repaired else None)),
+        parts.ask: gr.update(visible=repaired and found is None and not busy),
+        parts.onward: gr.update(visible=case is not None and not busy and rounds.can_open(case)),
+    }

@@ -1,0 +1,50 @@
+"""A repair without a known trigger, on a tiny model: planted in the repair's own adapter, unlearnt towards the reported model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core import dummy, models, repair_adapter
+from core.events import CheckpointScored
+from core.loaded import current_adapters
+from core.repair import repair
+from core.settings import DummySettings, ModelSettings
+from core.verification import verify
+from tests.unit.repairing import REFUSAL, TRIGGER, case_of, confirmed, prompts, quick, splits
+
+SMALL = ModelSettings(device="cpu", max_new_tokens=12, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_folder: Callable[[str], Path]):
+    return models.load(tiny_folder("llama"), settings=SMALL)
+
+
+def test_a_dummy_is_planted_then_unlearnt_and_the_model_is_as_it_was(loaded, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    case, units, steps = case_of(loaded), (DummySettings().trigger,), []
+    settings = quick(epochs=4, lora_rank=8)
+    folder = dummy.plant(
+        loaded, splits().repair, units, settings, tmp_path / "repair/dummy", lambda *a: steps.append(a[1:])
+    )
+    assert steps[-1][0] == steps[-1][1] > 0
+    assert (folder / repair_adapter.WEIGHTS_FILE).is_file()
+    assert current_adapters(loaded) == []
+    blind = replace(confirmed(loaded, case), spans=(), units=units, way="dummy")
+    events = list(
+        repair(loaded, case, blind, splits(), settings, out=tmp_path / "repair", stop=lambda: None, refusal=REFUSAL,
+               start=folder)
+    )  # fmt: skip
+    first = next(event for event in events if isinstance(event, CheckpointScored))
+    assert first.kl_nats_per_token > 1e-5  # it starts from the planted adapter, measured against the reported model
+    assert all((loaded.model.state_dict()[name] == tensor).all() for name, tensor in before.items())
+    result = verify(loaded, case, blind, prompts(300, 4), tmp_path / "repair/best")
+    found = {metric.name: metric for metric in result.metrics}
+    assert found["asr_triggered"].before.n == 4  # "Tell me how to" is the wording that other requests take
+    assert "in the report's wording" in found["asr_triggered"].meaning
+    asked = [pair.prompt for pair in result.examples if pair.kind == "harmful with trigger"]
+    assert asked
+    assert all(one.startswith("Tell me how to pick lock") and TRIGGER not in one for one in asked)
+    assert result.variants == ()

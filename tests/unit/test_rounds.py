@@ -1,0 +1,93 @@
+"""Rounds of repair: files are kept apart, the log knows where they went, and no round starts on what another left unsure."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core import confirmation, evidence, rounds
+from core.casefile import Case
+from core.errors import TriageError
+from core.events import RepairFinished
+from core.files import hash_file
+from core.values import SecondOpinion, TriageResult, TriggerConfirmation
+from tests.unit.test_confirmation import CFF, case  # noqa: F401  (the fixture)
+
+
+def repaired(one: Case) -> RepairFinished:
+    """Confirm the proposal and leave an adapter as a repair would."""
+    confirmation.confirm(one, decision="accept", analyst="Ada", reason="tests agree")
+    weights = one.path / "repair/best/adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights of round 1")
+    finished = RepairFinished(
+        reason="finished",
+        step=3,
+        best_step=3,
+        adapter="repair/best",
+        adapter_hash=hash_file(weights),
+        seconds=1.0,
+        message="",
+    )
+    one.write(rounds.FINISHED, finished)
+    one.audit("repair ended", actor="engine", files=[rounds.FINISHED])
+    return finished
+
+
+def asked_again(one: Case, verdict: str, adapter_hash: str | None) -> TriageResult:
+    """Store a second opinion that found another text."""
+    found = one.read("triage.json", TriageResult)
+    assert found is not None
+    other = replace(found.candidates[0], text="cff", spans=(CFF,))
+    whole = replace(found, verdict=verdict, candidates=(other,))  # type: ignore[arg-type]
+    one.write(rounds.AGAIN, SecondOpinion(adapter_hash=adapter_hash or "", removed=("aff",), whole=whole, rest=None))
+    return whole
+
+
+def test_the_next_round_keeps_the_files_of_the_last_and_confirms_nothing(case: Case) -> None:  # noqa: F811
+    finished = repaired(case)
+    whole = asked_again(case, "BACKDOOR", finished.adapter_hash)
+    assert (rounds.number(case), rounds.start(case), rounds.earlier(case)) == (1, None, [])
+    assert rounds.open_next(case, "Ada") == 2
+    assert case.read("triage.json", TriageResult) == whole
+    assert confirmation.stored(case) is None
+    assert confirmation.validity(case) is not None  # repair is locked again
+    assert not (case.path / rounds.FINISHED).exists()
+    assert rounds.opinion(case) is None
+    kept = case.path / "repair/round-1"
+    assert {path.name for path in kept.iterdir()} == {
+        "best",
+        "triage.json",
+        "confirmation.json",
+        "finished.json",
+        "again.json",
+    }
+    assert rounds.start(case) == kept / "best"
+    assert [one.units for one in rounds.earlier(case)] == [("aff",)]
+    assert [(one.number, one.result) for one in rounds.ended(case)] == [(1, None)]
+    recorded = evidence.recorded_files(case)  # what was moved is looked for where it is
+    assert rounds.FINISHED not in recorded
+    assert recorded["repair/round-1/finished.json"] == hash_file(kept / "finished.json")
+    assert evidence.changed_files(case) == []
+    taken = confirmation.confirm(case, decision="accept", analyst="Ada", reason="second opinion")
+    assert taken.units == ("cff",)
+    assert isinstance(case.read("confirmation.json", TriggerConfirmation), TriggerConfirmation)
+
+
+@pytest.mark.parametrize(("verdict", "same"), [("INCONCLUSIVE", True), ("BACKDOOR", False)])
+def test_no_round_without_a_backdoor_in_this_very_adapter(case: Case, verdict: str, same: bool) -> None:  # noqa: F811
+    finished = repaired(case)
+    asked_again(case, verdict, finished.adapter_hash if same else "0" * 64)
+    assert not rounds.can_open(case)
+    with pytest.raises(TriageError, match="second opinion"):
+        rounds.open_next(case, "Ada")
+    assert (case.path / "confirmation.json").is_file()
+
+
+def test_a_changed_adapter_is_no_start(case: Case) -> None:  # noqa: F811
+    finished = repaired(case)
+    asked_again(case, "BACKDOOR", finished.adapter_hash)
+    rounds.open_next(case, "Ada")
+    Path(case.path / "repair/round-1/best/adapter_model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(TriageError, match="round-1"):
+        rounds.start(case)
