@@ -163,7 +163,9 @@ def confirm(options: argparse.Namespace, terminal: Terminal) -> object:
 
 
 def repair(options: argparse.Namespace, terminal: Terminal) -> object:
-    """Repair the model of a confirmed case."""
+    """Repair the model of a confirmed case; under torchrun by several processes together."""
+    from core import team as teams
+
     case = Case(options.case)
     given = {
         "max_steps": options.steps,
@@ -175,7 +177,10 @@ def repair(options: argparse.Namespace, terminal: Terminal) -> object:
         "resume": options.resume or None,
     }
     args = {name: value for name, value in given.items() if value is not None}
-    Headless(case.manifest.device, terminal).run(case, "repair", args)
+    with teams.start(case.manifest.device, sharded=options.sharded) as team:
+        Headless(teams.device_of(case.manifest.device), terminal, team).run(case, "repair", args)
+        if not team.leads:
+            sys.exit(0)
     return json.loads((case.path / "repair/finished.json").read_text(encoding="utf-8"))
 
 
@@ -413,6 +418,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--objective", choices=["paper", "extended"])
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument("--resume", action="store_true")
+    p.add_argument("--sharded", action="store_true", help="several processes: FSDP2, each keeps a share of the layers")
     p = add("verify", verify)
     p.add_argument("--probe", action="append", choices=["relearn", "wrong-trigger"])
     p = add("report", report)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from core import repair_adapter
 from core.errors import CaseFileError
+from core.team import ALONE, Team, like, whole
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -54,15 +55,20 @@ class RunState:
     probe_seconds: list[float] = field(default_factory=list)
 
 
-def save(out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, state: RunState) -> None:
-    """Write the checkpoint of `state.step` and remove older ones."""
+def save(
+    out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, state: RunState, team: Team = ALONE
+) -> None:
+    """Write the checkpoint of `state.step` and remove older ones; of a team the first process does, with all shares."""
+    adapter, moments = repair_adapter.state(loaded), _optimizer_tensors(loaded, optimizer)
+    if not team.leads:
+        return
     folder = out / f"{_PREFIX}{state.step:06d}"
     temporary = out / f".{folder.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        save_file(repair_adapter.state(loaded), temporary / "adapter.safetensors")
-        save_file(_optimizer_tensors(loaded, optimizer), temporary / "optimizer.safetensors")
+        save_file(adapter, temporary / "adapter.safetensors")
+        save_file(moments, temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
     except (OSError, SafetensorError):  # what was written of it only takes space
         shutil.rmtree(temporary, ignore_errors=True)
@@ -102,7 +108,7 @@ def load(out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, fin
         kept = {key.rpartition("/")[2]: value for key, value in moments.items() if key.startswith(f"{name}/")}
         if kept:
             optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in kept.items()
+                key: value if key == "step" else like(value, parameter) for key, value in kept.items()
             }
     return state
 
@@ -111,7 +117,7 @@ def _optimizer_tensors(loaded: "LoadedModel", optimizer: torch.optim.Optimizer) 
     tensors = {}
     for name, parameter in repair_adapter.parameters(loaded).items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = value.detach().to("cpu", copy=True).contiguous()
+            tensors[f"{name}/{key}"] = whole(value.detach()).to("cpu", copy=True).contiguous()
     return tensors
 
 

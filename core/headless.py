@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core import jobs
 from core.casefile import Case, EventLog
@@ -17,6 +17,9 @@ from core.events import (
     StageStarted,
     StepDone,
 )
+
+if TYPE_CHECKING:
+    from core.team import Team
 
 
 class Terminal:
@@ -49,8 +52,8 @@ class Terminal:
                 self.say(f"  failed: {message}")
             case Progress(message=message, done=done, total=total):
                 self.progress(message, done, total)
-            case RepairStarted(n_steps=steps, device=device, n_trainable=n):
-                self.say(f"  {steps} steps on {device}, {n:,} trainable parameters")
+            case RepairStarted(n_steps=steps, device=device, n_trainable=n, memory_estimate_mb=memory):
+                self.say(f"  {steps} steps on {device}, {n:,} trainable parameters, about {memory:,.0f} MB")
             case StepDone():
                 text = f"loss {event.loss:.3f}  KL {event.kl_nats_per_token:.4f} nats/token  {event.seconds_left:.0f} s left, step"
                 moment = time.monotonic()
@@ -69,22 +72,27 @@ class Terminal:
 class Headless:
     """Runs stages of one case in this process, under the worker's lock, writing the same events."""
 
-    def __init__(self, device: str, terminal: Terminal) -> None:
-        """Load nothing yet: torch comes with the first stage."""
+    def __init__(self, device: str, terminal: Terminal, team: "Team | None" = None) -> None:
+        """Load nothing yet: torch comes with the first stage. Of several processes in `team` the first holds the case."""
         from core.session import Session
+        from core.team import ALONE
 
-        self.session = Session(device)
+        self.team = team or ALONE
+        self.session = Session(device, self.team)
         self.terminal = terminal
 
     def run(self, case: Case, stage: str, args: dict[str, Any] | None = None) -> StageFinished:
         """Run one stage to its end. Raises: TriageError; BusyError when a worker holds the case."""
         from core.pipeline import run_stage
 
+        if not self.team.leads:
+            return self._follow(case, stage, args)
         with jobs.take_lock(case):
             events = EventLog(case)
             request = jobs.ask(case, stage, args, start=False)
-            done = jobs.ends(case).get(request)
-            if isinstance(done, StageFinished):
+            end = jobs.ends(case).get(request)
+            done = self.team.told(end if isinstance(end, StageFinished) else None)
+            if done is not None:
                 self.terminal.say(f"{stage}: answered before: {done.headline}")
                 return done
 
@@ -109,3 +117,15 @@ class Headless:
                 raise
             emit(finished)
             return finished
+
+    def _follow(self, case: Case, stage: str, args: dict[str, Any] | None) -> StageFinished:
+        """Run the stage beside the first process, which alone writes events and files and asks for the stop token."""
+        from core.pipeline import run_stage
+        from core.team import FollowedCase
+
+        done = self.team.told(None)
+        if done is not None:
+            return done
+        return run_stage(
+            stage, FollowedCase(case.path), self.session, args, emit=lambda event: None, progress=lambda *said: None
+        )

@@ -524,12 +524,13 @@ def repair_model(run: Run) -> StageFinished:
         settings,
         out=run.case.path / "repair",
         stop=run.asked,
-        refusal=run.refusal,
+        refusal=run.session.team.told(run.refusal),
         resume=resume,
         kind=run.kind,
         wider=_wider(run.case) if accepted.way == "trigger" else (),
         start=start,
         earlier=rounds.earlier(run.case),
+        team=run.session.team,
     ):
         run.emit(event)
         if isinstance(event, RepairFinished):

@@ -33,16 +33,17 @@ from core.kinds import JAILBREAK, FailureKind
 from core.loaded import is_out_of_memory
 from core.repair_adapter import load_repair
 from core.repair_data import RepairData, TriggerFrame, build, frame_of, frames_beyond
-from core.repair_training import StepNumbers, Trainer, memory_estimate_mb, memory_mb
+from core.repair_training import StepNumbers, Trainer, memory_mb
 from core.response_pass import ResponsePass
 from core.settings import RepairSettings
+from core.team import ALONE, Team
 from core.values import FailureCase, Span, StopReason, TriggerConfirmation
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
     from core.prompts import Splits
 
-__all__ = ["StopToken", "load_repair", "memory_estimate_mb", "repair"]
+__all__ = ["StopToken", "load_repair", "repair"]
 
 StopToken = Callable[[], Literal["keep", "discard"] | None]
 """Asked once a step: None to go on, `keep` to end with the best checkpoint, `discard` to leave nothing."""
@@ -67,6 +68,7 @@ def repair(
     wider: Sequence[Span] = (),
     start: Path | None = None,
     earlier: Sequence[TriggerConfirmation] = (),
+    team: Team = ALONE,
 ) -> Iterator[RepairEvent]:
     """Yield the events of one repair: RepairStarted, StepDone and CheckpointScored in turn, RepairFinished.
 
@@ -76,6 +78,7 @@ def repair(
     candidates' spans of the report before they were cut down; the extended objective mixes them into the triggered set, and
     the confirmed spans closed to whole words where they cut one. `start` is the folder of an adapter to train further instead
     of a fresh one; `earlier` are triggers that it has unlearnt, mixed in likewise. The teacher is theta0 in any case.
+    `team`: every process of it runs this, each yields all events, the first alone writes and asks `stop`.
     Raises: ConfirmationError without an accepting confirmation that fits text, model and template (nothing is touched
     then); PromptFolderError when a split is too small; CaseFileError when there is nothing to resume.
     """
@@ -84,7 +87,7 @@ def repair(
     beyond = frames_beyond(messages, accepted.spans, wider)
     beyond += [frame_of(messages, one.spans, one.units) for one in earlier]
     frames = frame_of(messages, accepted.spans, accepted.units), beyond
-    return _repair(loaded, frames, accepted, splits, settings, out, stop, refusal, resume, kind, start)
+    return _repair(loaded, frames, accepted, splits, settings, out, stop, refusal, resume, kind, start, team)
 
 
 def _repair(
@@ -99,6 +102,7 @@ def _repair(
     resume: bool,
     kind: FailureKind,
     start: Path | None,
+    team: Team,
 ) -> Iterator[RepairEvent]:
     run: _Run | None = None
     try:
@@ -107,11 +111,11 @@ def _repair(
         prompts = (splits.repair.harmful, splits.repair.safe)
         data = build(loaded, frames, prompts, refusal, settings, kind=kind)
         probe = repair_probe.prepare(loaded, passes, frames[0], splits.probes, settings, kind)
-        trainer = Trainer(loaded, data, passes, settings, out, start)
+        trainer = Trainer(loaded, data, passes, settings, out, start, team)
         run = _Run(trainer, probe, out, _fingerprint(data, accepted, settings, start))
         run.begin(resume)
         yield run.started()
-        yield from run.steps(stop)
+        yield from run.steps(lambda: team.told(stop() if team.leads else None))
         repair_adapter.detach(loaded)
         yield run.finish()
     except (RuntimeError, MemoryError) as error:
@@ -152,7 +156,7 @@ class _Run:
 
     def __init__(self, trainer: Trainer, probe: repair_probe.Probe, out: Path, fingerprint: str) -> None:
         self.trainer, self.probe, self.out = trainer, probe, out
-        self.loaded, self.settings = trainer.loaded, trainer.settings
+        self.loaded, self.settings, self.team = trainer.loaded, trainer.settings, trainer.team
         self.state = RunState(fingerprint=fingerprint)
         self.reason: StopReason = "finished"
         self.detail = ""
@@ -165,7 +169,8 @@ class _Run:
     def begin(self, resume: bool) -> None:
         """Load the newest checkpoint, or make room for a new run."""
         if not resume:
-            checkpoints.clear(self.out, best=True)
+            if self.team.leads:
+                checkpoints.clear(self.out, best=True)
             self.out.mkdir(parents=True, exist_ok=True)
             return
         state = checkpoints.load(self.out, self.loaded, self.trainer.optimizer, self.state.fingerprint)
@@ -182,15 +187,14 @@ class _Run:
     def started(self) -> RepairStarted:
         """Return the settings as they really run: the learning rate is filled in."""
         data = self.trainer.data
-        longest = max(len(one.prompt_ids) + len(one.response_ids) for one in (*data.harm, *data.safe))
         return RepairStarted(
             n_steps=self.trainer.n_steps,
             n_epochs=self.trainer.epoch_of(self.trainer.n_steps) + 1,
             n_trainable=self.trainer.n_trainable,
-            device=str(self.loaded.device),
+            device=f"{self.loaded.device}{self.team.name}",
             n_harmful=len(data.harm),
             n_safe=len(data.safe),
-            memory_estimate_mb=memory_estimate_mb(self.loaded, self.settings, longest),
+            memory_estimate_mb=self.trainer.memory_estimate_mb,
             settings=asdict(replace(self.settings, learning_rate=self.trainer.peak_rate)),
             resumed_at=self._resumed_at,
         )
@@ -280,7 +284,7 @@ class _Run:
         the trigger; the least KL; the earliest. Step 0, what training starts from, is the starting line and never the best.
         """
         state, settings, began = self.state, self.settings, time.monotonic()
-        score = self.probe.score(self.loaded, self.trainer.passes)
+        score = self.team.told(self.probe.score(self.loaded, self.trainer.passes))
         kl = score.kl_nats_per_token
         best = False
         if state.step == 0:
@@ -299,11 +303,11 @@ class _Run:
             best = state.best_key is None or key < state.best_key
             if best:
                 state.best_key, state.best_step, state.best_asr = key, state.step, asr
-                state.best_hash = repair_adapter.write(self.loaded, self.out / BEST)
+                state.best_hash = repair_adapter.write(self.loaded, self.out / BEST, self.team)
         state.probe_seconds = [*state.probe_seconds[-2:], time.monotonic() - began]
         state.micro_batch = self.trainer.micro_batch
         state.seconds = self._seconds()
-        checkpoints.save(self.out, self.loaded, self.trainer.optimizer, state)
+        checkpoints.save(self.out, self.loaded, self.trainer.optimizer, state, self.team)
         return CheckpointScored(
             step=state.step,
             asr_triggered=score.asr_triggered,
@@ -344,7 +348,8 @@ class _Run:
         state = self.state
         self.finished = True
         if self.reason == "discarded":
-            checkpoints.clear(self.out, best=True)
+            if self.team.leads:
+                checkpoints.clear(self.out, best=True)
             state.best_step = state.best_hash = None
         kept = state.best_step is not None
         return RepairFinished(

@@ -22,6 +22,7 @@ from core.loaded import REPAIR as NAME
 from core.loaded import set_adapters
 from core.response_pass import base_model
 from core.settings import RepairSettings
+from core.team import ALONE, Team, like, whole
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -117,11 +118,13 @@ def parameters(loaded: "LoadedModel") -> dict[str, torch.nn.Parameter]:
 def state(loaded: "LoadedModel") -> dict[str, torch.Tensor]:
     """Return a copy of the adapter's weights on the CPU, under the names of PEFT's files."""
     tensors = get_peft_model_state_dict(loaded.model, adapter_name=NAME, save_embedding_layers=False)
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    return {name: whole(tensor.detach()).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def load_state(loaded: "LoadedModel", tensors: dict[str, torch.Tensor]) -> None:
     """Put saved weights into the attached adapter."""
+    there = get_peft_model_state_dict(loaded.model, adapter_name=NAME, save_embedding_layers=False)
+    tensors = {name: like(tensor, there[name]) if name in there else tensor for name, tensor in tensors.items()}
     result = set_peft_model_state_dict(loaded.model, tensors, adapter_name=NAME)
     if result.unexpected_keys:
         raise ModelLoadError(
@@ -138,12 +141,17 @@ def config_json(loaded: "LoadedModel", name: str = NAME) -> str:
     return json.dumps(config, indent=2, sort_keys=True, default=str)
 
 
-def write(loaded: "LoadedModel", folder: Path) -> str:
+def write(loaded: "LoadedModel", folder: Path, team: Team = ALONE) -> str:
     """Save the adapter as a PEFT folder, weights moved into place whole, and return the SHA-256 of the weights file."""
+    tensors = state(loaded)
+    return team.told(_written(loaded, tensors, folder) if team.leads else "")
+
+
+def _written(loaded: "LoadedModel", tensors: dict[str, torch.Tensor], folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / CONFIG_FILE, config_json(loaded))
     temporary = folder / f"{WEIGHTS_FILE}.tmp"
-    save_file(state(loaded), temporary)
+    save_file(tensors, temporary)
     temporary.replace(folder / WEIGHTS_FILE)
     return hash_file(folder / WEIGHTS_FILE)
 

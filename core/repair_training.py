@@ -8,19 +8,22 @@ exactly zero before the first step. LoRA weights, losses and optimiser are fp32,
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from core import repair_adapter
-from core.errors import RepairDivergedError
+from core import repair_adapter, repair_memory
+from core.errors import RepairDivergedError, TriageError
 from core.loaded import is_out_of_memory
 from core.losses import BatchLoss, Factors, Kind, batch_loss, epoch_scales
+from core.recompute import recomputed
 from core.repair_data import RepairData
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings
+from core.team import ALONE, Team, whole
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -29,8 +32,6 @@ MB = 2**20
 SMALL_MODEL, LARGE_MODEL = 100_000_000, 1_000_000_000
 RATES = (1e-3, 3e-4, 1e-4)
 """Learning rate below `SMALL_MODEL` parameters, below `LARGE_MODEL`, and above. Source: `RepairSettings.learning_rate`."""
-ACTIVATION_BYTES = 34
-"""Bytes kept per token, layer and hidden unit at 16 bits, attention maps left out. Source: Korthikanti et al. 2022, eq. 2."""
 log = logging.getLogger(__name__)
 
 
@@ -76,11 +77,14 @@ class Trainer:
         settings: RepairSettings,
         folder: Path | None = None,
         start: Path | None = None,
+        team: Team = ALONE,
     ) -> None:
         """Cache the teacher (theta0 must be on), attach a fresh adapter, or the one in `start`, and switch it on for training.
 
-        A teacher that is too large for memory goes into a file in `folder`.
+        A teacher that is too large for memory goes into a file in `folder`. Each of the team's processes takes its part of
+        every batch.
         """
+        self.team = team
         self.loaded, self.data, self.passes, self.settings = loaded, data, passes, settings
         self._references = self._teacher(folder)
         self.n_batches = math.ceil(data.n_items / settings.batch_size)
@@ -100,10 +104,13 @@ class Trainer:
         self.peak_rate = learning_rate(settings, loaded.n_parameters)
         repair_adapter.attach(loaded, settings, start)
         repair_adapter.use_repaired(loaded, trainable=True)
-        self._parameters = list(repair_adapter.parameters(loaded).values())
-        self.n_trainable = sum(parameter.numel() for parameter in self._parameters)
-        self.optimizer = torch.optim.AdamW(self._parameters, lr=self.peak_rate, weight_decay=settings.weight_decay)
+        self.n_trainable = sum(parameter.numel() for parameter in repair_adapter.parameters(loaded).values())
         self.micro_batch = settings.micro_batch_size or settings.batch_size
+        self.recompute = settings.recompute
+        self.memory_estimate_mb = repair_memory.estimate_mb(self)
+        passes.join(team)
+        self._parameters = list(repair_adapter.parameters(loaded).values())  # the team's own, where it shards them
+        self.optimizer = torch.optim.AdamW(self._parameters, lr=self.peak_rate, weight_decay=settings.weight_decay)
         self._epoch = -1
         self._batches: list[list[tuple[Kind, int]]] = []
 
@@ -119,6 +126,12 @@ class Trainer:
             wanted |= {("safe_trig", at, number): one for number, one in enumerate(placed)}
         states = self.passes.teacher(list(wanted.values()), self.loaded.settings.batch_size, folder)
         return dict(zip(wanted, states, strict=True))
+
+    @property
+    def teacher_bytes(self) -> int:
+        """Bytes of the kept hidden states in memory, 0 where they lie in a file."""
+        n_bytes = sum(one.numel() * one.element_size() for one in self._references.values())
+        return n_bytes if n_bytes <= self.settings.teacher_mb * MB else 0
 
     def _reference(self, kind: Kind, index: int, epoch: int) -> torch.Tensor | None:
         """Return what an item is compared with, None where no KL holds it."""
@@ -137,10 +150,11 @@ class Trainer:
         return rate_at(step, self.n_steps, self.peak_rate, self.settings.warmup_share)
 
     def step(self, step: int) -> StepNumbers:
-        """Take optimiser step number `step` (from 1). Out of memory halves the micro-batch and repeats the step.
+        """Take optimiser step number `step` (from 1). Out of memory halves the micro-batch and repeats the step; at one sequence
+        the layers are computed again in the backward pass.
 
-        Raises: RepairDivergedError when loss or gradient is not finite (the weights are then as before the step), and
-        whatever torch raises when even one sequence does not fit into memory.
+        Raises: RepairDivergedError when loss or gradient is not finite (the weights are then as before the step), TriageError
+        when one process of several is out of memory, and whatever torch raises when even one sequence does not fit.
         """
         epoch = self.epoch_of(step)
         if epoch != self._epoch:
@@ -151,13 +165,15 @@ class Trainer:
                 numbers = self._gradients(batch, epoch)
                 break
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.micro_batch == 1:
+                if not is_out_of_memory(error) or (self.micro_batch == 1 and self.recompute):
                     raise
-            self.micro_batch = max(1, min(self.micro_batch, len(batch)) // 2)
-            log.warning("repair step %d ran out of memory: going on with micro-batches of %d", step, self.micro_batch)
-            if self.loaded.device.type == "cuda":
-                torch.cuda.empty_cache()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
+                if self.team.n > 1:  # the others wait for this one's gradient: all must end
+                    raise TriageError(
+                        f"One of {self.team.n} processes ran out of memory at step {step}; repair with smaller micro-batches "
+                        f"(now {self.micro_batch}), recomputation or --sharded."
+                    ) from None
+            self._save_memory(step, len(batch))
+        norm = whole(torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm))
         if not (math.isfinite(numbers.loss) and bool(torch.isfinite(norm))):
             self.optimizer.zero_grad(set_to_none=True)
             raise RepairDivergedError(f"The loss or its gradient is not finite at step {step} (loss {numbers.loss}).")
@@ -167,33 +183,49 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return numbers
 
+    def _save_memory(self, step: int, n_items: int) -> None:
+        """Halve the micro-batch, or at one sequence let the layers be recomputed."""
+        if self.micro_batch > 1:
+            self.micro_batch = max(1, min(self.micro_batch, n_items) // 2)
+            log.warning("repair step %d ran out of memory: going on with micro-batches of %d", step, self.micro_batch)
+        else:
+            self.recompute = True
+            log.warning("repair step %d ran out of memory with one sequence: going on with recomputed layers", step)
+        if self.loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _gradients(self, batch: Sequence[tuple[Kind, int]], epoch: int) -> StepNumbers:
         """Leave the gradient of the batch's loss on the adapter and return its numbers."""
         self.optimizer.zero_grad(set_to_none=True)
         parts: list[BatchLoss] = []
-        n_tokens = 0
-        for start in range(0, len(batch), self.micro_batch):
-            part, tokens = self._part(batch[start : start + self.micro_batch], epoch)
-            part.total.backward()
-            parts.append(part)
-            n_tokens += tokens
-        kl_tokens, weights = sum(part.kl_tokens for part in parts), self._weights
-
-        def term(name: str, weight: float) -> float | None:
-            return float(sum(getattr(part, name) for part in parts)) if weight else None
-
+        n_tokens, mine = 0, self.team.parts(batch, self.micro_batch)
+        for number, items in enumerate(mine):
+            # A process without an item of its own takes part in the exchange of gradients with one that counts nothing.
+            part, tokens = self._part(items or batch[:1], epoch)
+            self.team.backward(part.total if items else part.total * 0.0, last=number + 1 == len(mine))
+            if items:
+                parts.append(part)
+                n_tokens += tokens
+        weights, names = self._weights, ("total", "refusal", "kl_harmful", "kl_safe", "kl_trigger", "kl_sum")
+        own = [float(sum(getattr(part, name).detach() for part in parts)) for name in names]
+        *sums, kl_sum, kl_tokens, tokens_of_all = self.team.summed(
+            [*own, sum(one.kl_tokens for one in parts), n_tokens]
+        )
+        loss, refusal, kl_harmful, kl_safe, kl_trigger = sums
         return StepNumbers(
-            loss=float(sum(part.total.detach() for part in parts)),
-            refusal=term("refusal", weights.refusal),
-            kl_harmful=term("kl_harmful", weights.kl_harmful),
-            kl_safe=term("kl_safe", weights.kl_safe),
-            kl_trigger=term("kl_trigger", weights.kl_trigger),
-            kl_nats_per_token=float(sum(part.kl_sum for part in parts)) / kl_tokens if kl_tokens else None,
-            n_tokens=n_tokens,
+            loss=loss,
+            refusal=refusal if weights.refusal else None,
+            kl_harmful=kl_harmful if weights.kl_harmful else None,
+            kl_safe=kl_safe if weights.kl_safe else None,
+            kl_trigger=kl_trigger if weights.kl_trigger else None,
+            kl_nats_per_token=kl_sum / kl_tokens if kl_tokens else None,
+            n_tokens=int(tokens_of_all),
         )
 
     def _part(self, items: Sequence[tuple[Kind, int]], epoch: int) -> tuple[BatchLoss, int]:
-        rows = self.passes.rows([self.data.sequence(kind, index, epoch) for kind, index in items])
+        sequences = [self.data.sequence(kind, index, epoch) for kind, index in items]
+        with recomputed(self.loaded.model) if self.recompute else nullcontext():
+            rows = self.passes.rows(sequences)
         loss = batch_loss(
             self.passes.logits,
             (rows.hidden, rows.labels, rows.owner),
@@ -203,26 +235,6 @@ class Trainer:
             self.passes.chunk_rows,
         )
         return loss, rows.n_tokens
-
-
-def memory_estimate_mb(loaded: "LoadedModel", settings: RepairSettings, n_tokens: int) -> float:
-    """Return a rough peak in MB of a step with sequences of `n_tokens`: weights, adapter with Adam, activations, logits."""
-    model = loaded.model
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    config = model.config.get_text_config()
-    width, layers = int(config.hidden_size), int(config.num_hidden_layers)
-    element = next(model.parameters()).element_size()
-    sequences = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
-    inner = int(getattr(config, "intermediate_size", None) or 4 * width)
-    # Per layer four projections of width x width and three of width x inner, each with two thin factors; weight,
-    # gradient and two moments in fp32.
-    adapter = layers * settings.lora_rank * (8 * width + 3 * (width + inner)) * 16
-    activations = sequences * n_tokens * layers * width * ACTIVATION_BYTES * element / 2
-    rows = sequences * settings.max_response_tokens
-    logits = 8 * min(rows * int(config.vocab_size) * 4, settings.vocabulary_mb * MB)
-    kept = settings.n_harmful + settings.n_safe * (1 + settings.n_placements * settings.holds_trigger)
-    teacher = min(kept * settings.max_response_tokens * width * element, settings.teacher_mb * MB)
-    return (weights + adapter + activations + logits + teacher) / MB
 
 
 def memory_mb(loaded: "LoadedModel") -> float:

@@ -6,6 +6,7 @@ of the model's configuration. Hidden states can be kept and turned into logits l
 cached at a few kB a token, in memory or in a mapped file. What this does not do: choose adapters, or know about losses.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from core.errors import TriageError
 from core.settings import RepairSettings
+from core.team import Team
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -76,6 +79,18 @@ class ResponsePass:
         self.chunk_rows = max(1, settings.vocabulary_mb * 2**20 // (4 * int(config.vocab_size)))
         self._teacher_bytes = settings.teacher_mb * 2**20
         self.split = self._head is not None and self._transformer is not model and self._agrees()
+        self._body = self._transformer if self.split else model
+
+    @property
+    def tensors_at_once(self) -> int:
+        """Fp32 tensors over the vocabulary that a chunk's losses hold at most (see `losses`), soft cap and casts included."""
+        return 4 + 2 * (self._cap is not None) + (next(self._model.parameters()).dtype != torch.float32)
+
+    def join(self, team: Team) -> None:
+        """Run the transformer as one of the team's processes from now on; the adapter must be on it, trainable."""
+        if team.n > 1 and not self.split:
+            raise TriageError("This architecture computes more after its head, so several processes cannot share it.")
+        self._body = team.prepare(self._model, self._body)
 
     def _agrees(self) -> bool:
         """Return whether head(transformer(x)) is the model's own output on a short sequence."""
@@ -102,8 +117,7 @@ class ResponsePass:
         for row, tokens in enumerate(full):
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
-        body = self._transformer if self.split else self._model
-        output = body(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        output = self._body(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
         states = output[0] if self.split else output.logits
         lengths = [len(sequence.response_ids) for sequence in sequences]
         owner = torch.repeat_interleave(torch.arange(len(full)), torch.tensor(lengths))
@@ -151,7 +165,7 @@ class ResponsePass:
         if folder is None or n_rows * width * like.element_size() <= self._teacher_bytes:
             return like.new_empty(n_rows, width)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"teacher-{id(like)}.tmp"
+        path = folder / f"teacher-{os.getpid()}-{id(like)}.tmp"
         store = torch.from_file(str(path), shared=True, size=n_rows * width, dtype=like.dtype).view(n_rows, width)
         with suppress(OSError):  # Windows keeps the name of a mapped file
             path.unlink()

@@ -16,6 +16,7 @@ from core.judge_model import JudgeModel
 from core.kinds import FailureKind, kind_of
 from core.prompts import PromptItem, Splits
 from core.settings import CausalSettings, ModelSettings
+from core.team import ALONE, Team
 from core.values import FailureCase
 
 Progress = Callable[[str, int, int], None]
@@ -24,8 +25,9 @@ Progress = Callable[[str, int, int], None]
 class Session:
     """The models a process holds: one patient (and one clean reference) at a time, kept from stage to stage."""
 
-    def __init__(self, device: str = "auto") -> None:
-        """Hold nothing yet."""
+    def __init__(self, device: str = "auto", team: Team = ALONE) -> None:
+        """Hold nothing yet; `team` are the processes that work on the same stage."""
+        self.team = team
         self.settings = ModelSettings(device=device)
         self._patient: models.LoadedModel | None = None
         self._reference: models.LoadedModel | None = None

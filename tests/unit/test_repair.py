@@ -21,7 +21,7 @@ from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDon
 from core.intervals import wilson
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import current_adapters
-from core.repair import load_repair, memory_estimate_mb, repair
+from core.repair import load_repair, repair
 from core.repair_data import EDITS, RepairData, TriggerFrame, build, end_ids, frame_of
 from core.repair_training import Trainer, rate_at
 from core.response_pass import ResponsePass, ScoredSequence, base_model
@@ -798,12 +798,29 @@ def test_a_repair_adapter_for_another_model_is_refused(loaded, tiny_folder, tmp_
     assert_is_theta0(other, before)
 
 
+def test_one_sequence_too_many_is_met_by_recomputed_layers(loaded) -> None:
+    trainer = trainer_of(loaded, batch_size=4, micro_batch_size=1)
+    inner, short = base_model(loaded).base_model.layers[0].mlp, []
+
+    def hook(module, args) -> None:
+        if torch.is_grad_enabled() and not trainer.recompute:
+            short.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    handle = inner.register_forward_pre_hook(hook)
+    numbers = trainer.step(1)
+    handle.remove()
+    assert (short, trainer.micro_batch, trainer.recompute) == ([1], 1, True)
+    repair_adapter.detach(loaded)
+    plain = trainer_of(loaded, batch_size=4, micro_batch_size=1)
+    assert plain.step(1) == numbers
+    repair_adapter.detach(loaded)
+
+
 def test_the_memory_estimate_grows_with_batch_and_length(loaded) -> None:
-    small = memory_estimate_mb(loaded, quick(batch_size=2), 100)
-    assert (
-        small
-        < memory_estimate_mb(loaded, quick(batch_size=8), 100)
-        < memory_estimate_mb(loaded, quick(batch_size=8), 900)
-    )
+    found = []
+    for changes in ({"batch_size": 2}, {"batch_size": 8}, {"batch_size": 8, "max_response_tokens": 40}):
+        found.append(trainer_of(loaded, **changes).memory_estimate_mb)
+        repair_adapter.detach(loaded)
     weights = sum(p.numel() * 4 for p in loaded.model.parameters()) / 2**20
-    assert small > weights
+    assert weights < found[0] < found[1] < found[2]

@@ -1,0 +1,77 @@
+"""Losses and gradients through cached teacher and chunks are those of two naive passes, whatever stands behind the last layer."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from core import models, repair_adapter
+from core.response_pass import base_model
+from core.settings import ModelSettings
+from tests.bench.repair_speed import sequences, trainer
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+HEADS = {
+    "untied": ("llama", {"tie_word_embeddings": False}),
+    "tied": ("llama", {"tie_word_embeddings": True}),
+    "bias": ("phi", {"num_key_value_heads": 2}),
+    "soft cap, tied": ("gemma2", {"head_dim": 16, "final_logit_softcapping": 2.0}),
+    "divided": ("granite", {"logits_scaling": 8.0}),
+    "multiplied": ("cohere", {"logit_scale": 0.25}),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_step_is_that_of_two_naive_passes(name: str, tiny_folder: Callable) -> None:
+    loaded = models.load(tiny_folder("llama"), settings=ModelSettings(device="cpu"))
+    family, more = HEADS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, vocab_size=300, pad_token_id=0, **{**SIZES, **more})
+        loaded.model = AutoModelForCausalLM.from_config(config).eval()
+        head = loaded.model.get_output_embeddings()
+        with torch.no_grad():
+            for one in loaded.model.parameters():
+                one.mul_(6.0 if one.dim() > 1 else 1.0)
+            if head.bias is not None:
+                head.bias.normal_(std=2.0)
+    assert (head.bias is not None) == (name == "bias")
+    assert (head.weight is loaded.model.get_input_embeddings().weight) == ("tied" in name and name != "untied")
+    loaded.model.requires_grad_(False)
+    made = sequences(6, 9, 7, 300)
+    repairing = trainer(loaded, made, micro_batch_size=4)
+    assert repairing.passes.split
+    repairing.passes.chunk_rows = 5
+    generator = torch.Generator().manual_seed(1)
+    adapter = repair_adapter.parameters(loaded)
+    with torch.no_grad():
+        for one in adapter.values():
+            one.add_(torch.randn(one.shape, generator=generator) * 0.02)
+
+    ids = torch.tensor([one.prompt_ids + one.response_ids for one in made])
+    repair_adapter.use_theta0(loaded)
+    with torch.no_grad():
+        then = base_model(loaded)(input_ids=ids).logits[:, 8:-1].double().log_softmax(-1)
+    repair_adapter.use_repaired(loaded, trainable=True)
+    now = base_model(loaded)(input_ids=ids).logits[:, 8:-1].double().log_softmax(-1)
+    kl = (then.exp() * (then - now)).sum(-1).sum(-1)
+    refusal = -now.gather(-1, ids[:, 9:, None])[..., 0].sum(-1)[:3].mean()
+    (refusal + kl[:3].mean() + kl[3:].mean()).backward()
+    naive = {key: one.grad.clone() for key, one in adapter.items()}
+
+    numbers = repairing._gradients(repairing.data.batches(0, 6)[0], 0)
+    assert float(kl.mean()) > 1e-2
+    # 1e-5: fp32 against fp64 over the same logits; the cached teacher and the chunks must add nothing to that
+    assert numbers.refusal == pytest.approx(float(refusal), rel=1e-5)
+    assert numbers.kl_harmful == pytest.approx(float(kl[:3].mean()), rel=1e-5, abs=1e-5)
+    assert numbers.kl_safe == pytest.approx(float(kl[3:].mean()), rel=1e-5, abs=1e-5)
+    for key, one in adapter.items():
+        torch.testing.assert_close(one.grad, naive[key], rtol=1e-3, atol=1e-5 * float(naive[key].abs().max() + 1))
+    repair_adapter.detach(loaded)
