@@ -1,7 +1,10 @@
 # make run     the page on http://127.0.0.1:7860 (GRADIO_SERVER_PORT=8000 make run: another port)
 # make test    lint, types, then every test; the browser tests find or install a Chromium
 #
-# Both make the virtual environment .venv first and re-install only when a requirements file, the Python version or
+# make test-gpu PY=python3    speed and memory on one GPU, with a Python that has torch, transformers, peft and safetensors
+#                             (GPU="--size tiny --device cpu": the same script without one)
+#
+# The first two make the virtual environment .venv first and re-install only when a requirements file, the Python version or
 # TORCH_INDEX changed. Options:
 #   PYTHON=python3.12    the interpreter to build .venv from (3.11 or newer)
 #   TORCH_INDEX=URL      where torch is installed from first, to choose a CPU or CUDA build (see README)
@@ -10,10 +13,11 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 TESTS ?=
+GPU ?=
 PY = .venv/bin/python
 PIP = $(PY) -m pip install --disable-pip-version-check --quiet
 
-.PHONY: run test check-python env-run env-test
+.PHONY: run test test-gpu check-python env-run env-test
 
 run: env-run
 	$(PY) app.py
@@ -27,6 +31,9 @@ test: env-test
 	if command -v nvidia-smi >/dev/null 2>&1 && $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then marks="not long"; fi; \
 	$(PY) -m pytest -m "$$marks" $(TESTS) tests/unit tests/integration tests/browser tests/hostile
+
+test-gpu:
+	$(PY) tests/bench/gpu_repair.py $(GPU)
 
 env-run: FILES = requirements.txt
 env-test: FILES = requirements.txt tests/requirements.txt

@@ -5,7 +5,9 @@
 3. Weights that are missing, of another shape or not finite are refused, never initialised at random.
 4. A reported adapter (LoRA) is attached under the name "reported"; switching it off gives the clean reference.
 
-What it does not do: quantise, shard over several devices, or merge adapters. Running a model is in loaded.py.
+With the device `cuda:all` the layers are spread over all GPUs, so that a model too large for one can be localised.
+
+What it does not do: load quantised weights, or merge adapters. Running a model is in loaded.py.
 """
 
 import inspect
@@ -46,6 +48,8 @@ _LAYERS = 1000
 """Layers below which a configuration may name more than there are tensors (parts that are not used)."""
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", None)
 """Ways of starting a LoRA that leave the base weights alone (PEFT's pissa, olora, corda, loftq change them)."""
+SPREAD = "cuda:all"
+"""The device name that spreads a model's layers over all GPUs, for localising one that does not fit a single GPU."""
 
 
 def load(
@@ -64,13 +68,16 @@ def load(
     adapter_folder = None if adapter is None else _check_adapter_folder(Path(adapter))
     tokenizer, said = _load_tokenizers(folder, adapter_folder)
     rendering.start()  # its own imports run while the weights are read
-    weights, unused = _load_weights(folder, shapes, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    spread = settings.device == SPREAD
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    weights, unused = _load_weights(folder, shapes, dtype, device_map="auto" if spread else None)
     _check_architecture(weights, folder)
     _check_vocabulary(weights, tokenizer, folder)
-    weights = _to_device(weights, device)
+    weights = weights if spread else _to_device(weights, device)
     _check_finite(weights, folder)
     if adapter_folder is not None:
-        weights = _to_device(_attach_adapter(weights, adapter_folder), device)
+        attached = _attach_adapter(weights, adapter_folder)  # PEFT puts each part where the layer it belongs to is
+        weights = attached if spread else _to_device(attached, device)
         _check_finite(weights, adapter_folder)
     gpu = device_warning() if device.type == "cpu" else None
     length = getattr(weights.config.get_text_config(), "max_position_embeddings", None)
@@ -103,15 +110,20 @@ def load_classifier(folder: Path, device: torch.device) -> tuple["PreTrainedToke
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`. Raises: ModelLoadError when it is not there."""
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:N` or `cuda:all` (where inputs go, the first GPU).
+
+    Raises: ModelLoadError when it is not there.
+    """
+    if name == SPREAD:
+        name = "cuda:0"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ModelLoadError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N") from error
+        raise ModelLoadError(f"device {name!r} is unknown: use auto, cpu, cuda, cuda:N or cuda:all") from error
     if device.type not in ("cpu", "cuda"):
-        raise ModelLoadError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
+        raise ModelLoadError(f"device {name!r} is not supported: use auto, cpu, cuda, cuda:N or cuda:all")
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= n_cuda:
         raise ModelLoadError(f"device {name!r} is not there ({n_cuda} CUDA devices are usable): use --device cpu")
@@ -265,9 +277,9 @@ def _layers(config: Mapping[str, Any]) -> int:
 
 
 def _load_weights(
-    folder: Path, shapes: Shapes, dtype: torch.dtype, classifier: bool = False
+    folder: Path, shapes: Shapes, dtype: torch.dtype, classifier: bool = False, device_map: str | None = None
 ) -> tuple[nn.Module, list[str]]:
-    """Return the folder's model and what is to be said about it."""
+    """Return the folder's model and what is to be said about it; a `device_map` of "auto" spreads it over the GPUs."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
@@ -277,7 +289,7 @@ def _load_weights(
             _check_size(folder, shapes, kind)
             weights, info = kind.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype,
-                output_loading_info=True, ignore_mismatched_sizes=True,
+                output_loading_info=True, ignore_mismatched_sizes=True, device_map=device_map,
             )  # fmt: skip
     except ModelLoadError:
         raise

@@ -17,6 +17,7 @@ FAMILIES = ("llama", "qwen2", "gemma", "gpt2")
 EXTRA = {
     "gemma": {"head_dim": 16},
     "gemma2": {"head_dim": 16, "final_logit_softcapping": 5.0, "query_pre_attn_scalar": 16},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 32},
     "qwen3": {"head_dim": 16},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }

@@ -21,25 +21,41 @@ from tests.bench.result import N_RESAMPLES, row
 from tests.tiny import byte_level_tokenizer
 
 SIZES = {
+    "llama-3.1-8b": {
+        "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
     "medium": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8},
     "small": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4},
     "tiny": {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 2},
-}
+}  # fmt: skip
 """Random Llamas; in `medium` the arithmetic decides, in `tiny` Python does, which is for information only."""
 
 
-def random_llama(size: str, vocabulary: int = 32_000, seed: int = 0, **more: Any) -> LoadedModel:
-    """Return a random Llama of a size on the CPU, as the engine holds it; its tokenizer only names special tokens."""
+def random_llama(
+    size: str,
+    vocabulary: int = 32_000,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **more: Any,
+) -> LoadedModel:
+    """Return a random Llama of a size, as the engine holds it; its tokenizer only names special tokens."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(**{**SIZES[size], **more}, vocab_size=vocabulary, max_position_embeddings=16_384)
-    )
+    config = LlamaConfig(**{**SIZES[size], **more}, vocab_size=vocabulary, max_position_embeddings=16_384, dtype=dtype)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(usual)
     return LoadedModel(
         spec=ModelSpec(path="random"),
         model=model.eval().requires_grad_(False),
         tokenizer=byte_level_tokenizer(),
-        device=torch.device("cpu"),
-        settings=ModelSettings(device="cpu"),
+        device=torch.device(device),
+        settings=ModelSettings(device=device),
         context_length=16_384,
     )
 

@@ -374,3 +374,27 @@ def test_a_long_prompt_keeps_the_inputs_of_the_layers_alone_and_changes_nothing(
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     assert kept[0][1] - weights < 0.5 * (kept[8192][1] - weights)
     assert all("forward" not in module.__dict__ for module in loaded.model.modules())
+
+
+@pytest.mark.parametrize("activations_mb", [8192, 0])
+def test_a_model_whose_layers_lie_in_several_places_is_localised_as_a_whole_one(tiny_folder, tmp_path, activations_mb):
+    """Accelerate's hooks, as with layers on several GPUs: here one layer is read from disk for each pass."""
+    from accelerate import dispatch_model
+
+    loaded, settings = load(tiny_folder("llama")), AttributionSettings(ig_steps=8, activations_mb=activations_mb)
+    case, contrast = make_case(), Target(kind="contrast", k=4)
+    methods = ("paper", "gradient_norm", "integrated_gradients", "occlusion")
+
+    def scores():
+        return [
+            attribute(loaded, case, method, contrast, settings, refusal_ids=[20, 21, 22, 23]).scores
+            for method in methods
+        ]
+
+    whole = scores()
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
+    places |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
+    loaded.model = dispatch_model(loaded.model, places, main_device="cpu", offload_dir=tmp_path)
+    assert loaded.model.model.layers[1].mlp.up_proj.weight.device.type == "meta"
+    for one, other in zip(scores(), whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -569,3 +569,15 @@ def test_quantised_models_are_refused_with_a_reason(copied: Path, found: dict, w
     with pytest.raises(ModelLoadError, match=rf"quantised \({words}\).*dequantise") as refused:
         load(copied)
     assert "\n" not in str(refused.value)
+
+
+def test_all_gpus_need_a_gpu_and_a_spread_model_loads_where_it_can(tiny_folder: Folder) -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelLoadError, match="not there"):
+            load(tiny_folder("llama"), settings=ModelSettings(device="cuda:all"))
+    weights, said = models._load_weights(tiny_folder("llama"), torch.float32, device_map="auto")
+    assert said == []
+    plain = load(tiny_folder("llama"), settings=ModelSettings(device="cpu"))
+    if not torch.cuda.is_available():
+        for one, other in zip(weights.parameters(), plain.model.parameters(), strict=True):
+            assert torch.equal(one, other)

@@ -17,7 +17,7 @@ from core.values import Target
 from tests.unit.repairing import REFUSAL, case_of, confirmed, quick, splits
 
 FAMILIES = (
-    "llama", "qwen2", "qwen3", "gemma2", "mistral", "phi", "falcon", "gpt2", "gpt_neox", "mixtral",
+    "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi", "falcon", "gpt2", "gpt_neox", "mixtral",
 )  # fmt: skip
 SMALL = ModelSettings(device="cpu", max_new_tokens=8, batch_size=16)
 
