@@ -102,7 +102,7 @@ class TargetLogProb:
         answers = self.answers.repeat_interleave(n, dim=0)
         keep = self.answers.shape[1] - self.first
         inputs = torch.cat([rows, context], dim=1)
-        places = {} if mask is None else _places(mask.repeat(n_answers, 1), context.shape[1])
+        places = _places(None if mask is None else mask.repeat(n_answers, 1), context.shape[1])
         with self._keeping(inputs):
             output = self.loaded.model(inputs_embeds=inputs, use_cache=False, logits_to_keep=keep, **places)
         self._count(n * n_answers)
@@ -123,20 +123,21 @@ class TargetLogProb:
         """
         everywhere = np.arange(self.prompt.shape[1])
         kept = [np.setdiff1d(everywhere, gone, assume_unique=True) for gone in deletions]
+        alike = len({len(one) for one in kept}) == 1  # nothing to fill up, so nothing to mask
         cache = self._whole_prompt()
-        if cache is None and len({len(one) for one in kept}) == 1:
-            return self.tokens(self.prompt[0][torch.from_numpy(np.stack(kept))])
         shared = min(min(int(gone[0]) for gone in deletions), min(map(len, kept)) - 1) if cache is not None else 0
         suffixes = [self.prompt[0][torch.from_numpy(one[shared:])] for one in kept]
         width = max(map(len, suffixes))
         rows = torch.stack([torch.nn.functional.pad(one, (0, 0, width - len(one), 0)) for one in suffixes])
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in suffixes], device=rows.device)
         if cache is None:
-            return self.tokens(rows, mask)
+            return self.tokens(rows, None if alike else mask)
         mask = torch.cat([mask.new_ones(len(kept), shared), mask], dim=1)
-        return self._continued(rows.to(self.context.dtype), mask, self._prefix(cache, shared, len(kept)))
+        return self._continued(
+            rows.to(self.context.dtype), None if alike else mask, self._prefix(cache, shared, len(kept))
+        )
 
-    def _continued(self, rows: torch.Tensor, mask: torch.Tensor, cache: "Cache | None") -> torch.Tensor:
+    def _continued(self, rows: torch.Tensor, mask: torch.Tensor | None, cache: "Cache | None") -> torch.Tensor:
         """Return F (n, n_target) for prompts whose beginning is in `cache`: one pass for `rows` with a single answer, of
         several answers one more for all of them."""
         n, n_answers, n_context = len(rows), len(self.signs), self.context.shape[1]
@@ -156,10 +157,12 @@ class TargetLogProb:
         logits = output.logits[:, -1:].repeat_interleave(n_answers, dim=0)  # prompt by prompt
         if n_context:
             output.past_key_values.batch_repeat_interleave(n_answers)
-            places = _places(mask.repeat_interleave(n_answers, dim=0), n_context, n_context)
+            each = None if mask is None else mask.repeat_interleave(n_answers, dim=0)
             context = self.context.repeat(n, 1, 1)
             cache = output.past_key_values
-            later = self.loaded.model(inputs_embeds=context, past_key_values=cache, use_cache=True, **places)
+            later = self.loaded.model(
+                inputs_embeds=context, past_key_values=cache, use_cache=True, **_places(each, n_context, n_context)
+            )
             self.loaded.batches += 1
             logits = torch.cat([logits, later.logits], dim=1)
         logits = logits[:, self.first :].float().view(n, n_answers, n_context + 1 - self.first, -1).transpose(0, 1)
@@ -473,8 +476,13 @@ def _answers(
     return [response[: positions[-1] + 1]], [1.0], positions
 
 
-def _places(mask: torch.Tensor, n_more: int, n_last: int | None = None) -> dict[str, torch.Tensor]:
-    """Return attention mask and positions of left-filled rows with `n_more` tokens behind; positions of the last `n_last`."""
+def _places(mask: torch.Tensor | None, n_more: int, n_last: int | None = None) -> dict[str, torch.Tensor]:
+    """Return attention mask and positions of left-filled rows with `n_more` tokens behind; positions of the last `n_last`.
+
+    Without a mask, nothing: the model numbers full rows by itself, at the cost of no mask.
+    """
+    if mask is None:
+        return {}
     mask = torch.cat([mask, mask.new_ones(len(mask), n_more)], dim=1)
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     return {"attention_mask": mask, "position_ids": positions[:, -(n_last or mask.shape[1]) :]}

@@ -74,7 +74,7 @@ def losses(events: list) -> dict:
 
 
 def together(*command: str) -> subprocess.CompletedProcess[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run([*torchrun, *command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
 
 
