@@ -171,6 +171,8 @@ class _WeightedLoss(torch.autograd.Function):
             if edge is not None:
                 slope = _slope(log_q, p, labels[rows], held, (ce_weight[rows], kl_weight[rows]))
                 gradient[rows] = torch.autograd.grad(edge, piece, slope.to(dtype))[0]
+                del slope
+            del log_q, p  # or they would lie beside those of the next chunk
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(ce, kl)
         return (ce * ce_weight).sum() + (kl * kl_weight).sum(), ce, kl

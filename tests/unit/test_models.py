@@ -575,7 +575,8 @@ def test_all_gpus_need_a_gpu_and_a_spread_model_loads_where_it_can(tiny_folder: 
     if not torch.cuda.is_available():
         with pytest.raises(ModelLoadError, match="not there"):
             load(tiny_folder("llama"), settings=ModelSettings(device="cuda:all"))
-    weights, said = models._load_weights(tiny_folder("llama"), torch.float32, device_map="auto")
+    folder, shapes = models._check_model_folder(tiny_folder("llama"))
+    weights, said = models._load_weights(folder, shapes, torch.float32, device_map="auto")
     assert said == []
     plain = load(tiny_folder("llama"), settings=ModelSettings(device="cpu"))
     if not torch.cuda.is_available():
