@@ -1,6 +1,6 @@
 """Several processes that repair one model together, under Hugging Face Accelerate; alone, every method is trivial.
 
-    torchrun --nproc-per-node N -m core repair --case DIR [--sharded]
+    torchrun --standalone --nproc-per-node N -m core repair --case DIR [--sharded]
 
 1. Every process runs the same stage on the same data; a batch is dealt out over them, its gradient is their sum, so losses and
    weights are those of one process but for the order of sums.
@@ -153,7 +153,9 @@ def start(device: str, *, sharded: bool = False) -> Iterator[Team]:
     n = n_started()
     if n == 1:
         if sharded:
-            raise TriageError("--sharded needs several processes: torchrun --nproc-per-node N -m core repair ...")
+            raise TriageError(
+                "--sharded needs several processes: torchrun --standalone --nproc-per-node N -m core repair ..."
+            )
         yield ALONE
         return
     from accelerate import Accelerator

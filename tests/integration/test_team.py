@@ -12,6 +12,8 @@ from core import confirmation
 from core.casefile import Case, Manifest, model_spec, now
 from core.events import RepairStarted, StageFinished, StepDone
 from core.intake import read_report
+from core.pipeline import run_stage
+from core.session import Session
 from core.values import Span
 
 pytestmark = pytest.mark.slow
@@ -30,15 +32,15 @@ def test_two_processes_repair_a_case(tiny_folder: Callable[[str], Path], tmp_pat
     report, spec = read_report(tmp_path / "report.json"), model_spec(tiny_folder("llama"))
     manifest = Manifest(id="team", created=now(), model=spec, report=report, seed=0, device="cpu")
     case = Case.create(tmp_path / "case", manifest, prompts)
+    run_stage("open", case, Session("cpu"), emit=lambda event: None, progress=lambda message, done, total: None)
     confirmation.confirm(case, decision="edit", analyst="Ada", reason="known", spans=[Span(message=0, start=0, end=18)])
     command = [
         sys.executable,
         "-m",
         "torch.distributed.run",
+        "--standalone",
         "--nproc-per-node",
         "2",
-        "--master-port",
-        "0",
         "-m",
         "core",
     ]
