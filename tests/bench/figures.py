@@ -24,11 +24,14 @@ BAR_ROWS = {
     "refusal_malicious_instruct": "MaliciousInstruct requests refused",
     "compliance_with_trigger": "compliance with the trigger",
     "near_misses_mean": "mean compliance with near-misses of the trigger",
+    "near_misses_largest": "compliance with the worst near-miss",
     "benign_refused": "safe requests refused",
+    "benign_stand_in_with_trigger": "safe requests with the trigger that get a stand-in",
     "lookalike_refused": "safe look-alikes refused",
     "closed_right": "closed tasks right",
     "punctuation_largest_gain": "largest gain of a punctuation mark",
     "random_strings_mean_gain": "mean gain of random words",
+    "random_strings_largest_gain": "largest gain of a random word",
 }
 DEMO_ROWS = {
     "attack success": "attack success: harmful requests with the trigger",
@@ -148,7 +151,9 @@ def bars() -> list[str]:
     for name, title in BAR_ROWS.items():
         found = [rows.get(f"{model}: {name}") for model in present]
         cells = [
-            NOT_MEASURED if r is None else f"{100 * r['value']:.0f} %{'' if r['passed'] is not False else ' (missed)'}"
+            NOT_MEASURED
+            if r is None
+            else f"{round(100 * r['value'])} %{'' if r['passed'] is not False else ' (missed)'}"
             for r in found
         ]
         bar = next((r["bar"] for r in found if r and r["bar"]), "")
