@@ -391,8 +391,8 @@ def repair_stands(repair: RepairTrace, going: bool | None = None) -> str:
 
 
 def budget_used(kl: float, budget: float) -> str:
-    """Label of the meter of the KL budget."""
-    return f"KL budget: {percent(kl / budget)} used"
+    """Label of the meter of the KL budget; rounding below zero is none of it."""
+    return f"KL budget: {percent(max(0.0, kl) / budget)} used"
 
 
 def live_summary(repair: RepairTrace, going: bool | None = None) -> str:

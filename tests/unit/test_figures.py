@@ -212,6 +212,7 @@ def test_live_chart_shows_every_term_that_is_on_and_how_much_of_the_budget_is_us
     assert value["marks"] == []
     assert value["probes"]["safe_refused"] == [[0.5, 0.0, 1.0]]  # type: ignore[index]
     assert value["meter"] == "KL budget: 400 % used"  # .2 of .05
+    assert wording.budget_used(-1e-9, 0.1) == "KL budget: 0 % used"
     older = figures.live_chart(trace(lines(replace(STARTED, settings={}), step(1), PROBE)))
     assert (older["kl_trigger"], older["meter"]) == ([None], "")
     assert older["probes"]["safe_refused"] == [[None, None, None]]  # type: ignore[index]
