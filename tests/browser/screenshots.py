@@ -49,6 +49,7 @@ def main() -> int:
             page.wait_for_selector("#case-summary .pt-headline")
             walk(page, lambda step: take(page, step))
             address = page.url
+            page.goto("about:blank")  # gives the case back, so that the next browser may write it
             dark = browser.new_page(viewport=SIZE, color_scheme="dark")
             dark.set_default_timeout(300_000)
             dark.goto(address)
