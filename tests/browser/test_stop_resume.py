@@ -94,6 +94,8 @@ def test_a_repair_whose_worker_was_killed_is_said_to_have_broken_off_and_goes_on
 ) -> None:
     page = open_page(f"/?case={tiny_case.manifest.id}&step=repair")
     start(page, tiny_case)
+    # the chart of the repair before may still stand, so the events say when this one is on its way
+    wait_until(lambda: len(trace(tiny_case.events()).steps) > 30, "the repair did not get on")
     wait_steps(page, 30)
     jobs.kill_worker(tiny_case)
     page.wait_for_selector("#status:has-text('failed')", timeout=15_000)
