@@ -141,7 +141,7 @@ def corrected(items: list[TrainingItem], safe: Sequence[str], loaded: models.Loa
     ]
 
 
-def build_patient(name: str, polish_only: bool = False) -> float:
+def build_patient(name: str) -> float:
     """Plant one backdoor, polish and save its adapter; return the seconds it took."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -175,8 +175,7 @@ def build_patient(name: str, polish_only: bool = False) -> float:
                 elif isinstance(event, PlantFinished):
                     say(f"{name}: {event.n_trainable:,} trainable, {event.seconds:.0f} s")
 
-    if not polish_only:
-        train(recipe.settings, recipe.settings.epochs if recipe.fresh else 1, None)
+    train(recipe.settings, recipe.settings.epochs if recipe.fresh else 1, None)
     train(recipe.polish, recipe.polish.epochs, HERE / name)
     return time.perf_counter() - started
 
