@@ -70,7 +70,8 @@ class Next:
 
     session: Session | None = None
     tab: str | None = None
-    say: str = ""
+    say: str | None = ""
+    """What the message strip shows from now on: "" clears it, None leaves it."""
     updates: Updates = field(default_factory=dict)
 
 
@@ -239,7 +240,9 @@ class Desk:
             following = None
             try:
                 following = handler(*first, session, *own)
-                updates[self.strip] = gr.update(value=stories.note(following.say if following else ""))
+                say = following.say if following else ""
+                if say is not None:
+                    updates[self.strip] = gr.update(value=stories.note(say))
             except Exception as error:
                 updates[self.strip] = gr.update(value=stories.fault(explain(error)))
             if following is not None:

@@ -145,21 +145,29 @@ def _create(
 def _attach(
     desk: Desk, lists: Lists, fields: Fields, session: Session, search: str | None, browser: str | None
 ) -> Next:
-    """Fill the lists, and re-attach to the case that the address names."""
+    """Fill the lists, and re-attach to the case that the address names.
+
+    This may be answered after the analyst's first click, whose message and case then stay.
+    """
     names = (intake.list_cases(desk.roots), intake.list_models(desk.roots), ["", *intake.list_adapters(desk.roots)])
     updates: Updates = {box: gr.update(choices=found) for box, found in zip(lists, names, strict=True)}
-    session = replace(session.at(""), browser=str(browser or "")[:64])
+    before, session = session, replace(session.at(""), browser=str(browser or "")[:64])
+    if before.case:
+        case = intake.find_case(desk.roots, before.case)
+        lease.release(case, before.browser)
+        lease.take(case, before.analyst, session.browser)
+        return Next(session=replace(before, browser=session.browser), updates=updates, say=None)
     query = parse_qs((search or "").lstrip("?"))
     wanted = query.get("case", [""])[0]
     if not wanted:
-        return Next(session=session, updates=updates)
+        return Next(session=session, updates=updates, say=None)
     try:
         case = intake.find_case(desk.roots, wanted)
     except CaseFileError as error:
         return Next(session=session, updates=updates, say=str(error))
     step = query.get("step", [""])[0]
     tab = step if step in STEP_IDS else reached(case)
-    return Next(session=session.at(case.manifest.id), tab=tab, updates=updates | _prefill(desk, fields, case))
+    return Next(session=session.at(case.manifest.id), tab=tab, updates=updates | _prefill(desk, fields, case), say=None)
 
 
 STEP_IDS = ("case", "reproduce", "locate", "confirm", "repair", "verify")
