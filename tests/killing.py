@@ -217,6 +217,7 @@ class Trial:
     stage: str
     after_seconds: float
     at_write: int = 0
+    died_at_write: bool = False
     n_seen: int = 0
     ended_before: bool = False
     status_seconds: float = 0.0
@@ -254,6 +255,7 @@ def _kill_worker(case: Case, trial: Trial) -> None:
         if trial.at_write and end_of(case, request) is not None:
             break
         time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
+    trial.died_at_write = bool(trial.at_write) and not alive(worker)
     kill(worker)
     trial.n_seen, trial.ended_before = len(seen), end_of(case, request) is not None
     trial.problems += readable(case)

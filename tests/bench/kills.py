@@ -1,9 +1,10 @@
 """How many of 200 kills at random points of all stages lose, corrupt or misreport anything?
 
-    python tests/bench/kills.py --log FILE --first 0 --last 60 --seconds 150      a slice; --log collects the slices
-    python tests/bench/kills.py --log FILE                                        all 200
+    python tests/bench/kills.py --log FILE --seconds 500      a slice: what the log holds already is not run again
+    python tests/bench/kills.py --log FILE                    all 200, or those that are left
 
-Kill number n is the same in every run: stage and moment follow from seed and number. Ends early after `--seconds`.
+Kill number n is the same in every run: stage and moment follow from seed and number, the moment as a share of the time that
+the stage takes. Ends early after `--seconds`; `--first` and `--last` choose numbers.
 """
 
 import argparse
@@ -24,6 +25,11 @@ N_KILLS = 200
 """Kills of the long tier."""
 
 
+def logged(log: Path) -> list[dict]:
+    """Return the trials that a log holds; none when there is no such file."""
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+
+
 def rows(trials: list[dict]) -> list[dict]:
     """Return the result's rows."""
     n = len(trials)
@@ -35,6 +41,9 @@ def rows(trials: list[dict]) -> list[dict]:
         result.row("kills that lost an event", len(lost), n=n, bar="<= 0"),
         result.row("slowest honest status, s", max(trial["status_seconds"] for trial in trials), n=n, bar="<= 15"),
         result.row("kills in the middle of a request", sum(not t["ended_before"] for t in trials), n=n),
+        result.row(
+            "kills at a write", sum(t["died_at_write"] for t in trials), n=sum(t["at_write"] > 0 for t in trials)
+        ),
         *(
             result.row(f"kills in {stage}", count, n=n)
             for stage, count in sorted(Counter(t["stage"] for t in trials).items())
@@ -58,15 +67,16 @@ def main() -> int:
         tiny_model("llama", len(tokenizer)).save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         prepared = killing.prepare(folder / "model", folder / "work")
-        for number in range(options.first, options.last):
+        for number in sorted(
+            set(range(options.first, options.last)) - {trial["number"] for trial in logged(options.log)}
+        ):
             if time.monotonic() - begun > options.seconds:
                 break
             trial = killing.run_trial(prepared, number, folder / "work", options.seed)
             with open(options.log, "a", encoding="utf-8") as log:
                 log.write(json.dumps(killing.as_row(trial)) + "\n")
-            print(trial)
-    logged = [json.loads(line) for line in options.log.read_text(encoding="utf-8").splitlines()]
-    trials = list({trial["number"]: trial for trial in logged}.values())
+            print(trial, flush=True)
+    trials = list({trial["number"]: trial for trial in logged(options.log)}.values())
     problems = [trial for trial in trials if trial["problems"]]
     result.write("kills", seed=options.seed, rows=rows(trials), asked=N_KILLS, ran=len(trials), problems=problems)
     return 0

@@ -30,7 +30,8 @@ from core.values import FailureReport, Message, Span
 from dashboard.session import Roots, create_case
 from tests import find_chromium
 from tests.bench import result
-from tests.browser.conftest import ARGUMENTS, PageProcess
+from tests.browser.conftest import PageProcess
+from tests.conftest import ARGUMENTS
 from tests.tiny import byte_level_tokenizer, tiny_model
 
 MINUTES = 120.0
