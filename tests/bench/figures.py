@@ -71,6 +71,8 @@ SPEED = (
     ("repair_memory", "repair step / naive step", "memory of a repair step, vocabulary 128 k / naive step"),
 )
 """Files of results, rows that are ratios within one run, and what they are called."""
+FAILED, FUZZ = ": failed tests", "fuzz, "
+"""How the rows of `hostile.json` end or begin."""
 NOT_MEASURED = "–"
 
 
@@ -212,6 +214,24 @@ def faults() -> list[str]:
     return lines
 
 
+def attacks() -> list[str]:
+    """Return what the hostile corpus and the fuzzing found."""
+    rows = read(f"{RESULTS}/hostile.json")
+    if not rows:
+        return []
+    body = [
+        [name.removesuffix(FAILED), f"{r['value']:.0f}", f"{r['n']}"]
+        for name, r in rows.items()
+        if name.endswith(FAILED)
+    ]
+    body += [[name, f"{r['value']:.0f}", f"{r['n']}"] for name, r in rows.items() if name.startswith(FUZZ)]
+    corpus = ""
+    if "corpus, texts" in rows:
+        corpus = f" ({rows['corpus, texts']['n']} texts, {rows['corpus, files']['n']} files)"
+    head = f"**Hostile input**{corpus}: tests that failed, of how many attacks or random examples (`python tests/bench/hostile.py`)."
+    return [head, "", *table(("", "failed", "of"), body)]
+
+
 def look_up(data: Any, place: str) -> dict[str, Any]:
     """Return the fields of a row, or of a place in the file as `value`. Raises: KeyError when there is none."""
     if place.startswith("."):
@@ -232,7 +252,7 @@ def filled(text: str) -> str:
         fields = look_up(json.loads((ROOT / file).read_text(encoding="utf-8")), place)
         return f"<!--f {file}; {place}; {form}-->{form.format(**fields)}<!--/f-->"
 
-    body = "\n".join(["", *demo(), *localisation(), *bars(), *speed(), *page(), *faults()])
+    body = "\n".join(["", *demo(), *localisation(), *bars(), *speed(), *page(), *faults(), *attacks()])
     return MARK.sub(show, SECTION.sub(lambda m: m[1] + body + m[2], text))
 
 

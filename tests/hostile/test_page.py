@@ -24,7 +24,7 @@ from tests.hostile.conftest import MODEL, model_names
 from tests.hostile.corpus import Item, texts
 from tests.unit.test_report import full_case
 
-pytestmark = [pytest.mark.browser, pytest.mark.long]  # until a whole run of it has been seen
+pytestmark = [pytest.mark.browser, pytest.mark.long]  # minutes: every text is drawn and read back
 
 ARMED = tuple("=+-@\t\r\n＝＋－＠")
 """Characters at the start of a cell that a spreadsheet takes for a formula. Source: OWASP, CSV Injection."""
