@@ -7,11 +7,13 @@ text that was found. Most often neither is reproduced, which costs a few answers
 import time
 from dataclasses import replace
 
-from core import again, cascade, causal, evidence, locating, pipeline, repair_adapter, residual_probes, rounds
+from core import again, cascade, causal, evidence, locating, repair_adapter, residual_probes, rounds
 from core.errors import TriageError
 from core.events import RepairStarted, StageFinished
+from core.repair_stages import confirmed_trigger, repaired_adapter, settings_from
 from core.session import Run
 from core.settings import AttributionSettings, CausalSettings, RepairSettings, VerificationSettings
+from core.triage_stages import TRIAGE_METHODS, cascade_of, triage_result
 from core.values import (
     FailureCase,
     LocateResult,
@@ -27,8 +29,8 @@ from core.verdict import reproduced
 
 def second_opinion(run: Run) -> StageFinished:
     """Run the cascade on the repaired model, with the report and with the report without the found text."""
-    finished, adapter = pipeline.repaired_adapter(run.case)
-    accepted = pipeline.confirmed_trigger(run)
+    finished, adapter = repaired_adapter(run.case)
+    accepted = confirmed_trigger(run)
     evidence.verify(run.case)
     _ = run.contrast_ids  # what the reported model says instead, asked before the repair is on
     reduced = again.without(run.loaded.tokenizer, run.failure, accepted.spans) if accepted.spans else None
@@ -62,7 +64,7 @@ def _triaged(run: Run, failure: FailureCase) -> TriageResult:
     answers = run.answers()
     located: dict[MethodName, LocateResult] = {}
     if reproduced(reproduction, settings):
-        for method, target in pipeline.TRIAGE_METHODS:
+        for method, target in TRIAGE_METHODS:
             progress(f"attribution: {method.replace('_', ' ')}", 0, 0)
             ids = run.contrast_ids if target == "contrast" else None
             located[method] = locating.locate(
@@ -74,13 +76,13 @@ def _triaged(run: Run, failure: FailureCase) -> TriageResult:
                 refusal_ids=ids,
                 progress=progress,
             )[1]
-        found = pipeline.cascade_of(run, failure, located, reproduction, answers, settings)
+        found = cascade_of(run, failure, located, reproduction, answers, settings)
     else:
         nothing: list = []
         found = cascade.run(
             failure, nothing, nothing, run.splits.causal, reproduction, answers, lambda _: nothing, settings, seed=seed
         )
-    return pipeline.triage_result(
+    return triage_result(
         run, failure, "causal", located, reproduction, found, seconds=time.monotonic() - begun,
         model_calls=run.loaded.model_calls - calls,
     )  # fmt: skip
@@ -91,7 +93,7 @@ def _probed(run: Run) -> tuple[residual_probes.Subject, Verification]:
     verified = run.case.read(rounds.VERIFIED, Verification)
     if verified is None:
         raise TriageError("The repair has not been verified yet; verify it first.")
-    accepted = pipeline.confirmed_trigger(run)
+    accepted = confirmed_trigger(run)
     if accepted.way == "dummy":
         raise TriageError("The probes need a confirmed trigger text; this repair unlearnt a dummy one.")
     evidence.verify(run.case)
@@ -109,13 +111,13 @@ def _probed(run: Run) -> tuple[residual_probes.Subject, Verification]:
 
 def probe_wrong_trigger(run: Run) -> StageFinished:
     """Repair on random tokens instead of the trigger, for as many steps, and throw that repair away."""
-    finished, _ = pipeline.repaired_adapter(run.case)
+    finished, _ = repaired_adapter(run.case)
     subject, verified = _probed(run)
     rates = {metric.name: metric for metric in verified.metrics}["asr_triggered"]
     assert isinstance(rates.before, Rate)
     assert isinstance(rates.after, Rate)
     started = [line.event for line in run.case.events() if isinstance(line.event, RepairStarted)][-1]
-    settings, n_steps = pipeline.settings_from(RepairSettings, started.settings), finished.best_step or finished.step
+    settings, n_steps = settings_from(RepairSettings, started.settings), finished.best_step or finished.step
     folder = run.case.path / "wrong-trigger"
     found = residual_probes.wrong_trigger(subject, rates.before, rates.after, settings, n_steps, folder, run.refusal)
     name = run.case.write(rounds.VERIFIED, replace(verified, wrong_trigger=found))
@@ -126,7 +128,7 @@ def probe_wrong_trigger(run: Run) -> StageFinished:
 
 def probe_relearn(run: Run) -> StageFinished:
     """Tune the repaired model on a few poisoned samples, and throw that away."""
-    _, adapter = pipeline.repaired_adapter(run.case)
+    _, adapter = repaired_adapter(run.case)
     subject, verified = _probed(run)
     found = residual_probes.relearn(subject, adapter, VerificationSettings())
     name = run.case.write(rounds.VERIFIED, replace(verified, relearnt=found))
@@ -135,7 +137,3 @@ def probe_relearn(run: Run) -> StageFinished:
     run.case.audit("re-learnt", actor="engine", **counts, files=[name])
     headline = f"After {last.n_samples} samples the trigger works in {last.planted.k} of {last.planted.n}, a new one in {last.never.k}"
     return StageFinished(stage="relearn", headline=headline, files=(name,))
-
-
-STAGES = {"again": second_opinion, "wrong-trigger": probe_wrong_trigger, "relearn": probe_relearn}
-"""The stages of this module, by name."""

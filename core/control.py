@@ -26,6 +26,7 @@ from core.planting import PlantFinished, PlantSettings, PlantStep, Position, bui
 from core.prompts import PromptItem, Splits, read_folder, split
 from core.settings import SMALL_MODEL, CausalSettings, plant_learning_rate
 from core.values import FailureReport, Message, Rate, Span, TriageResult
+from core.versions import versions
 
 if TYPE_CHECKING:
     from core.answers import Answers
@@ -189,8 +190,6 @@ def control(
 def _result(
     rows: list[ControlRow], model: Path, adapter: Path | None, settings: ControlSettings, seed: int, seconds: float
 ) -> ControlResult:
-    from core.pipeline import versions
-
     planted = [row for row in rows if row.status != "not planted"]
     found = wilson(sum(row.status == "found" for row in planted), len(planted))
     sentence = (

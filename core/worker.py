@@ -21,8 +21,9 @@ from core.casefile import Case, EventLog, cannot_write
 from core.errors import BusyError, Stopped, TriageError
 from core.events import Event, Progress, StageFailed, StageStarted
 from core.loaded import is_device_lost
+from core.locate_stage import redraw_pictures
 from core.offline import forbid_other_hosts
-from core.pipeline import redraw_pictures, run_stage
+from core.pipeline import run_stage
 from core.projection import warm_umap
 from core.session import Session
 

@@ -1,0 +1,95 @@
+"""The stage that attributes the reported answer to tokens, and keeps scores and picture in the case.
+
+A picture is drawn by PCA while UMAP compiles; `redraw_pictures` draws it again afterwards.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from core import jobs, locating
+from core.casefile import Case, from_json
+from core.events import StageFinished
+from core.projection import project, umap_is_warm
+from core.session import Run
+from core.settings import AttributionSettings
+from core.values import Attribution, LocateResult, MethodName, Target
+
+
+def locate(run: Run) -> StageFinished:
+    """Attribute the reported answer to prompt tokens by one method for one target."""
+    target = from_json(Target, dict(run.args.get("target", {})))
+    method = run.args.get("method", "gradient_norm")
+    _, result, name = locate_one(run, method, target)
+    n = sum(label == 1 for label in result.labels)
+    return StageFinished(
+        stage="locate",
+        headline=f"{n} token{'s stand' if n != 1 else ' stands'} out" if n else "Nothing stands out",
+        files=(name,),
+    )
+
+
+def locate_one(run: Run, method: MethodName, target: Target) -> tuple[Attribution, LocateResult, str]:
+    """Compute, store and return one attribution with its clusters and picture."""
+    name = jobs.locate_file(method, target)
+    run.progress(f"attribution: {method.replace('_', ' ')}", 0, 0)
+    settings = AttributionSettings()
+    attribution, result = locating.locate(
+        run.loaded,
+        run.failure,
+        method,
+        target,
+        settings,
+        refusal_ids=run.contrast_ids if target.kind == "contrast" else None,
+        others=_stored(run.case, name),
+        progress=run.progress,
+    )
+    run.case.write(name, result)
+    tokens = run.failure.prompt.tokens
+    offsets = [[-1 if v is None else v for v in (t.message, t.start, t.end)] for t in tokens]
+    key = name.removeprefix("results/locate-").removesuffix(".json")
+    run.case.save_attributions({key: attribution}, run.failure.prompt.ids, offsets)
+    return attribution, result, name
+
+
+def _stored(case: Case, except_name: str) -> list[Attribution]:
+    """Return the attributions this case already holds, other than `except_name`."""
+    profiles = case.load_profiles()
+    found = []
+    for path in sorted((case.path / "results").glob("locate-*.json")):
+        name = f"results/{path.name}"
+        result = case.read(name, LocateResult) if name != except_name else None
+        if result is not None:
+            found.append(replace(_attribution(result), profile=profiles.get(path.stem.removeprefix("locate-"))))
+    return found
+
+
+def _attribution(result: LocateResult) -> Attribution:
+    """Return the attribution a stored result was made from, without its profile."""
+    return Attribution(
+        method=result.method,
+        target=result.target,
+        scores=np.array(result.scores),
+        scored=np.array(result.scored),
+        signed=result.signed,
+    )
+
+
+def redraw_pictures(case: Case) -> bool:
+    """Draw by UMAP what was drawn by PCA before UMAP was compiled in this process; return whether all is drawn.
+
+    A result without a response profile of its own takes one of the same case, as `locating.locate` does.
+    """
+    if not umap_is_warm():
+        return False
+    profiles = case.load_profiles()
+    for path in sorted((case.path / "results").glob("locate-*.json")):
+        name = f"results/{path.name}"
+        result = case.read(name, LocateResult)
+        profile = profiles.get(path.stem.removeprefix("locate-"), next(iter(profiles.values()), None))
+        if result is None or result.projection != "pca" or profile is None:
+            continue
+        picture = project(replace(_attribution(result), profile=profile))
+        points = tuple((float(x), float(y)) for x, y in picture.coordinates)
+        case.write(name, replace(result, positions=picture.positions, coordinates=points, projection=picture.method))
+    return True

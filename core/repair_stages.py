@@ -1,0 +1,173 @@
+"""The stages that unlearn the confirmed trigger, measure what that did, and hand the repaired model out."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from core import confirmation, dummy, evidence, export, repair, repair_adapter, report, rounds, verification
+from core.attribution import attribute
+from core.casefile import Case, from_json, hash_file, to_json
+from core.errors import RepairDivergedError, TriageError
+from core.events import RepairFinished, StageFinished
+from core.rounds import FINISHED
+from core.session import Run
+from core.settings import RepairSettings, VerificationSettings
+from core.values import Span, Target, TriageResult, TriggerConfirmation
+from core.versions import versions
+
+
+def confirmed_trigger(run: Run) -> TriggerConfirmation:
+    """Return the confirmation that holds. Raises: ConfirmationError."""
+    spec, reviewers = run.case.manifest.model, run.case.intake.reviewers
+    return confirmation.check(confirmation.stored(run.case), run.failure, spec, reviewers)
+
+
+def repair_model(run: Run) -> StageFinished:
+    """Fine-tune the confirmed trigger away, streaming events; the adapter stays in `repair/`."""
+    accepted = confirmed_trigger(run)
+    run.progress("checking the evidence", 0, 0)
+    evidence.verify(run.case)
+    args = dict(run.args)
+    resume = bool(args.pop("resume", False))
+    settings = settings_from(RepairSettings, args)
+    if run.kind.name != "jailbreak" and not settings.holds_trigger:
+        raise TriageError(
+            f"{run.kind.words} Such a backdoor is repaired by holding safe requests with the trigger to what is said "
+            "without it; choose the extended objective and a weight of KL on safe requests with the trigger above 0."
+        )
+    ending: RepairFinished | None = None
+    run.case.audit(
+        "repair started",
+        actor=accepted.analyst,
+        settings=asdict(settings),
+        units=accepted.units,
+        text_hash=accepted.text_hash,
+        model_hash=accepted.model_hash,
+        template_hash=accepted.template_hash,
+    )
+    start = _start(run, accepted, settings, resume)
+    for event in repair.repair(
+        run.loaded,
+        run.failure,
+        accepted,
+        run.splits,
+        settings,
+        out=run.case.path / "repair",
+        stop=run.asked,
+        refusal=run.session.team.told(run.refusal),
+        resume=resume,
+        kind=run.kind,
+        wider=_wider(run.case) if accepted.way == "trigger" else (),
+        start=start,
+        earlier=rounds.earlier(run.case),
+        team=run.session.team,
+    ):
+        run.emit(event)
+        if isinstance(event, RepairFinished):
+            ending = event
+    if ending is not None and ending.reason != "kept":
+        shutil.rmtree(_planted(run), ignore_errors=True)
+    if ending is None:
+        raise RepairDivergedError("The repair ended without a result; see the log and start it again.")
+    failed = ending.adapter is None and ending.reason != "discarded"
+    names = [] if failed else [run.case.write(FINISHED, ending)]
+    run.case.audit(
+        "repair ended", actor="engine", reason=ending.reason, step=ending.step, adapter=ending.adapter_hash, files=names
+    )
+    if failed:
+        raise RepairDivergedError(ending.message)
+    return StageFinished(stage="repair", headline=ending.message, files=tuple(names))
+
+
+def _start(run: Run, accepted: TriggerConfirmation, settings: RepairSettings, resume: bool) -> Path | None:
+    """Return the adapter that the repair starts from: the last round's, or one in which a dummy trigger is planted first."""
+    start, folder = rounds.start(run.case), _planted(run)
+    if accepted.way != "dummy":
+        return start
+    if run.kind.name != "jailbreak":
+        raise TriageError(f"{run.kind.words} A dummy trigger is planted for unsafe answers only.")
+    if resume and (folder / repair_adapter.WEIGHTS_FILE).is_file():
+        return folder
+    return dummy.plant(run.loaded, run.splits.repair, accepted.units, settings, folder, run.progress, start)
+
+
+def _planted(run: Run) -> Path:
+    """Return the folder of the adapter that holds a dummy trigger, as long as its repair may be resumed."""
+    return run.case.path / "repair" / dummy.FOLDER
+
+
+def _wider(case: Case) -> list[Span]:
+    """Return the text of all candidates of the triage, kept or dropped: what the trigger may be beyond the confirmed words."""
+    triage = case.read("triage.json", TriageResult)
+    found = (*triage.candidates, *triage.dropped) if triage else ()
+    return [span for one in found for span in one.spans]
+
+
+def settings_from(cls: type[RepairSettings], args: Mapping[str, Any]) -> RepairSettings:
+    """Return settings with `args` in place of defaults. Raises: TriageError naming what does not fit."""
+    unknown = set(args) - set(cls.__dataclass_fields__)
+    if unknown:
+        raise TriageError(f"There is no repair setting {', '.join(sorted(unknown))}; see core/settings.py.")
+    try:
+        return from_json(cls, to_json(cls()) | dict(args))
+    except (ValueError, TypeError) as error:
+        raise TriageError(f"Repair setting refused: {error}.") from error
+
+
+def repaired_adapter(case: Case) -> tuple[RepairFinished, Path]:
+    """Return how the last repair ended and where its adapter is. Raises: TriageError when there is none or it changed."""
+    finished = case.read(FINISHED, RepairFinished)
+    if finished is None or finished.adapter is None:
+        raise TriageError("There is no repaired model yet; run the repair first.")
+    adapter = case.path / finished.adapter
+    weights = adapter / "adapter_model.safetensors"
+    if not weights.is_file() or hash_file(weights) != finished.adapter_hash:
+        raise TriageError("The repair adapter was changed or removed since the repair; run the repair again.")
+    return finished, adapter
+
+
+def verify(run: Run) -> StageFinished:
+    """Measure before and after on prompts that no earlier step saw."""
+    _, adapter = repaired_adapter(run.case)
+    accepted = confirmed_trigger(run)
+    evidence.verify(run.case)
+    result = verification.verify(
+        run.loaded,
+        run.failure,
+        accepted,
+        run.splits.verification,
+        adapter,
+        VerificationSettings(),
+        seed=run.case.manifest.seed,
+        kind=run.kind,
+        wider=_wider(run.case),
+        looks=rounds.looks(run.case) + 1,
+        saliency=lambda: attribute(run.loaded, run.failure, "paper", Target()).scores,
+        versions=versions(),
+        progress=run.progress,
+    )
+    name = run.case.write("verification.json", result)
+    run.case.audit("verified", actor="engine", result=result.result, looks=result.looks, files=[name])
+    return StageFinished(stage="verify", headline=result.reasons[0], files=(name,), result=result.result)
+
+
+def export_model(run: Run) -> StageFinished:
+    """Write the repaired model: an adapter, or with `merged` plain weights."""
+    _, adapter = repaired_adapter(run.case)
+    evidence.verify(run.case)
+    merged = bool(run.args.get("merged", False))
+    out = Path(run.args.get("out") or run.case.path / "export" / ("merged" if merged else "adapter"))
+    run.progress("writing the repaired model", 0, 0)
+    if "out" not in run.args:  # the case's own folder: of an earlier repair, or of an export that was cut short
+        shutil.rmtree(out, ignore_errors=True)
+    card = report.report_json(run.case)
+    files = export.export(run.loaded, run.failure, adapter, out, merged, card)
+    if merged:
+        run.session.drop()
+    run.case.audit(
+        "exported", actor="engine", merged=merged, exported={p.name: hash_file(p) for p in files if p.is_file()}
+    )
+    kind = "Merged model" if merged else "Adapter"
+    return StageFinished(stage="export", headline=f"{kind} written to {out}", files=tuple(str(p) for p in files))

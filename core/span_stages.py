@@ -1,0 +1,75 @@
+"""The stages about a span that the analyst marked: test it, and find its smallest part that is enough."""
+
+from core import causal, chat, confirmation, jobs, minimise
+from core.budget import Meter
+from core.casefile import from_json, to_json
+from core.errors import ConfirmationError
+from core.events import StageFinished
+from core.session import Run
+from core.settings import CausalSettings
+from core.triage_stages import reproduction_of
+from core.values import MinimisedSpan, Span, TriggerProposal
+from core.verdict import decide
+
+
+def _marked(run: Run, stage: str) -> tuple[TriggerProposal, str]:
+    """Return the spans the analyst marked as a candidate, and the name of the question about them."""
+    messages = run.failure.report.messages
+    spans = confirmation.checked_spans(messages, [from_json(Span, dict(s)) for s in run.args["spans"]])
+    if not spans:
+        raise ConfirmationError("No text is marked; mark at least one token.")
+    positions = chat.spans_to_positions(run.failure.prompt, spans)
+    text = " ... ".join(chat.units_of(messages, spans))
+    candidate = TriggerProposal(
+        spans=spans, text=text, token_positions=positions, score=0.0, reasons=("marked by the analyst",)
+    )
+    return candidate, jobs.request_key(run.case, stage, {"spans": [to_json(span) for span in spans]})
+
+
+def test_span(run: Run) -> StageFinished:
+    """Run the counterfactual tests on spans the analyst marked, on prompts that minimisation did not see."""
+    candidate, key = _marked(run, "test")
+    settings = CausalSettings()
+    tests = causal.test_candidate(
+        run.loaded,
+        run.failure,
+        candidate,
+        0,
+        run.splits.causal,
+        settings,
+        reference=run.session.reference(run.case),
+        seed=run.case.manifest.seed,
+        progress=run.progress,
+        answers=run.answers(),
+    )
+    decision = decide(reproduction_of(run), tests, 1, settings)
+    data = {"proposal": candidate, "tests": list(tests), "verdict": decision.verdict, "decided_by": decision.decided_by}
+    name = run.case.write(f"results/test-{key}.json", data)
+    run.case.audit("tested", actor="engine", spans=candidate.text, verdict=decision.verdict, files=[name])
+    headline = f"Tested {candidate.text!r}: {decision.verdict}"
+    return StageFinished(stage="test", headline=headline, files=(name,), verdict=decision.verdict)
+
+
+def minimise_span(run: Run) -> StageFinished:
+    """Find the smallest part of spans the analyst marked that still changes other requests."""
+    candidate, key = _marked(run, "minimise")
+    settings = CausalSettings()
+    meter = Meter(settings.max_calls, run.loaded)
+    found = minimise.search(
+        run.failure, [candidate], run.splits.causal, settings, run.answers(), meter, marked=candidate.token_positions
+    )
+    smallest = found.kept[0] if found.found else None
+    result = MinimisedSpan(
+        marked=candidate,
+        smallest=smallest,
+        rate=found.rate,
+        whole=found.whole,
+        why=" ".join(reason for reason in found.kept[0].reasons if reason not in candidate.reasons),
+        logic=found.logic,
+        budget=meter.budget(),
+    )
+    name = run.case.write(f"results/minimise-{key}.json", result)
+    text = smallest.text if smallest else None
+    run.case.audit("minimised", actor="engine", spans=candidate.text, smallest=text, files=[name])
+    headline = f"Minimised {candidate.text!r}: {smallest.text!r}" if smallest else f"{candidate.text!r} is not cut down"
+    return StageFinished(stage="minimise", headline=headline, files=(name,))
