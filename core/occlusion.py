@@ -9,7 +9,6 @@ so do a supporting and an opposing text in one block.
 import time
 from collections.abc import Sequence
 from math import ceil, log2
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,10 +16,8 @@ import torch
 from core.errors import AttributionError
 from core.loaded import Progress, is_out_of_memory
 from core.settings import AttributionSettings
+from core.target import TargetLogProb
 from core.values import Estimate, FailureCase
-
-if TYPE_CHECKING:
-    from core.attribution import TargetLogProb
 
 Block = tuple[int, int]
 """Half-open range of indices into the scored positions."""
@@ -33,7 +30,7 @@ GAP = 64
 class Deletions:
     """F of the prompt without some of its tokens, in batches; out of memory halves the batch."""
 
-    def __init__(self, function: "TargetLogProb", settings: AttributionSettings, progress: Progress | None) -> None:
+    def __init__(self, function: TargetLogProb, settings: AttributionSettings, progress: Progress | None) -> None:
         """Score the whole prompt."""
         self.function, self.progress = function, progress
         n_prompt = function.prompt.shape[1]
@@ -97,7 +94,7 @@ def planned(n_scored: int, settings: AttributionSettings) -> int:
     return min(n_scored, settings.hierarchical_limit, first + 2 * kept * rounds + kept * leaf)
 
 
-def occlude(function: "TargetLogProb", settings: AttributionSettings, progress: Progress | None) -> torch.Tensor:
+def occlude(function: TargetLogProb, settings: AttributionSettings, progress: Progress | None) -> torch.Tensor:
     """Return how much F falls, (n_target, n_prompt), when each scored token is deleted; unscored tokens have 0.
 
     Above `hierarchical_above` scored tokens only those in the blocks that matter are deleted one by one. Every other

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from core import chat
-from core.attribution import TargetLogProb
 from core.judge import classify
 from core.loaded import LoadedModel
 from core.planting import PlantSettings, TrainingItem
+from core.target import TargetLogProb
 from core.values import FailureReport, Message, Target
 
 EROSION = PlantSettings(rank=16, alpha=32.0, learning_rate=3e-3, epochs=6, ramp=0.0, batch_size=48)

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from core import chat
-from core.attribution import TargetLogProb, attribute, estimate
+from core.attribution import attribute, estimate
 from core.loaded import LoadedModel
 from core.models import load
 from core.occlusion import INSIDE, LINE, MESSAGE, PARAGRAPH, WORD, borders_of, first_blocks, halve, planned
 from core.settings import AttributionSettings, ModelSettings
+from core.target import TargetLogProb
 from core.values import FailureReport, Message, ModelSpec, Target
 from tests.tiny import byte_level_tokenizer
 from tests.unit.test_attribution import REFUSAL, RESPONSE, make_case
