@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
@@ -24,12 +23,13 @@ from core.events import CheckpointScored
 from core.files import digest
 from core.redaction import redact
 from core.repair_trace import RepairTrace
+from core.shipped import ASSETS
 from core.values import OpenResult, Span
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-TEMPLATES = Path(__file__).parent.parent / "assets" / "report"
+TEMPLATES = ASSETS / "report"
 SHOWN_METHODS = 2
 """Saliency maps in the report. Source: unverified choice."""
 SHOWN_PROBES = 12

@@ -14,10 +14,10 @@ from pathlib import Path
 from core.casefile import Case, Manifest, Source, dump, model_spec, now, to_json
 from core.errors import CaseFileError, ModelLoadError, ReportError
 from core.intake import file_bytes, read_report
+from core.shipped import DEMO, PROMPTS
 from core.values import FailureReport
 
 LOG = logging.getLogger(__name__)
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 MAX_LISTED = 200
 """Cases and model folders that a list shows. Source: unverified choice."""
@@ -31,8 +31,8 @@ class Roots:
 
     cases: Path
     models: Path
-    demo: Path = ASSETS / "demo"
-    prompts: Path = ASSETS / "prompts"
+    demo: Path = DEMO
+    prompts: Path = PROMPTS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ another host. What this does not do: serve files; plotly.js is mounted by the pa
 
 import json
 from functools import cache
-from pathlib import Path
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
+from core.shipped import ASSETS
+
 PLOTLY_URL = "/vendor/plotly.min.js"
 PLOTLY_HEAD = f'<script src="{PLOTLY_URL}"></script>'
 WATCH_URL = "/alive"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from core.__main__ import DEMO, main, parser
+from core.__main__ import main, parser
 from core.casefile import Case
 from core.jobs import take_lock
+from core.shipped import DEMO
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]

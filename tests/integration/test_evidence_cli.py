@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from core.__main__ import DEMO, PROMPTS, main
+from core.__main__ import main
 from core.casefile import Case
 from core.control import RESULT, ControlSettings, control
 from core.errors import TriageError
 from core.headless import Headless, Terminal
 from core.planting import PlantSettings
+from core.shipped import DEMO, PROMPTS
 from tests.tiny import TEMPLATE
 
 pytestmark = pytest.mark.slow

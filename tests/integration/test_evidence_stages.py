@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from core.__main__ import PROMPTS, main
+from core.__main__ import main
 from core.files import hash_file
+from core.shipped import PROMPTS
 from tests.tiny import TEMPLATE
 
 pytestmark = pytest.mark.slow

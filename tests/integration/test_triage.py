@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.__main__ import DEMO, main
+from core.__main__ import main
+from core.shipped import DEMO
 
 pytestmark = pytest.mark.slow
 ENTRIES = {entry["id"]: entry for entry in json.loads((DEMO / "cases.json").read_text(encoding="utf-8"))}

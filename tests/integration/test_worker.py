@@ -9,7 +9,6 @@ import psutil
 import pytest
 
 from core import confirmation, jobs
-from core.__main__ import DEMO, PROMPTS
 from core.casefile import Case, Manifest, model_spec, now
 from core.events import (
     CheckpointScored,
@@ -21,6 +20,7 @@ from core.events import (
     StepDone,
 )
 from core.intake import read_report
+from core.shipped import DEMO, PROMPTS
 from core.values import OpenResult, Span, TriggerConfirmation
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,137 @@
+"""The commands about a case that is there: decide, repair, verify, report, export, contain, see and stop what runs."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from core import confirmation, containment, jobs, lease, rounds, scanning
+from core.casefile import Case, from_json, to_json
+from core.errors import CaseFileError, ConfirmationError, TriageError
+from core.headless import Headless, Terminal
+from core.settings import ReportSettings
+from core.values import Span, Verification
+
+STOP_WAIT_SECONDS = 20.0
+
+
+def confirm(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Accept, edit or reject the proposal, or agree with a confirmation as the second analyst."""
+    case = Case(options.case)
+    if options.next_round:
+        rounds.open_next(case, options.analyst)
+    if options.second:
+        return to_json(confirmation.agree(case, analyst=options.analyst, reason=options.reason))
+    spans: list[Span] = []
+    if options.spans is not None:
+        try:
+            given = options.spans
+            text = Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
+            spans = [from_json(Span, dict(item)) for item in json.loads(text)]
+        except (ValueError, TypeError, RecursionError, CaseFileError) as error:
+            raise ConfirmationError('--spans is not JSON like [{"message": 0, "start": 3, "end": 9}].') from error
+    decision = next((name for name in ("accept", "reject", "dummy") if getattr(options, name)), "edit")
+    return to_json(
+        confirmation.confirm(
+            case,
+            decision=decision,
+            analyst=options.analyst,
+            reason=options.reason,
+            spans=spans,
+            candidate=options.candidate,
+        )
+    )
+
+
+def repair(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Repair the model of a confirmed case; under torchrun by several processes together."""
+    from core import team as teams
+
+    case = Case(options.case)
+    given = {
+        "max_steps": options.steps,
+        "learning_rate": options.lr,
+        "kl_budget": options.kl_budget,
+        "epochs": options.epochs,
+        "objective": options.objective,
+        "seed": options.seed,
+        "resume": options.resume or None,
+    }
+    args = {name: value for name, value in given.items() if value is not None}
+    with teams.start(case.manifest.device, sharded=options.sharded) as team:
+        Headless(teams.device_of(case.manifest.device), terminal, team).run(case, "repair", args)
+        if not team.leads:
+            sys.exit(0)
+    return json.loads((case.path / "repair/finished.json").read_text(encoding="utf-8"))
+
+
+def verify(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Measure before and after; with --probe, how much of it a wrong trigger earns and how soon it is learnt again."""
+    case = Case(options.case)
+    headless = Headless(case.manifest.device, terminal)
+    for stage in ("verify", *(options.probe or ())):
+        headless.run(case, stage)
+    return to_json(case.read("verification.json", Verification))
+
+
+def report(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Write the case report."""
+    case = Case(options.case)
+    args = {"tlp": ReportSettings.marked(options.tlp).tlp} if options.tlp else {}
+    finished = Headless(case.manifest.device, terminal).run(
+        case, "report", args | ({"redact": True} if options.redact else {})
+    )
+    return {"files": [str(case.path / name) for name in finished.files]}
+
+
+def export(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Write the repaired model."""
+    case = Case(options.case)
+    args = {"merged": options.merged, "out": str(options.out.resolve())}
+    finished = Headless(case.manifest.device, terminal).run(case, "export", args)
+    return {"out": str(options.out), "files": list(finished.files)}
+
+
+def rules(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Write rules that find the confirmed trigger in logs: CASE/containment.json."""
+    made = containment.write_rules(Case(options.case))
+    if made.missed:
+        terminal.say(f"No rule matches these variants: {', '.join(made.missed)}.")
+    return {"file": str(options.case / containment.FILE), **to_json(made)}
+
+
+def scan(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Look for the confirmed trigger in a log of requests or in tuning data."""
+    source: scanning.Source = "logs" if options.logs else "corpus"
+    found = scanning.scan(Case(options.case), options.logs or options.corpus, source, terminal.progress)
+    terminal.say(found.headline)
+    return to_json(found)
+
+
+def status(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Tell what happens in a case now."""
+    case = Case(options.case)
+    files = ("triage.json", "confirmation.json", "repair/finished.json", "verification.json", "report.html")
+    stored = confirmation.stored(case)
+    return {
+        **to_json(jobs.status(case)),
+        "files": [name for name in files if (case.path / name).is_file()],
+        "writes": to_json(lease.current(case)),
+        "confirmation": {"decision": stored.decision, "void": confirmation.validity(case)} if stored else None,
+    }
+
+
+def stop(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Stop what runs; wait for it, and kill it when it does not react."""
+    case = Case(options.case)
+    current = jobs.status(case)
+    if current.state not in ("running", "starting", "stopping") or current.request is None:
+        raise TriageError("Nothing runs in this case; there is nothing to stop.")
+    jobs.stop(case, current.request, "discard" if options.discard else "keep")
+    deadline = time.monotonic() + STOP_WAIT_SECONDS
+    killed = False
+    while jobs.status(case).request == current.request and time.monotonic() < deadline and not killed:
+        killed = jobs.enforce_stop(case)
+        time.sleep(0.2)
+    return {"stopped": current.stage, "killed": killed}

@@ -1,0 +1,97 @@
+"""The command that makes cases of reports and triages them, and the same again on a repaired model."""
+
+import argparse
+from pathlib import Path
+
+from core import evidence, intake, rounds
+from core.casefile import Case, Manifest, Source, hash_folder, model_spec, now, to_json
+from core.errors import CaseFileError, TriageError
+from core.headless import Headless, Terminal
+from core.values import FailureReport, TriageResult
+
+
+def triage(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Triage one report, or many with the model loaded once; with --repaired, a case's report on its repaired model."""
+    if options.repaired:
+        return second_opinion(options, terminal)
+    if options.model is None:
+        raise TriageError("--model is needed: the folder of the model that the report is about.")
+    if options.judge:
+        from core.judge_model import label_classes
+
+        label_classes(options.judge)  # refuse a judge that cannot be used before anything is written
+    if options.report is not None:
+        if options.case is None:
+            raise TriageError("--report needs --case, the folder to write.")
+        source = Source(name=options.report.name, data=intake.file_bytes(options.report))
+        pairs: list[tuple[FailureReport, Path, Source | None]] = [
+            (intake.read_report(options.report), options.case, source)
+        ]
+    else:
+        if options.cases is None:
+            raise TriageError("--reports needs --cases, the folder the case folders are written to.")
+        reports = intake.read_reports(options.reports)
+        pairs = [(report, options.cases / case_name(report, i), None) for i, report in enumerate(reports)]
+    args: dict[str, object] = {"mode": options.mode, **wordings(options)}
+    if options.reference_template is not None:
+        from core.serving import read_template
+
+        args["reference_template"] = read_template(options.reference_template)
+    headless = Headless(options.device, terminal)
+    results = []
+    for report, path, given in pairs:
+        case = make_case(options, report, path, given)
+        headless.run(case, "triage", args)
+        result = case.read("triage.json", TriageResult)
+        results.append({"case": str(path), **to_json(result)})
+    return results[0] if options.report is not None else {"cases": results}
+
+
+def make_case(options: argparse.Namespace, report: FailureReport, path: Path, source: Source | None = None) -> Case:
+    """Create or reopen the case of one report, which came in `source`."""
+    manifest = Manifest(
+        id=report.id or path.name,
+        created=now(),
+        model=model_spec(options.model, options.adapter),
+        reference=model_spec(options.reference) if options.reference else None,
+        judge=str(options.judge.resolve()) if options.judge else None,
+        judge_files=hash_folder(options.judge) if options.judge else {},
+        report=report,
+        seed=options.seed,
+        device=options.device,
+        reviewers=options.reviewers,
+    )
+    case = Case.create(path, manifest, options.prompts, source)
+    if case.intake.judge_files != manifest.judge_files or (case.intake.judge is None) != (manifest.judge is None):
+        raise CaseFileError(f"{path} was judged by another judge; choose a new --case folder.")
+    here = {place: folder for place, (folder, _) in evidence.folders(manifest).items()}
+    known = {place: folder for place, (folder, _) in evidence.folders(case.manifest).items()}
+    moved = {place: Path(here[place]) for place in known if here.get(place) not in (None, known[place])}
+    if moved:
+        evidence.relocate(case, moved, "command line")
+    return case
+
+
+def case_name(report: FailureReport, index: int) -> str:
+    """Return a folder name for the report that cannot leave its root."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in report.id or "")[:60].strip("-")
+    return f"{index:04d}-{safe}" if safe else f"{index:04d}"
+
+
+def wordings(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Return the analyst's own wordings of the request, which take the place of those made by rule."""
+    given = {name: list(getattr(options, name)) for name in ("paraphrases", "rewrites") if getattr(options, name)}
+    if given and options.report is None:
+        raise TriageError("--paraphrase and --rewrite are wordings of one request; give them with --report.")
+    if any(not text.strip() for texts in given.values() for text in texts):
+        raise TriageError("--paraphrase and --rewrite need the whole request in other words, not an empty text.")
+    return given
+
+
+def second_opinion(options: argparse.Namespace, terminal: Terminal) -> object:
+    """Run the cascade on the repaired model of a case."""
+    if options.case is None:
+        raise TriageError("--repaired needs --case, the folder of a case with a repair.")
+    case = Case(options.case)
+    Headless(case.manifest.device, terminal).run(case, "again")
+    return to_json(rounds.opinion(case))
