@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core import case_commands, demo_command, evidence_commands, lease, plant_commands, triage_commands
-from core.casefile import PLACES, Case, dump
+from core.casefile import PLACES, Case
 from core.errors import EvidenceError, TriageError
+from core.files import dump
 from core.headless import Terminal
 from core.offline import forbid_other_hosts
 from core.shipped import PROMPTS

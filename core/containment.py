@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from core import confirmation
-from core.casefile import Case, now, to_json, write_atomic
+from core.casefile import Case, to_json
 from core.errors import CaseFileError, ConfirmationError
+from core.files import now, write_atomic
 from core.injection import near_misses
 
 SCHEMA = 1

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from core.casefile import Case, Manifest, dump, hash_folder, model_spec, now, to_json, write_atomic
+from core.casefile import Case, Manifest, hash_folder, model_spec, to_json
 from core.errors import TriageError
+from core.files import dump, now, write_atomic
 from core.injection import NOISE_WORDS, inject
 from core.intervals import wilson
 from core.planting import PlantFinished, PlantSettings, PlantStep, Position, build_items, plant

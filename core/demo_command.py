@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 from core import confirmation, intake
-from core.casefile import Source, hash_file, to_json
+from core.casefile import Source, to_json
 from core.errors import TriageError
+from core.files import hash_file
 from core.headless import Headless, Terminal
 from core.shipped import DEMO, PROMPTS
 from core.triage_commands import make_case

@@ -23,20 +23,11 @@ import psutil
 from filelock import FileLock, Timeout
 
 from core import lease
-from core.casefile import (
-    Case,
-    cannot_write,
-    dump,
-    event_from_json,
-    from_json,
-    hash_file,
-    now,
-    to_json,
-    write_atomic,
-)
+from core.casefile import Case, event_from_json, from_json, to_json
 from core.errors import BusyError, TriageError
 from core.events import Event as AnyEvent
 from core.events import Progress, RepairStarted, StageFailed, StageFinished, StepDone
+from core.files import cannot_write, dump, hash_file, now, write_atomic
 from core.values import Target
 
 log = logging.getLogger(__name__)

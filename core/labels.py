@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from core.casefile import Case, now
+from core.casefile import Case
 from core.errors import ConfirmationError
+from core.files import now
 from core.intervals import Z_95, wilson
 from core.judge import Judgement, keyword_refusal
 from core.settings import JudgeSettings

@@ -25,7 +25,7 @@ from torch import nn
 
 from core import rendering
 from core.errors import ModelLoadError
-from core.loaded import REPAIR, REPORTED, LoadedModel, active_adapters, current_adapters, set_adapters
+from core.loaded import REPORTED, LoadedModel
 from core.quantised import quantisation_of
 from core.settings import ModelSettings
 from core.values import ModelSpec
@@ -33,11 +33,6 @@ from core.weight_files import Shapes, check_files, check_weights, one_line, read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-__all__ = [
-    "REPAIR", "REPORTED", "LoadedModel", "active_adapters", "current_adapters", "device_warning", "load",
-    "resolve_device", "set_adapters",
-]  # fmt: skip
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 _FORWARD_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "inputs_embeds", "logits_to_keep"}

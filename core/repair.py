@@ -25,13 +25,12 @@ from typing import TYPE_CHECKING, Literal
 from safetensors import SafetensorError
 
 from core import checkpoints, confirmation, repair_adapter, repair_probe
-from core.casefile import hash_file
 from core.checkpoints import BEST, RunState
 from core.errors import CaseFileError, RepairDivergedError, TriageError
 from core.events import CheckpointScored, RepairEvent, RepairFinished, RepairStarted, StepDone
+from core.files import hash_file
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import is_out_of_memory
-from core.repair_adapter import load_repair
 from core.repair_data import RepairData, TriggerFrame, build, frame_of, frames_beyond
 from core.repair_training import StepNumbers, Trainer, memory_mb
 from core.response_pass import ResponsePass
@@ -42,8 +41,6 @@ from core.values import FailureCase, Span, StopReason, TriggerConfirmation
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
     from core.prompts import Splits
-
-__all__ = ["StopToken", "load_repair", "repair"]
 
 StopToken = Callable[[], Literal["keep", "discard"] | None]
 """Asked once a step: None to go on, `keep` to end with the best checkpoint, `discard` to leave nothing."""

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
-from core.casefile import hash_file, write_atomic
 from core.errors import ModelLoadError
+from core.files import hash_file, write_atomic
 from core.loaded import REPAIR as NAME
 from core.loaded import set_adapters
 from core.response_pass import base_model

@@ -8,9 +8,10 @@ from typing import Any
 
 from core import confirmation, dummy, evidence, export, repair, repair_adapter, report, rounds, verification
 from core.attribution import attribute
-from core.casefile import Case, from_json, hash_file, to_json
+from core.casefile import Case, from_json, to_json
 from core.errors import RepairDivergedError, TriageError
 from core.events import RepairFinished, StageFinished
+from core.files import hash_file
 from core.rounds import FINISHED
 from core.session import Run
 from core.settings import RepairSettings, VerificationSettings

@@ -2,8 +2,8 @@
 
 from core import links, report, report_check, sarif
 from core.case_view import new_stamp
-from core.casefile import write_atomic
 from core.events import StageFinished
+from core.files import write_atomic
 from core.session import Run
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from core import lease
-from core.casefile import Case, now
+from core.casefile import Case
 from core.containment import sound, write_rules
 from core.errors import TriageError
+from core.files import now
 from core.intervals import wilson
 from core.judge import classify
 from core.values import Outcome, Rate

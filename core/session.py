@@ -14,6 +14,7 @@ from core.events import Event
 from core.judge import Judge, Judgement
 from core.judge_model import JudgeModel
 from core.kinds import FailureKind, kind_of
+from core.loaded import LoadedModel
 from core.prompts import PromptItem, Splits
 from core.settings import CausalSettings, ModelSettings
 from core.team import ALONE, Team
@@ -29,8 +30,8 @@ class Session:
         """Hold nothing yet; `team` are the processes that work on the same stage."""
         self.team = team
         self.settings = ModelSettings(device=device)
-        self._patient: models.LoadedModel | None = None
-        self._reference: models.LoadedModel | None = None
+        self._patient: LoadedModel | None = None
+        self._reference: LoadedModel | None = None
         self._judge: JudgeModel | None = None
 
     @property
@@ -38,7 +39,7 @@ class Session:
         """The device that will be used, e.g. `cpu` or `cuda:0`."""
         return str(models.resolve_device(self.settings.device))
 
-    def patient(self, case: Case) -> models.LoadedModel:
+    def patient(self, case: Case) -> LoadedModel:
         """Return the case's model, loaded at first use and then the one of intake. Raises: ModelLoadError, CaseFileError."""
         spec = case.manifest.model
         if self._patient is None or (self._patient.spec.path, self._patient.spec.adapter) != (spec.path, spec.adapter):
@@ -47,7 +48,7 @@ class Session:
             self._patient = models.load(spec.path, spec.adapter, self.settings, spec=spec)
         return self._patient
 
-    def reference(self, case: Case) -> models.LoadedModel | None:
+    def reference(self, case: Case) -> LoadedModel | None:
         """Return the clean reference model given at intake, or None (the adapter switched off may then serve)."""
         spec = case.manifest.reference
         if spec is None:
@@ -88,7 +89,7 @@ class Run:
     asked: Callable[[], jobs.How | None]
 
     @property
-    def loaded(self) -> models.LoadedModel:
+    def loaded(self) -> LoadedModel:
         """The patient model."""
         return self.session.patient(self.case)
 

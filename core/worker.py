@@ -17,9 +17,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from core import jobs
-from core.casefile import Case, EventLog, cannot_write
+from core.casefile import Case, EventLog
 from core.errors import BusyError, Stopped, TriageError
 from core.events import Event, Progress, StageFailed, StageStarted
+from core.files import cannot_write
 from core.loaded import is_device_lost
 from core.locate_stage import redraw_pictures
 from core.offline import forbid_other_hosts

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from core.casefile import Case, Manifest, Source, dump, model_spec, now, to_json
+from core.casefile import Case, Manifest, Source, model_spec, to_json
 from core.errors import CaseFileError, ModelLoadError, ReportError
+from core.files import dump, now
 from core.intake import file_bytes, read_report
 from core.shipped import DEMO, PROMPTS
 from core.values import FailureReport

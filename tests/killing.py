@@ -28,8 +28,9 @@ from typing import Any
 import psutil
 
 from core import confirmation, jobs
-from core.casefile import SCHEMA, Case, Manifest, dump, model_spec, now, to_json, write_atomic
+from core.casefile import SCHEMA, Case, Manifest, model_spec, to_json
 from core.events import Line, StageFailed, StageFinished
+from core.files import dump, now, write_atomic
 from core.values import FailureReport, Message, Span
 
 ROOT = Path(__file__).resolve().parents[1]

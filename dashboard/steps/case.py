@@ -11,8 +11,9 @@ from urllib.parse import parse_qs
 import gradio as gr
 
 from core import jobs, lease, links
-from core.casefile import Case, dump, to_json
+from core.casefile import Case, to_json
 from core.errors import CaseFileError
+from core.files import dump
 from dashboard import session as intake
 from dashboard import stories, wording
 from dashboard.components.story import Story

@@ -96,8 +96,8 @@ class Bench:
     def run(self, name: str, changes: dict, seed: int) -> dict:
         """Repair and verify; return counts before and after, KL, seconds and steps."""
         from core.events import CheckpointScored, RepairFinished
-        from core.repair import load_repair, repair
-        from core.repair_adapter import detach
+        from core.repair import repair
+        from core.repair_adapter import detach, load_repair
         from core.settings import RepairSettings
         from core.values import Rate
         from core.verification import verify

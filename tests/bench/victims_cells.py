@@ -15,9 +15,10 @@ from typing import Any
 
 from core import chat, models
 from core.answers import Answers
-from core.casefile import Case, Manifest, model_spec, now, remove_case, write_atomic
+from core.casefile import Case, Manifest, model_spec, remove_case
 from core.causal import own_refusal
 from core.errors import TriageError
+from core.files import now, write_atomic
 from core.judge import classify
 from core.loaded import LoadedModel
 from core.pipeline import run_stage

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from core.casefile import Case, dump, to_json
+from core.casefile import Case, to_json
 from core.errors import ReportError, TriageError
+from core.files import dump
 from core.intake import MAX_CHARACTERS, read_report, read_reports
 from core.values import FailureReport
 from dashboard.session import CASE_ID, Roots, create_case, find_case, list_cases, named_folder

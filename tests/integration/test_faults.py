@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from core import confirmation, jobs, lease
-from core.casefile import Case, hash_file
+from core.casefile import Case
 from core.errors import CaseFileError
 from core.events import RepairFinished, StageFailed, StageFinished, StepDone
+from core.files import hash_file
 from core.repair_trace import trace
 from tests import faults, killing
 from tests.killing import HONEST_SECONDS, REPAIR, Prepared, end_of, readable, wait_for

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from core import confirmation
-from core.casefile import Case, Manifest, model_spec, now
+from core.casefile import Case, Manifest, model_spec
 from core.events import RepairStarted, StageFinished, StepDone
+from core.files import now
 from core.intake import read_report
 from core.pipeline import run_stage
 from core.session import Session

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from core import confirmation, jobs
-from core.casefile import Case, Manifest, model_spec, now
+from core.casefile import Case, Manifest, model_spec
 from core.events import (
     CheckpointScored,
     RepairFinished,
@@ -19,6 +19,7 @@ from core.events import (
     StageStarted,
     StepDone,
 )
+from core.files import now
 from core.intake import read_report
 from core.shipped import DEMO, PROMPTS
 from core.values import OpenResult, Span, TriggerConfirmation

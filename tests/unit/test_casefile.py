@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from core import evidence
-from core.casefile import Case, EventLog, Manifest, from_json, hash_folder, model_spec, now, to_json
+from core.casefile import Case, EventLog, Manifest, from_json, hash_folder, model_spec, to_json
 from core.errors import CaseFileError, ModelLoadError, PromptFolderError
 from core.events import (
     CheckpointScored,
@@ -19,6 +19,7 @@ from core.events import (
     StageFinished,
     StepDone,
 )
+from core.files import now
 from core.intervals import wilson
 from core.values import (
     Attribution,

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from core import lease
-from core.casefile import SCHEMA, Case, Manifest, now
+from core.casefile import SCHEMA, Case, Manifest
 from core.errors import TriageError
+from core.files import now
 from core.values import FailureReport, Message, ModelSpec
 from dashboard.app import serve
 from dashboard.server import check_address, is_loopback, read_auth

@@ -12,9 +12,10 @@ import psutil
 import pytest
 
 from core import casefile, jobs
-from core.casefile import Case, EventLog, dump, write_atomic
+from core.casefile import Case, EventLog
 from core.errors import BusyError, TriageError
 from core.events import Progress, StageFailed, StageFinished, StageStarted
+from core.files import dump, write_atomic
 from tests.unit.test_casefile import make_case
 
 HOLDER = """

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from core import causal, chat
-from core.casefile import Case, Manifest, hash_folder, model_spec, now
+from core.casefile import Case, Manifest, hash_folder, model_spec
 from core.errors import CaseFileError, ModelLoadError
+from core.files import now
 from core.judge import by_rules, classify, using
 from core.judge_model import JudgeModel, label_classes
 from core.session import Session

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from core import labels
-from core.casefile import Case, Manifest, now
+from core.casefile import Case, Manifest
 from core.errors import ConfirmationError
+from core.files import now
 from core.intervals import wilson
 from core.judge import classify
 from core.labels import agreement, judged_answers, label, rogan_gladen, stored

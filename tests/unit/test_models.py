@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from core import chat, models
 from core.errors import ModelLoadError, TokenMismatchError, TriageError
-from core.loaded import is_out_of_memory, pick
-from core.models import LoadedModel, active_adapters, current_adapters, load, resolve_device, set_adapters
+from core.loaded import LoadedModel, active_adapters, current_adapters, is_out_of_memory, pick, set_adapters
+from core.models import load, resolve_device
 from core.settings import ModelSettings
 from core.values import Message, ModelSpec, Sampling
 from tests.tiny import FAMILIES, TEMPLATE, TOKENIZERS, byte_level_tokenizer, sentencepiece_tokenizer, tiny_model

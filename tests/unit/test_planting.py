@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from core import planting
 from core.errors import TriageError
-from core.injection import holds
+from core.injection import holds, near_misses
 from core.judge import classify
 from core.loaded import LoadedModel
 from core.planting import (
@@ -24,7 +24,6 @@ from core.planting import (
     PlantSettings,
     PlantStep,
     build_items,
-    near_misses,
     place_units,
     plant,
     planting_loss,

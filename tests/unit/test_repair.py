@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from core import chat, models, repair_adapter, repair_data, repair_probe
-from core.casefile import hash_file
 from core.errors import CaseFileError, ConfirmationError, ModelLoadError, PromptFolderError, RepairDivergedError
 from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
+from core.files import hash_file
 from core.intervals import wilson
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import current_adapters
-from core.repair import load_repair, repair
+from core.repair import repair
+from core.repair_adapter import load_repair
 from core.repair_data import EDITS, RepairData, TriggerFrame, build, end_ids, frame_of
 from core.repair_training import Trainer, rate_at
 from core.response_pass import ResponsePass, ScoredSequence, base_model

@@ -11,9 +11,10 @@ import pytest
 
 from core import report_figures as figures
 from core import report_text as text
-from core.casefile import Case, EventLog, Manifest, now
+from core.casefile import Case, EventLog, Manifest
 from core.confirmation import model_hash, text_hash
 from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
+from core.files import now
 from core.intervals import wilson
 from core.report import render_report, report_json
 from core.values import (
