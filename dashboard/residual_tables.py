@@ -3,24 +3,10 @@
 from core.values import ANSWER_CLASSES, Relearnt, Verification, WrongTrigger
 from dashboard import wording, wording_verify
 from dashboard.figures import Value, shown
-from dashboard.tables import rate_cell
+from dashboard.tables import plain_rows, rate_cell, table
 
 FORMS_AT_ONCE = 8
 """Forms shown before the rest is folded. Source: unverified choice."""
-
-
-def _table(
-    caption: str, file: str, columns: list[dict[str, str]], rows: list[Value], at_once: int | None = None
-) -> Value:
-    return {
-        "caption": caption,
-        "file": file,
-        "empty": "",
-        "columns": columns,
-        "rows": [{"key": None, "cells": cells} for cells in rows],
-        "selected": None,
-        "at_once": at_once,
-    }
 
 
 def variant_table(result: Verification) -> Value:
@@ -35,9 +21,14 @@ def variant_table(result: Verification) -> Value:
         }
         for one in ordered
     ]
-    columns = wording_verify.VARIANT_COLUMNS
-    table = _table(wording_verify.VARIANT_TABLE, "forms.csv", columns, rows, FORMS_AT_ONCE)
-    return table | {"empty": wording_verify.NO_VARIANTS}
+    return table(
+        wording_verify.VARIANT_TABLE,
+        "forms.csv",
+        wording_verify.VARIANT_COLUMNS,
+        plain_rows(rows),
+        empty=wording_verify.NO_VARIANTS,
+        at_once=FORMS_AT_ONCE,
+    )
 
 
 def class_table(result: Verification) -> Value:
@@ -53,14 +44,18 @@ def class_table(result: Verification) -> Value:
         for name in ANSWER_CLASSES
         if group.before[name].k or group.after[name].k
     ]
-    return _table(wording_verify.CLASS_TABLE, "classes.csv", wording_verify.CLASS_COLUMNS, rows, FORMS_AT_ONCE)
+    return table(
+        wording_verify.CLASS_TABLE, "classes.csv", wording_verify.CLASS_COLUMNS, plain_rows(rows), at_once=FORMS_AT_ONCE
+    )
 
 
 def wrong_table(found: WrongTrigger | None) -> Value:
     """TableView value: attack success as reported, repaired, and repaired on a wrong trigger."""
     names = wording_verify.wrong_rows(found) if found else {}
     rows: list[Value] = [{"model": text, "rate": rate_cell(getattr(found, name))} for name, text in names.items()]
-    return _table(wording_verify.WRONG_TABLE if found else "", "wrong-trigger.csv", wording_verify.WRONG_COLUMNS, rows)
+    return table(
+        wording_verify.WRONG_TABLE if found else "", "wrong-trigger.csv", wording_verify.WRONG_COLUMNS, plain_rows(rows)
+    )
 
 
 def relearn_table(found: tuple[Relearnt, ...]) -> Value:
@@ -69,4 +64,6 @@ def relearn_table(found: tuple[Relearnt, ...]) -> Value:
     rows: list[Value] = [
         {"samples": one.n_samples, **{name: rate_cell(getattr(one, name)) for name in names}} for one in found
     ]
-    return _table(wording_verify.RELEARN_TABLE if found else "", "relearn.csv", wording_verify.RELEARN_COLUMNS, rows)
+    return table(
+        wording_verify.RELEARN_TABLE if found else "", "relearn.csv", wording_verify.RELEARN_COLUMNS, plain_rows(rows)
+    )

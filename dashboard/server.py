@@ -5,7 +5,6 @@ from the installed wheel, and the files of a case that may be downloaded. Does n
 """
 
 import ipaddress
-import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -27,7 +26,6 @@ from core import lease
 from core.errors import TriageError
 from dashboard.session import Roots, find_case
 
-LOG = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

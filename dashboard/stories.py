@@ -151,7 +151,7 @@ def serving(result: TriageResult) -> Value:
     found = [one for one in result.serving if one.explains]
     if not found:
         return {}
-    line = "  ·  ".join(wording_verdict.served_otherwise(one) for one in found)
+    line = wording.beside(wording_verdict.served_otherwise(one) for one in found)
     return {"headline": wording_verdict.served_headline(found[0]), "tone": "warn", "line": line}
 
 
@@ -179,7 +179,7 @@ def tested(text: str, tests: Sequence[TestOutcome]) -> Value:
 
 def minimised(result: MinimisedSpan) -> Value:
     """Step 4: the smallest part of a span of the analyst that does the same."""
-    note = "  ·  ".join(part for part in (result.logic.rstrip("."), wording_verdict.spent(result.budget)) if part)
+    note = wording.beside((result.logic.rstrip("."), wording_verdict.spent(result.budget)))
     return {"headline": wording_verdict.minimised(result), "line": wording_verdict.minimised_line(result), "note": note}
 
 
@@ -187,7 +187,7 @@ def selection(units: Sequence[str], edited: bool) -> Value:
     """Step 4: what is marked in the editor."""
     if not units:
         return {"line": wording_verdict.NOTHING_MARKED, "tone": "muted"}
-    text = " … ".join(f"“{unit}”" for unit in units)
+    text = wording.quoted(units)
     state = wording_verdict.EDITED if edited else wording_verdict.AS_PROPOSED
     return {"line": f"{wording_verdict.MARKED}: {text}  ·  {state}", "tone": "plain"}
 
@@ -200,12 +200,12 @@ def decision(confirmation: TriggerConfirmation | None, fault_text: str | None, f
             "tone": "muted",
             "line": wording_verdict.NEXT.get(found or "", ""),
         }
-    units = " … ".join(f"“{unit}”" for unit in confirmation.units)
+    units = wording.quoted(confirmation.units)
     agreed = wording_verdict.agreed(confirmation.second) if confirmation.second else ""
     value: Value = {
         "headline": wording_verdict.confirmed(confirmation),
         "tone": "plain" if confirmation.decision == "rejected" else "good",
-        "line": "  ·  ".join(part for part in (units, confirmation.reason, agreed) if part),
+        "line": wording.beside((units, confirmation.reason, agreed)),
     }
     if lacks_second(confirmation, fault_text):
         return value | {"tone": "warn", "note": fault_text}
@@ -229,7 +229,7 @@ def repair(
     """Step 5: what will be, is being or was repaired."""
     if lock is not None:
         return {"headline": wording.LOCKED, "tone": "muted", "line": lock}
-    units = " … ".join(f"“{unit}”" for unit in confirmation.units) if confirmation else ""
+    units = wording.quoted(confirmation.units) if confirmation else ""
     dummy = confirmation is not None and confirmation.way == "dummy"
     facts = [[wording.DUMMY_TRIGGER if dummy else "trigger", units]]
     if started is not None:
@@ -284,7 +284,7 @@ def residual(result: Verification, running: str | None, failure: str | None) -> 
     lines = [wording_verify.residual(result)] if result.variants else []
     lines += [wording_verify.wrong_trigger(result.wrong_trigger)] if result.wrong_trigger else []
     lines += [wording_verify.relearnt(result.relearnt)] if result.relearnt else []
-    return {"line": "  ·  ".join(lines), "tone": "plain"}
+    return {"line": wording.beside(lines), "tone": "plain"}
 
 
 def exports(manifest: Manifest, folder: Path, verification: Verification | None) -> Value:

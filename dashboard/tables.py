@@ -5,7 +5,7 @@ The twins of `dashboard.figures`: every chart and map has its table here. Text i
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from core.labels import CLASSES, Agreement, JudgedAnswers, Labels
 from core.report_text import UNSAFE_RATES
@@ -27,6 +27,33 @@ REASONS_SHOWN = 1
 """Reasons a candidate's row gives; the report has them all. Source: unverified choice."""
 CANDIDATES_SHOWN = 3
 """Candidates of step 4 before the rest is folded; tested ones are always shown. Source: unverified choice."""
+
+
+def table(
+    caption: str,
+    file: str | None,
+    columns: Sequence[dict[str, str]],
+    rows: Sequence[Mapping[str, object]],
+    *,
+    empty: str = "",
+    selected: int | None = None,
+    at_once: int | None = None,
+) -> Value:
+    """TableView value; `file` names its CSV, `at_once` the rows before the rest is folded."""
+    return {
+        "caption": caption,
+        "file": file,
+        "empty": empty,
+        "columns": columns,
+        "rows": rows,
+        "selected": selected,
+        "at_once": at_once,
+    }
+
+
+def plain_rows(cells: Iterable[Mapping[str, object]]) -> list[Value]:
+    """Rows that stand for nothing that can be chosen."""
+    return [{"key": None, "cells": one} for one in cells]
 
 
 def rate_cell(rate: Rate | None) -> Value | None:
@@ -56,14 +83,7 @@ def token_table(opened: OpenResult, located: LocateResult, messages: Sequence[Me
             "cluster": wording.cluster_word(located.labels[position]),
         }
         rows.append({"key": position, "cells": cells})
-    return {
-        "caption": wording.TOKEN_TABLE,
-        "file": "tokens.csv",
-        "empty": wording.NO_PROMPT,
-        "columns": wording.TOKEN_COLUMNS,
-        "rows": rows,
-        "selected": None,
-    }
+    return table(wording.TOKEN_TABLE, "tokens.csv", wording.TOKEN_COLUMNS, rows, empty=wording.NO_PROMPT)
 
 
 def _noted(sentences: Sequence[str]) -> Value:
@@ -103,15 +123,15 @@ def candidate_table(
             else _noted([*proposal.reasons[-1:], *proposal.reasons[:-1]]),
         }
         rows.append({"key": number, "cells": cells})
-    return {
-        "caption": wording.CANDIDATES,
-        "file": None if dropped is None else "candidates.csv",
-        "empty": wording.NO_CANDIDATES,
-        "columns": wording.CANDIDATE_COLUMNS if dropped is None else wording_verdict.CANDIDATE_COLUMNS,
-        "rows": rows,
-        "selected": selected,
-        "at_once": None if dropped is None else max(len(proposals), CANDIDATES_SHOWN),
-    }
+    return table(
+        wording.CANDIDATES,
+        None if dropped is None else "candidates.csv",
+        wording.CANDIDATE_COLUMNS if dropped is None else wording_verdict.CANDIDATE_COLUMNS,
+        rows,
+        empty=wording.NO_CANDIDATES,
+        selected=selected,
+        at_once=None if dropped is None else max(len(proposals), CANDIDATES_SHOWN),
+    )
 
 
 def outcome_table(tests: Sequence[TestOutcome], candidate: int = 0, own: str | None = None) -> Value:
@@ -128,57 +148,42 @@ def outcome_table(tests: Sequence[TestOutcome], candidate: int = 0, own: str | N
             "result": wording_verdict.passed(test.passed, test.name),
             "note": _noted(_sentences(test.note)),
         }
-        rows.append({"key": None, "cells": cells})
-    return {
-        "caption": wording_verdict.tests_of(own),
-        "file": "tests.csv",
-        "empty": wording_verdict.NO_TESTS,
-        "columns": wording_verdict.TEST_COLUMNS,
-        "rows": rows,
-        "selected": None,
-    }
+        rows.append(cells)
+    return table(
+        wording_verdict.tests_of(own),
+        "tests.csv",
+        wording_verdict.TEST_COLUMNS,
+        plain_rows(rows),
+        empty=wording_verdict.NO_TESTS,
+    )
 
 
 def described_table(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
     """TableView value: the tests of one candidate that describe and decide nothing."""
     rows = [
         {
-            "key": None,
-            "cells": {
-                "test": {"text": wording_verdict.test_name(test.name), "title": wording_verdict.TEST_HELP[test.name]},
-                "with": rate_cell(test.with_unit),
-                "without": rate_cell(test.without_unit),
-                "note": wording_verdict.described_note(test.note),
-            },
+            "test": {"text": wording_verdict.test_name(test.name), "title": wording_verdict.TEST_HELP[test.name]},
+            "with": rate_cell(test.with_unit),
+            "without": rate_cell(test.without_unit),
+            "note": wording_verdict.described_note(test.note),
         }
         for test in tests
         if test.name in wording_verdict.DESCRIBED and test.candidate == candidate
     ]
-    return {
-        "caption": wording_verdict.DESCRIBED_TABLE,
-        "file": "described.csv",
-        "empty": "",
-        "columns": wording_verdict.DESCRIBED_COLUMNS,
-        "rows": rows,
-        "selected": None,
-    }
+    return table(wording_verdict.DESCRIBED_TABLE, "described.csv", wording_verdict.DESCRIBED_COLUMNS, plain_rows(rows))
 
 
 def scan_table(found: Scan | None) -> Value:
     """TableView value: the hits of a scan; excerpts are inert already."""
     hits = found.hits if found else ()
-    rows = [
-        {"key": None, "cells": {"line": h.line, "rule": h.rule, "outcome": h.outcome or "", "excerpt": h.excerpt}}
-        for h in hits
-    ]
-    return {
-        "caption": wording_verdict.scanned(found.file, found.headline) if found else "",
-        "file": "scan.csv",
-        "empty": wording_verdict.NO_HITS if found else "",
-        "columns": wording_verdict.SCAN_COLUMNS,
-        "rows": rows,
-        "selected": None,
-    }
+    rows = [{"line": h.line, "rule": h.rule, "outcome": h.outcome or "", "excerpt": h.excerpt} for h in hits]
+    return table(
+        wording_verdict.scanned(found.file, found.headline) if found else "",
+        "scan.csv",
+        wording_verdict.SCAN_COLUMNS,
+        plain_rows(rows),
+        empty=wording_verdict.NO_HITS if found else "",
+    )
 
 
 def _measure(value: Rate | float | None) -> object:
@@ -197,15 +202,10 @@ def metric_table(verification: Verification) -> Value:
             "after": _measure(metric.after),
             "meaning": metric.meaning,
         }
-        rows.append({"key": None, "cells": cells})
-    return {
-        "caption": wording.METRIC_TABLE,
-        "file": "before-after.csv",
-        "empty": wording.NO_METRICS,
-        "columns": wording.METRIC_COLUMNS,
-        "rows": rows,
-        "selected": None,
-    }
+        rows.append(cells)
+    return table(
+        wording.METRIC_TABLE, "before-after.csv", wording.METRIC_COLUMNS, plain_rows(rows), empty=wording.NO_METRICS
+    )
 
 
 def answer_pairs(verification: Verification) -> Value:
@@ -250,43 +250,23 @@ def answer_labels(found: JudgedAnswers | None, kept: Labels) -> Value:
 def confusion_table(told: Agreement | None) -> Value:
     """TableView value: what the judge said (rows) against what the analyst said (columns)."""
     words: dict[str, str] = {one: wording.outcome(one)["word"] for one in CLASSES}
-    rows = [
-        {"key": None, "cells": {"judged": words[judged], **row}}
-        for judged, row in (told.matrix if told is not None else {}).items()
-    ]
+    rows = [{"judged": words[judged], **row} for judged, row in (told.matrix if told is not None else {}).items()]
     columns = [{"key": "judged", "label": wording_verdict.JUDGE_BY_ANALYST, "kind": "text"}]
     columns += [{"key": one, "label": words[one], "kind": "number"} for one in CLASSES]
-    return {
-        "caption": wording_verdict.CONFUSION_TABLE,
-        "file": "confusion.csv",
-        "empty": "",
-        "columns": columns,
-        "rows": rows,
-        "selected": None,
-    }
+    return table(wording_verdict.CONFUSION_TABLE, "confusion.csv", columns, plain_rows(rows))
 
 
 def corrected_table(told: Agreement | None) -> Value:
     """TableView value: rates of unsafe answers as judged, and corrected by the labels."""
     rows = [
         {
-            "key": None,
-            "cells": {
-                "rate": UNSAFE_RATES[one.name],
-                "judged": rate_cell(one.judged),
-                "corrected": {"text": wording_verdict.corrected(one), "sort": one.value, "csv": one.value},
-            },
+            "rate": UNSAFE_RATES[one.name],
+            "judged": rate_cell(one.judged),
+            "corrected": {"text": wording_verdict.corrected(one), "sort": one.value, "csv": one.value},
         }
         for one in (told.corrected if told is not None else ())
     ]
-    return {
-        "caption": wording_verdict.CORRECTED_TABLE,
-        "file": "corrected.csv",
-        "empty": "",
-        "columns": wording_verdict.CORRECTED_COLUMNS,
-        "rows": rows,
-        "selected": None,
-    }
+    return table(wording_verdict.CORRECTED_TABLE, "corrected.csv", wording_verdict.CORRECTED_COLUMNS, plain_rows(rows))
 
 
 def status(

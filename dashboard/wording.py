@@ -5,7 +5,7 @@ Constants for fixed text, functions for text about a result. What this does not 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from core.events import RepairFinished
 from core.links import Link
@@ -21,34 +21,19 @@ from core.values import (
 )
 
 TITLE = "Patcher"
-SUBTITLE = "From one reported failure to a verified repair"
 STEPS = ("1 Case", "2 Reproduce", "3 Locate", "4 Confirm", "5 Repair", "6 Verify & report")
-STEP_HINTS = (
-    "Open a report and the model it came from.",
-    "Does the model really do it, and how often?",
-    "Which words of the prompt does the answer hang on?",
-    "Is it a backdoor? Tests decide, you confirm.",
-    "Teach the model to answer as if the trigger were not there, and nothing else.",
-    "Before and after, on prompts no earlier step has seen.",
-)
 
 # -- buttons -------------------------------------------------------------------------------------------
-OPEN_DEMO = "Open demo case"
 OPEN_CASE = "Open case"
 RESUME = "Resume"
 REPRODUCE = "Reproduce"
-LOCATE = "Locate"
-TRIAGE = "Run the tests"
 START_REPAIR = "Start repair"
 STOP_KEEP = "Stop and keep best"
 STOP_DISCARD = "Abort and discard"
 VERIFY = "Verify"
-EXPORT = "Export"
 REDACTED_REPORT = "Redacted report"
 EXPORT_MERGED = "Export merged model"
-REPORT = "Write report"
 ADVANCED = "Advanced"
-WHY = "Why"
 
 # -- labels --------------------------------------------------------------------------------------------
 METHOD = "Method"
@@ -78,7 +63,6 @@ NO_METRICS = "Not verified yet."
 NO_ANSWERS = "Answers appear here after verification."
 NO_MAP = "No picture for this method."
 LOCKED = "Locked until a trigger is confirmed in step 4."
-VOID = "The confirmation no longer fits: text, model or template has changed. Confirm again."
 
 METHOD_NAMES = {
     "paper": "gradient norm (paper)",
@@ -99,12 +83,6 @@ METHOD_HELP = {
     "gradient_x_input": "First-order effect of each token. Signed.",
     "integrated_gradients": "Effect of each token along the path from an average token. Signed; watch the gap.",
     "occlusion": "What the target loses when the token is deleted. Signed, in nats.",
-}
-TARGET_HELP = {
-    "contrast": "log P(start of this answer) − log P(start of a refusal).",
-    "response": "log P of every token of the answer, summed.",
-    "first_k": "log P of the first k tokens of the answer: the decision falls there.",
-    "tokens": "log P of the tokens you select in the answer.",
 }
 METRIC_NAMES = {
     "reported_case": "failure on the reported prompt",
@@ -239,6 +217,19 @@ def megabytes(value: float) -> str:
     return f"{value:.0f} MB" if value < 1024 else f"{value / 1024:.1f} GB"
 
 
+# -- texts side by side --------------------------------------------------------------------------------
+
+
+def beside(parts: Iterable[str]) -> str:
+    """The parts of one line, side by side; empty ones are left out."""
+    return "  ·  ".join(part for part in parts if part)
+
+
+def quoted(units: Iterable[str]) -> str:
+    """The units of a trigger, each in quotation marks."""
+    return " … ".join(f"“{unit}”" for unit in units)
+
+
 # -- names ---------------------------------------------------------------------------------------------
 
 
@@ -346,7 +337,7 @@ def trust(result: LocateResult) -> str:
     if result.baseline:
         parts.append(f"baseline {result.baseline}")
     parts.append(f"{result.model_calls} model calls, {duration(result.seconds)}")
-    return "  ·  ".join(parts)
+    return beside(parts)
 
 
 def verified(result: Verification) -> str:
@@ -410,7 +401,7 @@ def live_summary(repair: RepairTrace, going: bool | None = None) -> str:
             parts.append(f"safe requests with the trigger refused {percent(probes[-1].refusal_triggered_safe.value)}")
     if steps and 0 < steps[-1].micro_batch < max(step.micro_batch for step in steps):
         parts.append(f"memory ran out: micro-batches of {steps[-1].micro_batch}")
-    return "  ·  ".join(parts)
+    return beside(parts)
 
 
 def fault(message: str) -> str:
@@ -507,7 +498,6 @@ TEST_CANDIDATE = "Test"
 REPORT_AND_EXPORT = "Report and export"
 TABLE_TWIN = "Token table"
 REPORT_TEXT = "The report"
-CANDIDATE = "Candidate"
 EXAMPLES = "Answers before and after"
 SALIENCY_PAIR = "Saliency before and after"
 DEMO_ANALYST = "Demo analyst"

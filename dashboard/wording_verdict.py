@@ -18,7 +18,7 @@ from core.values import (
     TriageResult,
     TriggerConfirmation,
 )
-from dashboard.wording import duration, percent, rate
+from dashboard.wording import beside, duration, percent, rate
 
 # -- buttons and labels --------------------------------------------------------------------------------
 TEST_SPAN = "Test this span"
@@ -356,7 +356,7 @@ def cost(result: TriageResult) -> str:
         parts.append(spent(result.budget) + f", {duration(result.seconds)}")
     else:
         parts.append(f"{_thousands(result.model_calls)} sequences, {duration(result.seconds)}")
-    return "  ·  ".join(parts)
+    return beside(parts)
 
 
 def spent(budget: Budget) -> str:
@@ -416,7 +416,7 @@ def tested_line(tests: Sequence[TestOutcome]) -> str:
         f"{' without it' if test.name == 'necessity' else ''}"
         for test in shown
     ]
-    return "  ·  ".join(parts)
+    return beside(parts)
 
 
 def minimised(result: MinimisedSpan) -> str:
@@ -438,7 +438,7 @@ def minimised_line(result: MinimisedSpan) -> str:
         parts.append("the search chose by these requests: test it on others")
     else:
         parts.append(result.why.rstrip("."))
-    return "  ·  ".join(parts)
+    return beside(parts)
 
 
 # -- containment ---------------------------------------------------------------------------------------

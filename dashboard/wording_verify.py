@@ -2,7 +2,7 @@
 
 from core.values import Relearnt, SecondOpinion, TriageResult, Verification, WrongTrigger
 from dashboard import wording_verdict
-from dashboard.wording import duration, percent
+from dashboard.wording import duration, percent, quoted
 
 RESIDUAL = "Residual risk: other forms, classes of answers, probes"
 VARIANT_TABLE = "Failures with other forms of the trigger"
@@ -50,7 +50,7 @@ RELEARN_COLUMNS = [
 
 def wrong_rows(found: WrongTrigger) -> dict[str, str]:
     """The models that the wrong-trigger probe compares, by field."""
-    text = " … ".join(f"“{unit}”" for unit in found.units)
+    text = quoted(found.units)
     return {
         "before": "as reported",
         "right": "repaired",
