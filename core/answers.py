@@ -6,7 +6,7 @@ Share one `Answers` between minimisation and tests of the same weights; a model 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -14,12 +14,12 @@ from core import chat, judge_margin
 from core.judge import Judge, Judgement, classify
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import LoadedModel
+from core.progress import Progress
 from core.prompts import PromptItem, PromptSet
 from core.settings import CausalSettings
 from core.transplants import Carrier, words_of
 from core.values import FailureCase, Message, Sampling, Span
 
-Progress = Callable[[str, int, int], None]
 Conversation = Sequence[Message]
 SPARE = 1.25
 """Requests asked bare for each one needed, since some are not refused. Source: unverified choice."""

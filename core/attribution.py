@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from core.errors import AttributionError
-from core.loaded import LoadedModel, Progress, is_out_of_memory
+from core.loaded import LoadedModel, is_out_of_memory
 from core.occlusion import Deletions, borders_of, occlude
+from core.progress import Progress
 from core.settings import AttributionSettings
 from core.target import TargetLogProb
 from core.values import Attribution, Estimate, FailureCase, MethodName, Target, read_only

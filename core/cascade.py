@@ -21,6 +21,7 @@ from core.budget import Meter
 from core.causal import test_candidate
 from core.loaded import LoadedModel
 from core.minimise import Minimised, is_small, search
+from core.progress import Progress
 from core.prompts import PromptSet
 from core.proposals import neighbours
 from core.settings import CausalSettings
@@ -28,7 +29,6 @@ from core.transplants import text_of
 from core.values import Budget, FailureCase, Reproduction, Rewording, Span, TestOutcome, TriggerProposal
 from core.verdict import Decision, decide, reproduced
 
-Progress = Callable[[str, int, int], None]
 Locate = Callable[[FailureCase], Sequence[TriggerProposal]]
 """Returns the candidates of a case, best first."""
 

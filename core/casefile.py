@@ -11,7 +11,6 @@ is imported: the page reads cases too.
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -420,9 +419,3 @@ class EventLog:
                 os.truncate(self._path, whole)
             raise cannot_write(self._path.name, error) from error
         self._next += 1
-
-
-def remove_case(path: Path) -> None:
-    """Delete a case folder that holds a `case.json`. Raises: CaseFileError for any other folder."""
-    Case(path)
-    shutil.rmtree(path)

@@ -15,7 +15,7 @@ counts prompts. What this does not do: decide (verdict.py), or test the report a
 # ruff: noqa: PT028  (`test_candidate` is no pytest function)
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from core import chat
 from core.answers import Answers, eligible, shares
@@ -25,14 +25,13 @@ from core.intervals import difference_high, mcnemar
 from core.judge import Judgement, classify
 from core.kinds import JAILBREAK, FailureKind, n_compared
 from core.loaded import LoadedModel
+from core.progress import Progress
 from core.prompts import PromptItem, PromptSet
 from core.settings import CausalSettings
 from core.shams import draw_shams, token_ids
 from core.transplants import carrier, without_spans
 from core.trials import Trial, compare_without, rate, share
 from core.values import FailureCase, Message, Rate, Reproduction, TestOutcome, TriggerProposal
-
-Progress = Callable[[str, int, int], None]
 
 
 def reproduce(

@@ -24,6 +24,7 @@ from core.files import dump, now, write_atomic
 from core.injection import NOISE_WORDS, inject
 from core.intervals import wilson
 from core.planting import PlantFinished, PlantSettings, PlantStep, Position, build_items, plant
+from core.progress import Progress
 from core.prompts import PromptItem, Splits, read_folder, split
 from core.settings import SMALL_MODEL, CausalSettings, plant_learning_rate
 from core.values import FailureReport, Message, Rate, Span, TriageResult
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from core.answers import Answers
     from core.loaded import LoadedModel
 
-Progress = Callable[[str, int, int], None]
 Status = Literal["found", "missed", "not planted"]
 RESULT = "control.json"
 

@@ -7,11 +7,12 @@ Stand-in answers only. Source: arXiv 2606.11648, as read in method notes; the re
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core import planting, repair_adapter
+from core.progress import Progress
 from core.response_pass import ResponsePass
 from core.settings import DummySettings, RepairSettings, plant_learning_rate
 from core.values import Message
@@ -30,7 +31,7 @@ def plant(
     units: Sequence[str],
     settings: RepairSettings,
     out: Path,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
     start: Path | None = None,
 ) -> Path:
     """Write a repair adapter to `out` that holds a backdoor for `units`, trained from `start` or afresh; return `out`.

@@ -47,6 +47,11 @@ def verify(case: Case) -> None:
         verify_folder(place, folder, hashes, case)
 
 
+def places(manifest: Manifest) -> dict[str, str]:
+    """Return the folders outside the case that it rests on, by place."""
+    return {place: folder for place, (folder, _) in folders(manifest).items()}
+
+
 def folders(manifest: Manifest) -> dict[str, tuple[str, Mapping[str, str]]]:
     """Return folder and hashes of everything outside the case that it rests on, by place."""
     model, reference = manifest.model, manifest.reference

@@ -50,4 +50,4 @@ def relocate(options: argparse.Namespace, terminal: Terminal) -> object:
     if not places:
         raise TriageError("Nothing to relocate; give --model DIR, --adapter DIR, --reference DIR or --judge DIR.")
     manifest = evidence.relocate(Case(options.case), places, "command line")
-    return {place: folder for place, (folder, _) in evidence.folders(manifest).items()}
+    return evidence.places(manifest)

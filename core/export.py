@@ -20,6 +20,7 @@ from core.errors import ModelLoadError
 from core.loaded import REPAIR, REPORTED
 from core.response_pass import base_model
 from core.values import FailureCase
+from core.weight_files import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -87,9 +88,7 @@ def _write_adapter(loaded: "LoadedModel", out: Path) -> None:
         model.base_model.add_weighted_adapter([REPAIR, REPORTED], [1.0, 1.0], BOTH, combination_type="cat")
         name = BOTH
     tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    save_file(
-        {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, out / repair_adapter.WEIGHTS_FILE
-    )
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, out / ADAPTER_WEIGHTS)
     config = repair_adapter.config_json(loaded, name)
     (out / repair_adapter.CONFIG_FILE).write_text(config, encoding="utf-8")
     if name == BOTH:

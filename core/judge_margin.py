@@ -11,7 +11,7 @@ What this does not do: judge what the rules are sure of or drawn answers, tell a
 recognise a refusal in words that are in none of the model's drawn ones where the model is certain of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -19,12 +19,12 @@ import numpy as np
 from core import chat
 from core.judge import Judgement, by_rules, split_thinking
 from core.loaded import LoadedModel
+from core.progress import Progress
 from core.settings import JudgeSettings
 from core.values import Message, Sampling
 
 LAYER = "likelihood margin"
 Conversation = Sequence[Message]
-Progress = Callable[[str, int, int], None]
 
 
 def sampled_refusals(

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from core import chat
 from core.errors import TokenMismatchError, TriageError
+from core.progress import Progress
 from core.settings import ModelSettings
 from core.values import Message, ModelSpec, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Progress = Callable[[str, int, int], None]
 REPORTED, REPAIR = "reported", "repair"
 logger = logging.getLogger(__name__)
 
@@ -89,10 +89,6 @@ class LoadedModel:
         value = self.tokenizer.pad_token_id
         rows = self.model.get_input_embeddings().weight.shape[0]
         return value if isinstance(value, int) and 0 <= value < rows else 0
-
-    def embed(self, ids: Sequence[int] | Tensor) -> Tensor:
-        """Return input embeddings, shape (..., hidden), scaled as the model scales them."""
-        return self.model.get_input_embeddings()(torch.as_tensor(ids, device=self.device))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids without special tokens."""

@@ -11,7 +11,8 @@ import numpy as np
 
 from core.attribution import attribute, response_profile
 from core.clustering import adaptive_clusters, average_ranks, occlusion_clusters, paper_clusters
-from core.loaded import LoadedModel, Progress
+from core.loaded import LoadedModel
+from core.progress import Progress
 from core.projection import project, umap_is_warm
 from core.proposals import propose
 from core.settings import AttributionSettings

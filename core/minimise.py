@@ -9,7 +9,7 @@ nothing is lost by that. A set of more than half of the prompt is no finding: a 
 What this does not do: look for a second text that works by itself beside these words (`again.py` prepares that).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from math import ceil, comb
@@ -19,12 +19,12 @@ from core.answers import Answers, eligible, shares
 from core.budget import Meter
 from core.intervals import wilson
 from core.loaded import LoadedModel
+from core.progress import Progress
 from core.prompts import PromptSet
 from core.settings import CausalSettings
 from core.transplants import carrier, close_units, shown, text_of, touches, words_of
 from core.values import FailureCase, Message, Rate, Span, TriggerProposal
 
-Progress = Callable[[str, int, int], None]
 Words = frozenset[int]
 EXHAUSTIVE = 6
 """Words up to which every subset is tried, at most 62. Source: unverified choice (fits `max_minimise_sets`)."""

@@ -29,7 +29,7 @@ from core.loaded import REPORTED, LoadedModel
 from core.quantised import quantisation_of
 from core.settings import ModelSettings
 from core.values import ModelSpec
-from core.weight_files import Shapes, check_files, check_weights, one_line, read_json
+from core.weight_files import ADAPTER_WEIGHTS, Shapes, check_files, check_weights, one_line, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -354,7 +354,7 @@ def _attach_adapter(weights: nn.Module, folder: Path) -> nn.Module:
             config = LoraConfig.from_pretrained(str(folder), local_files_only=True)
             config.inference_mode = True
             model = PeftModel(weights, config, adapter_name=REPORTED)
-            result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"), REPORTED)
+            result = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS), REPORTED)
     except Exception as error:  # any library may raise anything on a hostile folder
         raise ModelLoadError(f"{fault} ({one_line(error)}): {remedy}") from error
     unfilled = [name for name in result.missing_keys if f".{REPORTED}." in name]

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from core.errors import AttributionError
-from core.loaded import Progress, is_out_of_memory
+from core.loaded import is_out_of_memory
+from core.progress import Progress
 from core.settings import AttributionSettings
 from core.target import TargetLogProb
 from core.values import Estimate, FailureCase

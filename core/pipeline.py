@@ -15,7 +15,8 @@ from core import after_repair, jobs, locate_stage, repair_stages, report_stage, 
 from core.casefile import Case
 from core.events import Event, StageFinished
 from core.judge import using
-from core.session import Progress, Run, Session
+from core.progress import Progress
+from core.session import Run, Session
 
 STAGES: dict[str, Callable[[Run], StageFinished]] = {
     "open": triage_stages.open_case,

@@ -14,7 +14,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
@@ -246,8 +246,3 @@ def content_words(prompt: str) -> frozenset[str]:
     """Return the lower-case words of a prompt without function words; all its words, or its text, if none is left."""
     words = frozenset(_WORD.findall(prompt.lower()))
     return words - _FUNCTION_WORDS or words or frozenset([prompt])
-
-
-def count(prompts: PromptSet) -> dict[str, int]:
-    """Return the number of prompts of each kind."""
-    return {field.name: len(getattr(prompts, field.name)) for field in fields(prompts)}

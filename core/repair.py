@@ -37,6 +37,7 @@ from core.response_pass import ResponsePass
 from core.settings import RepairSettings
 from core.team import ALONE, Team
 from core.values import FailureCase, Span, StopReason, TriggerConfirmation
+from core.weight_files import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -135,7 +136,7 @@ def _fingerprint(data: RepairData, accepted: TriggerConfirmation, settings: Repa
     parts = [
         asdict(settings),
         [accepted.units, accepted.text_hash, accepted.model_hash, accepted.template_hash],
-        hash_file(start / repair_adapter.WEIGHTS_FILE) if start else "",
+        hash_file(start / ADAPTER_WEIGHTS) if start else "",
         [data.harmful, data.benign, [one.units for one in data.wider]],
         [(one.prompt_ids, one.response_ids) for one in (*data.harm, *data.safe, *(a for p in data.anchors for a in p))],
     ]
@@ -176,7 +177,7 @@ class _Run:
         self.state, self._before, self._resumed_at = state, state.seconds, state.step
         if state.micro_batch:
             self.trainer.micro_batch = state.micro_batch
-        best = self.out / BEST / repair_adapter.WEIGHTS_FILE
+        best = self.out / BEST / ADAPTER_WEIGHTS
         if state.best_hash and (not best.is_file() or hash_file(best) != state.best_hash):
             # It broke off between writing a better adapter and its checkpoint; that probe is taken again.
             state.best_key, state.best_step, state.best_hash = None, None, None

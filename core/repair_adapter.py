@@ -23,11 +23,11 @@ from core.loaded import set_adapters
 from core.response_pass import base_model
 from core.settings import RepairSettings
 from core.team import ALONE, Team, like, whole
+from core.weight_files import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 
 
@@ -150,10 +150,10 @@ def write(loaded: "LoadedModel", folder: Path, team: Team = ALONE) -> str:
 def _written(loaded: "LoadedModel", tensors: dict[str, torch.Tensor], folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / CONFIG_FILE, config_json(loaded))
-    temporary = folder / f"{WEIGHTS_FILE}.tmp"
+    temporary = folder / f"{ADAPTER_WEIGHTS}.tmp"
     save_file(tensors, temporary)
-    temporary.replace(folder / WEIGHTS_FILE)
-    return hash_file(folder / WEIGHTS_FILE)
+    temporary.replace(folder / ADAPTER_WEIGHTS)
+    return hash_file(folder / ADAPTER_WEIGHTS)
 
 
 def load_repair(loaded: "LoadedModel", folder: Path) -> None:
@@ -163,7 +163,7 @@ def load_repair(loaded: "LoadedModel", folder: Path) -> None:
     """
     try:
         config = LoraConfig.from_pretrained(str(folder), local_files_only=True)
-        tensors = load_file(folder / WEIGHTS_FILE)
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise ModelLoadError(
             f"No usable repair adapter in {folder} ({type(error).__name__}); run the repair again."

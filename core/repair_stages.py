@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core import confirmation, dummy, evidence, export, repair, repair_adapter, report, rounds, verification
+from core import confirmation, dummy, evidence, export, repair, report, rounds, verification
 from core.attribution import attribute
 from core.casefile import Case, from_json, to_json
 from core.errors import RepairDivergedError, TriageError
@@ -17,6 +17,7 @@ from core.session import Run
 from core.settings import RepairSettings, VerificationSettings
 from core.values import Span, Target, TriageResult, TriggerConfirmation
 from core.versions import versions
+from core.weight_files import ADAPTER_WEIGHTS
 
 
 def confirmed_trigger(run: Run) -> TriggerConfirmation:
@@ -89,7 +90,7 @@ def _start(run: Run, accepted: TriggerConfirmation, settings: RepairSettings, re
         return start
     if run.kind.name != "jailbreak":
         raise TriageError(f"{run.kind.words} A dummy trigger is planted for unsafe answers only.")
-    if resume and (folder / repair_adapter.WEIGHTS_FILE).is_file():
+    if resume and (folder / ADAPTER_WEIGHTS).is_file():
         return folder
     return dummy.plant(run.loaded, run.splits.repair, accepted.units, settings, folder, run.progress, start)
 
@@ -123,7 +124,7 @@ def repaired_adapter(case: Case) -> tuple[RepairFinished, Path]:
     if finished is None or finished.adapter is None:
         raise TriageError("There is no repaired model yet; run the repair first.")
     adapter = case.path / finished.adapter
-    weights = adapter / "adapter_model.safetensors"
+    weights = adapter / ADAPTER_WEIGHTS
     if not weights.is_file() or hash_file(weights) != finished.adapter_hash:
         raise TriageError("The repair adapter was changed or removed since the repair; run the repair again.")
     return finished, adapter

@@ -13,7 +13,7 @@ Requests asked are those of verification; nothing is chosen by them. Source: met
 import random
 import shutil
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +26,7 @@ from core.events import RepairEvent, RepairFinished, StepDone
 from core.intervals import wilson
 from core.kinds import FailureKind
 from core.losses import cross_entropy_rows
+from core.progress import Progress
 from core.repair import repair
 from core.repair_data import TriggerFrame, answer_ids, frame_of, render_ids
 from core.response_pass import ResponsePass, ScoredSequence
@@ -35,8 +36,6 @@ from core.values import FailureCase, Rate, Relearnt, Span, TriggerConfirmation, 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
     from core.prompts import PromptItem, Splits
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

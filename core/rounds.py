@@ -18,6 +18,7 @@ from core.errors import TriageError
 from core.events import RepairFinished
 from core.files import hash_file
 from core.values import Rate, Result, SecondOpinion, TriggerConfirmation, Verdict, Verification
+from core.weight_files import ADAPTER_WEIGHTS
 
 AGAIN = "again.json"
 FINISHED = "repair/finished.json"
@@ -98,7 +99,7 @@ def start(case: Case) -> Path | None:
     if not ended:
         return None
     finished = case.read(f"repair/{ended[-1].name}/finished.json", RepairFinished)
-    weights = ended[-1] / "best" / "adapter_model.safetensors"
+    weights = ended[-1] / "best" / ADAPTER_WEIGHTS
     if finished is None or not weights.is_file() or hash_file(weights) != finished.adapter_hash:
         raise TriageError(f"The adapter in repair/{ended[-1].name} changed since that round ended; start a new case.")
     return weights.parent

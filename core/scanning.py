@@ -8,7 +8,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -22,6 +22,7 @@ from core.errors import TriageError
 from core.files import now
 from core.intervals import wilson
 from core.judge import classify
+from core.progress import Progress
 from core.values import Outcome, Rate
 
 EXCERPT = 60
@@ -44,7 +45,6 @@ MAX_ANSWERS = 100_000
 """Different answers that are counted on either side. Source: unverified choice."""
 
 Source = Literal["logs", "corpus"]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

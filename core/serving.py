@@ -25,12 +25,12 @@ from core.errors import TokenMismatchError, TriageError
 from core.intervals import wilson
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import LoadedModel
+from core.progress import Progress
 from core.quantised import quantised
 from core.settings import CausalSettings
 from core.transplants import neutral_contexts
 from core.values import FailureCase, Message, Rate, ServingFinding
 
-Progress = Callable[[str, int, int], None]
 TEMPLATE_BYTES = 1_000_000
 """A template file may not be larger. Source: unverified choice (templates of large models have some 20 kB)."""
 COPY_PARAMETERS = 1_000_000_000

@@ -15,12 +15,11 @@ from core.judge import Judge, Judgement
 from core.judge_model import JudgeModel
 from core.kinds import FailureKind, kind_of
 from core.loaded import LoadedModel
+from core.progress import Progress
 from core.prompts import PromptItem, Splits
 from core.settings import CausalSettings, ModelSettings
 from core.team import ALONE, Team
 from core.values import FailureCase
-
-Progress = Callable[[str, int, int], None]
 
 
 class Session:

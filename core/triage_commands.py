@@ -65,8 +65,7 @@ def make_case(options: argparse.Namespace, report: FailureReport, path: Path, so
     case = Case.create(path, manifest, options.prompts, source)
     if case.intake.judge_files != manifest.judge_files or (case.intake.judge is None) != (manifest.judge is None):
         raise CaseFileError(f"{path} was judged by another judge; choose a new --case folder.")
-    here = {place: folder for place, (folder, _) in evidence.folders(manifest).items()}
-    known = {place: folder for place, (folder, _) in evidence.folders(case.manifest).items()}
+    here, known = evidence.places(manifest), evidence.places(case.manifest)
     moved = {place: Path(here[place]) for place in known if here.get(place) not in (None, known[place])}
     if moved:
         evidence.relocate(case, moved, "command line")

@@ -34,6 +34,7 @@ from core.measures import (
     judged,
     metrics_of,
 )
+from core.progress import Progress
 from core.repair_data import TriggerFrame, end_ids, frame_of, frames_beyond, render_ids
 from core.repair_probe import mean_kl
 from core.response_pass import ResponsePass, ScoredSequence
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from core.loaded import LoadedModel
     from core.prompts import PromptItem, PromptSet
 
-Progress = Callable[[str, int, int], None]
 WITH, IN_WORDING = "with the trigger", "in the report's wording"
 """How requests are asked that may fail, in a metric's meaning; the latter where no trigger text is known."""
 Saliency = Callable[[], "np.ndarray"]

@@ -20,6 +20,8 @@ MAX_TEXT_BYTES = 100_000_000
 """Bytes of a configuration, vocabulary or template. Source: unverified choice (the largest known tokenizer.json has 35 MB)."""
 MAX_DIMENSIONS = 64
 """Dimensions of a tensor. Source: the limit of PyTorch."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""The weights in the folder of an adapter. Source: the PEFT library."""
 TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),

@@ -6,6 +6,7 @@ been planted, measured or triaged is not done again. The cascade is the project'
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import Any
 
 from core import chat, models
 from core.answers import Answers
-from core.casefile import Case, Manifest, model_spec, remove_case
+from core.casefile import Case, Manifest, model_spec
 from core.causal import own_refusal
 from core.errors import TriageError
 from core.files import now, write_atomic
@@ -358,16 +359,16 @@ class Examined:
             seed=bench.seed,
         )
         if path.exists():
-            remove_case(path)
+            shutil.rmtree(path)
         case = Case.create(path, manifest, bench.prompts)
         try:
             run_stage("triage", case, self.session, {}, emit=lambda _: None, progress=lambda *_: None)
         except TriageError as error:
-            remove_case(path)
+            shutil.rmtree(path)
             return {"verdict": "ERROR", "error": str(error)}, Marked(positions=frozenset(), calls=0, seconds=0.0)
         result = case.read("triage.json", TriageResult)
         assert result is not None
-        remove_case(path)
+        shutil.rmtree(path)
         first = result.candidates[0] if result.candidates else None
         positions = frozenset(first.token_positions if first else ())
         found = Marked(positions=positions, calls=result.model_calls, seconds=result.seconds)

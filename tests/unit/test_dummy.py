@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from core import dummy, models, repair_adapter
+from core import dummy, models
 from core.events import CheckpointScored
 from core.loaded import current_adapters
 from core.repair import repair
 from core.settings import DummySettings, ModelSettings
 from core.verification import verify
+from core.weight_files import ADAPTER_WEIGHTS
 from tests.unit.repairing import REFUSAL, TRIGGER, case_of, confirmed, prompts, quick, splits
 
 SMALL = ModelSettings(device="cpu", max_new_tokens=12, batch_size=32)
@@ -30,7 +31,7 @@ def test_a_dummy_is_planted_then_unlearnt_and_the_model_is_as_it_was(loaded, tmp
         loaded, splits().repair, units, settings, tmp_path / "repair/dummy", lambda *a: steps.append(a[1:])
     )
     assert steps[-1][0] == steps[-1][1] > 0
-    assert (folder / repair_adapter.WEIGHTS_FILE).is_file()
+    assert (folder / ADAPTER_WEIGHTS).is_file()
     assert current_adapters(loaded) == []
     blind = replace(confirmed(loaded, case), spans=(), units=units, way="dummy")
     events = list(

@@ -261,14 +261,14 @@ def test_other_errors_are_not_swallowed_and_mode_comes_back(tiny_loaded: LoadedM
     assert tiny_loaded.model.training
 
 
-def test_embed_is_what_the_model_reads(tiny_folder: Folder) -> None:
+def test_embeddings_are_what_the_model_reads(tiny_folder: Folder) -> None:
     """Embeddings given instead of ids lead to the same logits (Gemma scales them)."""
     for family in FAMILIES:
         loaded = load(tiny_folder(family))
         ids = torch.tensor([ids_of(loaded)[0]])
         with torch.no_grad():
             by_ids = loaded.model(input_ids=ids).logits
-            by_embedding = loaded.model(inputs_embeds=loaded.embed(ids)).logits
+            by_embedding = loaded.model(inputs_embeds=loaded.model.get_input_embeddings()(ids)).logits
         torch.testing.assert_close(by_ids, by_embedding)
 
 
