@@ -228,7 +228,7 @@ def attacks() -> list[str]:
     corpus = ""
     if "corpus, texts" in rows:
         corpus = f" ({rows['corpus, texts']['n']} texts, {rows['corpus, files']['n']} files)"
-    head = f"**Hostile input**{corpus}: tests that failed, of how many attacks or random examples (`python tests/bench/hostile.py`)."
+    head = f"**Hostile input**{corpus}: tests that failed, of how many attacks or random examples; of the latter 10,000 each are asked (`python tests/bench/hostile.py`)."
     return [head, "", *table(("", "failed", "of"), body)]
 
 
