@@ -33,18 +33,29 @@ def strip(
     """PlotlyView value: score by position in the text, with the cluster boundary."""
     scored = {i: finite(located.scores[i]) for i, use in enumerate(located.scored) if use}
     points = {i: (float(i), score) for i, score in scored.items() if score is not None}
-    value = _plot(opened, located, messages, points, highlight)
+    side, note = _boundary_note(located, points)
+    value = _plot(opened, located, messages, points, highlight, note)
     shapes, notes = [], []
     if located.boundary is not None:
         line = {"color": "theme:text", "width": 1, "dash": "dash"}
         where = {"xref": "paper", "x0": 0, "x1": 1, "y0": located.boundary, "y1": located.boundary}
         shapes.append({"type": "line", "line": line, **where})
-        place = {"xref": "paper", "x": 1, "y": located.boundary, "xanchor": "right", "yanchor": "bottom"}
+        place = {
+            "xref": "paper",
+            "x": int(side == "right"),
+            "y": located.boundary,
+            "xanchor": side,
+            "yanchor": "bottom",
+        }
         font = {"size": 11, "color": "theme:muted"}
         notes.append({**place, "showarrow": False, "text": wording.BOUNDARY, "font": font})
     low, high = _extent([y for _, y in points.values()] + [located.boundary or 0.0])
     axes = {
-        "xaxis": {"title": {"text": wording.POSITION_AXIS}, "zeroline": False},
+        "xaxis": {
+            "title": {"text": wording.POSITION_AXIS},
+            "zeroline": False,
+            "range": list(_extent([x for x, _ in points.values()])),
+        },
         "yaxis": {"title": {"text": wording.score_axis(located)}, "zeroline": located.signed, "range": [low, high]},
     }
     return value | {
@@ -77,12 +88,13 @@ def _plot(
     messages: Sequence[Message],
     points: Mapping[int, Point],
     highlight: Iterable[int],
+    note: Box | None = None,
 ) -> Value:
-    """Return the traces of the tokens at `points`: those that do not stand out, and those that do, labelled."""
+    """Return the traces of the tokens at `points`: those that do not stand out, and those that do, labelled, none over `note`."""
     texts = [str(token["text"]) for token in token_rows(opened, messages)]
     labels = {p: shown(texts[p], LABEL_LENGTH).strip() or "␣" for p in points if located.labels[p] == 1}
     strongest = sorted(labels, key=lambda p: abs(located.scores[p]), reverse=True)[:LABELLED_POINTS]
-    places = label_places(points, {p: labels[p] for p in strongest})
+    places = label_places(points, {p: labels[p] for p in strongest}, note)
     rest = {"size": 7, "color": "theme:muted", "symbol": "circle-open", "line": {"width": 1.5}}
     out = {"size": 10, "color": "theme:accent", "symbol": "circle"}
     data: list[Value] = []
@@ -106,20 +118,31 @@ def _plot(
     return {"data": data, "height": 240, "highlight": sorted(highlight)}
 
 
-def label_places(points: Mapping[int, Point], labels: Mapping[int, str]) -> dict[int, str]:
-    """Return where each label goes, by Plotly's name, the first label first; one without room is left out."""
-    spans = [_extent([point[axis] for point in points.values()]) for axis in (0, 1)]
-    at = {
-        p: (
-            (x - spans[0][0]) / (spans[0][1] - spans[0][0]) * WIDTH,
-            (y - spans[1][0]) / (spans[1][1] - spans[1][0]) * HEIGHT,
-        )
-        for p, (x, y) in points.items()
+def _boundary_note(located: LocateResult, points: Mapping[int, Point]) -> tuple[str, Box | None]:
+    """Return the end of the boundary line at which its name covers fewer points, and the name's place there in pixels."""
+    if located.boundary is None:
+        return "right", None
+    width = CHARACTER * len(wording.BOUNDARY)
+    bottom = _share(located.boundary, _extent([y for _, y in points.values()])) * HEIGHT
+    boxes: dict[str, Box] = {
+        "right": (WIDTH - width, bottom, WIDTH, bottom + LINE),
+        "left": (0.0, bottom, width, bottom + LINE),
     }
-    taken: list[Box] = []
+    dots = [_dot(place) for place in _pixels(points).values()]
+    side = min(boxes, key=lambda name: sum(_overlap(boxes[name], dot) for dot in dots))
+    return side, boxes[side]
+
+
+def label_places(points: Mapping[int, Point], labels: Mapping[int, str], note: Box | None = None) -> dict[int, str]:
+    """Return where each label goes, by Plotly's name, the first label first; one without room is left out.
+
+    `note`: where other text stands already, in pixels.
+    """
+    at = _pixels(points)
+    taken: list[Box] = [] if note is None else [note]
     found: dict[int, str] = {}
     for p, text in labels.items():
-        dots = [(x - 4, y - 4, x + 4, y + 4) for other, (x, y) in at.items() if other != p]
+        dots = [_dot(where) for other, where in at.items() if other != p]
         for place in PLACES:
             box = _box(at[p], text, place)
             inside = box[1] >= 0 and box[3] <= HEIGHT and box[0] >= -GAP and box[2] <= WIDTH + GAP
@@ -128,6 +151,20 @@ def label_places(points: Mapping[int, Point], labels: Mapping[int, str]) -> dict
                 found[p] = place
                 break
     return found
+
+
+def _pixels(points: Mapping[int, Point]) -> dict[int, Point]:
+    """Return the points in pixels from the lower left corner of the plot."""
+    across, up = (_extent([point[axis] for point in points.values()]) for axis in (0, 1))
+    return {p: (_share(x, across) * WIDTH, _share(y, up) * HEIGHT) for p, (x, y) in points.items()}
+
+
+def _share(value: float, span: tuple[float, float]) -> float:
+    return (value - span[0]) / (span[1] - span[0])
+
+
+def _dot(at: Point) -> Box:
+    return at[0] - 4, at[1] - 4, at[0] + 4, at[1] + 4
 
 
 def _box(at: Point, text: str, place: str) -> Box:

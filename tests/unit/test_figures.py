@@ -183,6 +183,20 @@ def test_labels_keep_clear_of_points_and_of_each_other() -> None:
     assert token_plots.label_places({}, {}) == {}
 
 
+def test_a_label_keeps_clear_of_the_name_of_the_boundary() -> None:
+    """A point on the line near its right end: free, the label is above it; with the name there, it goes elsewhere."""
+    points = {i: (float(i), 0.0) for i in range(30)} | {8: (8.0, 9.0), 26: (26.0, 1.2)}
+    name = token_plots.WIDTH - 112.0, 30.0, token_plots.WIDTH, 43.0
+    assert token_plots.label_places(points, {26: "do"}) == {26: "top center"}
+    assert token_plots.label_places(points, {26: "do"}, name).get(26) != "top center"
+
+
+def test_the_boundary_is_named_where_fewer_points_are() -> None:
+    for scores, side in (((0.0, 1.0, -2.0, 4.0), "right"), ((0.0, 1.0, -2.0, 3.2), "left")):  # the boundary is at 3
+        strip = token_plots.strip(opened(), located(scores))
+        assert strip["layout"]["annotations"][0]["xanchor"] == side  # type: ignore[index]
+
+
 def test_token_table_ranks_by_size_whatever_the_sign() -> None:
     rows = tables.token_table(opened(), located())["rows"]
     assert [row["cells"]["rank"] for row in rows] == [None, 3, 2, 1]  # type: ignore[index,attr-defined]
