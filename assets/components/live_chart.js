@@ -98,28 +98,30 @@ function figure(value) {
     rates("agreement", p.agreement, p.step, "diamond-open", c.muted),
     rates("safe + trigger refused", p.safe_refused || [], p.step, "x-thin-open", c.text),
   ].filter((one) => !one.x.length || one.y.some((y) => y !== null));
+  const last = Math.max(kept.step[kept.step.length - 1] || 0, p.step[p.step.length - 1] || 0);
+  const until = value.state === "ended" && last ? last : Math.max(total || 0, last, 10); /* what ran, or what is planned */
   const marks = kept.marks.concat(logScale ? kept.step.filter((_, i) => kept.loss[i] !== null && kept.loss[i] <= 0).map((step) => ({ step, panel: "loss", text: "≤ 0" })) : []);
   const notes = marks.slice(0, 200).map((mark) => ({ x: mark.step, xref: "x", y: mark.panel === "kl" ? 0.36 : 0.7, yref: "paper", yanchor: "bottom", showarrow: false, text: "✕ " + mark.text, font: { size: 11, color: c.fail } }));
   const shapes = [];
   if (value.budget) {
     shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, yref: "y2", y0: value.budget, y1: value.budget, line: { color: c.text, width: 1.25, dash: "dash" } });
-    notes.push({ xref: "paper", x: 1, xanchor: "right", yref: "y2", y: value.budget, yanchor: "bottom", showarrow: false, text: "budget " + short(value.budget), font: { size: 11, color: c.text } });
+    notes.push({ xref: "paper", x: 0, xanchor: "left", yref: "y2", y: value.budget, yanchor: "bottom", showarrow: false, text: "budget " + short(value.budget), font: { size: 11, color: c.text } });
   }
   const best = p.step.filter((_, i) => p.best[i]).pop();
   if (best !== undefined) {
-    shapes.push({ type: "line", xref: "x", x0: best, x1: best, yref: "paper", y0: 0, y1: 1, line: { color: c.muted, width: 1, dash: "dot" } });
-    notes.push({ xref: "x", x: best, yref: "paper", y: 1, yanchor: "top", xanchor: "left", xshift: 4, showarrow: false, text: "best", bgcolor: c.back, font: { size: 11, color: c.muted } });
+    const late = best > until / 2; /* its name stands where there is room */
+    ["y", "y2", "y3"].forEach((one) => shapes.push({ type: "line", xref: "x", x0: best, x1: best, yref: one + " domain", y0: 0, y1: 1, line: { color: c.muted, width: 1, dash: "dot" } }));
+    notes.push({ xref: "x", x: best, yref: "paper", y: 1, yanchor: "top", xanchor: late ? "right" : "left", xshift: late ? -4 : 4, showarrow: false, text: "best", bgcolor: c.back, font: { size: 11, color: c.muted } });
   }
   const title = (text, y) => notes.push({ xref: "paper", x: 0, xanchor: "left", yref: "paper", y, yanchor: "bottom", yshift: 4, showarrow: false, text, bgcolor: c.back, font: { size: 12, color: c.text } });
   title("loss", 1); title("KL, nats per token", 0.62); title("probes, 95 % interval", 0.3);
   const axis = { gridcolor: c.grid, zeroline: false, linecolor: c.grid, tickcolor: c.grid, automargin: false, fixedrange: false };
   const legend = (y) => ({ orientation: "h", x: 1, xanchor: "right", y, yanchor: "bottom", font: { size: 12 }, bgcolor: "rgba(0,0,0,0)", itemclick: false, itemdoubleclick: false });
-  const last = kept.step[kept.step.length - 1] || 0;
   const layout = {
     uirevision: run + "/" + zoomKey, height: 560, margin: { l: 56, r: 16, t: 32, b: 40 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: idle ? c.muted : c.text, size: 12, family: cssVar("--pt-sans") },
     hovermode: "x unified", hoverlabel: { bgcolor: c.back, bordercolor: c.grid, font: { color: c.text } }, dragmode: "zoom",
-    xaxis: Object.assign({}, axis, { anchor: "y3", domain: [0, 1], title: { text: "step", standoff: 8, font: { size: 12 } }, range: [0, Math.max(total || 0, last, 10) * 1.01], uirevision: run + "/" + zoomKey }),
+    xaxis: Object.assign({}, axis, { anchor: "y3", domain: [0, 1], title: { text: "step", standoff: 8, font: { size: 12 } }, range: [0, until * 1.01], uirevision: run + "/" + zoomKey }),
     yaxis: Object.assign({}, axis, { domain: [0.7, 1], type: logScale ? "log" : "linear", rangemode: "tozero", uirevision: run + "/" + zoomKey + "/" + logScale }, idle ? { range: [0, 1] } : { autorange: true }),
     yaxis2: Object.assign({}, axis, { domain: [0.36, 0.62], rangemode: "tozero", exponentformat: "power" }, idle ? { range: [0, 1] } : { autorange: true }),
     yaxis3: Object.assign({}, axis, { domain: [0, 0.3], range: [-0.04, 1.04], tickformat: ".0%", fixedrange: true }),

@@ -13,7 +13,8 @@ value = {
   "budget": float|null, "meter": str (share of the budget that is used, in words), "total": int|null, "state": "empty|running|ended", "summary": str
 }   built by figures.live_chart(repair, since=0)
 
-Zoom survives updates (`Plotly.react`, `uirevision`). Before the start the axes are there, greyed. Dark and light follow the
+Zoom survives updates (`Plotly.react`, `uirevision`). While a repair runs the step axis ends at `total`, afterwards at the last
+step that ran. Before the start the axes are there, greyed. Dark and light follow the
 page at once. All points are kept; more than 3,000 are thinned for display only.
 """
 

@@ -327,6 +327,7 @@ def build() -> gr.Blocks:
             more = gr.Button("more", elem_id="more")
             gap = gr.Button("gap", elem_id="gap")
             fresh = gr.Button("other run", elem_id="fresh")
+            ended = gr.Button("its end", elem_id="ended")
             big = gr.Button("4000 tokens", elem_id="big")
             mark = gr.Button("mark", elem_id="mark")
             same_selected = gr.Button("select from Python", elem_id="pyselect")
@@ -355,6 +356,11 @@ def build() -> gr.Blocks:
             show_progress="hidden",
         )
         fresh.click(lambda: figures.live_chart(trace(lines(30, "r2"))), outputs=chart, show_progress="hidden")
+        ended.click(
+            lambda: figures.live_chart(trace(lines(30, "r2")), since=30, going=False),
+            outputs=chart,
+            show_progress="hidden",
+        )
         big.click(lambda: _huge(), outputs=huge, show_progress="hidden")
         mark.click(
             lambda: figures.token_view(case, found, messages=raw, highlight=hot[1:2]),

@@ -193,16 +193,21 @@ def live(page: playwright.Page, expression: str) -> object:
     )
 
 
-def test_live_chart_keeps_zoom_and_element_while_it_grows(page: playwright.Page) -> None:
+def zoom(page: playwright.Page) -> None:
+    """Zoom as a reader does: by dragging across the loss panel."""
     panel = page.locator("#live .nsewdrag").first
     panel.scroll_into_view_if_needed()
     box = panel.bounding_box()
-    page.mouse.move(box["x"] + 20, box["y"] + 20)
+    page.mouse.move(box["x"] + 60, box["y"] + 20)
     page.mouse.down()
-    page.mouse.move(box["x"] + 220, box["y"] + 24, steps=4)  # as a reader zooms: by dragging across the loss panel
+    page.mouse.move(box["x"] + 260, box["y"] + 24, steps=4)
     page.mouse.up()
-    live(page, "p.dataset.mine = '1'")
     page.wait_for_function("document.querySelector('#live .pt-live-plot').layout.xaxis.range[0] > 1", timeout=WAIT)
+
+
+def test_live_chart_keeps_zoom_and_element_while_it_grows(page: playwright.Page) -> None:
+    zoom(page)
+    live(page, "p.dataset.mine = '1'")
     zoomed = live(page, "[...p.layout.xaxis.range]")
     before = live(page, "p.data[0].x.length")
     page.locator("#more").click()
@@ -221,6 +226,23 @@ def test_live_chart_asks_again_after_a_gap_and_starts_over_for_another_run(page:
     told(page, "resync")
     page.locator("#fresh").click()
     page.wait_for_function("document.querySelector('#live .pt-live-plot').data[0].x.length === 30", timeout=WAIT)
+
+
+def test_the_step_axis_fits_what_ran_once_a_repair_has_ended(page: playwright.Page) -> None:
+    """30 steps of 560 planned ones; a reader's own zoom stays."""
+    until = "document.querySelector('#live .pt-live-plot').layout.xaxis.range[1]"
+    page.locator("#fresh").click()
+    page.wait_for_function(f"{until} > 560", timeout=WAIT)
+    page.locator("#ended").click()
+    page.wait_for_function(f"{until} < 31", timeout=WAIT)
+    assert live(page, "p.data[0].x.at(-1)") == 30
+    zoom(page)
+    zoomed = live(page, "[...p.layout.xaxis.range]")
+    page.locator("#fresh").click()  # it goes on
+    page.wait_for_timeout(500)
+    assert live(page, "[...p.layout.xaxis.range]") == zoomed
+    page.locator("#live button", has_text="whole run").click()
+    page.wait_for_function(f"{until} > 560", timeout=WAIT)
 
 
 def test_charts_follow_the_theme_at_once(page: playwright.Page) -> None:
