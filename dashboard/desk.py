@@ -84,6 +84,8 @@ class View:
     status: CaseStatus | None
     lines: tuple[Line, ...]
     choices: Mapping[str, Any]
+    writer: tuple[str, str] | None = None
+    """Name and time of the analyst who writes the case, when it is another one; this browser then only reads."""
 
     def stamp(self, *patterns: str) -> tuple:
         """Return names and times of the case's files that match, which change when a result does."""
@@ -163,10 +165,14 @@ class Desk:
         self.timer = gr.Timer(QUIET_SECONDS)
         self.tabs: gr.Tabs | None = None
         self._waiting: list[Callable[[], None]] = []
+        self._writing: list[Block] = []
         self.panels: dict[str, Panel] = {}
         self.choices: dict[str, Block] = {}
-        self.panels["writer"] = Panel(_writer_signature, self._show_writer, (self.reading, self.writer))
         self.act(self.take.click, self._take_over)
+
+    def writes(self, *buttons: Block) -> None:
+        """Name buttons that change the case: greyed for this browser while another analyst writes it."""
+        self._writing += buttons
 
     # redraw -----------------------------------------------------------------------------------------------------------
 
@@ -182,7 +188,9 @@ class Desk:
         case = find_case(self.roots, session.case)
         jobs.enforce_stop(case)
         lease.keep(case, session.browser)
-        return View(session=session, case=case, status=jobs.status(case), lines=case.events(), choices=choices)
+        writer = _other_writer(case, self._name(values), session.browser)
+        status, lines = jobs.status(case), case.events()
+        return View(session=session, case=case, status=status, lines=lines, choices=choices, writer=writer)
 
     def redraw(self, session: Session, shown: dict[str, Any], values: Sequence[Any]) -> Updates:
         """Return the updates for every step that differs from what this browser was given."""
@@ -193,12 +201,14 @@ class Desk:
         given = dict(shown)
         updates: Updates = {}
         for name, panel in self.panels.items():
-            signature: tuple[str, object] = (session.case, "failed")
+            signature: tuple[str, object, bool] = (session.case, "failed", False)
+            writing = [button for button in self._writing if button in panel.outputs]
             try:
-                signature = (session.case, panel.signature(view))
-                before = given.get(name, (None, None))
+                signature = (session.case, panel.signature(view), bool(writing) and view.writer is not None)
+                before = given.get(name, (None, None, False))
                 if before != signature:
-                    updates |= panel.show(view, before[1] if before[0] == session.case else None)
+                    drawn = panel.show(view, before[1] if before[0] == session.case else None)
+                    updates |= drawn | _pressable(drawn, writing, view.writer is None)
             except Exception as error:  # one damaged result must not take the other steps along
                 updates[self.strip] = gr.update(value=stories.fault(explain(error)))
             given[name] = signature
@@ -282,17 +292,23 @@ class Desk:
         lease.take(current_case(self, session), session.analyst, session.browser, over=True)
         return Next(session=session)
 
-    def _show_writer(self, view: View, _: Any) -> Updates:
-        """Who writes the case, when it is someone else."""
-        found = _writer_signature(view)
+    def _show_writer(self, view: View, free: Sequence[Block]) -> Updates:
+        """Who writes the case, when it is someone else; `free` are the buttons that then rest and no other panel draws."""
+        found = view.writer
         line = wording.other_writes(*found) if found else ""
         return {
             self.reading: gr.update(visible=bool(found)),
             self.writer: gr.update(value={"line": line, "tone": "warn"}),
+            **{button: gr.update(interactive=not found) for button in free},
         }
 
     def wire(self) -> None:
         """Connect every handler, once all panels and choices are known; start following."""
+        drawn = {component for panel in self.panels.values() for component in panel.outputs}
+        free = [button for button in self._writing if button not in drawn]
+        self.panels["writer"] = Panel(
+            lambda view: view.writer, lambda view, _: self._show_writer(view, free), (self.reading, self.writer, *free)
+        )
         for register in self._waiting:
             register()
         self._follow()
@@ -347,12 +363,16 @@ def bar(view: View) -> dict[str, object]:
     )
 
 
-def _writer_signature(view: View) -> tuple[str, str] | None:
-    """Return name and time of the analyst who writes the case, when it is another one."""
-    found = lease.current(view.case) if view.case else None
-    if found is None or lease.is_mine(found, view.session.analyst, view.session.browser):
-        return None
-    return found.name, found.since
+def _other_writer(case: Case, analyst: str, browser: str) -> tuple[str, str] | None:
+    """Return name and time of the analyst who writes the case, when it is not this one."""
+    found = lease.current(case)
+    return None if found is None or lease.is_mine(found, analyst, browser) else (found.name, found.since)
+
+
+def _pressable(drawn: Updates, buttons: Sequence[Block], free: bool) -> Updates:
+    """Return the updates of `buttons` as drawn, but not to be pressed unless `free`."""
+    lock = {} if free else {"interactive": False}
+    return {button: gr.update(interactive=True) | drawn.get(button, {}) | lock for button in buttons}
 
 
 def writing(desk: Desk, session: Session) -> Case:

@@ -479,12 +479,15 @@ def linked(found: Sequence[Link]) -> list[tuple[str, str]]:
     return lines
 
 
-TAKE_OVER = "Write here instead"
+TAKE_OVER = "Take over"
 
 
 def other_writes(name: str, since: str) -> str:
     """The line that a reader sees while another analyst writes the case."""
-    return f"{name} writes this case since {since[11:16]} UTC. You can read on; what you start or decide is refused till then."
+    return (
+        f"{name} writes this case since {since[11:16]} UTC. You can read on and stop what runs; the rest is locked until "
+        "the case is given back or you take over."
+    )
 
 
 TWO_NEEDED = "two different names under the confirmation"

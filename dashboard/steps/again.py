@@ -32,6 +32,7 @@ def build(desk: Desk) -> None:
     desk.panels["verify.again"] = Panel(_signature, lambda view, _: _show(view, parts), (story, ask, onward))
     desk.act(ask.click, partial(_ask, desk))
     desk.act(onward.click, partial(_open, desk))
+    desk.writes(ask, onward)
 
 
 def _ask(desk: Desk, session: Session) -> Next:

@@ -87,6 +87,7 @@ def build(desk: Desk, typed: tuple[gr.Textbox, gr.Textbox]) -> None:
     act(parts.dummy.click, partial(_dummy, desk), list(typed), keep=(editor,))
     act(reject.click, partial(_reject, desk), list(typed), keep=(editor,))
     act(parts.second.click, partial(_agree, desk), list(typed), keep=(editor,))
+    desk.writes(parts.test, parts.minimise, parts.accept, parts.dummy, reject, parts.second, parts.contain)
 
 
 def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:

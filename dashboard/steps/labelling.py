@@ -24,6 +24,7 @@ def build(desk: Desk, analyst: gr.Textbox) -> None:
     outputs = (sheet, story, matrix, rates)
     desk.panels["labelling"] = Panel(_signature, lambda view, _: _show(view, *outputs), outputs)
     desk.act(save.click, partial(_save, desk), [sheet, analyst])
+    desk.writes(save)
 
 
 def _save(desk: Desk, session: Session, value: dict | None, analyst: str | None) -> Next:

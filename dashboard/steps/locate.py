@@ -111,6 +111,7 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
     desk.act(onward.click, partial(_triage, desk))
     desk.act(test.click, partial(_test, desk), chosen)
     desk.act(edit.click, partial(_edit, desk), chosen)
+    desk.writes(onward, test)
     return onward
 
 

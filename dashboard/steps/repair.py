@@ -93,6 +93,7 @@ def build(desk: Desk) -> gr.Button:
     desk.act(keep.click, partial(_stop, desk, "keep"))
     desk.act(discard.click, partial(_stop, desk, "discard"))
     desk.act(chart.resync, partial(_resync, desk, chart), many=True)
+    desk.writes(start, resume, onward)  # stopping needs no lease
     return onward
 
 

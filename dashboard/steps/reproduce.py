@@ -20,6 +20,7 @@ def build(desk: Desk) -> gr.Button:
     outputs = (story, again, onward)
     desk.panels["reproduce"] = Panel(_signature, lambda view, _: _show(view, *outputs), outputs)
     desk.act(again.click, partial(_again, desk))
+    desk.writes(again)
     return onward
 
 

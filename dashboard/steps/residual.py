@@ -53,6 +53,7 @@ def build(desk: Desk) -> None:
     desk.panels["verify.residual"] = Panel(_signature, lambda view, _: _show(view, parts), outputs)
     for stage, button in buttons.items():
         desk.act(button.click, partial(_ask, desk, stage))
+    desk.writes(*buttons.values())
 
 
 def _ask(desk: Desk, stage: str, session: Session) -> Next:

@@ -72,6 +72,7 @@ def build(desk: Desk, arrive: gr.Button) -> None:
     desk.act(export.click, partial(_write, desk, False))
     desk.act(merged.click, partial(_write, desk, True))
     desk.act(redacted.click, partial(_redact, desk))
+    desk.writes(verify, export, merged, redacted)
 
 
 def _verify(desk: Desk, session: Session) -> Next:

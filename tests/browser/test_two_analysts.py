@@ -50,7 +50,14 @@ def test_one_writes_and_the_other_sees_who(open_page, shared: Case) -> None:
     assert first is not None
     assert (first.analyst, first.reviewers, first.second) == ("Ada", 2, None)
     grace.wait_for_selector("#writer:has-text('Ada writes this case since')")
-    decide(grace, "Grace", "#confirm-reject")  # the button is there; the handler refuses
+    for button in ("#confirm-accept", "#confirm-reject", "#confirm-test", "#confirm-minimise"):
+        assert grace.locator(button).is_disabled(), button
+    assert grace.is_enabled("#writer-take")
+    grace.fill("#confirm-analyst input", "Grace")
+    grace.fill("#confirm-reason textarea", "as tested")
+    grace.evaluate(
+        "() => { const one = document.querySelector('#confirm-reject'); one.disabled = false; one.click(); }"
+    )  # greyed or not, the handler refuses
     grace.wait_for_selector("#message:has-text('Ada writes this case')")
     assert confirmation.stored(shared) == first
     assert grace.locator("#confirm-decision").inner_text().count("Ada") >= 1  # she reads on
@@ -62,6 +69,7 @@ def test_one_writes_and_the_other_sees_who(open_page, shared: Case) -> None:
     grace.click("#writer-take")
     wait_until(lambda: getattr(lease.current(shared), "analyst", "") == "Grace", "the case was not taken over")
     grace.wait_for_selector("#writer-take", state="hidden")
+    grace.wait_for_selector("#confirm-reject:enabled")
     decide(grace, "Grace", "#confirm-second")
     wait_until(lambda: confirmation.validity(shared) is None, "the agreement was not stored")
     agreed = confirmation.stored(shared)
@@ -69,6 +77,10 @@ def test_one_writes_and_the_other_sees_who(open_page, shared: Case) -> None:
     assert agreed.second is not None
     assert agreed.second.analyst == "Grace"
     ada.wait_for_selector("#writer:has-text('Grace writes this case since')")
+    assert ada.is_disabled("#confirm-reject")
+    ada.fill("#confirm-analyst input", "grace")  # the same analyst in another browser, who need not take over
+    ada.wait_for_selector("#confirm-reject:enabled")
+    assert not ada.is_visible("#writer-take")
     actions = [(line.action, line.actor) for line in shared.audit_lines()]
     assert actions[-3:] == [("edited", "Ada"), ("writing taken over", "Grace"), ("agreed", "Grace")]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from core import lease
 from core.casefile import Case
 from core.errors import TriageError
 from core.events import Progress, StageFailed, StageFinished, StageStarted
@@ -77,6 +78,21 @@ def test_a_second_redraw_of_the_same_case_sends_nothing(roots: Roots, case: Case
     assert {"status", "case-summary", "reproduce-story", "repair-chart", "verify-story"} <= set(first)
     second, _ = redraw(roots, session, shown)
     assert second == {}
+
+
+def test_a_reader_cannot_press_what_writes_until_the_case_is_free(roots: Roots, case: Case) -> None:
+    """Buttons that a panel draws and those that none draws; stopping and taking over stay."""
+    lease.take(case, "Ada", "hers")
+    session = Session(case=case.manifest.id, browser="mine")
+    writing = ("confirm-reject", "confirm-second", "locate-test", "repair-start", "verify-export", "probe-relearn")
+    first, shown = redraw(roots, session, {})
+    assert {name: first[name].get("interactive") for name in writing} == dict.fromkeys(writing, False)
+    assert "writer-take" not in first
+    assert redraw(roots, session, shown)[0] == {}
+    lease.release(case, "hers")
+    second, _ = redraw(roots, session, shown)
+    free = [name for name in writing if second[name]["interactive"]]
+    assert free == ["confirm-reject", "confirm-second", "locate-test"]  # nothing is confirmed, nothing repaired
 
 
 def test_a_new_result_redraws_its_own_step_only(roots: Roots, case: Case) -> None:
