@@ -189,6 +189,8 @@ def interval_bar(rate: Rate | float | None, kind: str) -> Markup:
 
 
 WIDTH, LEFT, RIGHT = 760, 52, 128
+LABEL_HEIGHT = 13
+"""Pixels from one label at the end of a line to the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,11 +297,20 @@ def _panel(
         finite = [y for _, y in line.points if math.isfinite(y)]
         if finite:
             ends.append((place(finite[-1]), line))
-    lowest = -math.inf
-    for y, line in sorted(ends, key=lambda end: end[0]):
-        lowest = max(y, lowest + 13)
-        body += _text(WIDTH - RIGHT + 8, lowest + 3.5, line.label, f"label {line.kind}")
+    ends.sort(key=lambda end: end[0])
+    for y, (_, line) in zip(spread([y for y, _ in ends], top + height), ends, strict=True):
+        body += _text(WIDTH - RIGHT + 8, y + 3.5, line.label, f"label {line.kind}")
     return body
+
+
+def spread(heights: Sequence[float], lowest: float) -> list[float]:
+    """Return rising heights moved apart so that lines of text fit, none below `lowest` where there is room above."""
+    placed: list[float] = []
+    for y in heights:
+        placed.append(max(y, placed[-1] + LABEL_HEIGHT) if placed else y)
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], lowest - LABEL_HEIGHT * (len(placed) - 1 - i))
+    return placed
 
 
 def _line(line: Series, last: float, place: object, top: float) -> Markup:

@@ -63,6 +63,8 @@ TESTS = {
     "rewrite": "the reported prompt, and the same in a neutral style",
     "frame": "other requests in the reported prompt's wording, and bare",
 }
+DESCRIBED = ("benign", "order", "form", "position")
+"""Tests that describe a candidate and decide nothing. Source: method.md section 4.2."""
 METRICS = {
     "reported_case": "Reported prompt",
     "asr_triggered": "Attack success",

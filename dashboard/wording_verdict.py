@@ -7,6 +7,7 @@ do: decide anything.
 from collections.abc import Sequence
 
 from core.labels import Agreement, Corrected, JudgedAnswers
+from core.report_text import DESCRIBED as DESCRIBED
 from core.values import (
     WHOLE_CASE,
     Budget,
@@ -50,8 +51,6 @@ NO_TRIGGER = ("ALIGNMENT_GAP", "DISTRIBUTED")
 """Verdicts under which no text is hinted at. Source: method.md section 4.2 (nothing is coloured before the tests passed)."""
 UNMARKED = (*NO_TRIGGER, "INCONCLUSIVE")
 """Verdicts under which nothing is marked until the analyst marks it. Source: the same."""
-DESCRIBED = ("order", "form", "position", "benign")
-"""Tests that describe a candidate and decide nothing. Source: method.md section 4.2."""
 DESCRIBED_LEAD = "Described, not decisive"
 
 TEST_NAMES = {
