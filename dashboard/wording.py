@@ -160,10 +160,10 @@ CANDIDATE_COLUMNS = [
     {"key": "reasons", "label": "why", "kind": "text"},
 ]
 METRIC_COLUMNS = [
-    {"key": "metric", "label": "measure", "kind": "text"},
+    {"key": "metric", "label": "measure", "kind": "name"},
     {"key": "before", "label": "before", "kind": "rate"},
     {"key": "after", "label": "after", "kind": "rate"},
-    {"key": "meaning", "label": "", "kind": "text"},
+    {"key": "meaning", "label": "", "kind": "note"},
 ]
 
 _NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")

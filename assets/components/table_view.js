@@ -43,6 +43,11 @@ function rateCell(node, cell) {
 function makeCell(cell, column) {
   const node = el("td", "pt-" + column.kind);
   if (isCell(cell) && "low" in cell) rateCell(node, cell);
+  else if (isCell(cell) && column.kind === "rate" && cell.text) { /* a plain number stands where the counts do */
+    const box = el("span", "pt-interval");
+    box.append(el("span", "pt-interval-count", cell.text));
+    node.append(box);
+  }
   else if (isCell(cell) && cell.mark) {
     node.append(el("span", "pt-mark pt-mark-" + cell.mark, MARKS[cell.mark] || ""), document.createTextNode(" " + cell.text));
   } else if (isCell(cell) && cell.rest) {

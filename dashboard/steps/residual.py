@@ -31,21 +31,19 @@ def build(desk: Desk) -> None:
     """Draw the folded part of step 6."""
     with gr.Accordion(wording_verify.RESIDUAL, open=False, elem_id="residual"):
         story = Story(elem_id="residual-story")
+        variants = TableView(elem_id="residual-variants")
         with gr.Row(elem_classes="pt-columns"):
-            with gr.Column(scale=3):
-                variants = TableView(elem_id="residual-variants")
-            with gr.Column(scale=2):
+            with gr.Column():
                 classes = TableView(elem_id="residual-classes")
-        gr.Markdown(wording_verify.PROBES, elem_classes="pt-label")
-        with gr.Row(elem_classes="pt-actions"):
-            names = {"wrong-trigger": wording_verify.WRONG_TRIGGER, "relearn": wording_verify.RELEARN}
-            buttons = {
-                stage: gr.Button(text, elem_id=f"probe-{stage}", interactive=False) for stage, text in names.items()
-            }
-        with gr.Row(elem_classes="pt-columns"):
-            with gr.Column(scale=2):
+            with gr.Column():
+                gr.Markdown(wording_verify.PROBES, elem_classes="pt-label")
+                with gr.Row(elem_classes="pt-actions"):
+                    names = {"wrong-trigger": wording_verify.WRONG_TRIGGER, "relearn": wording_verify.RELEARN}
+                    buttons = {
+                        stage: gr.Button(text, elem_id=f"probe-{stage}", interactive=False)
+                        for stage, text in names.items()
+                    }
                 wrong = TableView(elem_id="residual-wrong")
-            with gr.Column(scale=3):
                 relearnt = TableView(elem_id="residual-relearn")
 
     parts = Parts(story, variants, classes, buttons, wrong, relearnt)

@@ -35,19 +35,14 @@ class Parts:
 def build(desk: Desk, arrive: gr.Button) -> None:
     """Draw step 6 inside the current tab, reached by the button `arrive`."""
     story = Story(elem_id="verify-story")
-    with gr.Row(elem_classes="pt-columns"):
-        with gr.Column(scale=3):
-            metrics = TableView(elem_id="verify-metrics")
-        with gr.Column(scale=2):
-            with gr.Row(elem_classes="pt-actions"):
-                verify = gr.Button(wording.VERIFY, elem_id="verify-run", visible=False)
-                export = gr.Button(
-                    wording.REPORT_AND_EXPORT, variant="primary", elem_id="verify-export", interactive=False
-                )
-                merged = gr.Button(wording.EXPORT_MERGED, elem_id="verify-merged", interactive=False)
-                redacted = gr.Button(wording.REDACTED_REPORT, elem_id="verify-redacted", interactive=False)
-            files = Story(elem_id="verify-files")
+    metrics = TableView(elem_id="verify-metrics")
     again.build(desk)
+    with gr.Row(elem_classes="pt-actions"):
+        verify = gr.Button(wording.VERIFY, elem_id="verify-run", visible=False)
+        export = gr.Button(wording.REPORT_AND_EXPORT, variant="primary", elem_id="verify-export", interactive=False)
+        merged = gr.Button(wording.EXPORT_MERGED, elem_id="verify-merged", interactive=False)
+        redacted = gr.Button(wording.REDACTED_REPORT, elem_id="verify-redacted", interactive=False)
+    files = Story(elem_id="verify-files")
     residual.build(desk)
     gr.Markdown(wording.SALIENCY_PAIR, elem_classes="pt-label")
     with gr.Row(elem_classes="pt-columns"):
