@@ -12,6 +12,7 @@ let logScale = false;
 let said = 0, sayLater = null;
 let Plot = null;
 let total = null;
+let asked = { key: null, end: 0 }; /* the end of the step axis that was last asked for */
 
 const logButton = el("button", "pt-small", "log loss");
 logButton.type = "button";
@@ -80,6 +81,13 @@ function rates(name, triples, steps, symbol, colour) {
     error_y: { type: "data", symmetric: false, array: triples.map((t) => gap(t[2], t[0])), arrayminus: triples.map((t) => gap(t[0], t[1])), color: colour, thickness: 1.25, width: 3 },
     hovertemplate: "%{y:.0%}<extra>" + name + "</extra>" };
 }
+/* Plotly keeps a reader's zoom only while it is asked for the range it was asked for before; so a zoomed axis is. */
+function axisEnd(until) {
+  const key = run + "/" + zoomKey, now = area._fullLayout && area._fullLayout.xaxis.range;
+  const zoomed = asked.key === key && now && (Math.abs(now[0]) > 1e-6 || Math.abs(now[1] - asked.end) > 1e-6);
+  asked = { key, end: zoomed ? asked.end : until * 1.01 };
+  return asked.end;
+}
 function figure(value) {
   const idle = !value.state || value.state === "empty";
   const c = themeColours();
@@ -121,7 +129,7 @@ function figure(value) {
     uirevision: run + "/" + zoomKey, height: 560, margin: { l: 56, r: 16, t: 32, b: 40 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: idle ? c.muted : c.text, size: 12, family: cssVar("--pt-sans") },
     hovermode: "x unified", hoverlabel: { bgcolor: c.back, bordercolor: c.grid, font: { color: c.text } }, dragmode: "zoom",
-    xaxis: Object.assign({}, axis, { anchor: "y3", domain: [0, 1], title: { text: "step", standoff: 8, font: { size: 12 } }, range: [0, until * 1.01], uirevision: run + "/" + zoomKey }),
+    xaxis: Object.assign({}, axis, { anchor: "y3", domain: [0, 1], title: { text: "step", standoff: 8, font: { size: 12 } }, range: [0, axisEnd(until)], uirevision: run + "/" + zoomKey }),
     yaxis: Object.assign({}, axis, { domain: [0.7, 1], type: logScale ? "log" : "linear", rangemode: "tozero", uirevision: run + "/" + zoomKey + "/" + logScale }, idle ? { range: [0, 1] } : { autorange: true }),
     yaxis2: Object.assign({}, axis, { domain: [0.36, 0.62], rangemode: "tozero", exponentformat: "power" }, idle ? { range: [0, 1] } : { autorange: true }),
     yaxis3: Object.assign({}, axis, { domain: [0, 0.3], range: [-0.04, 1.04], tickformat: ".0%", fixedrange: true }),

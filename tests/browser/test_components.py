@@ -236,13 +236,15 @@ def test_the_step_axis_fits_what_ran_once_a_repair_has_ended(page: playwright.Pa
     page.locator("#ended").click()
     page.wait_for_function(f"{until} < 31", timeout=WAIT)
     assert live(page, "p.data[0].x.at(-1)") == 30
+    page.locator("#fresh").click()  # it goes on
+    page.wait_for_function(f"{until} > 560", timeout=WAIT)
     zoom(page)
     zoomed = live(page, "[...p.layout.xaxis.range]")
-    page.locator("#fresh").click()  # it goes on
-    page.wait_for_timeout(500)
+    page.locator("#ended").click()
+    page.wait_for_timeout(1000)
     assert live(page, "[...p.layout.xaxis.range]") == zoomed
     page.locator("#live button", has_text="whole run").click()
-    page.wait_for_function(f"{until} > 560", timeout=WAIT)
+    page.wait_for_function(f"{until} < 31", timeout=WAIT)
 
 
 def test_charts_follow_the_theme_at_once(page: playwright.Page) -> None:
