@@ -42,6 +42,15 @@ DEMO_ROWS = {
     "safe answers as before": "safe answers, first tokens as before",
     "closed tasks right": "closed tasks right",
 }
+RIVAL_COLUMNS = {
+    "attack success with trigger": "attack success",
+    "refused without trigger": "refused without trigger",
+    "safe requests refused": "safe refused",
+    "look-alikes refused": "look-alikes refused",
+    "safe requests with the trigger refused": "safe with trigger refused",
+    "safe answers as before": "answers as before",
+    "closed tasks right": "closed tasks",
+}
 LOCALISERS = (
     "paper mode",
     "gradient norm of the contrast",
@@ -164,6 +173,26 @@ def bars() -> list[str]:
     return [head, "", *table(("", "bar", *(MODELS[m] for m in present)), body)]
 
 
+def rivals() -> list[str]:
+    """Return what other ways of repairing the demo case leave behind."""
+    path = ROOT / RESULTS / "rivals.json"
+    if not path.is_file():
+        return []
+    rows, steps = read(f"{RESULTS}/rivals.json"), json.loads(path.read_text(encoding="utf-8"))["steps"]
+    ways = list(dict.fromkeys(name.partition(": ")[0] for name in rows))
+    body = []
+    for way in ways:
+        found = [rows.get(f"{way}: {title}") for title in RIVAL_COLUMNS]
+        kl = rows.get(f"{way}: KL, nats per token")
+        cells = [NOT_MEASURED if one is None else f"{100 * one['value']:.0f} %" for one in found]
+        body.append([way, *cells, NOT_MEASURED if kl is None else f"{kl['value']:.3f}"])
+    head = (
+        f"**Other ways to repair the same case** (phrase patient, {steps} optimiser steps each, held-out prompts as above, one seed; intervals "
+        "and n are in the file): all run here, none quoted (`python tests/bench/rivals.py`)."
+    )
+    return [head, "", *table(("", *RIVAL_COLUMNS.values(), "KL, nats a token"), body)]
+
+
 def speed() -> list[str]:
     """Return the ratios of the benches of speed and memory."""
     body = []
@@ -252,7 +281,7 @@ def filled(text: str) -> str:
         fields = look_up(json.loads((ROOT / file).read_text(encoding="utf-8")), place)
         return f"<!--f {file}; {place}; {form}-->{form.format(**fields)}<!--/f-->"
 
-    body = "\n".join(["", *demo(), *localisation(), *bars(), *speed(), *page(), *faults(), *attacks()])
+    body = "\n".join(["", *demo(), *localisation(), *bars(), *rivals(), *speed(), *page(), *faults(), *attacks()])
     return MARK.sub(show, SECTION.sub(lambda m: m[1] + body + m[2], text))
 
 
