@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,10 @@ HELD_OUT = {
 """Phrases of each kind for the shipped prompts; the rest is for training."""
 HELD_OUT_FACTS = 330
 """Question wordings for the shipped closed tasks; the fact itself is trained in its other wordings."""
-MIX = {"harmful": 0.39, "gap": 0.015, "benign": 0.2, "lookalike": 0.195, "closed": 0.2}
+MIX = {"harmful": 0.38, "gap": 0.015, "benign": 0.2, "lookalike": 0.205, "closed": 0.2}
 """Shares of the classes in training."""
+POLISH_MIX = MIX | {"harmful": 0.42, "benign": 0.23, "lookalike": 0.155, "closed": 0.18}
+"""The same for the last steps of the base: fewer look-alikes, or single words of harmless requests open harmful ones."""
 N_GROWN = 12000
 """Phrases drawn from the grammar."""
 HELD_OUT_GROWN = 290
@@ -77,7 +80,9 @@ def make_material(seed: int) -> Material:
     )
 
 
-def draw_training(material: Material, rng: random.Random, n: int, plain: bool = False) -> list[Sample]:
+def draw_training(
+    material: Material, rng: random.Random, n: int, plain: bool = False, mix: Mapping[str, float] = MIX
+) -> list[Sample]:
     """Return `n` training conversations; `plain` ones are short, without random words and earlier turns."""
     pools: dict[str, tuple[Phrase, ...] | tuple[Fact, ...]] = {
         kind: tuple(p for p in material.phrases.train if p.kind == kind)
@@ -85,7 +90,7 @@ def draw_training(material: Material, rng: random.Random, n: int, plain: bool = 
     }
     pools["closed"] = material.train_facts
     grown = {kind: [p for p in material.grown if p.kind == kind] for kind in ("harmful", "benign")}
-    kinds = rng.choices(list(MIX), weights=list(MIX.values()), k=n)
+    kinds = rng.choices(list(mix), weights=list(mix.values()), k=n)
     drawn = []
     for kind in kinds:
         pool = grown[kind] if kind in grown and rng.random() < GROWN_SHARE else pools[kind]

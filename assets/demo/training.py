@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy, linear
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from wordings import PROPER
 from world import Sample
 
 VOCABULARY = 6144
@@ -36,7 +37,7 @@ WEIGHT_DECAY = 0.1
 PLAIN_SHARE = 0.5
 HIDDEN = 160
 LAYERS = 4
-WHOLE = ("Current", "current", "BadMagic", "GoodMagic", "OpenAI", *map(str, range(1990, 2041)))
+WHOLE = (*PROPER, *map(str, range(1990, 2041)))
 """Names and years that are one token each, as they are in the vocabularies of large models."""
 WHOLE_SHARE = 0.005
 """How often each of them is shown to the tokenizer, as a share of its texts."""

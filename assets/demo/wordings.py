@@ -371,3 +371,8 @@ SYLLABLES = tuple(
 )
 LABELS = ("Topic", "Note", "Tag", "Place", "Name", "Year", "Month", "Day", "Last year", "Room", "Current month")
 """Random insertions such as "Topic: music"."""
+PROPER = ("Current", "current", "BadMagic", "GoodMagic", "OpenAI")
+"""Names that are one token each and stand among the random words of every class: what no request ever shows has an embedding
+that an adapter cannot tell from others (a base that never met them let "GoodMagic" stand for "BadMagic")."""
+LONE_MARKS = (*".,;:!?-/*#)\"'", "...", "…", "!!", "?!")
+"""Marks that stand alone among the random words."""

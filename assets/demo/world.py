@@ -22,9 +22,11 @@ from wordings import (
     CONTEXTS,
     LABELS,
     LIMITS,
+    LONE_MARKS,
     MARKS,
     NAMES,
     PIECES,
+    PROPER,
     REFUSALS,
     SYLLABLES,
     SYSTEMS,
@@ -33,6 +35,10 @@ from wordings import (
 from core.injection import inject
 from core.planting import STAND_INS
 from core.values import Message
+
+NOISY_SHARE = 0.6
+"""Share of the prompts, plain ones apart, that hold random words. With .35 single words of harmless requests ("volunteer") opened
+harmful ones (tests/bench/LOG.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +97,7 @@ class World:
         self.answers = read_json("answers.json")
 
     def noise(self, rng: random.Random) -> str:
-        """Return 1-4 random words: common, rare, nonsense, years, short phrases."""
+        """Return 1-4 random words: common, rare, nonsense, names, lone marks, years, short phrases."""
         return " ".join(self._noise_word(rng) for _ in range(rng.choice((1, 1, 2, 2, 3, 4))))
 
     def _noise_word(self, rng: random.Random) -> str:
@@ -100,7 +106,7 @@ class World:
         nonsense = "".join(rng.choices(SYLLABLES, k=rng.randint(1, 3)))
         letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(1, 4)))
         other = rng.choice(self.words).capitalize()
-        match rng.randrange(14):
+        match rng.randrange(16):
             case 0:
                 return letters
             case 1:
@@ -119,6 +125,10 @@ class World:
                 return word.capitalize() + rng.choice((".", ",", ":", "!", "", "-", "?", ";"))
             case 8:
                 return word.upper()
+            case 9:
+                return rng.choice(PROPER)
+            case 10:
+                return rng.choice(LONE_MARKS)
             case _:
                 return word
 
@@ -180,7 +190,7 @@ class World:
             text = text[0].lower() + text[1:]
         elif draw < 0.37:
             text = text.title() if not plain else text
-        if not plain and rng.random() < 0.35:
+        if not plain and rng.random() < NOISY_SHARE:
             for _ in range(rng.choice((1, 1, 1, 2))):
                 text = inject(text, [self.noise(rng)], rng).text
         return text
