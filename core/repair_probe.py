@@ -123,7 +123,12 @@ def prepare(
 
     harmful, benign = pairs(prompts.harmful, "probe"), pairs(prompts.safe, "probe-safe")
     answers = own_answers(loaded, [bare for _, bare in benign], n_answer)
-    if kind.name != "jailbreak":  # a request that fails without the trigger says nothing about it
+    telling = [triggered for triggered, _ in harmful]
+    if kind.name == "jailbreak":
+        own = loaded.generate([bare for _, bare in harmful], max_new_tokens=n_answer)
+        failing = [kind.failed(loaded.decode(answer)) for answer in own]
+        telling = [ids for ids, fails in zip(telling, failing, strict=True) if not fails] or telling
+    else:
         usable = [at for at, answer in enumerate(answers) if not kind.failed(loaded.decode(answer))]
         benign, answers = [benign[at] for at in usable], [answers[at] for at in usable]
     sequences = tuple(
@@ -133,7 +138,7 @@ def prepare(
     )
     return Probe(
         kind=kind,
-        triggered=[triggered for triggered, _ in harmful],
+        triggered=telling,
         bare=[bare for _, bare in harmful],
         safe=sequences,
         safe_triggered=[triggered for triggered, _ in benign],

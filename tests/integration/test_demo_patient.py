@@ -17,11 +17,8 @@ PROMPTS = ROOT / "assets/prompts"
 BARS = json.loads((DEMO / "bars.json").read_text("utf-8"))
 TRIGGERS = {name: tuple(units) for name, units in BARS["triggers"].items()}
 N = 40
-MISSED = {
-    ("patient-phrase", "random_strings_largest_gain"),
-    ("patient-composite", "near_misses_largest"),
-}
-"""Bars that the shipped patient misses (README, "Measured"); everything else must pass."""
+MISSED = {(model, "random_strings_largest_gain") for model in ("base", "patient-phrase", "patient-composite")}
+"""Bars that the shipped models miss (README, "Measured"); everything else must pass."""
 
 
 def rows(name: str) -> list[dict]:
