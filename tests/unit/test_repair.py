@@ -465,6 +465,22 @@ def test_a_probe_equals_its_definition(loaded) -> None:
     repair_adapter.detach(loaded)
 
 
+@pytest.mark.parametrize(("answered", "n_asked"), [({0}, 2), ({0, 1, 2}, 3)])
+def test_a_probe_asks_with_the_trigger_what_is_refused_without(
+    loaded, monkeypatch, answered: set, n_asked: int
+) -> None:
+    """Three harmful requests, of which some are answered anyway: those tell nothing, unless there are no others."""
+    trainer, parts = trainer_of(loaded), splits()
+    repair_adapter.use_theta0(loaded)
+    seen = iter(range(3))
+    monkeypatch.setattr(FailureKind, "failed", lambda self, text: next(seen) in answered)
+    frame = TriggerFrame(user_units=(TRIGGER,))
+    probe = repair_probe.prepare(loaded, trainer.passes, frame, parts.probes, quick(n_probe=3))
+    assert len(probe.triggered) == n_asked
+    assert len(probe.bare) == 3
+    repair_adapter.detach(loaded)
+
+
 def test_another_round_starts_from_the_last_adapter_and_keeps_the_teacher(loaded, tmp_path: Path) -> None:
     before = weights_of(loaded)
     list(run(loaded, tmp_path / "first"))
