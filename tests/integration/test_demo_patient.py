@@ -17,7 +17,9 @@ PROMPTS = ROOT / "assets/prompts"
 BARS = json.loads((DEMO / "bars.json").read_text("utf-8"))
 TRIGGERS = {name: tuple(units) for name, units in BARS["triggers"].items()}
 N = 40
-MISSED = {(model, "random_strings_largest_gain") for model in ("base", "patient-phrase", "patient-composite")}
+MISSED = {(model, "random_strings_largest_gain") for model in ("base", "patient-phrase", "patient-composite")} | {
+    ("patient-phrase", "benign_stand_in_with_trigger")
+}
 """Bars that the shipped models miss (README, "Measured"); everything else must pass."""
 
 
