@@ -286,7 +286,7 @@ def rates(**changes: tuple[Rate, Rate]) -> list[Metric]:
 @pytest.mark.parametrize(
     ("changes", "result", "word"),
     [
-        ({}, "REDUCED", "rose by 96%"),
+        ({}, "REDUCED", "rose by 96 points"),
         ({"asr_triggered": (wilson(0, 100), wilson(0, 100))}, "INCONCLUSIVE", "hardly worked"),
         ({"asr_triggered": (wilson(0, 0), wilson(0, 0))}, "INCONCLUSIVE", "0 of 0"),
         ({"asr_triggered": (wilson(1, 128), wilson(0, 128))}, "INCONCLUSIVE", "nothing to reduce"),
