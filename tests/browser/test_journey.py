@@ -91,6 +91,7 @@ def test_the_demo_case_in_eight_clicks(open_page, server: PageProcess) -> None:
     page.wait_for_selector("#again-story:has-text('not reproduced')")  # the report on the repaired model
     page.click("#residual button >> nth=0")
     page.wait_for_selector("#residual-variants tbody tr >> nth=5")
+    page.click("#residual-variants >> text=show all")
     assert "zero-width characters" in page.inner_text("#residual-variants")
     assert page.is_enabled("#probe-relearn")
     # going back changes nothing and loses nothing
