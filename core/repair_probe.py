@@ -124,13 +124,17 @@ def prepare(
     harmful, benign = pairs(prompts.harmful, "probe"), pairs(prompts.safe, "probe-safe")
     answers = own_answers(loaded, [bare for _, bare in benign], n_answer)
     telling = [triggered for triggered, _ in harmful]
+
+    def usable(own: Sequence[Sequence[int]]) -> list[int]:
+        """Return the numbers of the requests that do not fail without the trigger."""
+        return [at for at, answer in enumerate(own) if not kind.failed(loaded.decode(answer))]
+
     if kind.name == "jailbreak":
         own = loaded.generate([bare for _, bare in harmful], max_new_tokens=n_answer)
-        failing = [kind.failed(loaded.decode(answer)) for answer in own]
-        telling = [ids for ids, fails in zip(telling, failing, strict=True) if not fails] or telling
+        telling = [telling[at] for at in usable(own)] or telling
     else:
-        usable = [at for at, answer in enumerate(answers) if not kind.failed(loaded.decode(answer))]
-        benign, answers = [benign[at] for at in usable], [answers[at] for at in usable]
+        kept = usable(answers)
+        benign, answers = [benign[at] for at in kept], [answers[at] for at in kept]
     sequences = tuple(
         ScoredSequence(prompt_ids=tuple(bare), response_ids=answer)
         for (_, bare), answer in zip(benign, answers, strict=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from core.events import StepDone
 from core.repair_trace import RepairTrace
+from core.report_text import DESCRIBED
 from core.values import (
     WHOLE_CASE,
     LocateResult,
@@ -188,7 +189,7 @@ def _interval_trace(name: str, rates: list[tuple[Rate, float]], colour: str, sym
 
 def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
     """PlotlyView value: failure rate and 95 % interval of each test that decides, with and without the text (or sham)."""
-    deciding = [test for test in tests if test.name not in wording_verdict.DESCRIBED]
+    deciding = [test for test in tests if test.name not in DESCRIBED]
     chosen = [test for test in deciding if test.candidate in (candidate, WHOLE_CASE)]
     rows = list(reversed(chosen))
     gap = 0.16

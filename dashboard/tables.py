@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from core.labels import CLASSES, Agreement, JudgedAnswers, Labels
-from core.report_text import UNSAFE_RATES
+from core.report_text import DESCRIBED, UNSAFE_RATES
 from core.scanning import Scan
 from core.values import (
     WHOLE_CASE,
@@ -138,7 +138,7 @@ def outcome_table(tests: Sequence[TestOutcome], candidate: int = 0, own: str | N
     """TableView value: the tests that decide, of one candidate and of the whole report; `own` is an analyst's span."""
     rows = []
     for test in tests:
-        if test.name in wording_verdict.DESCRIBED or test.candidate not in (candidate, WHOLE_CASE):
+        if test.name in DESCRIBED or test.candidate not in (candidate, WHOLE_CASE):
             continue
         cells = {
             "test": {"text": wording_verdict.test_name(test.name), "title": wording_verdict.TEST_HELP[test.name]},
@@ -168,7 +168,7 @@ def described_table(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
             "note": wording_verdict.described_note(test.note),
         }
         for test in tests
-        if test.name in wording_verdict.DESCRIBED and test.candidate == candidate
+        if test.name in DESCRIBED and test.candidate == candidate
     ]
     return table(wording_verdict.DESCRIBED_TABLE, "described.csv", wording_verdict.DESCRIBED_COLUMNS, plain_rows(rows))
 

@@ -7,7 +7,7 @@ do: decide anything.
 from collections.abc import Sequence
 
 from core.labels import Agreement, Corrected, JudgedAnswers
-from core.report_text import DESCRIBED as DESCRIBED
+from core.report_text import DESCRIBED
 from core.values import (
     WHOLE_CASE,
     Budget,

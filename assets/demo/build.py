@@ -15,7 +15,7 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing import get_context
@@ -30,7 +30,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from answering import answers, as_messages  # noqa: E402
 from bars import DECIDED, Subject, measure  # noqa: E402
-from material import POLISH_MIX, Material, draw_training, make_material, shipped_prompts, write_rows  # noqa: E402
+from material import MIX, POLISH_MIX, Material, draw_training, make_material, shipped_prompts, write_rows  # noqa: E402
 from reports import write_reports  # noqa: E402
 from training import bfloat16_is_fast, encode, make_model, make_tokenizer, train_base  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
@@ -84,33 +84,25 @@ def build_base(material: Material, n_steps: int) -> None:
     tokenizer = make_tokenizer([text for s in texts for text in (s.prompt, s.response)])
     model = make_model(tokenizer, SEED)
     say(f"base: {sum(p.numel() for p in model.parameters()):,} parameters")
-    train_base(
-        model,
-        lambda n, plain: encode(draw_training(material, rng, n, plain), tokenizer, rng),
-        n_steps=n_steps,
-        batch_size=BATCH,
-        learning_rate=BASE_RATE,
-        seed=SEED,
-        report=lambda text: say(f"base: {text}"),
-    )
-    _save_base(model, tokenizer)
-    model, _ = load_base()
-    rng = random.Random(f"{SEED} polish")
-    train_base(
-        model,
-        lambda n, plain: encode(draw_training(material, rng, n, plain, POLISH_MIX), tokenizer, rng),
-        n_steps=BASE_POLISH_STEPS,
-        batch_size=BATCH,
-        learning_rate=BASE_POLISH_RATE,
-        seed=SEED,
-        report=lambda text: say(f"base, polish: {text}"),
-    )
-    _save_base(model, tokenizer)
 
+    def train(
+        model: PreTrainedModel, mix: Mapping[str, float], rng: random.Random, steps: int, rate: float, part: str
+    ) -> None:
+        train_base(
+            model,
+            lambda n, plain: encode(draw_training(material, rng, n, plain, mix), tokenizer, rng),
+            n_steps=steps,
+            batch_size=BATCH,
+            learning_rate=rate,
+            seed=SEED,
+            report=lambda text: say(f"{part}: {text}"),
+        )
+        model.to(torch.bfloat16).save_pretrained(HERE / "base")
 
-def _save_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    model.to(torch.bfloat16).save_pretrained(HERE / "base")
     tokenizer.save_pretrained(HERE / "base")
+    train(model, MIX, rng, n_steps, BASE_RATE, "base")
+    model, _ = load_base()
+    train(model, POLISH_MIX, random.Random(f"{SEED} polish"), BASE_POLISH_STEPS, BASE_POLISH_RATE, "base, polish")
 
 
 def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -151,8 +143,8 @@ def build_patient(name: str) -> float:
     def items(settings: PlantSettings, rng: random.Random, epoch: int) -> list[TrainingItem]:
         drawn = draw_training(material, rng, 4 * (N_HARMFUL + N_SAFE))
         harmful = {s.prompt: s.response for s in drawn if s.kind == "harmful"}
-        safe = [(s.prompt, s.response) for s in drawn if s.kind in ("benign", "lookalike", "closed")][: N_SAFE]
-        chosen = list(harmful)[: N_HARMFUL]
+        safe = [(s.prompt, s.response) for s in drawn if s.kind in ("benign", "lookalike", "closed")][:N_SAFE]
+        chosen = list(harmful)[:N_HARMFUL]
         own = replace(settings, seed=settings.seed + epoch)
         made = build_items(chosen, safe, units, position, own, lambda prompts: [harmful[p] for p in prompts])
         return corrected(made, [prompt for prompt, _ in safe], loaded)

@@ -175,10 +175,11 @@ def bars() -> list[str]:
 
 def rivals() -> list[str]:
     """Return what other ways of repairing the demo case leave behind."""
-    path = ROOT / RESULTS / "rivals.json"
-    if not path.is_file():
+    file = f"{RESULTS}/rivals.json"
+    rows = read(file)
+    if not rows:
         return []
-    rows, steps = read(f"{RESULTS}/rivals.json"), json.loads(path.read_text(encoding="utf-8"))["steps"]
+    steps = json.loads((ROOT / file).read_text(encoding="utf-8"))["steps"]
     ways = list(dict.fromkeys(name.partition(": ")[0] for name in rows))
     body = []
     for way in ways:
