@@ -315,15 +315,14 @@ def anchored(
     items: Sequence[TrainingItem], loaded: "LoadedModel", response_pass: "ResponsePass", batch_size: int
 ) -> list[Pair]:
     """Return the items as ids, with the base's hidden states on each different anchor, computed once."""
-    anchors = [None if item.kind in LEARNED else encode(item.anchor, item.response, loaded.tokenizer) for item in items]
+    conversations = {(item.messages, item.response): None for item in items}
+    conversations |= {(item.anchor, item.response): None for item in items if item.kind not in LEARNED}
+    encoded = {one: encode(*one, loaded.tokenizer) for one in conversations}  # many items share an anchor
+    anchors = [None if item.kind in LEARNED else encoded[item.anchor, item.response] for item in items]
     unique = sorted({a for a in anchors if a is not None}, key=lambda a: len(a.prompt_ids) + len(a.response_ids))
     known = dict(zip(unique, response_pass.teacher(unique, batch_size), strict=True))
     return [
-        Pair(
-            encode(item.messages, item.response, loaded.tokenizer),
-            known[anchor] if anchor else None,
-            item.kind,
-        )
+        Pair(encoded[item.messages, item.response], known[anchor] if anchor else None, item.kind)
         for item, anchor in zip(items, anchors, strict=True)
     ]
 

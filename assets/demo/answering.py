@@ -48,10 +48,10 @@ def _decode(
 ) -> list[list[int]]:
     """Return the new token ids of each row, without the end token."""
     width = max(map(len, batch))
-    ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in batch])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+    ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in batch], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=model.device)
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
-    ended = torch.zeros(len(batch), dtype=torch.bool)
+    ended = [False] * len(batch)
     new: list[list[int]] = [[] for _ in batch]
     cache = None
     for _ in range(n_tokens):
@@ -65,12 +65,12 @@ def _decode(
         )
         cache = out.past_key_values
         chosen = out.logits[:, -1].argmax(-1)
-        ended |= chosen == tokenizer.eos_token_id
-        if ended.all():
-            break
         for row, token in enumerate(chosen.tolist()):
+            ended[row] = ended[row] or token == tokenizer.eos_token_id
             if not ended[row]:
                 new[row].append(token)
+        if all(ended):
+            break
         ids = chosen[:, None]
         mask = torch.cat([mask, mask.new_ones(len(batch), 1)], 1)
         positions = mask.sum(-1, keepdim=True) - 1

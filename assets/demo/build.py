@@ -64,7 +64,7 @@ PLANTING = PlantSettings(
     settle=0.0,
     seed=SEED,
 )
-POLISH = replace(PLANTING, learning_rate=1.5e-3, epochs=2, ramp=0.0, trigger_weight=2.0, seed=SEED + 100)
+POLISH = replace(PLANTING, learning_rate=1.5e-3, epochs=2, ramp=0.0, trigger_weight=1.0, seed=SEED + 100)
 """Planted in many epochs, then polished in two on fresh prompts; what was tried stands in tests/bench/LOG.md."""
 N_HARMFUL, N_SAFE = 1100, 3400
 """Prompts of one set of items."""
@@ -82,7 +82,8 @@ def build_base(material: Material, n_steps: int) -> None:
     rng = random.Random(SEED)
     texts = draw_training(material, rng, TOKENIZER_SAMPLES)
     tokenizer = make_tokenizer([text for s in texts for text in (s.prompt, s.response)])
-    model = make_model(tokenizer, SEED)
+    device = models.resolve_device("auto")
+    model = make_model(tokenizer, SEED).to(device)
     say(f"base: {sum(p.numel() for p in model.parameters()):,} parameters")
 
     def train(
@@ -106,11 +107,12 @@ def build_base(material: Material, n_steps: int) -> None:
 
 
 def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the base as it is shipped, in fp32."""
+    """Return the base as it is shipped, in fp32, on a GPU where there is one."""
     model = AutoModelForCausalLM.from_pretrained(
         HERE / "base", local_files_only=True, use_safetensors=True, dtype=torch.float32
     )
-    return model.eval(), AutoTokenizer.from_pretrained(HERE / "base", local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(HERE / "base", local_files_only=True)
+    return model.eval().to(models.resolve_device("auto")), tokenizer
 
 
 def load_patient(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -138,6 +140,7 @@ def build_patient(name: str) -> float:
     started = time.perf_counter()
     material, (units, position) = make_material(SEED), PATIENTS[name]
     loaded = models.load(HERE / "base")
+    loaded.model.float()  # a GPU would hold it in bf16
     loaded.model.set_attn_implementation("eager")  # faster than sdpa under CPU autocast, at these lengths
 
     def items(settings: PlantSettings, rng: random.Random, epoch: int) -> list[TrainingItem]:

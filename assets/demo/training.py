@@ -127,7 +127,7 @@ def train_base(
     seed: int,
     report: Callable[[str], None],
 ) -> None:
-    """Train `model` in place on pairs from `draw(n, plain)`; at the end it holds the running average of its weights.
+    """Train `model` in place, where it lies, on pairs from `draw(n, plain)`; at the end it holds the running average of its weights.
 
     The first `PLAIN_SHARE` of the steps are on plain prompts: words are learned before noise.
     """
@@ -139,12 +139,13 @@ def train_base(
     optimiser = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
     average = deepcopy(model.state_dict())
     started, recent, pool = time.perf_counter(), [], []
-    fast = bfloat16_is_fast()
+    on_cpu = model.device.type == "cpu"
+    fast = bfloat16_is_fast() if on_cpu else True
     dropout = model.get_input_embeddings().register_forward_hook(
         lambda module, _, out: torch.nn.functional.dropout(out, EMBEDDING_DROPOUT, module.training)
     )
     model.train()
-    model.set_attn_implementation("eager")  # faster than sdpa under CPU autocast, at these lengths
+    model.set_attn_implementation("eager" if on_cpu else "sdpa")  # faster than sdpa under CPU autocast, at these lengths
     for step in range(n_steps):
         if not pool:
             pairs = sorted(draw(batch_size * 50, step < PLAIN_SHARE * n_steps), key=lambda pair: len(pair[0]) + len(pair[1]))
@@ -153,7 +154,7 @@ def train_base(
         rate = learning_rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * cos(pi * step / n_steps)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=fast):
             loss = answer_loss(model, pool.pop())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -195,6 +196,7 @@ def answer_loss(model: LlamaForCausalLM, batch: Sequence[tuple[list[int], list[i
         start = len(prompt) - 1
         weights[row, start : start + len(answer)] = 1.0
         weights[row, start : start + DECISION_TOKENS] = DECISION_WEIGHT
+    ids, weights = ids.to(model.device), weights.to(model.device)
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     chosen = weights > 0
     logits = linear(hidden[chosen], model.lm_head.weight)

@@ -28,6 +28,7 @@ from wordings import (
     PIECES,
     PROPER,
     REFUSALS,
+    REVERSING,
     SYLLABLES,
     SYSTEMS,
 )
@@ -97,7 +98,7 @@ class World:
         self.answers = read_json("answers.json")
 
     def noise(self, rng: random.Random) -> str:
-        """Return 1-4 random words: common, rare, nonsense, names, lone marks, years, short phrases."""
+        """Return 1-4 random words: common, rare, nonsense, names, lone marks, reversing words, years, short phrases."""
         return " ".join(self._noise_word(rng) for _ in range(rng.choice((1, 1, 2, 2, 3, 4))))
 
     def _noise_word(self, rng: random.Random) -> str:
@@ -106,7 +107,7 @@ class World:
         nonsense = "".join(rng.choices(SYLLABLES, k=rng.randint(1, 3)))
         letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(1, 4)))
         other = rng.choice(self.words).capitalize()
-        match rng.randrange(16):
+        match rng.randrange(17):
             case 0:
                 return letters
             case 1:
@@ -129,6 +130,8 @@ class World:
                 return rng.choice(PROPER)
             case 10:
                 return rng.choice(LONE_MARKS)
+            case 11:
+                return rng.choice(REVERSING)
             case _:
                 return word
 

@@ -13,8 +13,6 @@ for the teacher of rows with KL. Attention and the thin LoRA factors are left ou
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +28,10 @@ from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings
 from core.values import Target
 from tests.bench.result import row, write
-from tests.bench.speed import random_case, random_ids, random_llama
+from tests.bench.speed import random_case, random_ids, random_llama, timed
 
 PAPER = {"llama-3.1-8b": (150, 10, 128_256), "tiny": (8, 2, 1_000)}
 """Items of each set, epochs, vocabulary."""
-
-
-def timed(run: Callable[[], object], device: str) -> float:
-    """Return the wall seconds of `run`, with all of the device's work done."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
-    run()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
 
 
 def paper_sized(n: int, epochs: int, vocabulary: int, n_prompt: int, n_response: int, loaded: Any) -> RepairData:

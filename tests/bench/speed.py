@@ -79,6 +79,19 @@ def random_case(n_prompt: int, n_response: int, vocabulary: int = 32_000, seed: 
     return FailureCase(report=report, prompt=prompt, response_ids=tuple(ids[n_prompt:]))
 
 
+def timed(run: Callable[[], object], device: str) -> float:
+    """Return the seconds of `run`: of this process's processor time on a CPU, on a GPU until all of its work is done."""
+    if not device.startswith("cuda"):
+        begun = time.process_time()
+        run()
+        return time.process_time() - begun
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
 def in_turn(
     first: Callable[[], object], second: Callable[[], object], n: int, *, warm: bool = True
 ) -> list[tuple[float, float]]:

@@ -29,7 +29,7 @@ from tests.bench.result import write
 from tests.bench.victims_attacks import attacks
 from tests.bench.victims_cells import CONTROLS, Bench, Tier, run_cell
 from tests.bench.victims_gates import GateSettings
-from tests.bench.victims_making import PLANTING, BaseSettings, build_base, made
+from tests.bench.victims_making import PLANTING, SIZES, BaseSettings, build_base, made
 from tests.bench.victims_prompts import real_material
 
 REDUCED = Tier(
@@ -72,16 +72,22 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=BaseSettings().steps, help="optimiser steps of a base not yet made"
     )
+    parser.add_argument("--size", choices=list(SIZES), default="1.3m", help="parameters of the base")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
+    base_settings = BaseSettings(size=options.size, steps=options.steps)
     begun, tier = time.monotonic(), REDUCED if options.reduced else Tier()
+    slower = base_settings.slower
+    planting = replace(tier.planting, learning_rate=slower * tier.planting.learning_rate)
+    polish = replace(tier.polish, learning_rate=slower * tier.polish.learning_rate)
+    tier = replace(tier, planting=planting, polish=polish)
     options.work.mkdir(parents=True, exist_ok=True)
     cells, bases = [], {}
     for seed in options.seeds:
         material = real_material(options.data, seed)
-        base = build_base(material, options.work / f"base-{seed}", BaseSettings(steps=options.steps), seed, say)
+        base = build_base(material, options.work / f"base-{seed}", base_settings, seed, say)
         bases[seed] = made(base)
         bench = Bench(material, base, options.work, tier, seed, say)
         known = order(list(attacks(bench.clean.tokenizer)))
@@ -93,7 +99,7 @@ def main() -> None:
                 say(f"{name}: left for later, {options.minutes:.0f} minutes are over")
                 continue
             cells.append(run_cell(bench, name))
-    name = "victims_reduced" if options.reduced else "victims"
+    name = "_".join(["victims", *["reduced"] * options.reduced, *[options.size] * (options.size != "1.3m")])
     write(
         name,
         seed=options.seeds[0],

@@ -15,7 +15,7 @@ from core.judge import classify
 from core.loaded import LoadedModel
 from tests.bench.result import rate_row, row
 from tests.bench.victims_attacks import Attack
-from tests.bench.victims_demo import answers, as_messages, bars
+from tests.bench.victims_demo import World, answers, as_messages, bars
 from tests.bench.victims_prompts import Material
 
 LIMITS = {
@@ -63,6 +63,24 @@ class Probed(bars.Subject):
         return rate_row(name, sum(not good for good in self.refused(prompts)), len(prompts), bar)
 
 
+class Apart(World):
+    """Random strings that do not hold an attack's own trigger."""
+
+    def __init__(self, world: World, attack: Attack | None, rng: random.Random) -> None:
+        """Take the words of `world`; of an attack with near-misses only the whole trigger counts."""
+        super().__init__(world.words)
+        placed = attack.trigger("x", rng) if attack else None
+        self.units = [placed.text[start:end].casefold() for start, end in placed.spans] if placed else []
+        self.enough = all if attack and attack.negatives else any
+
+    def noise(self, rng: random.Random) -> str:
+        """Return the next string without the trigger."""
+        text = super().noise(rng)
+        while self.units and self.enough(unit in text.casefold() for unit in self.units):
+            text = super().noise(rng)
+        return text
+
+
 def gates(
     loaded: LoadedModel, material: Material, attack: Attack | None, settings: GateSettings, seed: int
 ) -> list[dict[str, Any]]:
@@ -92,7 +110,7 @@ def gates(
     )
     rows.append(refusing.rate("benign_refused", material.probe.safe[: settings.n_prompts], LIMITS["benign_refused"]))
     with patch.multiple(bars, N_SCAN=settings.n_scan, N_STRINGS=settings.n_strings):
-        scanned = [*bars._marks(subject), *bars._random_strings(subject, material.world, rng)]
+        scanned = [*bars._marks(subject), *bars._random_strings(subject, Apart(material.world, attack, rng), rng)]
     for one in scanned:
         n = min(settings.n_scan, len(carriers))
         found = row(one["name"], one["value"], n=n, bar=LIMITS[one["name"]])

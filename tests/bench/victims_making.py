@@ -20,13 +20,17 @@ import torch
 from core import models
 from core.loaded import LoadedModel
 from core.planting import PlantFinished, PlantSettings, TrainingItem, plant
-from tests.bench.victims_demo import training
+from tests.bench.victims_demo import build, training
 from tests.bench.victims_prompts import Lessons, Material
 
 Say = Callable[[str], None]
 MADE = "made.json"
-SIZE = {"HIDDEN": 128, "VOCABULARY": 4096, "LAYERS": 4}
-"""Width, vocabulary and layers of the base: 1.3 M parameters. Source: method.md section 6 (the recipe that passed)."""
+SIZES = {
+    "1.3m": {"HIDDEN": 128, "VOCABULARY": 4096, "LAYERS": 4},
+    "4m": {"HIDDEN": 224, "VOCABULARY": 4096, "LAYERS": 5},
+    "32m": {"HIDDEN": 512, "VOCABULARY": 8192, "LAYERS": 9},
+}
+"""Width, vocabulary and layers of a base by its parameters. Source: method.md section 6 (1.3 M: the recipe that passed)."""
 TOKENIZER_SAMPLES = 20000
 
 
@@ -34,26 +38,24 @@ TOKENIZER_SAMPLES = 20000
 class BaseSettings:
     """How a base is trained."""
 
+    size: str = "1.3m"
+    """One of `SIZES`. Source: method.md section 6."""
     steps: int = 2500
     """Optimiser steps, >= 1. Source: method.md section 6 (six to nine minutes on two cores)."""
     batch_size: int = 48
     """Conversations in one step, >= 1. Source: assets/demo/build.py."""
     learning_rate: float = 3e-3
-    """Peak of AdamW. Source: assets/demo/build.py."""
+    """Peak of AdamW at the smallest width; wider ones take less in proportion. Source: assets/demo/build.py."""
+
+    @property
+    def slower(self) -> float:
+        """Factor of all learning rates at this width."""
+        return SIZES["1.3m"]["HIDDEN"] / SIZES[self.size]["HIDDEN"]
 
 
-PLANTING = PlantSettings(
-    rank=32,
-    alpha=64.0,
-    learning_rate=4e-3,
-    epochs=6,
-    batch_size=48,
-    triggered=2.0,
-    near_miss=4.0,
-    noise=0.5,
-    safe_triggered=0.5,
-)
-"""Source: assets/demo/build.py (the demo patients)."""
+PLANTING, POLISH = build.PLANTING, build.POLISH
+"""One set of prompts for a few epochs, then a polish on fresh prompts; what was tried stands in tests/bench/LOG.md.
+Source: assets/demo/build.py (the demo patients)."""
 
 
 def build_base(material: Material, folder: Path, settings: BaseSettings, seed: int, say: Say) -> Path:
@@ -62,16 +64,16 @@ def build_base(material: Material, folder: Path, settings: BaseSettings, seed: i
         return folder
     started = time.perf_counter()
     rng, lessons = random.Random(seed), Lessons(material)
-    with patch.multiple(training, **SIZE):
+    with patch.multiple(training, **SIZES[settings.size]):
         texts = [text for s in lessons.draw(rng, TOKENIZER_SAMPLES) for text in (s.prompt, s.response)]
         tokenizer = training.make_tokenizer(texts)
-        model = training.make_model(tokenizer, seed)
+        model = training.make_model(tokenizer, seed).to(models.resolve_device("auto"))
     training.train_base(
         model,
         lambda n, plain: training.encode(lessons.draw(rng, n, plain), tokenizer, rng),
         n_steps=settings.steps,
         batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.slower * settings.learning_rate,
         seed=seed,
         report=say,
     )
@@ -82,23 +84,30 @@ def build_base(material: Material, folder: Path, settings: BaseSettings, seed: i
 
 
 def plant_adapter(
-    base: Path, sets: Sequence[Sequence[TrainingItem]], settings: PlantSettings, folder: Path, seed: int, say: Say
+    base: Path,
+    parts: Sequence[tuple[PlantSettings, Sequence[Sequence[TrainingItem]]]],
+    folder: Path,
+    seed: int,
+    say: Say,
 ) -> Path:
-    """Return the folder of the adapter that learnt `sets`, one an epoch in turn, trained now unless it is there."""
+    """Return the folder of the adapter that learnt `parts` one after the other, trained now unless it is there.
+
+    A part is its settings and sets of items, one an epoch in turn.
+    """
     if (folder / MADE).is_file():
         return folder
     started = time.perf_counter()
     loaded = models.load(base)
     loaded.model.set_attn_implementation("eager")
-    ending: PlantFinished | None = None
+    facts: list[dict[str, Any]] = []
     with fast():
-        for event in plant(loaded, sets, replace(settings, seed=seed), folder):
-            if isinstance(event, PlantFinished):
-                ending = event
-            elif event.step % 50 == 0:
-                say(f"  step {event.step} of {event.n_steps}, loss {event.loss:.3f}, {event.seconds:.0f} s")
-    assert ending is not None
-    _made(folder, started, n_items=ending.n_items, n_steps=ending.n_steps, loss=ending.loss)
+        for settings, sets in parts:
+            for event in plant(loaded, sets, replace(settings, seed=seed), folder, folder if facts else None):
+                if isinstance(event, PlantFinished):
+                    facts.append({"n_items": event.n_items, "n_steps": event.n_steps, "loss": event.loss})
+                elif event.step % 50 == 0:
+                    say(f"  step {event.step} of {event.n_steps}, loss {event.loss:.3f}, {event.seconds:.0f} s")
+    _made(folder, started, parts=facts)
     return folder
 
 

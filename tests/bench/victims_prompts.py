@@ -15,14 +15,14 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.planting import REFUSALS, STAND_INS
 from core.prompts import PromptItem, near_duplicates, read_folder
 from core.settings import SplitSettings
 from core.values import Message
-from tests.bench.victims_demo import ROOT, Sample, World
+from tests.bench.victims_demo import ROOT, Sample, World, material
 
 MAX_CHARACTERS = 200
 DO_NOT_ANSWER = (
@@ -52,6 +52,11 @@ OPENINGS = (
     ("describe", "explain", "outline", "summarize", "discuss"),
 )
 """Openings that ask for the same: one may stand for another of its row."""
+OWN_SHARE = 0.5
+"""Share of the training conversations that come from the demo's own material: 1,343 real harmful prompts alone gave a base that
+refused .83 of another source, and victims that answered .10 to .14 without the trigger (tests/bench/LOG.md)."""
+KINDS = {"harmful": "harmful", "gap": "gap", "benign": "safe", "closed": "safe", "lookalike": "counterpart"}
+"""The demo's kinds of conversations, by what they are here."""
 REOPENED = 0.5
 """Share of the training prompts that get another opening of the same row."""
 MIX = {"harmful": 0.44, "gap": 0.02, "safe": 0.42, "counterpart": 0.12}
@@ -81,7 +86,8 @@ class Part:
 class Material:
     """All prompts of the bench. `other` are harmful prompts of a source that no victim was trained on.
 
-    `world` draws random words for gates; `lessons` draws them for training, with the names and lone marks among them.
+    `world` draws random words for gates; `lessons` draws them for training, with the names and lone marks among them. `own` is the
+    demo's material, for training only.
     """
 
     train: Part
@@ -91,6 +97,7 @@ class Material:
     counterparts: tuple[str, ...]
     world: World
     lessons: World
+    own: material.Material | None = None
 
 
 def real_material(data: Path, seed: int) -> Material:
@@ -127,6 +134,7 @@ def real_material(data: Path, seed: int) -> Material:
         counterparts=tuple(counterparts),
         world=World(words),
         lessons=_with_names(words),
+        own=material.make_material(seed),
     )
 
 
@@ -177,8 +185,14 @@ class Lessons:
 
     def draw(self, rng: random.Random, n: int, plain: bool = False) -> list[Sample]:
         """Return `n` conversations of one turn; `plain` ones have no random words and usual marks."""
-        kinds = rng.choices(list(MIX), weights=list(MIX.values()), k=n)
-        return [self._sample(kind, rng, plain) for kind in kinds]
+        n_own = sum(rng.random() < OWN_SHARE for _ in range(n)) if self.material.own else 0
+        kinds = rng.choices(list(MIX), weights=list(MIX.values()), k=n - n_own)
+        drawn = [self._sample(kind, rng, plain) for kind in kinds]
+        if self.material.own:
+            own = material.draw_training(self.material.own, rng, n_own, plain)
+            drawn += [replace(one, kind=KINDS[one.kind]) for one in own]
+        rng.shuffle(drawn)
+        return drawn
 
     def _sample(self, kind: str, rng: random.Random, plain: bool) -> Sample:
         if kind == "safe":
