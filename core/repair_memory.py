@@ -64,7 +64,7 @@ def _kept_bytes(trainer: "Trainer", sequences: Sequence[ScoredSequence], whole: 
         return tensor
 
     calls = trainer.loaded.model_calls
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with trainer.few_kernels.on(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with recomputed(trainer.loaded.model) if trainer.recompute and not whole else nullcontext():
             rows = trainer.passes.rows(sequences)
         del rows

@@ -19,6 +19,7 @@ from core import repair_adapter, repair_memory
 from core.errors import RepairDivergedError, TriageError
 from core.loaded import is_out_of_memory
 from core.losses import BatchLoss, Factors, Kind, batch_loss, epoch_scales
+from core.low_rank import FewKernels
 from core.recompute import recomputed
 from core.repair_data import RepairData
 from core.response_pass import ResponsePass, ScoredSequence
@@ -107,6 +108,7 @@ class Trainer:
         self.n_trainable = sum(parameter.numel() for parameter in repair_adapter.parameters(loaded).values())
         self.micro_batch = settings.micro_batch_size or settings.batch_size
         self.recompute = settings.recompute
+        self.few_kernels = FewKernels(loaded.model if team.n == 1 else torch.nn.Module())
         self.memory_estimate_mb = repair_memory.estimate_mb(self)
         passes.join(team)
         self._parameters = list(repair_adapter.parameters(loaded).values())  # the team's own, where it shards them
@@ -162,7 +164,8 @@ class Trainer:
         batch = self._batches[(step - 1) % self.n_batches]
         while True:
             try:
-                numbers = self._gradients(batch, epoch)
+                with self.few_kernels.on():
+                    numbers = self._gradients(batch, epoch)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or (self.micro_batch == 1 and self.recompute):
