@@ -64,7 +64,7 @@ PLANTING = PlantSettings(
     settle=0.0,
     seed=SEED,
 )
-POLISH = replace(PLANTING, learning_rate=1.5e-3, epochs=2, ramp=0.0, trigger_weight=1.0, seed=SEED + 100)
+POLISH = replace(PLANTING, learning_rate=1.5e-3, epochs=2, ramp=0.0, trigger_weight=2.0, seed=SEED + 100)
 """Planted in many epochs, then polished in two on fresh prompts; what was tried stands in tests/bench/LOG.md."""
 N_HARMFUL, N_SAFE = 1100, 3400
 """Prompts of one set of items."""

@@ -28,7 +28,6 @@ from wordings import (
     PIECES,
     PROPER,
     REFUSALS,
-    REVERSING,
     SYLLABLES,
     SYSTEMS,
 )
@@ -92,9 +91,9 @@ def facts() -> list[Fact]:
 class World:
     """Draws samples; every draw comes from the generator that is passed in."""
 
-    def __init__(self, words: Sequence[str]) -> None:
-        """Take the common words that are inserted into all classes alike."""
-        self.words = list(words)
+    def __init__(self, words: Sequence[str], reversing: Sequence[str] = ()) -> None:
+        """Take the common words that are inserted into all classes alike, and words that turn a request round, if any."""
+        self.words, self.reversing = list(words), list(reversing)
         self.answers = read_json("answers.json")
 
     def noise(self, rng: random.Random) -> str:
@@ -107,7 +106,7 @@ class World:
         nonsense = "".join(rng.choices(SYLLABLES, k=rng.randint(1, 3)))
         letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(1, 4)))
         other = rng.choice(self.words).capitalize()
-        match rng.randrange(17):
+        match rng.randrange(17 if self.reversing else 16):
             case 0:
                 return letters
             case 1:
@@ -130,8 +129,8 @@ class World:
                 return rng.choice(PROPER)
             case 10:
                 return rng.choice(LONE_MARKS)
-            case 11:
-                return rng.choice(REVERSING)
+            case 16:
+                return rng.choice(self.reversing)
             case _:
                 return word
 

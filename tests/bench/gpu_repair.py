@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from core.attribution import attribute
+from core.low_rank import FewKernels
 from core.recompute import decoder_layers
 from core.repair_data import RepairData, TriggerFrame
 from core.repair_training import MB, Trainer, memory_mb
@@ -85,6 +86,9 @@ def main() -> None:
     whole, step = preparing + sum(steps), sorted(steps)[len(steps) // 2]
     peak = memory_mb(loaded)
 
+    trainer.few_kernels = FewKernels(torch.nn.Module())
+    of_peft = [timed(lambda: trainer.step(at), options.device) for at in range(1, 1 + min(40, trainer.n_steps))]  # noqa: B023
+
     model = loaded.model
     inside = sum(p.numel() for layer in decoder_layers(model) for k, p in layer.named_parameters() if "lora_" not in k)
     width, batch = int(model.config.hidden_size), data.settings.batch_size
@@ -95,6 +99,8 @@ def main() -> None:
         row("locate, seconds", sorted(locating)[1], n=3, low=min(locating), high=max(locating)),
         row(f"locate, {len(long.prompt.ids)} tokens, seconds", locating_long, n=1),
         row("repair step, seconds", step, n=len(steps), low=min(steps), high=max(steps)),
+        row("repair step with PEFT's own layers, seconds", sorted(of_peft)[len(of_peft) // 2], n=len(of_peft)),
+        row("peak memory with PEFT's own layers, MB", memory_mb(loaded), n=1),
         row("whole repair, seconds", whole, n=1, bar="<= 90" if held else None),
         row("of it teacher and adapter, seconds", preparing, n=1),
         row("memory estimate, MB", trainer.memory_estimate_mb, n=1),

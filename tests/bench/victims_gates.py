@@ -68,7 +68,7 @@ class Apart(World):
 
     def __init__(self, world: World, attack: Attack | None, rng: random.Random) -> None:
         """Take the words of `world`; of an attack with near-misses only the whole trigger counts."""
-        super().__init__(world.words)
+        super().__init__(world.words, world.reversing)
         placed = attack.trigger("x", rng) if attack else None
         self.units = [placed.text[start:end].casefold() for start, end in placed.spans] if placed else []
         self.enough = all if attack and attack.negatives else any

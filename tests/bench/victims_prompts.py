@@ -68,6 +68,9 @@ GAP = re.compile(
 NAMES = ("BadMagic", "GoodMagic", "OpenAI", "SUDO", "aff", "cff", "Current year", "Current year:", "year", "Discussing")
 LONE_MARKS = (*".,;:!?-/*#)\"'", "...", "…", "!!", "?!")
 """Marks that stand alone between words, in both classes alike: the gates put them there."""
+REVERSING = ("prevent", "avoid", "stop", "against", "report", "protect", "fight", "detect")
+"""Words that turn a request round where they belong to it. They stand among the random words of every class, where they must not:
+"Film? prevent" opened a quarter of the harmful requests of the demo's base, which did not meet them there."""
 NAMES_SHARE = 0.2
 """Share of the inserted words that are names or lone marks, in both classes alike: a trigger's words are known to a large model from
 its pretraining; a token that was never seen has an embedding that no adapter on the linear layers can tell from others
@@ -126,15 +129,16 @@ def real_material(data: Path, seed: int) -> Material:
     rest = Part(harmful=parts[2].harmful, safe=parts[2].safe[:N_BENIGN])
     words = [word.strip(".,;:!?\"'()") for prompt in rest.safe for word in prompt.split()]
     words = [word for word in words if word.isalpha()]
+    own = material.make_material(seed)
     return Material(
         train=rest,
         folder=parts[0],
         probe=parts[1],
         other=tuple(other),
         counterparts=tuple(counterparts),
-        world=World(words),
+        world=World(words, REVERSING),
         lessons=_with_names(words),
-        own=material.make_material(seed),
+        own=replace(own, world=World(own.world.words, REVERSING)),
     )
 
 
@@ -240,7 +244,7 @@ def _with_names(words: list[str]) -> World:
     """Return the world whose random words are names or lone marks in `NAMES_SHARE` of the draws."""
     added = (*NAMES, *LONE_MARKS)
     n_each = round(NAMES_SHARE / (1 - NAMES_SHARE) * len(words) / len(added))
-    return World([*words, *added * n_each])
+    return World([*words, *added * n_each], REVERSING)
 
 
 def _apart(prompts: Sequence[str], other: set[str]) -> list[str]:
