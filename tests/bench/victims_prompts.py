@@ -165,12 +165,20 @@ def demo_material(seed: int) -> Material:
     )
 
 
-def write_folder(part: Part, folder: Path) -> Path:
-    """Write `part` as a prompt folder of the project and return it."""
+def write_folder(part: Part, folder: Path, lookalike: Sequence[str] = (), closed: bool = False) -> Path:
+    """Write `part` as a prompt folder of the project and return it.
+
+    `closed`: each harmless prompt is a closed task, whose answer is the one wording that training gave its opening.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, prompts in (("harmful", part.harmful), ("safe", part.safe)):
-        lines = "".join(json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts)
-        (folder / f"{name}.jsonl").write_text(lines, "utf-8")
+    for name, prompts in (("harmful", part.harmful), ("safe", part.safe), ("lookalike", lookalike)):
+        given = [
+            {"response": answer_to(p, "safe"), "task": "closed"} if closed and name == "safe" else {} for p in prompts
+        ]
+        rows = [{"prompt": prompt} | more for prompt, more in zip(prompts, given, strict=True)]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if rows or name != "lookalike":
+            (folder / f"{name}.jsonl").write_text(lines, "utf-8")
     return folder
 
 
