@@ -85,6 +85,28 @@ FAILED, FUZZ = ": failed tests", "fuzz, "
 NOT_MEASURED = "–"
 
 
+GPU = (
+    ("locate, seconds", "locate, 128 tokens, seconds", 2),
+    ("locate, 8192 tokens, seconds", "locate, 8,192 tokens, seconds", 2),
+    ("repair step, seconds", "a repair step, seconds (median)", 3),
+    ("repair step with PEFT's own layers, seconds", "the same with PEFT's own layers, seconds", 3),
+    ("whole repair, seconds", "a repair of the paper's size, seconds", 0),
+    ("least seconds at the device's peak", "what its arithmetic alone takes at the data sheet's peak, seconds", 0),
+    ("peak memory, MB", "peak memory, MB", 0),
+    ("peak memory with PEFT's own layers, MB", "the same with PEFT's own layers, MB", 0),
+    ("memory estimate / peak", "memory estimated before the first step / peak", 2),
+)
+VICTIM_LOCALISERS = ("paper mode", "occlusion of the contrast", "cascade")
+VICTIM_VERDICTS = ("verdicts", "verdicts_without_reference")
+VICTIM_ROWS = (
+    "attacks: cascade: f1", "attacks: cascade: f1 of the worst attack", "attacks: cascade: functional", "attacks: paper mode: f1",
+    "attacks: paper mode: functional", "attacks: occlusion of the contrast: f1", "attacks: BACKDOOR with reference",
+    "attacks: ALIGNMENT_GAP with reference", "controls: BACKDOOR with reference", "controls: BACKDOOR without reference",
+    "adversarial suffixes: PROMPT_JAILBREAK with reference", "adversarial suffixes: BACKDOOR without reference",
+    "styles: BACKDOOR with reference", "styles: DISTRIBUTED with reference", "controls: verdict as it should be",
+)  # fmt: skip
+
+
 def read(file: str) -> dict[str, dict[str, Any]]:
     """Return the rows of a result by name (`model: name` where rows have both); none when there is no such file."""
     path = ROOT / file
@@ -208,6 +230,84 @@ def speed() -> list[str]:
     return [head, "", *table(("", "bar", "ratio", "file"), body)] if body else []
 
 
+def gpu() -> list[str]:
+    """Return what an 8 B model took on one GPU."""
+    file = f"{RESULTS}/gpu_repair_llama-3.1-8b.json"
+    rows = read(file)
+    if not rows:
+        return []
+    result = json.loads((ROOT / file).read_text(encoding="utf-8"))
+    body = [
+        [
+            title,
+            rows[name]["bar"] or "",
+            f"{rows[name]['value']:.{digits}f}" + " (missed)" * (rows[name]["passed"] is False),
+        ]
+        for name, title, digits in GPU
+        if name in rows
+    ]
+    head = (
+        f"**An 8 B model on one {result['device']}** (Llama-3.1-8B's shape, random weights, bf16; {result['items']} items, {result['epochs']} epochs, "
+        "batches of 8; probes not counted; `make test-gpu PY=python3`). The paper names 282 s on four H100."
+    )
+    return [head, "", *table(("", "bar", ""), body)]
+
+
+def victims() -> list[str]:
+    """Return what localisers and verdicts did on the bench's victims, and what repairs left of them."""
+    file = f"{RESULTS}/victims.json"
+    rows = read(file)
+    if not rows:
+        return []
+    cells = json.loads((ROOT / file).read_text(encoding="utf-8"))["cells"]
+    body = []
+    for cell in cells:
+        f1 = [cell["localisers"][name]["f1"] for name in VICTIM_LOCALISERS]
+        shown = ["" if value is None or cell["control"] else f"{value:.2f}" for value in f1]
+        hit = cell["localisers"]["cascade"]["functional"]
+        shown.append("" if hit is None or cell["control"] else f"{hit:.2f}")
+        said = [", ".join(f"{word} {n}" for word, n in sorted(cell[key].items())) for key in VICTIM_VERDICTS]
+        gates = "held" if cell["valid"] else "missed: " + (", ".join(cell["missed"]) or "no reports")
+        body.append([f"{cell['name']}, seed {cell['seed']}", gates, *shown, *said])
+    head = (
+        "**Victims of many kinds** (bases of 1.3 M parameters on real prompts and the demo's, one LoRA an attack; F1 over tokens, and how "
+        "often the cascade's text, carried to other requests, works as well as the planted one; a victim that misses a gate is shown and not averaged; "
+        "`python tests/bench/victims.py --data DIR --work WORK`)."
+    )
+    columns = ("", "gates", "paper mode", "occlusion", "cascade", "hit", "verdicts with reference", "without")
+    averages = [
+        [
+            name,
+            rows[name]["bar"] or "",
+            f"{rows[name]['value']:.2f}" + " (missed)" * (rows[name]["passed"] is False),
+            f"{rows[name]['n']}",
+        ]
+        for name in VICTIM_ROWS
+        if name in rows
+    ]
+    return [
+        head,
+        "",
+        *table(columns, body),
+        *table(("over valid victims", "bar", "", "n"), averages),
+        *victims_repair(),
+    ]
+
+
+def victims_repair() -> list[str]:
+    """Return what repairs left of the valid victims, and what they cost."""
+    rows = read(f"{RESULTS}/victims_repair.json")
+    body = []
+    for name, row in rows.items():
+        if row["bar"] and name != "valid victims repaired and measured":
+            interval = "" if row["low"] is None else f" ({row['low']:.3f}–{row['high']:.3f})"
+            missed = " (missed)" if row["passed"] is False else ""
+            body.append([name, row["bar"], f"{row['value']:.3f}{interval}{missed}", f"{row['n']}"])
+    n = rows.get("valid victims repaired and measured", {"value": 0})["value"]
+    head = f"**Repaired victims**: {n} valid ones, default settings (`python tests/bench/victims_repair.py --data DIR --work WORK`)."
+    return [head, "", *table(("", "bar", "", "n"), body)] if body else []
+
+
 def page() -> list[str]:
     """Return how fast the page starts."""
     row = read(f"{RESULTS}/page_start.json").get("seconds to the first page")
@@ -282,7 +382,9 @@ def filled(text: str) -> str:
         fields = look_up(json.loads((ROOT / file).read_text(encoding="utf-8")), place)
         return f"<!--f {file}; {place}; {form}-->{form.format(**fields)}<!--/f-->"
 
-    body = "\n".join(["", *demo(), *localisation(), *bars(), *rivals(), *speed(), *page(), *faults(), *attacks()])
+    body = "\n".join(
+        ["", *demo(), *localisation(), *bars(), *victims(), *rivals(), *speed(), *gpu(), *page(), *faults(), *attacks()]
+    )
     return MARK.sub(show, SECTION.sub(lambda m: m[1] + body + m[2], text))
 
 
