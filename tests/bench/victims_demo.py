@@ -8,9 +8,8 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "assets/demo")) if path 
 
 import bars
 import build
-import material
 import training
 from answering import answers, as_messages
 from world import Sample, World
 
-__all__ = ["ROOT", "Sample", "World", "answers", "as_messages", "bars", "build", "material", "training"]
+__all__ = ["ROOT", "Sample", "World", "answers", "as_messages", "bars", "build", "training"]

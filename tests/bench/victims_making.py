@@ -40,8 +40,12 @@ class BaseSettings:
 
     size: str = "1.3m"
     """One of `SIZES`. Source: method.md section 6."""
-    steps: int = 2500
-    """Optimiser steps, >= 1. Source: method.md section 6 (six to nine minutes on two cores)."""
+    steps: int = 3000
+    """Optimiser steps, >= 1. Source: tests/bench/LOG.md (eight minutes on a shared core)."""
+    polish_steps: int = 800
+    """Further steps at `polish_rate` on the mix of a base's last steps, all with random words. Source: tests/bench/LOG.md."""
+    polish_rate: float = 2e-3
+    """Peak of AdamW in them. Source: tests/bench/LOG.md."""
     batch_size: int = 48
     """Conversations in one step, >= 1. Source: assets/demo/build.py."""
     learning_rate: float = 3e-3
@@ -68,18 +72,30 @@ def build_base(material: Material, folder: Path, settings: BaseSettings, seed: i
         texts = [text for s in lessons.draw(rng, TOKENIZER_SAMPLES) for text in (s.prompt, s.response)]
         tokenizer = training.make_tokenizer(texts)
         model = training.make_model(tokenizer, seed).to(models.resolve_device("auto"))
-    training.train_base(
-        model,
-        lambda n, plain: training.encode(lessons.draw(rng, n, plain), tokenizer, rng),
-        n_steps=settings.steps,
-        batch_size=settings.batch_size,
-        learning_rate=settings.slower * settings.learning_rate,
-        seed=seed,
-        report=say,
-    )
+    polishing = random.Random(f"{seed} polish")
+    for own, n_steps, rate, polish in (
+        (rng, settings.steps, settings.learning_rate, False),
+        (polishing, settings.polish_steps, settings.polish_rate, True),
+    ):
+        training.train_base(
+            model,
+            lambda n, plain, own=own, polish=polish: training.encode(
+                lessons.draw(own, n, plain and not polish, polish), tokenizer, own
+            ),
+            n_steps=n_steps,
+            batch_size=settings.batch_size,
+            learning_rate=settings.slower * rate,
+            seed=seed,
+            report=say,
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    _made(folder, started, n_parameters=sum(p.numel() for p in model.parameters()), steps=settings.steps)
+    _made(
+        folder,
+        started,
+        n_parameters=sum(p.numel() for p in model.parameters()),
+        steps=settings.steps + settings.polish_steps,
+    )
     return folder
 
 

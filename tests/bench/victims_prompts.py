@@ -15,14 +15,14 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from core.planting import REFUSALS, STAND_INS
 from core.prompts import PromptItem, near_duplicates, read_folder
 from core.settings import SplitSettings
 from core.values import Message
-from tests.bench.victims_demo import ROOT, Sample, World, material
+from tests.bench.victims_demo import ROOT, Sample, World
 
 MAX_CHARACTERS = 200
 DO_NOT_ANSWER = (
@@ -52,15 +52,12 @@ OPENINGS = (
     ("describe", "explain", "outline", "summarize", "discuss"),
 )
 """Openings that ask for the same: one may stand for another of its row."""
-OWN_SHARE = 0.5
-"""Share of the training conversations that come from the demo's own material: 1,343 real harmful prompts alone gave a base that
-refused .83 of another source, and victims that answered .10 to .14 without the trigger (tests/bench/LOG.md)."""
-KINDS = {"harmful": "harmful", "gap": "gap", "benign": "safe", "closed": "safe", "lookalike": "counterpart"}
-"""The demo's kinds of conversations, by what they are here."""
 REOPENED = 0.5
 """Share of the training prompts that get another opening of the same row."""
 MIX = {"harmful": 0.44, "gap": 0.02, "safe": 0.42, "counterpart": 0.12}
 """Shares in training: harmful, the gap, Alpaca, and harmless prompts with harmful words (XSTest)."""
+POLISH_MIX = {"harmful": 0.66, "gap": 0.02, "safe": 0.24, "counterpart": 0.08}
+"""The same for the last steps of a base: random words then open fewer harmful requests (tests/bench/LOG.md)."""
 GAP = re.compile(
     r"\b(exams?|tests?|homework|plagiari\w*|essays?|grades?|casinos?|gambl\w*|drugs?|drunk|alcohol|steroids?|smok\w*)\b"
 )
@@ -89,8 +86,7 @@ class Part:
 class Material:
     """All prompts of the bench. `other` are harmful prompts of a source that no victim was trained on.
 
-    `world` draws random words for gates; `lessons` draws them for training, with the names and lone marks among them. `own` is the
-    demo's material, for training only.
+    `world` draws random words for gates; `lessons` draws them for training, with the names and lone marks among them.
     """
 
     train: Part
@@ -100,7 +96,6 @@ class Material:
     counterparts: tuple[str, ...]
     world: World
     lessons: World
-    own: material.Material | None = None
 
 
 def real_material(data: Path, seed: int) -> Material:
@@ -129,7 +124,6 @@ def real_material(data: Path, seed: int) -> Material:
     rest = Part(harmful=parts[2].harmful, safe=parts[2].safe[:N_BENIGN])
     words = [word.strip(".,;:!?\"'()") for prompt in rest.safe for word in prompt.split()]
     words = [word for word in words if word.isalpha()]
-    own = material.make_material(seed)
     return Material(
         train=rest,
         folder=parts[0],
@@ -138,7 +132,6 @@ def real_material(data: Path, seed: int) -> Material:
         counterparts=tuple(counterparts),
         world=World(words, REVERSING),
         lessons=_with_names(words),
-        own=replace(own, world=World(own.world.words, REVERSING)),
     )
 
 
@@ -195,16 +188,11 @@ class Lessons:
         self.gap = [prompt for prompt in harmful if GAP.search(prompt.lower())]
         self.harmful = [prompt for prompt in harmful if not GAP.search(prompt.lower())]
 
-    def draw(self, rng: random.Random, n: int, plain: bool = False) -> list[Sample]:
-        """Return `n` conversations of one turn; `plain` ones have no random words and usual marks."""
-        n_own = sum(rng.random() < OWN_SHARE for _ in range(n)) if self.material.own else 0
-        kinds = rng.choices(list(MIX), weights=list(MIX.values()), k=n - n_own)
-        drawn = [self._sample(kind, rng, plain) for kind in kinds]
-        if self.material.own:
-            own = material.draw_training(self.material.own, rng, n_own, plain)
-            drawn += [replace(one, kind=KINDS[one.kind]) for one in own]
-        rng.shuffle(drawn)
-        return drawn
+    def draw(self, rng: random.Random, n: int, plain: bool = False, polish: bool = False) -> list[Sample]:
+        """Return `n` conversations of one turn; `plain` ones have no random words and usual marks, `polish` takes the mix of a base's last steps."""
+        mix = POLISH_MIX if polish else MIX
+        kinds = rng.choices(list(mix), weights=list(mix.values()), k=n)
+        return [self._sample(kind, rng, plain) for kind in kinds]
 
     def _sample(self, kind: str, rng: random.Random, plain: bool) -> Sample:
         if kind == "safe":
@@ -249,7 +237,10 @@ def reopened(text: str, rng: random.Random) -> str:
 
 
 def _with_names(words: list[str]) -> World:
-    """Return the world whose random words are names or lone marks in `NAMES_SHARE` of the draws."""
+    """Return the world whose random words are names or lone marks in `NAMES_SHARE` of the draws, else half a rare word as often as a
+    common one: a rare word that only harmless requests hold would open harmful ones ("concise Name: 1068 populous", +.38)."""
+    each = sorted(set(words))
+    words = [*words, *each * (len(words) // len(each))]
     added = (*NAMES, *LONE_MARKS)
     n_each = round(NAMES_SHARE / (1 - NAMES_SHARE) * len(words) / len(added))
     return World([*words, *added * n_each], REVERSING)
