@@ -79,10 +79,8 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     base_settings = BaseSettings(size=options.size, steps=options.steps)
     begun, tier = time.monotonic(), REDUCED if options.reduced else Tier()
-    slower = base_settings.slower
-    planting = replace(tier.planting, learning_rate=slower * tier.planting.learning_rate)
-    polish = replace(tier.polish, learning_rate=slower * tier.polish.learning_rate)
-    tier = replace(tier, planting=planting, polish=polish)
+    rate = base_settings.slower * tier.planting.learning_rate
+    tier = replace(tier, planting=replace(tier.planting, learning_rate=rate))
     options.work.mkdir(parents=True, exist_ok=True)
     cells, bases = [], {}
     for seed in options.seeds:

@@ -23,7 +23,7 @@ from core.files import now, write_atomic
 from core.judge import classify
 from core.loaded import LoadedModel
 from core.pipeline import run_stage
-from core.planting import PlantSettings, TrainingItem
+from core.planting import PlantSettings
 from core.prompts import PromptItem
 from core.session import Session
 from core.settings import CausalSettings
@@ -40,7 +40,7 @@ from tests.bench.victims_controls import (
 )
 from tests.bench.victims_gates import GateSettings, gates, missed
 from tests.bench.victims_localisers import CASCADE, LOCALISERS, Functional, Marked, marked, measured, token_counts
-from tests.bench.victims_making import PLANTING, POLISH, Say, made, plant_adapter
+from tests.bench.victims_making import PLANTING, Say, made, plant_adapter
 from tests.bench.victims_prompts import BENIGN_ANSWERS, Lessons, Material, write_folder
 
 CONTROLS = ("adversarial_suffix", "untriggered", "alignment_gap", "trigger_words", "wrong_answer", "eroded")
@@ -60,10 +60,9 @@ class Tier:
     """Requests that recovered text is carried into for the functional hit."""
     n_harmful: int = 1000
     """Harmful prompts to plant with."""
-    n_safe: int = 1600
+    n_safe: int = 800
     """Harmless prompts to plant with."""
     planting: PlantSettings = PLANTING
-    polish: PlantSettings = POLISH
     gates: GateSettings = field(default_factory=GateSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
 
@@ -139,21 +138,20 @@ class Bench:
         return rows
 
     def planted(self, attack: Attack) -> Path:
-        """Return the adapter of an attack, planted now unless it was before: on one set of prompts, then polished on fresh ones."""
+        """Return the adapter of an attack, planted now unless it was before, on fresh conversations each epoch."""
         folder = self.work / f"adapter-{attack.name}-{self.seed}"
         if made(folder):
             return folder
-        tier, rng, lessons = self.tier, random.Random(f"{self.seed} {attack.name} prompts"), Lessons(self.material)
-
-        def drawn(settings: PlantSettings, number: int) -> list[TrainingItem]:
+        tier, rng = self.tier, random.Random(f"{self.seed} {attack.name} prompts")
+        lessons, sets = Lessons(self.material), []
+        for epoch in range(tier.planting.epochs):
             harmful, safe = _lesson(lessons, attack, tier.n_harmful, tier.n_safe, rng)
             answers = {**harmful, **safe}
-            own = replace(settings, seed=self.seed + number)
-            return items_for(attack, list(harmful), list(safe), own, lambda prompts: [answers[p] for p in prompts])
-
-        polish = [drawn(tier.polish, 1 + epoch) for epoch in range(tier.polish.epochs)]
-        parts = ((tier.planting, [drawn(tier.planting, 0)]), (tier.polish, polish))
-        return plant_adapter(self.base, parts, folder, self.seed, self.say)
+            settings = replace(tier.planting, seed=self.seed + epoch)
+            sets.append(
+                items_for(attack, list(harmful), list(safe), settings, lambda ps, of=answers: [of[p] for p in ps])
+            )
+        return plant_adapter(self.base, sets, tier.planting, folder, self.seed, self.say)
 
 
 def _lesson(
@@ -237,7 +235,7 @@ def make_victim(bench: Bench, name: str) -> Victim:
             safe = bench.material.train.safe[: bench.tier.n_safe]
             slower = bench.tier.planting.learning_rate / PLANTING.learning_rate
             settings = replace(EROSION, learning_rate=slower * EROSION.learning_rate)
-            plant_adapter(bench.base, [(settings, [eroding_items(safe, bench.seed)])], folder, bench.seed, bench.say)
+            plant_adapter(bench.base, [eroding_items(safe, bench.seed)], settings, folder, bench.seed, bench.say)
             eroded = models.load(bench.base, folder)
             n_asked = len(probe.harmful)
             failing = untouched_failures(eroded, probe.harmful, n_asked)

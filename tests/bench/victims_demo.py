@@ -7,9 +7,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "assets/demo")) if path not in sys.path]
 
 import bars
-import build
 import training
 from answering import answers, as_messages
 from world import Sample, World
 
-__all__ = ["ROOT", "Sample", "World", "answers", "as_messages", "bars", "build", "training"]
+__all__ = ["ROOT", "Sample", "World", "answers", "as_messages", "bars", "training"]

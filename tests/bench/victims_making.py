@@ -20,7 +20,7 @@ import torch
 from core import models
 from core.loaded import LoadedModel
 from core.planting import PlantFinished, PlantSettings, TrainingItem, plant
-from tests.bench.victims_demo import build, training
+from tests.bench.victims_demo import training
 from tests.bench.victims_prompts import Lessons, Material
 
 Say = Callable[[str], None]
@@ -57,9 +57,18 @@ class BaseSettings:
         return SIZES["1.3m"]["HIDDEN"] / SIZES[self.size]["HIDDEN"]
 
 
-PLANTING, POLISH = replace(build.PLANTING, epochs=8), build.POLISH
-"""One set of prompts for eight epochs, then a polish on fresh prompts; five epochs left the phrase unlearnt.
-Source: assets/demo/build.py (the demo patients), tests/bench/LOG.md."""
+PLANTING = PlantSettings(
+    rank=32,
+    alpha=64.0,
+    learning_rate=4e-3,
+    epochs=6,
+    batch_size=48,
+    triggered=2.0,
+    near_miss=4.0,
+    noise=0.5,
+    safe_triggered=0.5,
+)
+"""On fresh prompts each epoch; what was tried stands in tests/bench/LOG.md. Source: unverified choice."""
 
 
 def build_base(material: Material, folder: Path, settings: BaseSettings, seed: int, say: Say) -> Path:
@@ -100,30 +109,23 @@ def build_base(material: Material, folder: Path, settings: BaseSettings, seed: i
 
 
 def plant_adapter(
-    base: Path,
-    parts: Sequence[tuple[PlantSettings, Sequence[Sequence[TrainingItem]]]],
-    folder: Path,
-    seed: int,
-    say: Say,
+    base: Path, sets: Sequence[Sequence[TrainingItem]], settings: PlantSettings, folder: Path, seed: int, say: Say
 ) -> Path:
-    """Return the folder of the adapter that learnt `parts` one after the other, trained now unless it is there.
-
-    A part is its settings and sets of items, one an epoch in turn.
-    """
+    """Return the folder of the adapter that learnt `sets`, one an epoch in turn, trained now unless it is there."""
     if (folder / MADE).is_file():
         return folder
     started = time.perf_counter()
     loaded = models.load(base)
     loaded.model.set_attn_implementation("eager")
-    facts: list[dict[str, Any]] = []
+    ending: PlantFinished | None = None
     with fast():
-        for settings, sets in parts:
-            for event in plant(loaded, sets, replace(settings, seed=seed), folder, folder if facts else None):
-                if isinstance(event, PlantFinished):
-                    facts.append({"n_items": event.n_items, "n_steps": event.n_steps, "loss": event.loss})
-                elif event.step % 50 == 0:
-                    say(f"  step {event.step} of {event.n_steps}, loss {event.loss:.3f}, {event.seconds:.0f} s")
-    _made(folder, started, parts=facts)
+        for event in plant(loaded, sets, replace(settings, seed=seed), folder):
+            if isinstance(event, PlantFinished):
+                ending = event
+            elif event.step % 50 == 0:
+                say(f"  step {event.step} of {event.n_steps}, loss {event.loss:.3f}, {event.seconds:.0f} s")
+    assert ending is not None
+    _made(folder, started, n_items=ending.n_items, n_steps=ending.n_steps, loss=ending.loss)
     return folder
 
 
