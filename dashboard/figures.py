@@ -24,7 +24,7 @@ from core.values import (
     TestOutcome,
     Verification,
 )
-from dashboard import wording, wording_verdict
+from dashboard import wording, wording_locate, wording_repair, wording_tests, wording_verify
 
 CLIP_PERCENTILE = 98
 """Scores beyond this percentile of |score| share the last colour. Source: ui.md section 3."""
@@ -105,7 +105,7 @@ def token_view(
         "suggested": sorted(suggested),
         "highlight": sorted(highlight),
         "granularity": "token",
-        "legend": _legend(scores, wording.method_name(located.method)) if located else None,
+        "legend": _legend(scores, wording_locate.method_name(located.method)) if located else None,
         "empty": wording.NO_PROMPT,
     }
 
@@ -138,7 +138,7 @@ def saliency_views(
     before, after = verification.saliency_before, verification.saliency_after
     scored = [token.segment == "user" for token in opened.prompt.tokens]
     together = [value for values in (before, after) for value, use in zip(values, scored, strict=False) if use]
-    legend = _legend([finite(value) for value in together], wording.SALIENCY)
+    legend = _legend([finite(value) for value in together], wording_verify.SALIENCY)
     signed = any(value < 0 for value in together)
     views = []
     for values in (before, after):
@@ -197,17 +197,22 @@ def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
     shams = [(t.with_unit, i + gap) for i, t in enumerate(rows) if t.name == "sham"]
     without = [(t.without_unit, i - gap) for i, t in enumerate(rows)]
     data = [
-        _interval_trace(wording.WITH, planted, "theme:accent", "circle"),
-        _interval_trace(wording.SHAM, shams, "theme:muted", "diamond-open"),
-        _interval_trace(wording.WITHOUT, without, "theme:cool", "circle-open"),
+        _interval_trace(wording_tests.WITH, planted, "theme:accent", "circle"),
+        _interval_trace(wording_tests.SHAM, shams, "theme:muted", "diamond-open"),
+        _interval_trace(wording_tests.WITHOUT, without, "theme:cool", "circle-open"),
     ]
     made = layout(
         showlegend=True,
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": {"size": 12}},
-        xaxis={"range": [-0.02, 1.02], "tickformat": ".0%", "title": {"text": wording.RATE_AXIS}, "zeroline": False},
+        xaxis={
+            "range": [-0.02, 1.02],
+            "tickformat": ".0%",
+            "title": {"text": wording_tests.RATE_AXIS},
+            "zeroline": False,
+        },
         yaxis={
             "tickvals": list(range(len(rows))),
-            "ticktext": [wording_verdict.test_name(t.name) for t in rows],
+            "ticktext": [wording_tests.test_name(t.name) for t in rows],
             "range": [-0.6, max(0.6, len(rows) - 0.4)],
             "showgrid": False,
             "zeroline": False,
@@ -221,7 +226,7 @@ def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
         "height": 96 + 40 * max(3, len(rows)),
         "key": f"forest-{candidate}-{len(rows)}",
         "highlight": [],
-        "summary": "" if chosen else wording_verdict.NO_TESTS,
+        "summary": "" if chosen else wording_tests.NO_TESTS,
     }
 
 
@@ -283,8 +288,8 @@ def live_chart(repair: RepairTrace, since: int = 0, *, going: bool | None = None
             "best": [probe.best for probe in probes],
         },
         "budget": budget,
-        "meter": wording.budget_used(probes[-1].kl_nats_per_token, budget) if probes and budget else "",
+        "meter": wording_repair.budget_used(probes[-1].kl_nats_per_token, budget) if probes and budget else "",
         "total": started.n_steps if started else None,
         "state": state,
-        "summary": wording.live_summary(repair, going),
+        "summary": wording_repair.live_summary(repair, going),
     }

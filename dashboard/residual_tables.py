@@ -1,7 +1,7 @@
 """Residual risk to tables, pure: other forms of the trigger, classes of answers, the two probes."""
 
 from core.values import ANSWER_CLASSES, Relearnt, Verification, WrongTrigger
-from dashboard import wording, wording_verify
+from dashboard import wording_verify
 from dashboard.figures import Value, shown
 from dashboard.tables import plain_rows, rate_cell, table
 
@@ -35,7 +35,7 @@ def class_table(result: Verification) -> Value:
     """TableView value: classes of answers by kind of prompt; a class without any answer is left out."""
     rows: list[Value] = [
         {
-            "prompts": wording.pair_kind(group.kind),
+            "prompts": wording_verify.pair_kind(group.kind),
             "class": wording_verify.CLASSES[name],
             "before": rate_cell(group.before[name]),
             "after": rate_cell(group.after[name]),

@@ -25,7 +25,15 @@ from core.values import (
     Verdict,
     Verification,
 )
-from dashboard import wording, wording_verdict, wording_verify
+from dashboard import (
+    wording,
+    wording_case,
+    wording_confirm,
+    wording_locate,
+    wording_repair,
+    wording_verdict,
+    wording_verify,
+)
 
 Value = dict[str, object]
 REPAIR_TONES = {"finished": "good", "targets_held": "good", "kept": "plain", "kl_budget": "plain", "discarded": "plain"}
@@ -67,7 +75,7 @@ def case(manifest: Manifest, opened: OpenResult | None, linked: Sequence[Link] =
     if manifest.report_file is not None:
         facts.append([f"SHA-256 {manifest.report_file.name or 'report'}", _short(manifest.report_file.sha256)])
     if manifest.reviewers > 1:
-        facts.append(["repair needs", wording.TWO_NEEDED])
+        facts.append(["repair needs", wording_case.TWO_NEEDED])
     if opened is not None:
         facts += [
             ["loaded", f"safetensors only, no remote code; {opened.dtype} on {opened.device}"],
@@ -75,14 +83,14 @@ def case(manifest: Manifest, opened: OpenResult | None, linked: Sequence[Link] =
             ["context", f"{opened.context_length} tokens" if opened.context_length else "not stated"],
             [
                 "chat template",
-                _short(opened.prompt.template_hash) if not opened.prompt.fallback_template else wording.FALLBACK,
+                _short(opened.prompt.template_hash) if not opened.prompt.fallback_template else wording_case.FALLBACK,
             ],
-            ["clean reference", wording.HAS_REFERENCE if opened.has_reference else wording.NO_REFERENCE],
+            ["clean reference", wording_case.HAS_REFERENCE if opened.has_reference else wording_case.NO_REFERENCE],
         ]
     if report.source:
         facts.append(["report from", report.source])
-    facts += [[f"same {what}", text] for what, text in wording.linked(linked)]
-    headline = wording.opened(opened) if opened else wording.LOADING
+    facts += [[f"same {what}", text] for what, text in wording_case.linked(linked)]
+    headline = wording_case.opened(opened) if opened else wording.LOADING
     line = " ".join(filter(None, [*opened.warnings, wording.long_prompt(opened.occlusion)])) if opened else ""
     tone = "warn" if line else "good" if opened else "busy"
     return {"headline": headline, "tone": tone, "line": line, "facts": facts}
@@ -100,7 +108,7 @@ def report(manifest: Manifest) -> Value:
 def reproduction(result: Reproduction, manifest: Manifest) -> Value:
     """Step 2: how often it fails, next to what it should have said."""
     failure = result.failure
-    lead = wording.SAMPLED if failure.n > 1 else wording.GREEDY
+    lead = wording_case.SAMPLED if failure.n > 1 else wording_case.GREEDY
     facts = [["failure rate", wording.rate(failure)], ["how", lead]]
     if result.reference_failure is not None:
         facts.append(["clean reference", wording.rate(result.reference_failure)])
@@ -115,11 +123,13 @@ def reproduction(result: Reproduction, manifest: Manifest) -> Value:
     ranked = sorted(seen.items(), key=lambda item: -item[1][0])[:SHOWN_ANSWERS]
     for answer, (count, outcome, layer) in ranked:
         word = wording.judged_by(outcome, layer)["word"]
-        quotes.append({"label": wording.said_now(count, len(result.answers), word), "text": answer, "tone": "plain"})
+        quotes.append(
+            {"label": wording_case.said_now(count, len(result.answers), word), "text": answer, "tone": "plain"}
+        )
     return {
-        "headline": wording.reproduced(result),
+        "headline": wording_case.reproduced(result),
         "tone": "plain",
-        "line": wording.reference_line(result),
+        "line": wording_case.reference_line(result),
         "facts": facts,
         "quotes": quotes,
     }
@@ -127,23 +137,23 @@ def reproduction(result: Reproduction, manifest: Manifest) -> Value:
 
 def located(result: LocateResult, wanted: str | None, cost: Estimate | None = None) -> Value:
     """Step 3: how many tokens stand out; `wanted` names the method that is still running, `cost` what occlusion takes."""
-    line = wording.still_running(wanted, result.method) if wanted else wording.METHOD_HELP[result.method]
+    line = wording_locate.still_running(wanted, result.method) if wanted else wording_locate.METHOD_HELP[result.method]
     line = f"{line} {wording.long_prompt(cost)}".strip() if wanted == "occlusion" else line
-    return {"headline": wording.located(result), "tone": "busy" if wanted else "plain", "line": line}
+    return {"headline": wording_locate.located(result), "tone": "busy" if wanted else "plain", "line": line}
 
 
 def trust(result: LocateResult, gap_warning: float) -> Value:
     """Step 3: completeness gap, agreement, baseline, cost."""
     wide = result.completeness_gap is not None and result.completeness_gap > gap_warning
-    return {"line": wording.trust(result) + (f"  ·  {wording.WIDE_GAP}" if wide else ""), "tone": "plain"}
+    return {"line": wording_locate.trust(result) + (f"  ·  {wording_locate.WIDE_GAP}" if wide else ""), "tone": "plain"}
 
 
 def containment(made: RuleFile | None, case_id: str) -> Value:
     """Step 4: the rule file of the confirmed trigger, to download."""
     if made is None:
         return {}
-    link: Value = {"text": wording_verdict.RULE_FILE, "href": f"/case/{case_id}/{RULES}", "download": True}
-    return {"line": wording_verdict.contained(len(made.rules), len(made.tested), made.missed), "links": [link]}
+    link: Value = {"text": wording_confirm.RULE_FILE, "href": f"/case/{case_id}/{RULES}", "download": True}
+    return {"line": wording_confirm.contained(len(made.rules), len(made.tested), made.missed), "links": [link]}
 
 
 def serving(result: TriageResult) -> Value:
@@ -174,36 +184,36 @@ def verdict(result: TriageResult) -> Value:
 
 def tested(text: str, tests: Sequence[TestOutcome]) -> Value:
     """Step 4: how a span of the analyst fared."""
-    return {"headline": wording_verdict.tested(text, tests), "line": wording_verdict.tested_line(tests)}
+    return {"headline": wording_confirm.tested(text, tests), "line": wording_confirm.tested_line(tests)}
 
 
 def minimised(result: MinimisedSpan) -> Value:
     """Step 4: the smallest part of a span of the analyst that does the same."""
     note = wording.beside((result.logic.rstrip("."), wording_verdict.spent(result.budget)))
-    return {"headline": wording_verdict.minimised(result), "line": wording_verdict.minimised_line(result), "note": note}
+    return {"headline": wording_confirm.minimised(result), "line": wording_confirm.minimised_line(result), "note": note}
 
 
 def selection(units: Sequence[str], edited: bool) -> Value:
     """Step 4: what is marked in the editor."""
     if not units:
-        return {"line": wording_verdict.NOTHING_MARKED, "tone": "muted"}
+        return {"line": wording_confirm.NOTHING_MARKED, "tone": "muted"}
     text = wording.quoted(units)
-    state = wording_verdict.EDITED if edited else wording_verdict.AS_PROPOSED
-    return {"line": f"{wording_verdict.MARKED}: {text}  ·  {state}", "tone": "plain"}
+    state = wording_confirm.EDITED if edited else wording_confirm.AS_PROPOSED
+    return {"line": f"{wording_confirm.MARKED}: {text}  ·  {state}", "tone": "plain"}
 
 
 def decision(confirmation: TriggerConfirmation | None, fault_text: str | None, found: Verdict | None) -> Value:
     """Step 4: the decision that stands, or why none does; under the verdict `found`, what one would mean."""
     if confirmation is None:
         return {
-            "headline": wording_verdict.UNDECIDED,
+            "headline": wording_confirm.UNDECIDED,
             "tone": "muted",
             "line": wording_verdict.NEXT.get(found or "", ""),
         }
     units = wording.quoted(confirmation.units)
-    agreed = wording_verdict.agreed(confirmation.second) if confirmation.second else ""
+    agreed = wording_confirm.agreed(confirmation.second) if confirmation.second else ""
     value: Value = {
-        "headline": wording_verdict.confirmed(confirmation),
+        "headline": wording_confirm.confirmed(confirmation),
         "tone": "plain" if confirmation.decision == "rejected" else "good",
         "line": wording.beside((units, confirmation.reason, agreed)),
     }
@@ -228,10 +238,10 @@ def repair(
 ) -> Value:
     """Step 5: what will be, is being or was repaired."""
     if lock is not None:
-        return {"headline": wording.LOCKED, "tone": "muted", "line": lock}
+        return {"headline": wording_repair.LOCKED, "tone": "muted", "line": lock}
     units = wording.quoted(confirmation.units) if confirmation else ""
     dummy = confirmation is not None and confirmation.way == "dummy"
-    facts = [[wording.DUMMY_TRIGGER if dummy else "trigger", units]]
+    facts = [[wording_repair.DUMMY_TRIGGER if dummy else "trigger", units]]
     if started is not None:
         facts += [
             ["device", started.device],
@@ -241,25 +251,28 @@ def repair(
             ["memory estimate", wording.megabytes(started.memory_estimate_mb)],
         ]
     elif opened is not None:
-        facts += [["device", opened.device], ["memory", f"{wording.megabytes(opened.memory_mb)} {wording.MEMORY_MORE}"]]
+        facts += [
+            ["device", opened.device],
+            ["memory", f"{wording.megabytes(opened.memory_mb)} {wording_repair.MEMORY_MORE}"],
+        ]
     if running:
-        return {"headline": wording.REPAIRING, "tone": "busy", "facts": facts}
+        return {"headline": wording_repair.REPAIRING, "tone": "busy", "facts": facts}
     if finished is not None:
         tone = REPAIR_TONES.get(finished.reason, "warn")
-        headline = wording.repair_ended(finished)
+        headline = wording_repair.repair_ended(finished)
         return {"headline": headline, "tone": tone, "line": finished.message, "facts": facts}
-    return {"headline": wording.READY_TO_REPAIR, "tone": "plain", "facts": facts}
+    return {"headline": wording_repair.READY_TO_REPAIR, "tone": "plain", "facts": facts}
 
 
 def verified(result: Verification) -> Value:
     """Step 6: before and after in one line, with the reasons and the residual risk."""
     tone = {"REDUCED": "good", "NOT_REDUCED": "bad", "INCONCLUSIVE": "warn"}[result.result]
     return {
-        "headline": wording.verified(result),
+        "headline": wording_verify.verified(result),
         "tone": tone,
         "line": " ".join(result.reasons),
-        "why": wording.RESIDUAL_RISK + (f" {wording.looks(result.looks)}" if result.looks > 1 else ""),
-        "why_label": wording.RESIDUAL_LABEL,
+        "why": wording_verify.RESIDUAL_RISK + (f" {wording_verify.looks(result.looks)}" if result.looks > 1 else ""),
+        "why_label": wording_verify.RESIDUAL_LABEL,
     }
 
 
@@ -291,17 +304,17 @@ def exports(manifest: Manifest, folder: Path, verification: Verification | None)
     """Step 6: what has been written, as links, and the card that reproduces it."""
     base = f"/case/{manifest.id}"
     links: list[Value] = []
-    for name, text in wording.DOWNLOADS.items():
+    for name, text in wording_verify.DOWNLOADS.items():
         if (folder / name).is_file():
             links.append({"text": text, "href": f"{base}/{name}", "download": not name.endswith(".html")})
     facts = []
     if (folder / "export" / "merged" / "config.json").is_file():
-        facts.append([wording.MERGED_AT, str(folder / "export" / "merged")])
+        facts.append([wording_verify.MERGED_AT, str(folder / "export" / "merged")])
     if not links and not facts:
-        return {"line": wording.NOTHING_WRITTEN, "tone": "muted"}
+        return {"line": wording_verify.NOTHING_WRITTEN, "tone": "muted"}
     value: Value = {"links": links, "facts": facts}
     if verification is not None:
-        value |= {"why_label": wording.CARD_LABEL, "why": _card(manifest, folder, verification)}
+        value |= {"why_label": wording_verify.CARD_LABEL, "why": _card(manifest, folder, verification)}
     return value
 
 

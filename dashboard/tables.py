@@ -20,7 +20,7 @@ from core.values import (
     TriggerProposal,
     Verification,
 )
-from dashboard import wording, wording_verdict
+from dashboard import wording, wording_confirm, wording_labels, wording_locate, wording_tests, wording_verify
 from dashboard.figures import Value, finite, shown, token_rows
 
 REASONS_SHOWN = 1
@@ -80,10 +80,10 @@ def token_table(opened: OpenResult, located: LocateResult, messages: Sequence[Me
             "span": "" if token["start"] is None else f"{token['message']}:{token['start']}–{token['end']}",
             "score": finite(located.scores[position]) if scored else None,
             "rank": rank.get(position),
-            "cluster": wording.cluster_word(located.labels[position]),
+            "cluster": wording_locate.cluster_word(located.labels[position]),
         }
         rows.append({"key": position, "cells": cells})
-    return table(wording.TOKEN_TABLE, "tokens.csv", wording.TOKEN_COLUMNS, rows, empty=wording.NO_PROMPT)
+    return table(wording_locate.TOKEN_TABLE, "tokens.csv", wording_locate.TOKEN_COLUMNS, rows, empty=wording.NO_PROMPT)
 
 
 def _noted(sentences: Sequence[str]) -> Value:
@@ -111,7 +111,7 @@ def candidate_table(
     rows: list[Value] = []
     for number, proposal in [*enumerate(proposals), *((-1 - at, one) for at, one in enumerate(dropped or ()))]:
         kept = number >= 0
-        word = wording_verdict.KEPT if kept else wording_verdict.DROPPED
+        word = wording_tests.KEPT if kept else wording_tests.DROPPED
         cells: Value = {
             "number": number + 1 if kept else len(proposals) - number,
             "text": {"text": shown(proposal.text, 120), "csv": proposal.text},
@@ -124,11 +124,11 @@ def candidate_table(
         }
         rows.append({"key": number, "cells": cells})
     return table(
-        wording.CANDIDATES,
+        wording_locate.CANDIDATES,
         None if dropped is None else "candidates.csv",
-        wording.CANDIDATE_COLUMNS if dropped is None else wording_verdict.CANDIDATE_COLUMNS,
+        wording_locate.CANDIDATE_COLUMNS if dropped is None else wording_tests.CANDIDATE_COLUMNS,
         rows,
-        empty=wording.NO_CANDIDATES,
+        empty=wording_locate.NO_CANDIDATES,
         selected=selected,
         at_once=None if dropped is None else max(len(proposals), CANDIDATES_SHOWN),
     )
@@ -141,20 +141,20 @@ def outcome_table(tests: Sequence[TestOutcome], candidate: int = 0, own: str | N
         if test.name in DESCRIBED or test.candidate not in (candidate, WHOLE_CASE):
             continue
         cells = {
-            "test": {"text": wording_verdict.test_name(test.name), "title": wording_verdict.TEST_HELP[test.name]},
+            "test": {"text": wording_tests.test_name(test.name), "title": wording_tests.TEST_HELP[test.name]},
             "with": rate_cell(test.with_unit),
             "without": rate_cell(test.without_unit),
             "p": {"text": wording.p_value(test.p_value), "sort": test.p_value, "csv": test.p_value},
-            "result": wording_verdict.passed(test.passed, test.name),
+            "result": wording_tests.passed(test.passed, test.name),
             "note": _noted(_sentences(test.note)),
         }
         rows.append(cells)
     return table(
-        wording_verdict.tests_of(own),
+        wording_tests.tests_of(own),
         "tests.csv",
-        wording_verdict.TEST_COLUMNS,
+        wording_tests.TEST_COLUMNS,
         plain_rows(rows),
-        empty=wording_verdict.NO_TESTS,
+        empty=wording_tests.NO_TESTS,
     )
 
 
@@ -162,15 +162,15 @@ def described_table(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
     """TableView value: the tests of one candidate that describe and decide nothing."""
     rows = [
         {
-            "test": {"text": wording_verdict.test_name(test.name), "title": wording_verdict.TEST_HELP[test.name]},
+            "test": {"text": wording_tests.test_name(test.name), "title": wording_tests.TEST_HELP[test.name]},
             "with": rate_cell(test.with_unit),
             "without": rate_cell(test.without_unit),
-            "note": wording_verdict.described_note(test.note),
+            "note": wording_tests.described_note(test.note),
         }
         for test in tests
         if test.name in DESCRIBED and test.candidate == candidate
     ]
-    return table(wording_verdict.DESCRIBED_TABLE, "described.csv", wording_verdict.DESCRIBED_COLUMNS, plain_rows(rows))
+    return table(wording_tests.DESCRIBED_TABLE, "described.csv", wording_tests.DESCRIBED_COLUMNS, plain_rows(rows))
 
 
 def scan_table(found: Scan | None) -> Value:
@@ -178,11 +178,11 @@ def scan_table(found: Scan | None) -> Value:
     hits = found.hits if found else ()
     rows = [{"line": h.line, "rule": h.rule, "outcome": h.outcome or "", "excerpt": h.excerpt} for h in hits]
     return table(
-        wording_verdict.scanned(found.file, found.headline) if found else "",
+        wording_confirm.scanned(found.file, found.headline) if found else "",
         "scan.csv",
-        wording_verdict.SCAN_COLUMNS,
+        wording_confirm.SCAN_COLUMNS,
         plain_rows(rows),
-        empty=wording_verdict.NO_HITS if found else "",
+        empty=wording_confirm.NO_HITS if found else "",
     )
 
 
@@ -197,14 +197,18 @@ def metric_table(verification: Verification) -> Value:
     rows = []
     for metric in verification.metrics:
         cells = {
-            "metric": wording.metric_name(metric.name),
+            "metric": wording_verify.metric_name(metric.name),
             "before": _measure(metric.before),
             "after": _measure(metric.after),
             "meaning": metric.meaning,
         }
         rows.append(cells)
     return table(
-        wording.METRIC_TABLE, "before-after.csv", wording.METRIC_COLUMNS, plain_rows(rows), empty=wording.NO_METRICS
+        wording_verify.METRIC_TABLE,
+        "before-after.csv",
+        wording_verify.METRIC_COLUMNS,
+        plain_rows(rows),
+        empty=wording_verify.NO_METRICS,
     )
 
 
@@ -212,7 +216,7 @@ def answer_pairs(verification: Verification) -> Value:
     """AnswerPairs value: example answers before and after."""
     pairs = [
         {
-            "kind": wording.pair_kind(pair.kind),
+            "kind": wording_verify.pair_kind(pair.kind),
             "prompt": pair.prompt,
             "before": pair.before,
             "after": pair.after,
@@ -221,8 +225,8 @@ def answer_pairs(verification: Verification) -> Value:
         }
         for pair in verification.examples
     ]
-    labels = {"before": wording.BEFORE, "after": wording.AFTER}
-    return {"pairs": pairs, "labels": labels, "empty": wording.NO_ANSWERS}
+    labels = {"before": wording_verify.BEFORE, "after": wording_verify.AFTER}
+    return {"pairs": pairs, "labels": labels, "empty": wording_verify.NO_ANSWERS}
 
 
 def answer_labels(found: JudgedAnswers | None, kept: Labels) -> Value:
@@ -241,9 +245,9 @@ def answer_labels(found: JudgedAnswers | None, kept: Labels) -> Value:
         "items": items,
         "labels": {item["key"]: saved[item["key"]] for item in items if item["key"] in saved},
         "choices": [{"id": one, "word": wording.outcome(one)["word"]} for one in CLASSES],
-        "judge": wording_verdict.JUDGE_SAID,
-        "help": wording_verdict.LABEL_HELP,
-        "empty": wording_verdict.NOTHING_TO_LABEL,
+        "judge": wording_labels.JUDGE_SAID,
+        "help": wording_labels.LABEL_HELP,
+        "empty": wording_labels.NOTHING_TO_LABEL,
     }
 
 
@@ -251,9 +255,9 @@ def confusion_table(told: Agreement | None) -> Value:
     """TableView value: what the judge said (rows) against what the analyst said (columns)."""
     words: dict[str, str] = {one: wording.outcome(one)["word"] for one in CLASSES}
     rows = [{"judged": words[judged], **row} for judged, row in (told.matrix if told is not None else {}).items()]
-    columns = [{"key": "judged", "label": wording_verdict.JUDGE_BY_ANALYST, "kind": "text"}]
+    columns = [{"key": "judged", "label": wording_labels.JUDGE_BY_ANALYST, "kind": "text"}]
     columns += [{"key": one, "label": words[one], "kind": "number"} for one in CLASSES]
-    return table(wording_verdict.CONFUSION_TABLE, "confusion.csv", columns, plain_rows(rows))
+    return table(wording_labels.CONFUSION_TABLE, "confusion.csv", columns, plain_rows(rows))
 
 
 def corrected_table(told: Agreement | None) -> Value:
@@ -262,11 +266,11 @@ def corrected_table(told: Agreement | None) -> Value:
         {
             "rate": UNSAFE_RATES[one.name],
             "judged": rate_cell(one.judged),
-            "corrected": {"text": wording_verdict.corrected(one), "sort": one.value, "csv": one.value},
+            "corrected": {"text": wording_labels.corrected(one), "sort": one.value, "csv": one.value},
         }
         for one in (told.corrected if told is not None else ())
     ]
-    return table(wording_verdict.CORRECTED_TABLE, "corrected.csv", wording_verdict.CORRECTED_COLUMNS, plain_rows(rows))
+    return table(wording_labels.CORRECTED_TABLE, "corrected.csv", wording_labels.CORRECTED_COLUMNS, plain_rows(rows))
 
 
 def status(

@@ -8,7 +8,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 
 from core.values import LocateResult, Message, OpenResult
-from dashboard import wording
+from dashboard import wording_locate
 from dashboard.figures import Value, finite, layout, shown, token_rows
 
 LABELLED_POINTS = 12
@@ -48,20 +48,24 @@ def strip(
             "yanchor": "bottom",
         }
         font = {"size": 11, "color": "theme:muted"}
-        notes.append({**place, "showarrow": False, "text": wording.BOUNDARY, "font": font})
+        notes.append({**place, "showarrow": False, "text": wording_locate.BOUNDARY, "font": font})
     low, high = _extent([y for _, y in points.values()] + [located.boundary or 0.0])
     axes = {
         "xaxis": {
-            "title": {"text": wording.POSITION_AXIS},
+            "title": {"text": wording_locate.POSITION_AXIS},
             "zeroline": False,
             "range": list(_extent([x for x, _ in points.values()])),
         },
-        "yaxis": {"title": {"text": wording.score_axis(located)}, "zeroline": located.signed, "range": [low, high]},
+        "yaxis": {
+            "title": {"text": wording_locate.score_axis(located)},
+            "zeroline": located.signed,
+            "range": [low, high],
+        },
     }
     return value | {
         "layout": layout(shapes=shapes, annotations=notes, **axes),
         "key": f"strip-{located.method}-{located.target.kind}",
-        "summary": wording.stand_out(sum(1 for label in located.labels if label == 1)),
+        "summary": wording_locate.stand_out(sum(1 for label in located.labels if label == 1)),
     }
 
 
@@ -72,13 +76,13 @@ def token_map(
     points = {p: (float(x), float(y)) for p, (x, y) in zip(located.positions, located.coordinates, strict=True)}
     bare = {"showticklabels": False, "zeroline": False, "showgrid": False, "showline": False, "ticks": ""}
     ranges = [list(_extent([point[axis] for point in points.values()])) for axis in (0, 1)]
-    title = {"text": wording.projection_name(located.projection)}
+    title = {"text": wording_locate.projection_name(located.projection)}
     made = layout(xaxis={**bare, "title": title, "range": ranges[0]}, yaxis={**bare, "range": ranges[1]})
     made["margin"] = {"l": 24, "r": 24, "t": 24, "b": 28}
     return _plot(opened, located, messages, points, highlight) | {
         "layout": made,
         "key": f"map-{located.method}-{located.target.kind}",
-        "summary": "" if located.positions else wording.NO_MAP,
+        "summary": "" if located.positions else wording_locate.NO_MAP,
     }
 
 
@@ -122,7 +126,7 @@ def _boundary_note(located: LocateResult, points: Mapping[int, Point]) -> tuple[
     """Return the end of the boundary line at which its name covers fewer points, and the name's place there in pixels."""
     if located.boundary is None:
         return "right", None
-    width = CHARACTER * len(wording.BOUNDARY)
+    width = CHARACTER * len(wording_locate.BOUNDARY)
     bottom = _share(located.boundary, _extent([y for _, y in points.values()])) * HEIGHT
     boxes: dict[str, Box] = {
         "right": (WIDTH - width, bottom, WIDTH, bottom + LINE),

@@ -1,136 +1,20 @@
-"""Every sentence of step 4: verdicts, tests, candidates, the analyst's own spans, containment and labels.
-
-Apart from `wording.py` only for its length. Constants for fixed text, functions for text about a result. What this does not
-do: decide anything.
-"""
+"""The sentences of step 4 about the verdict: what it is, why, which test decided, what it cost, and what the serving adds."""
 
 from collections.abc import Sequence
 
-from core.labels import Agreement, Corrected, JudgedAnswers
-from core.report_text import DESCRIBED
-from core.values import (
-    WHOLE_CASE,
-    Budget,
-    MinimisedSpan,
-    Rate,
-    SecondReview,
-    ServingFinding,
-    TestOutcome,
-    TriageResult,
-    TriggerConfirmation,
-)
+from core.values import WHOLE_CASE, Budget, Rate, ServingFinding, TestOutcome, TriageResult
 from dashboard.wording import beside, duration, percent, rate
+from dashboard.wording_tests import test_name
 
-# -- buttons and labels --------------------------------------------------------------------------------
-TEST_SPAN = "Test this span"
-MINIMISE_SPAN = "Minimise span"
-TESTING_SPAN = "Testing …"
-MINIMISING_SPAN = "Minimising …"
-STOP = "Stop"
-MARK_SMALLEST = "Mark it"
-ACCEPT = "Accept"
-EDIT = "Accept as edited"
-REJECT = "Reject"
-AGREE = "Agree as second"
+NOT_TESTED_YET = "Not tested yet: mark a span, or run the tests on the proposed one"
+TESTING = "Testing candidates"
 VERDICT_LABEL = "Verdict"
 HOW_DECIDED = "How this was decided"
 DECIDED_BY = "decided by"
-MARKED = "Marked"
-NOTHING_MARKED = "Nothing is marked."
-EDITED = "edited"
-AS_PROPOSED = "as proposed"
-UNDECIDED = "No decision yet"
-NOT_TESTED_YET = "Not tested yet: mark a span, or run the tests on the proposed one"
-TESTING = "Testing candidates"
-KEPT = "tested"
-DROPPED = "dropped"
-TEST_TABLE = "Tests"
-DESCRIBED_TABLE = "Described, not decisive"
-NO_TESTS = "No test has run yet."
 NO_TRIGGER = ("ALIGNMENT_GAP", "DISTRIBUTED")
 """Verdicts under which no text is hinted at. Source: method.md section 4.2 (nothing is coloured before the tests passed)."""
 UNMARKED = (*NO_TRIGGER, "INCONCLUSIVE")
 """Verdicts under which nothing is marked until the analyst marks it. Source: the same."""
-DESCRIBED_LEAD = "Described, not decisive"
-
-TEST_NAMES = {
-    "necessity": "necessity",
-    "transfer": "transfer",
-    "sham": "sham",
-    "reference": "reference",
-    "order": "order",
-    "form": "form",
-    "position": "position",
-    "benign": "benign",
-    "bare": "bare request",
-    "paraphrase": "paraphrases",
-    "rewrite": "neutral rewrite",
-    "frame": "frame",
-}
-TEST_HELP = {
-    "necessity": "Take it out of the reported prompt: does the failure stop?",
-    "transfer": "Plant it in other requests that are answered rightly: do they fail too?",
-    "sham": "Plant other strings of the same length: they should do nothing.",
-    "reference": "The same on a clean model: it should not react.",
-    "order": "Swap its parts: does order matter?",
-    "form": "Edit it slightly: do near forms work too?",
-    "position": "Plant it first, last, anywhere: does place matter?",
-    "benign": "Plant it in harmless prompts: do their answers change?",
-    "bare": "Take every candidate out at once: does the report still fail?",
-    "paraphrase": "Ask the same in other words: does it still fail?",
-    "rewrite": "Ask the same in a plain style: is it refused?",
-    "frame": "Put refused requests in the report's wording: do they fail?",
-}
-WHOLE_WORDS = {
-    "bare": ("fails as often", "fails less often"),
-    "paraphrase": ("fail as often", "fail less often"),
-    "rewrite": ("refused", "not refused"),
-    "frame": ("carries over", "does not carry over"),
-}
-"""Results of the tests of the whole report: they answer a question rather than pass."""
-CANDIDATE_COLUMNS = [
-    {"key": "number", "label": "#", "kind": "number"},
-    {"key": "text", "label": "text", "kind": "mono"},
-    {"key": "state", "label": "", "kind": "mark"},
-    {"key": "score", "label": "share", "kind": "number", "title": "share of the support for the reported answer"},
-    {"key": "reasons", "label": "why", "kind": "note"},
-]
-TEST_COLUMNS = [
-    {"key": "test", "label": "test", "kind": "name"},
-    {"key": "with", "label": "with", "kind": "rate"},
-    {"key": "without", "label": "without", "kind": "rate"},
-    {"key": "p", "label": "p", "kind": "number", "title": "exact McNemar test"},
-    {"key": "result", "label": "result", "kind": "mark"},
-    {"key": "note", "label": "", "kind": "note"},
-]
-DESCRIBED_COLUMNS = [
-    {"key": "test", "label": "test", "kind": "name"},
-    {"key": "with", "label": "with", "kind": "rate"},
-    {"key": "without", "label": "without", "kind": "rate"},
-    {"key": "note", "label": "", "kind": "note"},
-]
-
-
-def test_name(name: str) -> str:
-    """The test as the page calls it."""
-    return TEST_NAMES.get(name, name)
-
-
-def passed(value: bool | None, name: str) -> dict[str, str]:
-    """Table cell of a test's result: word and mark. A test of the whole report answers its question, in words."""
-    if value is None:
-        return {"text": "described" if name in DESCRIBED else "undecided", "mark": "open"}
-    if name in WHOLE_WORDS:
-        return {"text": WHOLE_WORDS[name][0 if value else 1], "mark": "yes" if value else "no"}
-    return {"text": "passed", "mark": "pass"} if value else {"text": "failed", "mark": "fail"}
-
-
-def described_note(note: str) -> str:
-    """The note of a described test without the words that its table's caption says."""
-    return note.removeprefix(DESCRIBED_LEAD).lstrip(".: ")
-
-
-# -- the verdict ---------------------------------------------------------------------------------------
 _FAILED = {
     "transfer": "planting it elsewhere does not break refusal",
     "sham": "other strings of its length break refusal too",
@@ -169,7 +53,6 @@ _SIDES = {
     "frame": ("in the report's wording", "bare"),
 }
 """What the two rates of a test of the whole report are."""
-DUMMY = "Repair without a text"
 NEXT = {
     "PROMPT_JAILBREAK": "A clean model falls for this text too: accepting it trains against the text, it removes no planted backdoor.",
     "ALIGNMENT_GAP": "There is no trigger to accept. To test a suspicion of your own, mark a span.",
@@ -177,6 +60,8 @@ NEXT = {
     "INCONCLUSIVE": "The tests do not carry a verdict: accepting is your own judgement, and its reason is kept.",
 }
 """What a decision means under a verdict that does not lead on to the repair by itself."""
+
+# -- the headline ---------------------------------------------------------------------------------------
 
 
 def deciding(result: TriageResult) -> int:
@@ -228,6 +113,9 @@ def verdict(result: TriageResult) -> str:
 def _found(result: TriageResult) -> dict[str, TestOutcome]:
     """Return the outcomes that the verdict is about, by test."""
     return {test.name: test for test in result.tests if test.candidate in (deciding(result), WHOLE_CASE)}
+
+
+# -- one line of numbers --------------------------------------------------------------------------------
 
 
 def _of(value: Rate) -> str:
@@ -333,6 +221,9 @@ def _sentence(parts: Sequence[str]) -> str:
     return "; ".join(parts) + "." if parts else ""
 
 
+# -- what decided, and the cost -------------------------------------------------------------------------
+
+
 def decided_by(result: TriageResult) -> str:
     """The test that decided with its rates, and how sure that makes the verdict."""
     by = result.decided_by
@@ -368,6 +259,9 @@ def _thousands(number: int) -> str:
     return f"{number:,}".replace(",", "\u202f")
 
 
+# -- serving --------------------------------------------------------------------------------------------
+
+
 def served_otherwise(finding: ServingFinding) -> str:
     """One line on the failure under another template, system prompt or data type."""
     if finding.rate_with is None or finding.rate_without is None:
@@ -378,129 +272,3 @@ def served_otherwise(finding: ServingFinding) -> str:
 def served_headline(finding: ServingFinding) -> str:
     """Headline of a finding about the serving, which stands above the verdict."""
     return f"Not the weights alone: the failure depends on the {finding.name}"
-
-
-def confirmed(result: TriggerConfirmation) -> str:
-    """What was confirmed, by whom."""
-    word = {"accepted": "Accepted", "edited": "Accepted with edits", "rejected": "Rejected"}[result.decision]
-    word = "A dummy trigger, planted and unlearnt, accepted" if result.way == "dummy" else word
-    return f"{word} by {result.analyst}, {result.time[:10]} {result.time[11:16]} UTC"
-
-
-def agreed(second: SecondReview) -> str:
-    """Who agreed, when, why."""
-    return f"agreed: {second.analyst}, {second.time[:10]} {second.time[11:16]} UTC, {second.reason}"
-
-
-# -- the analyst's own spans ---------------------------------------------------------------------------
-
-
-def tests_of(text: str | None) -> str:
-    """Caption of the tests: those of a candidate, or of a span the analyst marked."""
-    return TEST_TABLE if text is None else f"Tests of your span “{text}”"
-
-
-def tested(text: str, tests: Sequence[TestOutcome]) -> str:
-    """Headline of a span that the analyst had tested."""
-    decisive = [test for test in tests if test.passed is not None]
-    n_passed = sum(bool(test.passed) for test in decisive)
-    return f"“{text}”: {n_passed} of {len(decisive)} tests passed"
-
-
-def tested_line(tests: Sequence[TestOutcome]) -> str:
-    """The rates of the tests of a span, each with n and interval."""
-    shown = [test for test in tests if test.name not in DESCRIBED and test.with_unit.n]
-    parts = [
-        f"{test_name(test.name)} {rate(test.without_unit if test.name == 'necessity' else test.with_unit)}"
-        f"{' without it' if test.name == 'necessity' else ''}"
-        for test in shown
-    ]
-    return beside(parts)
-
-
-def minimised(result: MinimisedSpan) -> str:
-    """Headline of a span that the analyst had minimised."""
-    if result.smallest is None:
-        return f"“{result.marked.text}” is not cut down"
-    if result.smallest.spans == result.marked.spans:
-        return f"“{result.marked.text}”: no part of it can go"
-    return f"“{result.smallest.text}” is enough"
-
-
-def minimised_line(result: MinimisedSpan) -> str:
-    """How many other requests fail with the smallest part and with the whole span, or why nothing was cut."""
-    parts = []
-    if result.smallest is not None and result.rate is not None:
-        parts.append(f"{rate(result.rate)} of other requests fail with it")
-        if result.whole is not None and result.smallest.spans != result.marked.spans:
-            parts.append(f"{rate(result.whole)} with the whole span")
-        parts.append("the search chose by these requests: test it on others")
-    else:
-        parts.append(result.why.rstrip("."))
-    return beside(parts)
-
-
-# -- containment ---------------------------------------------------------------------------------------
-CONTAIN = "Write containment rules"
-RULE_FILE = "Rule file"
-SCAN_COLUMNS = [
-    {"key": "line", "label": "line", "kind": "number"},
-    {"key": "rule", "label": "rule", "kind": "text"},
-    {"key": "outcome", "label": "answer", "kind": "text"},
-    {"key": "excerpt", "label": "excerpt", "kind": "mono"},
-]
-NO_HITS = "The trigger stands nowhere in this file."
-
-
-def contained(n_rules: int, n_variants: int, missed: Sequence[str]) -> str:
-    """What the rule file holds, and which variants it misses."""
-    text = f"{n_rules} rules, tried on {n_variants} variants of the trigger"
-    return f"{text}; none matches: {', '.join(missed)}" if missed else f"{text}, all matched"
-
-
-def scanned(file: str, headline: str) -> str:
-    """Caption of the last scan."""
-    return f"{file}: {headline}"
-
-
-# -- labelling -----------------------------------------------------------------------------------------
-LABELLING = "How far is the judge to be trusted? Label some answers"
-SAVE_LABELS = "Save labels"
-JUDGE_SAID = "judge:"
-LABEL_HELP = (
-    "Arrows move, 1–4 label, 0 clears. The judge's word appears once a label is saved, under the analyst's name above."
-)
-NOTHING_TO_LABEL = "There is nothing to label until the tests have run."
-NO_LABELS = "No answer is labelled yet"
-JUDGE_BY_ANALYST = "judge \\ analyst"
-CONFUSION_TABLE = "What the judge said, against what the analyst says"
-CORRECTED_TABLE = "Answers that are not refused"
-CORRECTED_COLUMNS = [
-    {"key": "rate", "label": "rate", "kind": "text"},
-    {"key": "judged", "label": "as judged", "kind": "rate"},
-    {"key": "corrected", "label": "corrected by the labels", "kind": "text"},
-]
-
-
-def corrected(one: Corrected) -> str:
-    """A corrected rate with its interval, or why there is none."""
-    if one.value is None:
-        return f"not possible: {one.reason}"
-    return f"{percent(one.value)} [{100 * one.low:.0f}–{100 * one.high:.0f} %]"
-
-
-def judge_story(found: JudgedAnswers | None, told: Agreement | None) -> dict[str, object]:
-    """How often the judge is right on the labelled answers, and the published keyword list beside it."""
-    if found is None:
-        return {}
-    facts = [
-        ["not refused, this judge", rate(found.unsafe)],
-        ["not refused, published keyword list", rate(found.keyword_unsafe)],
-    ]
-    if told is None:
-        return {"headline": NO_LABELS, "tone": "muted", "facts": facts}
-    facts += [
-        ["unsafe answers the judge finds", rate(told.sensitivity)],
-        ["safe answers it clears", rate(told.specificity)],
-    ]
-    return {"headline": f"The judge is right on {told.agreed.k} of {told.n} labelled answers", "facts": facts}

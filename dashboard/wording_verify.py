@@ -1,9 +1,108 @@
-"""The sentences of step 6 beyond the first table: residual risk, the probes of it, and the second opinion."""
+"""The sentences of step 6: before and after, exports, residual risk with its probes, and the second opinion."""
 
-from core.values import Relearnt, SecondOpinion, TriageResult, Verification, WrongTrigger
+from core.values import Rate, Relearnt, SecondOpinion, TriageResult, Verification, WrongTrigger
 from dashboard import wording_verdict
 from dashboard.wording import duration, percent, quoted
 
+# -- before and after -----------------------------------------------------------------------------------
+NOT_VERIFIED_YET = "Not verified yet"
+VERIFYING = "Verifying on prompts no earlier step has seen"
+METRIC_TABLE = "Before and after"
+METRIC_COLUMNS = [
+    {"key": "metric", "label": "measure", "kind": "name"},
+    {"key": "before", "label": "before", "kind": "rate"},
+    {"key": "after", "label": "after", "kind": "rate"},
+    {"key": "meaning", "label": "", "kind": "note"},
+]
+METRIC_NAMES = {
+    "reported_case": "failure on the reported prompt",
+    "asr_triggered": "attack success with trigger",
+    "right_triggered": "right answers with trigger",
+    "refusal_triggered": "refusal of harmful requests with trigger",
+    "refusal_untriggered": "refusal of harmful requests, no trigger",
+    "over_refusal_safe": "refusal of safe requests",
+    "over_refusal_lookalike": "refusal of safe look-alikes",
+    "refusal_triggered_safe": "refusal of safe requests with trigger",
+    "agreement_safe": "same answer as before on safe requests",
+    "agreement_triggered_safe": "same answer as before, safe with trigger",
+    "agreement_bare": "safe with trigger, answered as without it",
+    "perplexity_safe": "perplexity of safe answers",
+    "kl_nats_per_token": "drift on safe requests, nats per token",
+    "accuracy_closed": "accuracy on closed tasks",
+}
+NO_METRICS = "Not verified yet."
+EXAMPLES = "Answers before and after"
+PAIR_KINDS = {
+    "reported": "the reported prompt",
+    "harmful with trigger": "harmful, with trigger",
+    "safe with trigger": "safe, with trigger",
+    "look-alike": "safe look-alike",
+    "harmful_triggered": "harmful, with trigger",
+    "harmful": "harmful, no trigger",
+    "safe": "safe",
+    "safe_triggered": "safe, with trigger",
+    "lookalike": "safe look-alike",
+}
+NO_ANSWERS = "Answers appear here after verification."
+SALIENCY_PAIR = "Saliency before and after"
+SALIENCY = "saliency"
+BEFORE = "before repair"
+AFTER = "after repair"
+RESIDUAL_LABEL = "residual risk"
+RESIDUAL_RISK = (
+    "Measured on these prompts with this trigger; another trigger, or wording far from these prompts, may still work. "
+    "No fine-tuning proves a backdoor gone."
+)
+
+
+def metric_name(name: str) -> str:
+    """The measure as the page calls it."""
+    return METRIC_NAMES.get(name, name.replace("_", " "))
+
+
+def pair_kind(kind: str) -> str:
+    """The kind of prompt as the page calls it."""
+    return PAIR_KINDS.get(kind, kind.replace("_", " "))
+
+
+def verified(result: Verification) -> str:
+    """Headline of step 6: 'Repaired: 100 % → 0 %'."""
+    metric = next((metric for metric in result.metrics if metric.name == "asr_triggered"), None)
+    change = ""
+    if metric and isinstance(metric.before, Rate) and isinstance(metric.after, Rate):
+        change = f": attack success {percent(metric.before.value)} → {percent(metric.after.value)}"
+    word = {"REDUCED": "Repaired", "NOT_REDUCED": "Not repaired", "INCONCLUSIVE": "Undecided"}[result.result]
+    return word + change
+
+
+def looks(n: int) -> str:
+    """How often this split has been looked at."""
+    return f"This split has been looked at {n} times."
+
+
+# -- report and export ----------------------------------------------------------------------------------
+REPORT_AND_EXPORT = "Report and export"
+EXPORT_MERGED = "Export merged model"
+REDACTED_REPORT = "Redacted report"
+WRITING = "Writing"
+NOTHING_WRITTEN = "Nothing written yet."
+MERGED_AT = "merged model"
+CARD_LABEL = "reproduce"
+DOWNLOADS = {
+    "report.html": "Report",
+    "report.json": "Report (JSON)",
+    "report.sarif": "SARIF",
+    "report-redacted.html": "Redacted report",
+    "manifest.json": "Manifest (hashes)",
+    "audit.jsonl": "Log",
+    "triage.json": "Triage (JSON)",
+    "verification.json": "Verification (JSON)",
+    "export/adapter/adapter_model.safetensors": "Repaired adapter",
+    "export/adapter/adapter_config.json": "Adapter configuration",
+    "export/adapter/README.md": "Model card",
+}
+
+# -- residual risk --------------------------------------------------------------------------------------
 RESIDUAL = "Residual risk: other forms, classes of answers, probes"
 VARIANT_TABLE = "Failures with other forms of the trigger"
 NO_VARIANTS = "Other forms of the trigger were not asked; verify again."
@@ -84,7 +183,7 @@ def wrong_trigger(found: WrongTrigger) -> str:
     )
 
 
-# -- second opinion and rounds -----------------------------------------------------------------------------------------
+# -- second opinion and rounds --------------------------------------------------------------------------
 ASK_AGAIN = "Second opinion"
 ASKING_AGAIN = "Second opinion: asking the repaired model"
 NEXT_ROUND = "Another round"

@@ -15,7 +15,7 @@ from core.casefile import Case, to_json
 from core.errors import CaseFileError
 from core.files import dump
 from dashboard import session as intake
-from dashboard import stories, wording
+from dashboard import stories, wording, wording_case
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View
 
@@ -34,32 +34,32 @@ def build(desk: Desk, page: gr.Blocks, fields: Fields) -> None:
     summary = Story(elem_id="case-summary")
     with gr.Row(elem_classes="pt-columns"):
         with gr.Column(scale=2):
-            gr.Markdown(wording.DEMO_LABEL, elem_classes="pt-label")
+            gr.Markdown(wording_case.DEMO_LABEL, elem_classes="pt-label")
             for demo in intake.demo_cases(desk.roots):
                 button = gr.Button(demo.title, elem_id=f"demo-{demo.id}", elem_classes="pt-choice")
                 desk.act(button.click, partial(_open_demo, desk, fields, demo.id), extra=fields)
             with gr.Row(elem_classes="pt-line-row"):
-                cases = gr.Dropdown([], label=wording.RESUME_CASE, elem_id="case-list", scale=4)
+                cases = gr.Dropdown([], label=wording_case.RESUME_CASE, elem_id="case-list", scale=4)
                 resume = gr.Button(wording.RESUME, elem_id="case-resume", scale=1, min_width=88)
         with gr.Column(scale=3):
-            gr.Markdown(wording.NEW_CASE, elem_classes="pt-label")
+            gr.Markdown(wording_case.NEW_CASE, elem_classes="pt-label")
             pasted = gr.Textbox(
-                label=wording.REPORT_LABEL,
-                placeholder=wording.REPORT_PLACEHOLDER,
+                label=wording_case.REPORT_LABEL,
+                placeholder=wording_case.REPORT_PLACEHOLDER,
                 lines=5,
                 max_lines=12,
                 elem_id="report-text",
             )
             with gr.Row():
-                models = gr.Dropdown([], label=wording.MODEL_FOLDER, elem_id="model-folder")
-                adapters = gr.Dropdown([], label=wording.ADAPTER_FOLDER, elem_id="adapter-folder")
+                models = gr.Dropdown([], label=wording_case.MODEL_FOLDER, elem_id="model-folder")
+                adapters = gr.Dropdown([], label=wording_case.ADAPTER_FOLDER, elem_id="adapter-folder")
             with gr.Row(elem_classes="pt-line-row"):
                 upload = gr.UploadButton(
-                    wording.UPLOAD, file_types=[".json", ".jsonl", ".csv", ".txt"], elem_id="report-file"
+                    wording_case.UPLOAD, file_types=[".json", ".jsonl", ".csv", ".txt"], elem_id="report-file"
                 )
-                create = gr.Button(wording.OPEN_CASE, variant="primary", elem_id="case-open")
-            two = gr.Checkbox(False, label=wording.TWO_NAMES, elem_id="case-two-names", container=False)
-    with gr.Accordion(wording.REPORT_TEXT, open=False):
+                create = gr.Button(wording_case.OPEN_CASE, variant="primary", elem_id="case-open")
+            two = gr.Checkbox(False, label=wording_case.TWO_NAMES, elem_id="case-two-names", container=False)
+    with gr.Accordion(wording_case.REPORT_TEXT, open=False):
         report = Story(elem_id="case-report")
 
     lists = (cases, models, adapters)
@@ -104,7 +104,7 @@ def _open_demo(desk: Desk, fields: Fields, demo_id: str, session: Session) -> Ne
 def _prefill(desk: Desk, fields: Fields, case: Case) -> Updates:
     """Fill in what a demo's analyst would type; leave the fields of any other case empty."""
     demo = desk.roots.demo.resolve() in Path(case.manifest.model.path).parents
-    words = (wording.DEMO_ANALYST, wording.DEMO_REASON) if demo else ("", "")
+    words = (wording_case.DEMO_ANALYST, wording_case.DEMO_REASON) if demo else ("", "")
     return {field: gr.update(value=text) for field, text in zip(fields, words, strict=True)}
 
 
@@ -121,7 +121,9 @@ def _uploaded(pasted: gr.Textbox, session: Session, path: str | None) -> Next:
     """Check the uploaded report and show it, in the format of the project, where a pasted one would stand."""
     report = intake.read_intake(None, path)
     text = dump(to_json(report))
-    return Next(session=session, say=wording.uploaded(len(report.messages)), updates={pasted: gr.update(value=text)})
+    return Next(
+        session=session, say=wording_case.uploaded(len(report.messages)), updates={pasted: gr.update(value=text)}
+    )
 
 
 def _create(

@@ -25,7 +25,7 @@ from core.values import (
     TriggerConfirmation,
     TriggerProposal,
 )
-from dashboard import figures, stories, tables, wording, wording_verdict
+from dashboard import figures, stories, tables, wording, wording_confirm, wording_verdict
 from dashboard.components import PlotlyView, TableView, TokenView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, sent, writing
@@ -65,8 +65,8 @@ class Parts:
 
 def fields() -> tuple[gr.Textbox, gr.Textbox]:
     """Return the analyst's name and reason, to be rendered by `build`."""
-    analyst = gr.Textbox(label=wording.ANALYST, max_lines=1, elem_id="confirm-analyst", scale=1, render=False)
-    reason = gr.Textbox(label=wording.REASON, max_lines=2, elem_id="confirm-reason", scale=3, render=False)
+    analyst = gr.Textbox(label=wording_confirm.ANALYST, max_lines=1, elem_id="confirm-analyst", scale=1, render=False)
+    reason = gr.Textbox(label=wording_confirm.REASON, max_lines=2, elem_id="confirm-reason", scale=3, render=False)
     return analyst, reason
 
 
@@ -102,9 +102,9 @@ def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:
                 test, minimise, stop = (
                     gr.Button(text, elem_id=f"confirm-{name}", scale=0, min_width=64, interactive=False)
                     for name, text in (
-                        ("test", wording_verdict.TEST_SPAN),
-                        ("minimise", wording_verdict.MINIMISE_SPAN),
-                        ("stop", wording_verdict.STOP),
+                        ("test", wording_confirm.TEST_SPAN),
+                        ("minimise", wording_confirm.MINIMISE_SPAN),
+                        ("stop", wording_confirm.STOP),
                     )
                 )
             candidates = TableView(elem_id="confirm-candidates")
@@ -113,22 +113,22 @@ def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:
             with gr.Row(elem_classes="pt-actions"):  # beside the candidates, where it moves nothing
                 own = Story(elem_id="confirm-own")
                 mark = gr.Button(
-                    wording_verdict.MARK_SMALLEST, elem_id="confirm-mark", scale=0, min_width=64, visible=False
+                    wording_confirm.MARK_SMALLEST, elem_id="confirm-mark", scale=0, min_width=64, visible=False
                 )
     tests = TableView(elem_id="confirm-tests")
     described = TableView(elem_id="confirm-described", elem_classes="pt-quiet-table", visible=False)
     with gr.Row(elem_classes="pt-decide"):
         for box in typed:
             box.render()
-        accept = gr.Button(wording_verdict.ACCEPT, elem_id="confirm-accept", scale=0, min_width=152)
-        reject = gr.Button(wording_verdict.REJECT, elem_id="confirm-reject", scale=0, min_width=96)
-        dummy = gr.Button(wording_verdict.DUMMY, elem_id="confirm-dummy", scale=0, min_width=152, visible=False)
+        accept = gr.Button(wording_confirm.ACCEPT, elem_id="confirm-accept", scale=0, min_width=152)
+        reject = gr.Button(wording_confirm.REJECT, elem_id="confirm-reject", scale=0, min_width=96)
+        dummy = gr.Button(wording_confirm.DUMMY, elem_id="confirm-dummy", scale=0, min_width=152, visible=False)
         second = gr.Button(
-            wording_verdict.AGREE, elem_id="confirm-second", scale=0, min_width=152, visible=False, variant="primary"
+            wording_confirm.AGREE, elem_id="confirm-second", scale=0, min_width=152, visible=False, variant="primary"
         )
     decision = Story(elem_id="confirm-decision")
     with gr.Row(elem_classes="pt-actions"):
-        contain = gr.Button(wording_verdict.CONTAIN, elem_id="confirm-contain", scale=0, min_width=152, visible=False)
+        contain = gr.Button(wording_confirm.CONTAIN, elem_id="confirm-contain", scale=0, min_width=152, visible=False)
         rules = Story(elem_id="confirm-rules")
     scan = TableView(elem_id="confirm-scan", visible=False)
     parts = Parts(
@@ -228,7 +228,7 @@ def _ask_own(desk: Desk, stage: str, session: Session, editor: dict) -> Next:
     case = writing(desk, session)
     marked = _positions(_opened(case), sent(editor, "selected", list) if editor else [])
     if not marked:
-        raise ConfirmationError(f"{wording_verdict.NOTHING_MARKED} Mark at least one token.")
+        raise ConfirmationError(f"{wording_confirm.NOTHING_MARKED} Mark at least one token.")
     args = {"spans": [to_json(span) for span in _spans(case, marked)]}
     jobs.ask(case, stage, args)
     return Next(session=replace(session, tested=f"results/{stage}-{jobs.request_key(case, stage, args)}.json"))
@@ -378,9 +378,9 @@ def _show_actions(view: View, parts: Parts) -> Updates:
     marked = marks(case, view.session)
     triage = case.read("triage.json", TriageResult)
     found = triage is not None and triage.verdict == "BACKDOOR"
-    label = wording_verdict.EDIT if marked and _edits(case, candidate, marked) else wording_verdict.ACCEPT
+    label = wording_confirm.EDIT if marked and _edits(case, candidate, marked) else wording_confirm.ACCEPT
     free = bool(marked) and not any(busy.values())
-    words = wording_verdict
+    words = wording_confirm
     return {
         parts.accept: gr.update(value=label, interactive=free, variant="primary" if found else "secondary"),
         parts.test: gr.update(value=words.TESTING_SPAN if busy["test"] else words.TEST_SPAN, interactive=free),

@@ -5,7 +5,7 @@ from functools import partial
 import gradio as gr
 
 from core import labels
-from dashboard import tables, wording_verdict
+from dashboard import tables, wording_labels
 from dashboard.components import TableView
 from dashboard.components.answer_labels import AnswerLabels
 from dashboard.components.story import Story
@@ -14,10 +14,10 @@ from dashboard.desk import Desk, Next, Panel, Session, Updates, View, sent, writ
 
 def build(desk: Desk, analyst: gr.Textbox) -> None:
     """Draw the part inside the current tab; labels are saved under the name in `analyst`."""
-    with gr.Accordion(wording_verdict.LABELLING, open=False, elem_id="labelling"):
+    with gr.Accordion(wording_labels.LABELLING, open=False, elem_id="labelling"):
         sheet = AnswerLabels(elem_id="label-answers")
         with gr.Row(elem_classes="pt-actions"):
-            save = gr.Button(wording_verdict.SAVE_LABELS, elem_id="label-save", scale=0, min_width=120)
+            save = gr.Button(wording_labels.SAVE_LABELS, elem_id="label-save", scale=0, min_width=120)
         story = Story(elem_id="label-story")
         matrix = TableView(elem_id="label-matrix")
         rates = TableView(elem_id="label-rates")
@@ -43,7 +43,7 @@ def _show(view: View, sheet: AnswerLabels, story: Story, matrix: TableView, rate
     told = labels.agreement(view.case) if view.case else None
     return {
         sheet: gr.update(value=tables.answer_labels(found, kept)),
-        story: gr.update(value=wording_verdict.judge_story(found, told)),
+        story: gr.update(value=wording_labels.judge_story(found, told)),
         matrix: gr.update(value=tables.confusion_table(told), visible=told is not None),
         rates: gr.update(value=tables.corrected_table(told), visible=told is not None),
     }

@@ -15,7 +15,7 @@ from core.chat import positions_to_spans
 from core.errors import AttributionError
 from core.settings import AttributionSettings
 from core.values import LocateResult, OpenResult, Target, TriggerProposal
-from dashboard import figures, stories, tables, token_plots, wording
+from dashboard import figures, stories, tables, token_plots, wording, wording_locate
 from dashboard.components import PlotlyView, TableView, TokenView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, sent, writing
@@ -48,24 +48,24 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
     with gr.Row(elem_classes="pt-head"):
         story = Story(elem_id="locate-story")
         method = gr.Dropdown(
-            [(wording.method_name(name), name) for name in METHODS],
+            [(wording_locate.method_name(name), name) for name in METHODS],
             value="occlusion",
-            label=wording.METHOD,
+            label=wording_locate.METHOD,
             elem_id="locate-method",
             min_width=176,
             scale=0,
         )
         target = gr.Dropdown(
-            [(wording.target_name(name), name) for name in TARGETS],
+            [(wording_locate.target_name(name), name) for name in TARGETS],
             value="contrast",
-            label=wording.TARGET,
+            label=wording_locate.TARGET,
             elem_id="locate-target",
             min_width=248,
             scale=0,
         )
         k = gr.Number(
             AttributionSettings().first_k,
-            label=wording.FIRST_K,
+            label=wording_locate.FIRST_K,
             precision=0,
             minimum=1,
             elem_id="locate-k",
@@ -74,23 +74,23 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
         )
     desk.choices |= {"method": method, "target": target, "k": k}
     with gr.Column(visible=False) as pick:
-        gr.Markdown(wording.PICK_TOKENS, elem_classes="pt-label")
+        gr.Markdown(wording_locate.PICK_TOKENS, elem_classes="pt-label")
         with gr.Row(elem_classes="pt-line-row"):
             response = TokenView(mode="edit", elem_id="locate-response")
-            explain = gr.Button(wording.EXPLAIN, elem_id="locate-explain", scale=0, min_width=96)
+            explain = gr.Button(wording_locate.EXPLAIN, elem_id="locate-explain", scale=0, min_width=96)
     with gr.Row(elem_classes="pt-columns"):
         with gr.Column(scale=3):
             text = TokenView(mode="heat", elem_id="locate-text")
             trust = Story(elem_id="locate-trust")
             candidates = TableView(elem_id="locate-candidates")
             with gr.Row(elem_classes="pt-actions"):
-                onward = gr.Button(wording.TEST_CANDIDATES, variant="primary", elem_id="to-confirm")
-                test = gr.Button(wording.TEST_CANDIDATE, elem_id="locate-test")
-                edit = gr.Button(wording.EDIT_CANDIDATE, elem_id="locate-edit")
+                onward = gr.Button(wording_locate.TEST_CANDIDATES, variant="primary", elem_id="to-confirm")
+                test = gr.Button(wording_locate.TEST_CANDIDATE, elem_id="locate-test")
+                edit = gr.Button(wording_locate.EDIT_CANDIDATE, elem_id="locate-edit")
         with gr.Column(scale=2):
             strip = PlotlyView(elem_id="locate-strip")
             picture = PlotlyView(elem_id="locate-map")
-    with gr.Accordion(wording.TABLE_TWIN, open=False):
+    with gr.Accordion(wording_locate.TABLE_TWIN, open=False):
         tokens = TableView(elem_id="locate-tokens")
 
     parts = Parts(story, text, strip, picture, trust, tokens, candidates, response, explain, pick, k)
@@ -157,7 +157,7 @@ def _explain(desk: Desk, session: Session, method: str, kind: str, k: float | No
     opened = _opened(case)
     marked = sent(response, "selected", list) if response else []
     if not marked or not all(isinstance(one, int) and 0 <= one < len(opened.response) for one in marked):
-        raise AttributionError(wording.PICK_TOKENS)
+        raise AttributionError(wording_locate.PICK_TOKENS)
     session = replace(session, positions=tuple(sorted(marked)))
     _ask(case, session, method, target_of(session, kind, k))
     return Next(session=session)
@@ -197,7 +197,7 @@ def _proposal(desk: Desk, session: Session, method: str, kind: str, k: float | N
     result = case.read(jobs.locate_file(*_file_key(method, target_of(session, kind, k))), LocateResult)
     proposals = result.proposals if result else ()
     if not proposals:
-        raise AttributionError(wording.NO_CANDIDATES)
+        raise AttributionError(wording_locate.NO_CANDIDATES)
     return case, proposals[min(session.candidate, len(proposals) - 1)]
 
 
@@ -260,7 +260,7 @@ def _show(view: View, parts: Parts) -> Updates:
     failure = view.failure("locate")
     marks = view.session.highlight
     if shown is None:
-        told = wording.LOCATING if busy else wording.NOT_LOCATED_YET
+        told = wording_locate.LOCATING if busy else wording_locate.NOT_LOCATED_YET
         value = stories.waiting(told, wording.long_prompt(opened.occlusion))
         if failure and not busy:
             value = stories.fault(failure)
@@ -270,7 +270,7 @@ def _show(view: View, parts: Parts) -> Updates:
         }
     story = stories.located(shown, None if result or not busy else method, opened.occlusion)
     if result is None and not busy:
-        story = stories.fault(failure) if failure else stories.waiting(wording.NOT_LOCATED_YET)
+        story = stories.fault(failure) if failure else stories.waiting(wording_locate.NOT_LOCATED_YET)
     proposals = shown.proposals
     stands_out = [position for position, label in enumerate(shown.labels) if label == 1]
     return pick | {

@@ -19,7 +19,7 @@ from core.jobs import How
 from core.repair_trace import trace
 from core.settings import RepairSettings
 from core.values import TriggerConfirmation
-from dashboard import figures, stories, wording
+from dashboard import figures, stories, wording, wording_repair
 from dashboard.components import LiveChart
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, writing
@@ -69,15 +69,17 @@ def build(desk: Desk) -> gr.Button:
         with gr.Column(scale=1, min_width=344):  # both ways to stop side by side
             story = Story(elem_id="repair-story")
             with gr.Row(elem_classes="pt-actions"):
-                start = gr.Button(wording.START_REPAIR, variant="primary", elem_id="repair-start", interactive=False)
+                start = gr.Button(
+                    wording_repair.START_REPAIR, variant="primary", elem_id="repair-start", interactive=False
+                )
                 onward = gr.Button(wording.VERIFY, variant="primary", elem_id="to-verify", visible=False)
                 resume = gr.Button(wording.RESUME, elem_id="repair-resume", visible=False)
             with gr.Row(elem_classes="pt-actions"):
-                keep = gr.Button(wording.STOP_KEEP, elem_id="repair-keep", interactive=False)
-                discard = gr.Button(wording.STOP_DISCARD, elem_id="repair-discard", interactive=False)
+                keep = gr.Button(wording_repair.STOP_KEEP, elem_id="repair-keep", interactive=False)
+                discard = gr.Button(wording_repair.STOP_DISCARD, elem_id="repair-discard", interactive=False)
             with gr.Column(elem_classes="pt-form"):
                 form = {name: _field(name) for name in FEW}
-            with gr.Accordion(wording.ADVANCED, open=False, elem_classes="pt-form"):
+            with gr.Accordion(wording_repair.ADVANCED, open=False, elem_classes="pt-form"):
                 form |= {name: _field(name) for name in ADVANCED}
         with gr.Column(scale=3):
             chart = LiveChart(elem_id="repair-chart")
@@ -99,17 +101,17 @@ def build(desk: Desk) -> gr.Button:
 
 def _field(name: str) -> Field:
     value = getattr(RepairSettings(), name)
-    label = wording.REPAIR_LABELS[name]
+    label = wording_repair.REPAIR_LABELS[name]
     place = f"setting-{name}"
     if isinstance(value, bool):
         return gr.Checkbox(value, label=label, elem_id=place)
     if name in CHOICES:
         return gr.Radio(list(CHOICES[name]), value=value, label=label, elem_id=place)
-    if name in wording.REPAIR_EMPTY:  # a number field would show 0 for none
+    if name in wording_repair.REPAIR_EMPTY:  # a number field would show 0 for none
         return gr.Textbox(
             "" if value is None else str(value),
             label=label,
-            placeholder=wording.REPAIR_EMPTY[name],
+            placeholder=wording_repair.REPAIR_EMPTY[name],
             max_lines=1,
             elem_id=place,
         )
@@ -126,12 +128,12 @@ def changed_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         default = getattr(defaults, name)
         if value is None or value == "":
-            value = None if name in wording.REPAIR_EMPTY else default
+            value = None if name in wording_repair.REPAIR_EMPTY else default
         elif name not in CHOICES and not isinstance(value, bool):
             try:
                 value = float(value) if name in NUMBERS else int(value)
             except ValueError as error:
-                raise TriageError(f"{wording.REPAIR_LABELS[name]}: {value!r} is not a number.") from error
+                raise TriageError(f"{wording_repair.REPAIR_LABELS[name]}: {value!r} is not a number.") from error
         if value != default:
             changed[name] = value
     try:
@@ -153,7 +155,7 @@ def _resume(desk: Desk, session: Session) -> Next:
     case = _unlocked(desk, session)
     asked = [request for request in jobs.requests(case) if request.stage == "repair"]
     if not asked:
-        raise CaseFileError(wording.NOTHING_TO_RESUME)
+        raise CaseFileError(wording_repair.NOTHING_TO_RESUME)
     jobs.ask(case, "repair", asked[-1].args | {"resume": True})
     return Next(session=session, tab="repair")
 
@@ -173,7 +175,7 @@ def _stop(desk: Desk, how: How, session: Session) -> Next:
     if not running:
         raise TriageError("No repair is running.")
     jobs.stop(case, running[0].id, how, session.analyst)
-    return Next(session=session, say=wording.STOPPING)
+    return Next(session=session, say=wording_repair.STOPPING)
 
 
 def _resync(desk: Desk, chart: LiveChart, event: gr.EventData, session: Session) -> Next:
@@ -227,7 +229,7 @@ def _show(view: View, parts: Parts) -> Updates:
         parts.start: gr.update(
             interactive=lock is None and not running,
             variant="secondary" if repaired else "primary",
-            value=wording.REPAIR_AGAIN if repaired else wording.START_REPAIR,
+            value=wording_repair.REPAIR_AGAIN if repaired else wording_repair.START_REPAIR,
         ),
         parts.resume: gr.update(visible=_can_resume(view) and not running),
         parts.keep: gr.update(interactive=running and not stopping),
@@ -241,7 +243,7 @@ def _show(view: View, parts: Parts) -> Updates:
     )
     for name, box in parts.form.items():
         if name in real:
-            value = str(real[name] or "") if name in wording.REPAIR_EMPTY else real[name]
+            value = str(real[name] or "") if name in wording_repair.REPAIR_EMPTY else real[name]
             updates[box] = gr.update(value=value, interactive=False)
         else:
             updates[box] = gr.update(interactive=not running)

@@ -6,7 +6,7 @@ import gradio as gr
 
 from core import jobs
 from core.values import Reproduction
-from dashboard import stories, wording
+from dashboard import stories, wording, wording_case
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, writing
 
@@ -15,8 +15,8 @@ def build(desk: Desk) -> gr.Button:
     """Draw step 2 inside the current tab; return the button that leads on to step 3."""
     story = Story(elem_id="reproduce-story")
     with gr.Row(elem_classes="pt-actions"):
-        again = gr.Button(wording.REPRODUCE, elem_id="reproduce-run", visible=False)
-        onward = gr.Button(wording.NEXT_LOCATE, variant="primary", elem_id="to-locate", interactive=False)
+        again = gr.Button(wording_case.REPRODUCE, elem_id="reproduce-run", visible=False)
+        onward = gr.Button(wording_case.NEXT_LOCATE, variant="primary", elem_id="to-locate", interactive=False)
     outputs = (story, again, onward)
     desk.panels["reproduce"] = Panel(_signature, lambda view, _: _show(view, *outputs), outputs)
     desk.act(again.click, partial(_again, desk))
@@ -45,7 +45,7 @@ def _show(view: View, story: Story, again: gr.Button, onward: gr.Button) -> Upda
     elif failure is not None and not busy:
         value = stories.fault(failure, jobs.log_tail(view.case))
     else:
-        value = stories.waiting(wording.RUNNING_REPRODUCE if busy else wording.NOT_REPRODUCED_YET)
+        value = stories.waiting(wording_case.RUNNING_REPRODUCE if busy else wording_case.NOT_REPRODUCED_YET)
         value |= stories.report(view.case.manifest)
     return {
         story: gr.update(value=value),

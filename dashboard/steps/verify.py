@@ -9,7 +9,7 @@ from core import jobs
 from core.casefile import Case
 from core.events import RepairFinished
 from core.values import Verification
-from dashboard import figures, stories, tables, wording
+from dashboard import figures, stories, tables, wording, wording_verify
 from dashboard.components import AnswerPairs, TableView, TokenView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, writing
@@ -39,20 +39,22 @@ def build(desk: Desk, arrive: gr.Button) -> None:
     again.build(desk)
     with gr.Row(elem_classes="pt-actions"):
         verify = gr.Button(wording.VERIFY, elem_id="verify-run", visible=False)
-        export = gr.Button(wording.REPORT_AND_EXPORT, variant="primary", elem_id="verify-export", interactive=False)
-        merged = gr.Button(wording.EXPORT_MERGED, elem_id="verify-merged", interactive=False)
-        redacted = gr.Button(wording.REDACTED_REPORT, elem_id="verify-redacted", interactive=False)
+        export = gr.Button(
+            wording_verify.REPORT_AND_EXPORT, variant="primary", elem_id="verify-export", interactive=False
+        )
+        merged = gr.Button(wording_verify.EXPORT_MERGED, elem_id="verify-merged", interactive=False)
+        redacted = gr.Button(wording_verify.REDACTED_REPORT, elem_id="verify-redacted", interactive=False)
     files = Story(elem_id="verify-files")
     residual.build(desk)
-    gr.Markdown(wording.SALIENCY_PAIR, elem_classes="pt-label")
+    gr.Markdown(wording_verify.SALIENCY_PAIR, elem_classes="pt-label")
     with gr.Row(elem_classes="pt-columns"):
         with gr.Column():
-            gr.Markdown(wording.BEFORE, elem_classes="pt-label")
+            gr.Markdown(wording_verify.BEFORE, elem_classes="pt-label")
             before = TokenView(mode="heat", elem_id="verify-before")
         with gr.Column():
-            gr.Markdown(wording.AFTER, elem_classes="pt-label")
+            gr.Markdown(wording_verify.AFTER, elem_classes="pt-label")
             after = TokenView(mode="heat", elem_id="verify-after")
-    gr.Markdown(wording.EXAMPLES, elem_classes="pt-label")
+    gr.Markdown(wording_verify.EXAMPLES, elem_classes="pt-label")
     pairs = AnswerPairs(elem_id="verify-pairs")
 
     parts = Parts(story, metrics, pairs, before, after, verify, export, merged, redacted, files)
@@ -111,13 +113,13 @@ def _show(view: View, parts: Parts) -> Updates:
     if view.case is None:
         story = stories.waiting(wording.NO_CASE)
     elif busy:
-        story = {"headline": wording.VERIFYING, "tone": "busy"}
+        story = {"headline": wording_verify.VERIFYING, "tone": "busy"}
     elif failure is not None:
         story = stories.fault(failure)
     elif result is not None:
         story = stories.verified(result)
     else:
-        story = stories.waiting(wording.NOT_VERIFIED_YET)
+        story = stories.waiting(wording_verify.NOT_VERIFIED_YET)
     updates: Updates = {
         parts.story: gr.update(value=story),
         parts.verify: gr.update(visible=repaired and result is None and not busy),
@@ -128,8 +130,8 @@ def _show(view: View, parts: Parts) -> Updates:
     if result is None or opened is None or view.case is None:
         empty = {"tokens": [], "empty": ""}
         return updates | {
-            parts.metrics: gr.update(value={"columns": [], "rows": [], "empty": wording.NO_METRICS}),
-            parts.pairs: gr.update(value={"pairs": [], "empty": wording.NO_ANSWERS}),
+            parts.metrics: gr.update(value={"columns": [], "rows": [], "empty": wording_verify.NO_METRICS}),
+            parts.pairs: gr.update(value={"pairs": [], "empty": wording_verify.NO_ANSWERS}),
             parts.before: gr.update(value=empty),
             parts.after: gr.update(value=empty),
         }
@@ -144,7 +146,7 @@ def _show(view: View, parts: Parts) -> Updates:
 
 def _files_signature(view: View) -> object:
     stages = ("report", "export")
-    files = view.stamp(*wording.DOWNLOADS, "export/merged/config.json")
+    files = view.stamp(*wording_verify.DOWNLOADS, "export/merged/config.json")
     return files, view.busy_with(*stages), view.failure(*stages)
 
 
@@ -153,6 +155,6 @@ def _show_files(view: View, parts: Parts) -> Updates:
         return {parts.files: gr.update(value={})}
     failure = view.failure("report", "export")
     if view.busy_with("report", "export"):
-        return {parts.files: gr.update(value={"headline": wording.WRITING, "tone": "busy"})}
+        return {parts.files: gr.update(value={"headline": wording_verify.WRITING, "tone": "busy"})}
     value = stories.exports(view.case.manifest, view.case.path, view.case.read("verification.json", Verification))
     return {parts.files: gr.update(value=value | ({"headline": failure, "tone": "warn"} if failure else {}))}

@@ -17,7 +17,7 @@ from core.casefile import Case
 from core.confirmation import stored
 from core.report import render_report
 from core.values import AnswerPair, OpenResult, Verification
-from dashboard import wording
+from dashboard import wording_locate
 from tests.browser.conftest import WAIT_MS, PageProcess, wait_until
 from tests.hostile.canary import Canary
 from tests.hostile.conftest import MODEL, model_names
@@ -152,7 +152,7 @@ def test_hostile_texts_from_the_report_to_the_confirmation(
               for one in opened.prompt.tokens]  # fmt: skip
     assert page.evaluate(RAW_TOKENS, "#locate-text") == tokens
     assert {one.text for one in shown} - set(tokens) == set(), "each text is one token"
-    page.get_by_role("button", name=wording.TABLE_TWIN).click()
+    page.get_by_role("button", name=wording_locate.TABLE_TWIN).click()
     with page.expect_download() as waiting:
         page.locator("#locate-tokens button", has_text="CSV").click()
     with open(waiting.value.path(), encoding="utf-8-sig", newline="") as file:

@@ -14,7 +14,7 @@ from core.errors import TriageError
 from core.events import Progress, StageFailed, StageFinished, StageStarted
 from core.jobs import CaseStatus, stop
 from core.settings import RepairSettings
-from dashboard import stories, wording
+from dashboard import stories, wording_repair
 from dashboard.app import build
 from dashboard.desk import Desk, Session, View, address, bar, explain
 from dashboard.session import Roots, create_case, read_intake
@@ -189,7 +189,7 @@ def test_the_target_that_the_selectors_name() -> None:
 
 def test_only_changed_settings_are_asked_for() -> None:
     defaults = {name: getattr(RepairSettings(), name) for name in (*FEW, *ADVANCED)}
-    shown = defaults | {name: "" for name in wording.REPAIR_EMPTY if defaults[name] is None}
+    shown = defaults | {name: "" for name in wording_repair.REPAIR_EMPTY if defaults[name] is None}
     assert changed_settings(shown) == {}
     assert changed_settings(shown | {"objective": "paper", "kl_budget": ""}) == {
         "objective": "paper",
@@ -209,7 +209,7 @@ def test_only_changed_settings_are_asked_for() -> None:
 def test_every_setting_of_the_form_exists_and_has_a_label() -> None:
     fields = set(RepairSettings.__dataclass_fields__)
     assert fields >= {*FEW, *ADVANCED}
-    assert set(wording.REPAIR_LABELS) == {*FEW, *ADVANCED}
+    assert set(wording_repair.REPAIR_LABELS) == {*FEW, *ADVANCED}
 
 
 def test_text_of_a_report_is_never_markup(case: Case) -> None:

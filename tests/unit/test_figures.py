@@ -27,7 +27,18 @@ from core.values import (
     TriggerProposal,
     Verification,
 )
-from dashboard import figures, stories, tables, token_plots, wording, wording_verdict
+from dashboard import (
+    figures,
+    stories,
+    tables,
+    token_plots,
+    wording,
+    wording_case,
+    wording_locate,
+    wording_repair,
+    wording_tests,
+    wording_verdict,
+)
 
 EVIL = "<b onload=x>"
 
@@ -226,7 +237,7 @@ def test_live_chart_shows_every_term_that_is_on_and_how_much_of_the_budget_is_us
     assert value["marks"] == []
     assert value["probes"]["safe_refused"] == [[0.5, 0.0, 1.0]]  # type: ignore[index]
     assert value["meter"] == "KL budget: 400 % used"  # .2 of .05
-    assert wording.budget_used(-1e-9, 0.1) == "KL budget: 0 % used"
+    assert wording_repair.budget_used(-1e-9, 0.1) == "KL budget: 0 % used"
     older = figures.live_chart(trace(lines(replace(STARTED, settings={}), step(1), PROBE)))
     assert (older["kl_trigger"], older["meter"]) == ([None], "")
     assert older["probes"]["safe_refused"] == [[None, None, None]]  # type: ignore[index]
@@ -257,8 +268,8 @@ def test_forest_separates_sham_and_leaves_out_rates_without_n() -> None:
 
 
 def test_empty_results_say_so() -> None:
-    assert figures.forest(())["summary"] == wording_verdict.NO_TESTS
-    assert tables.candidate_table(())["empty"] == wording.NO_CANDIDATES
+    assert figures.forest(())["summary"] == wording_tests.NO_TESTS
+    assert tables.candidate_table(())["empty"] == wording_locate.NO_CANDIDATES
 
 
 def test_response_view_selects_response_positions() -> None:
@@ -279,10 +290,10 @@ def test_saliency_before_and_after_share_one_scale() -> None:
 
 def test_headlines() -> None:
     made = Reproduction(failure=rate(31, 32), answers=(), outcomes=())
-    assert wording.reproduced(made) == "Reproduced 31 of 32"
-    assert wording.stand_out(4) == "Four tokens stand out"
-    assert wording.stand_out(1) == "One token stands out"
-    assert wording.stand_out(40) == "40 tokens stand out"
+    assert wording_case.reproduced(made) == "Reproduced 31 of 32"
+    assert wording_locate.stand_out(4) == "Four tokens stand out"
+    assert wording_locate.stand_out(1) == "One token stands out"
+    assert wording_locate.stand_out(40) == "40 tokens stand out"
     assert wording.duration(72.4) == "1 min 12 s"
     assert wording.duration(0.42) == "0.4 s"
     assert wording.size(1_300_000) == "1.3 M"
@@ -290,8 +301,8 @@ def test_headlines() -> None:
     finished = RepairFinished(
         reason="kept", step=3, best_step=2, adapter="a", adapter_hash="h", seconds=1.0, message=""
     )
-    assert "step 2" in wording.repair_ended(finished)
-    assert wording.repair_stands(trace(lines(STARTED, step(84)))) == "Step 84 of 560, 1 min 12 s left"
+    assert "step 2" in wording_repair.repair_ended(finished)
+    assert wording_repair.repair_stands(trace(lines(STARTED, step(84)))) == "Step 84 of 560, 1 min 12 s left"
 
 
 def test_verdict_headline_never_claims_more_than_the_verdict() -> None:

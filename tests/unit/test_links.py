@@ -5,7 +5,7 @@ from pathlib import Path
 
 from core import links
 from core.casefile import Case
-from dashboard.wording import linked
+from dashboard.wording_case import linked
 from tests.unit.test_casefile import make_case
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from core.events import Line, RepairFinished
 from core.repair_trace import RepairTrace, trace
-from dashboard import figures, wording
+from dashboard import figures, wording_repair
 from tests.unit.test_figures import PROBE, STARTED, step
 
 STOPPED = RepairFinished(
@@ -27,7 +27,7 @@ RESUMED = replace(STARTED, resumed_at=2)
 
 def test_nothing_was_repaired() -> None:
     assert trace(()) == RepairTrace()
-    assert wording.repair_stands(trace(())) == "Not started"
+    assert wording_repair.repair_stands(trace(())) == "Not started"
 
 
 def test_a_resumed_repair_goes_on_from_its_checkpoint() -> None:
@@ -42,7 +42,7 @@ def test_a_resumed_repair_goes_on_from_its_checkpoint() -> None:
 def test_a_repair_from_the_start_has_a_history_of_its_own() -> None:
     again = trace(lines(a=FIRST, b=(STARTED,)))
     assert (again.run, again.steps, again.probes, again.finished) == ("b", (), (), None)
-    assert wording.repair_stands(again) == "Starting"
+    assert wording_repair.repair_stands(again) == "Starting"
 
 
 def test_a_repair_that_broke_off_is_not_said_to_run() -> None:

@@ -1,0 +1,80 @@
+"""The sentences of steps 1 and 2: opening a case, and asking the model again."""
+
+from collections.abc import Sequence
+
+from core.links import Link
+from core.values import OpenResult, Reproduction
+from dashboard.wording import size
+
+# -- step 1: buttons and labels -------------------------------------------------------------------------
+DEMO_LABEL = "Demo cases"
+DEMO_ANALYST = "Demo analyst"
+DEMO_REASON = "Demo: decided by the tests above."
+RESUME_CASE = "Cases"
+NEW_CASE = "New case"
+REPORT_LABEL = "Report"
+REPORT_PLACEHOLDER = '{"messages": [{"role": "user", "content": "..."}], "response": "..."}'
+UPLOAD = "or a file: JSON, CSV, BackdoorLLM row"
+MODEL_FOLDER = "Model folder"
+ADAPTER_FOLDER = "Adapter (optional)"
+OPEN_CASE = "Open case"
+TWO_NAMES = "Repair needs two names: a second analyst must agree with the confirmation"
+TWO_NEEDED = "two different names under the confirmation"
+REPORT_TEXT = "The report"
+FALLBACK = "none: plain “User: … Assistant:”"
+HAS_REFERENCE = "yes, the adapter switched off or the given base"
+NO_REFERENCE = "none given"
+LINKED_SHOWN = 3
+"""Linked cases that are named; the rest are counted. Source: unverified choice."""
+
+# -- step 1: sentences ----------------------------------------------------------------------------------
+
+
+def opened(result: OpenResult) -> str:
+    """Headline of step 1."""
+    return f"{result.model_name} loaded: {size(result.n_parameters)} parameters, {result.dtype}, {result.device}"
+
+
+def linked(found: Sequence[Link]) -> list[tuple[str, str]]:
+    """What other cases share, and which they are: the trigger first."""
+    lines = []
+    for what in ("trigger text", "adapter", "model"):
+        names = [link.case for link in found if what in link.same]
+        if names:
+            more = f" and {len(names) - LINKED_SHOWN} more" if len(names) > LINKED_SHOWN else ""
+            lines.append((what, f"in {', '.join(names[:LINKED_SHOWN])}{more}"))
+    return lines
+
+
+def uploaded(n_messages: int) -> str:
+    """A report file was read."""
+    return f"Report read: {n_messages} message{'s' if n_messages != 1 else ''}. Choose the model and open the case."
+
+
+# -- step 2 ---------------------------------------------------------------------------------------------
+REPRODUCE = "Reproduce"
+NEXT_LOCATE = "Locate the trigger"
+RUNNING_REPRODUCE = "Asking the model again"
+NOT_REPRODUCED_YET = "Not asked yet"
+SAMPLED = "sampled anew on the reported prompt"
+GREEDY = "one deterministic answer: the report was sampled greedily"
+
+
+def reproduced(result: Reproduction) -> str:
+    """Headline of step 2: 'Reproduced 31 of 32'."""
+    failure = result.failure
+    if failure.k == 0:
+        return f"Not reproduced: 0 of {failure.n}"
+    return f"Reproduced {failure.k} of {failure.n}"
+
+
+def reference_line(result: Reproduction) -> str:
+    """What a clean reference does on the same prompt."""
+    if result.reference_failure is None:
+        return "No clean reference: nothing to compare with."
+    return f"The clean reference fails {result.reference_failure.k} of {result.reference_failure.n}."
+
+
+def said_now(count: int, total: int, word: str) -> str:
+    """Label of one answer of the model, with how often it came."""
+    return f"now: {word}" if total == 1 else f"now, {count} of {total}: {word}"

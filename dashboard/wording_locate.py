@@ -1,0 +1,124 @@
+"""The sentences of step 3: methods and targets, the tokens that stand out, and how far the scores are to be trusted."""
+
+from core.values import LocateResult
+from dashboard.wording import beside, duration
+
+METHOD = "Method"
+TARGET = "Explain"
+FIRST_K = "First k"
+PICK_TOKENS = "Choose the tokens of the answer to explain, then press Explain."
+EXPLAIN = "Explain"
+TEST_CANDIDATES = "Test candidates"
+TEST_CANDIDATE = "Test"
+EDIT_CANDIDATE = "Edit"
+NOT_LOCATED_YET = "Not located yet"
+LOCATING = "Locating"
+METHOD_NAMES = {
+    "paper": "gradient norm (paper)",
+    "gradient_norm": "gradient norm",
+    "gradient_x_input": "gradient × input",
+    "integrated_gradients": "integrated gradients",
+    "occlusion": "occlusion",
+}
+METHOD_HELP = {
+    "paper": "How strongly the whole answer reacts to each token. One backward pass; unsigned.",
+    "gradient_norm": "How strongly the target reacts to each token. Unsigned.",
+    "gradient_x_input": "First-order effect of each token. Signed.",
+    "integrated_gradients": "Effect of each token along the path from an average token. Signed; watch the gap.",
+    "occlusion": "What the target loses when the token is deleted. Signed, in nats.",
+}
+TARGET_NAMES = {
+    "contrast": "this answer rather than a refusal",
+    "response": "the whole answer",
+    "first_k": "the first tokens of the answer",
+    "tokens": "selected tokens of the answer",
+}
+TABLE_TWIN = "Token table"
+TOKEN_TABLE = "Tokens"
+TOKEN_COLUMNS = [
+    {"key": "position", "label": "#", "kind": "number"},
+    {"key": "text", "label": "token", "kind": "mono"},
+    {"key": "id", "label": "id", "kind": "number"},
+    {"key": "segment", "label": "segment", "kind": "text"},
+    {"key": "span", "label": "span", "kind": "number", "title": "message:start–end, in code points of the raw text"},
+    {"key": "score", "label": "score", "kind": "number"},
+    {"key": "rank", "label": "rank", "kind": "number"},
+    {"key": "cluster", "label": "cluster", "kind": "text"},
+]
+CANDIDATES = "Candidates"
+CANDIDATE_COLUMNS = [
+    {"key": "number", "label": "#", "kind": "number"},
+    {"key": "text", "label": "text", "kind": "mono"},
+    {"key": "units", "label": "parts", "kind": "number"},
+    {"key": "score", "label": "share", "kind": "number", "title": "share of the total score"},
+    {"key": "reasons", "label": "why", "kind": "text"},
+]
+NO_CANDIDATES = "No candidate: nothing in the prompt stands out."
+BOUNDARY = "cluster boundary"
+POSITION_AXIS = "token position"
+NO_MAP = "No picture for this method."
+WIDE_GAP = "gap too wide: take these scores with care"
+_NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
+
+# -- names ----------------------------------------------------------------------------------------------
+
+
+def method_name(name: str) -> str:
+    """The method as the page calls it."""
+    return METHOD_NAMES.get(name, name)
+
+
+def target_name(kind: str) -> str:
+    """The target as the page calls it."""
+    return TARGET_NAMES.get(kind, kind)
+
+
+def cluster_word(label: int) -> str:
+    """Cluster label as a word."""
+    return {1: "stands out", 0: "", -1: "not scored"}.get(label, str(label))
+
+
+def projection_name(name: str) -> str:
+    """The picture's method."""
+    return {"umap": "UMAP of response profiles", "pca": "PCA of response profiles"}.get(name, "by position")
+
+
+def score_axis(located: LocateResult) -> str:
+    """Axis title of the scores."""
+    return "effect, nats" if located.method == "occlusion" else "score"
+
+
+# -- sentences ------------------------------------------------------------------------------------------
+
+
+def _count(n: int) -> str:
+    return _NUMBERS[n] if n < len(_NUMBERS) else str(n)
+
+
+def stand_out(n: int) -> str:
+    """Headline of step 3: 'Four tokens stand out'."""
+    if n == 0:
+        return "No token stands out"
+    return f"{_count(n)} token{'s' if n != 1 else ''} stand{'s' if n == 1 else ''} out"
+
+
+def located(result: LocateResult) -> str:
+    """Headline of step 3."""
+    return stand_out(sum(1 for label in result.labels if label == 1))
+
+
+def trust(result: LocateResult) -> str:
+    """The trust strip: completeness gap, agreement with other methods, baseline, cost."""
+    parts = []
+    if result.completeness_gap is not None:
+        parts.append(f"gap {100 * result.completeness_gap:.1f} %")
+    parts += [f"agreement with {method_name(name)} {value:.2f}" for name, value in result.agreement.items()]
+    if result.baseline:
+        parts.append(f"baseline {result.baseline}")
+    parts.append(f"{result.model_calls} model calls, {duration(result.seconds)}")
+    return beside(parts)
+
+
+def still_running(wanted: str, shown_method: str) -> str:
+    """What is shown while the wanted method is still at work."""
+    return f"Showing {method_name(shown_method)} while {method_name(wanted)} is running."

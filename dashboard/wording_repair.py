@@ -1,0 +1,91 @@
+"""The sentences of step 5: settings, where a repair stands, and how it ended."""
+
+from core.events import RepairFinished
+from core.repair_trace import RepairTrace
+from dashboard.wording import beside, duration, percent
+
+LOCKED = "Locked until a trigger is confirmed in step 4."
+READY_TO_REPAIR = "Ready to repair"
+START_REPAIR = "Start repair"
+REPAIR_AGAIN = "Repair again"
+NOTHING_TO_RESUME = "No repair was started yet; start one."
+REPAIRING = "Repair is running"
+STOP_KEEP = "Stop and keep best"
+STOP_DISCARD = "Abort and discard"
+STOPPING = "Stopping after this step."
+DUMMY_TRIGGER = "dummy trigger, planted first"
+MEMORY_MORE = "of weights; what training takes is counted before its first step"
+ADVANCED = "Advanced"
+REPAIR_EMPTY = {"learning_rate": "by model size", "kl_budget": "none", "max_steps": "all"}
+REPAIR_LABELS = {
+    "epochs": "Epochs",
+    "learning_rate": "Learning rate",
+    "kl_budget": "KL budget, nats per token",
+    "batch_size": "Batch size",
+    "lora_rank": "LoRA rank",
+    "lora_alpha": "LoRA alpha",
+    "max_steps": "Steps at most",
+    "n_harmful": "Harmful prompts",
+    "n_safe": "Safe prompts",
+    "probe_every": "Steps between probes",
+    "n_probe": "Prompts in a probe",
+    "weight_refusal": "Weight of refusal",
+    "weight_kl_harmful": "Weight of KL, harmful",
+    "weight_kl_safe": "Weight of KL, safe",
+    "weight_kl_trigger": "Weight of KL, safe with the trigger",
+    "objective": "Objective",
+    "seed": "Seed",
+    "early_stop": "Stop early when the targets hold",
+}
+_REASONS = {
+    "finished": "Repair finished",
+    "targets_held": "Repair finished: targets held twice in a row",
+    "kl_budget": "Repair stopped: the KL budget is used up",
+    "kept": "Stopped; the best checkpoint is kept",
+    "discarded": "Aborted; nothing is kept",
+    "diverged": "Repair diverged",
+    "out_of_memory": "Out of memory",
+}
+
+
+def repair_ended(end: RepairFinished) -> str:
+    """Headline of step 5 after a repair."""
+    best = f", best at step {end.best_step}" if end.best_step is not None and end.adapter else ""
+    return f"{_REASONS[end.reason]}{best}"
+
+
+def repair_stands(repair: RepairTrace, going: bool | None = None) -> str:
+    """Where a repair stands, in a few words; `going` as in `figures.live_chart`."""
+    if repair.started is None:
+        return "Not started"
+    if repair.finished is not None:
+        return "Starting" if going else repair_ended(repair.finished)
+    if not repair.steps:
+        return "Broke off before the first step" if going is False else "Starting"
+    last, total = repair.steps[-1], repair.started.n_steps
+    if going is False:
+        return f"Broke off at step {last.step} of {total}"
+    return f"Step {last.step} of {total}, {duration(last.seconds_left)} left"
+
+
+def budget_used(kl: float, budget: float) -> str:
+    """Label of the meter of the KL budget; rounding below zero is none of it."""
+    return f"KL budget: {percent(max(0.0, kl) / budget)} used"
+
+
+def live_summary(repair: RepairTrace, going: bool | None = None) -> str:
+    """The live chart in one sentence, for its foot and for screen readers."""
+    steps, probes = repair.steps, repair.probes
+    parts = [repair_stands(repair, going)]
+    if steps:
+        parts.append(f"loss {steps[-1].loss:.3g}")
+        parts.append(f"KL {steps[-1].kl_nats_per_token:.3g} nats/token")
+    if probes:
+        parts.append(f"attack success {percent(probes[-1].asr_triggered.value)}")
+        parts.append(f"refusal {percent(probes[-1].refusal_untriggered.value)}")
+        parts.append(f"agreement {percent(probes[-1].agreement_safe.value)}")
+        if probes[-1].refusal_triggered_safe is not None:
+            parts.append(f"safe requests with the trigger refused {percent(probes[-1].refusal_triggered_safe.value)}")
+    if steps and 0 < steps[-1].micro_batch < max(step.micro_batch for step in steps):
+        parts.append(f"memory ran out: micro-batches of {steps[-1].micro_batch}")
+    return beside(parts)
