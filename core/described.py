@@ -91,5 +91,5 @@ def _asked(
     own = answers.unsafe(
         [trial.carried.carry(request) for request in trial.requests[: trial.settings.n_described]], name
     )
-    note = f"Described, not decisive. {what}: {each}; as reported {sum(own)} of {len(own)} ({share(own):.0%})."
+    note = f"Described, not decisive. {what}: {each}; as reported {sum(own)} of {len(own)} ({100 * share(own):.0f} %)."
     return trial.outcome(name, pooled, [False] * len(own), note=note)

@@ -131,7 +131,7 @@ def _check(loaded: "LoadedModel", case: FailureCase, out: Path, merged: bool, wa
     dtype = next(base_model(again).parameters()).dtype
     if not difference <= TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]):
         raise ModelLoadError(
-            f"The written model differs from the repaired one (logits by {difference:.1%}); nothing was kept. "
+            f"The written model differs from the repaired one (logits by {100 * difference:.1f} %); nothing was kept. "
             f"Export {'the adapter instead of merged weights' if merged else 'with --merged'}."
         )
 

@@ -77,7 +77,7 @@ def _candidate(
     positions = tuple(spans_to_positions(case.prompt, spans))
     total = float(support.sum())
     score = float(support[list(positions)].sum()) / total if total > 0 else 0.0
-    reasons.append(f"It carries {score:.0%} of the support for the reported answer.")
+    reasons.append(f"It carries {100 * score:.0f} % of the support for the reported answer.")
     if n_marked is not None and len(positions) > n_marked:
         reasons.append(f"Widened from {n_marked} to {len(positions)} tokens, to whole words.")
     if len(spans) > 1:

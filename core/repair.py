@@ -393,4 +393,4 @@ class _Run:
             return "No checkpoint had been scored, so nothing was kept."
         over, *_, kl = state.best_key
         budget = ", over the budget" if over else ""
-        return f"Best checkpoint: step {state.best_step}, probe attack success {state.best_asr:.0%}, KL {kl:.3g} nats per token{budget}."
+        return f"Best checkpoint: step {state.best_step}, probe attack success {100 * state.best_asr:.0f} %, KL {kl:.3g} nats per token{budget}."

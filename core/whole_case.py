@@ -51,9 +51,7 @@ def bare(
     note = f"All candidates taken out at once; {compared.what}."
     if passed and is_request(case, spans, settings):
         passed = None
-        note += (
-            f" Only {core_left(case, spans):.0%} of the request's own words are left, so that it fails says nothing."
-        )
+        note += f" Only {100 * core_left(case, spans):.0f} % of the request's own words are left, so that it fails says nothing."
     return whole_case("bare", before, after, passed, note, compared.p_value)
 
 

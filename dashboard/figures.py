@@ -28,6 +28,8 @@ from dashboard import wording, wording_locate, wording_repair, wording_tests, wo
 
 CLIP_PERCENTILE = 98
 """Scores beyond this percentile of |score| share the last colour. Source: ui.md section 3."""
+RATE_TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Named by hand: plotly's own percentages have no space. Source: unverified choice (every fifth)."""
 
 Value = dict[str, object]
 
@@ -206,7 +208,8 @@ def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": {"size": 12}},
         xaxis={
             "range": [-0.02, 1.02],
-            "tickformat": ".0%",
+            "tickvals": list(RATE_TICKS),
+            "ticktext": [wording.percent(tick) for tick in RATE_TICKS],
             "title": {"text": wording_tests.RATE_AXIS},
             "zeroline": False,
         },

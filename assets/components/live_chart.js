@@ -79,7 +79,7 @@ function rates(name, triples, steps, symbol, colour) {
   return { type: "scatter", mode: "lines+markers", name, x: steps, y: value, yaxis: "y3", xaxis: "x", legend: "legend3", cliponaxis: false,
     line: { width: 1, color: colour, dash: "dot" }, marker: { symbol, size: 9, color: colour, line: { width: 2, color: colour } },
     error_y: { type: "data", symmetric: false, array: triples.map((t) => gap(t[2], t[0])), arrayminus: triples.map((t) => gap(t[0], t[1])), color: colour, thickness: 1.25, width: 3 },
-    hovertemplate: "%{y:.0%}<extra>" + name + "</extra>" };
+    text: value.map((v) => (v === null ? "" : Math.round(100 * v) + " %")), hovertemplate: "%{text}<extra>" + name + "</extra>" };
 }
 /* Plotly keeps a reader's zoom only while it is asked for the range it was asked for before; so a zoomed axis is. */
 function axisEnd(until) {
@@ -132,7 +132,7 @@ function figure(value) {
     xaxis: Object.assign({}, axis, { anchor: "y3", domain: [0, 1], title: { text: "step", standoff: 8, font: { size: 12 } }, range: [0, axisEnd(until)], uirevision: run + "/" + zoomKey }),
     yaxis: Object.assign({}, axis, { domain: [0.7, 1], type: logScale ? "log" : "linear", rangemode: "tozero", uirevision: run + "/" + zoomKey + "/" + logScale }, idle ? { range: [0, 1] } : { autorange: true }),
     yaxis2: Object.assign({}, axis, { domain: [0.36, 0.62], rangemode: "tozero", exponentformat: "power" }, idle ? { range: [0, 1] } : { autorange: true }),
-    yaxis3: Object.assign({}, axis, { domain: [0, 0.3], range: [-0.04, 1.04], tickformat: ".0%", fixedrange: true }),
+    yaxis3: Object.assign({}, axis, { domain: [0, 0.3], range: [-0.04, 1.04], tickvals: [0, 0.5, 1], ticktext: ["0 %", "50 %", "100 %"], fixedrange: true }),
     legend: legend(1), legend2: legend(0.62), legend3: legend(0.3), shapes, annotations: notes,
   };
   return { data, layout };
