@@ -184,9 +184,8 @@ class _Search:
         )
         spans = self._trimmed(found)
         n, spent = len(self.requests), self.n_sets >= self.settings.max_minimise_sets
-        reasons = [
-            f"The smallest set of words that still changes {self.hits[found]} of {n} other requests (the best set: {self.best})."
-        ]
+        best = f" (the best set: {self.best})" if self.best > self.hits[found] else ""
+        reasons = [f"The smallest set of words that still changes {self.hits[found]} of {n} other requests{best}."]
         if spent:
             reasons.append(f"The search ended at the limit of {self.settings.max_minimise_sets} sets.")
         if self.meter.spent:

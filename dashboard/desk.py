@@ -158,7 +158,7 @@ class Desk:
         self.shown = gr.State({})
         self.bar = StatusBar(elem_id="status", watch_url="/alive")
         self.strip = Story(elem_id="message")
-        with gr.Row(elem_classes="pt-actions", visible=False) as self.reading:
+        with gr.Row(elem_classes="pt-actions", elem_id="reading", visible=False) as self.reading:
             self.writer = Story(elem_id="writer")
             self.take = gr.Button(wording.TAKE_OVER, elem_id="writer-take", scale=0, min_width=120)
         self.address = gr.Textbox(visible="hidden", elem_id="address", show_label=False)

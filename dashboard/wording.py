@@ -158,8 +158,8 @@ def long_prompt(cost: Estimate | None) -> str:
 def other_writes(name: str, since: str) -> str:
     """The line that a reader sees while another analyst writes the case."""
     return (
-        f"{name} writes this case since {since[11:16]} UTC. You can read on and stop what runs; the rest is locked until "
-        "the case is given back or you take over."
+        f"{name} writes this case since {since[11:16]} UTC. You can read it, and stop what runs, until it is given back "
+        "or you take over."
     )
 
 

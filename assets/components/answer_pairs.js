@@ -1,5 +1,6 @@
 /* Answers before and after, side by side, as inert text. */
 const root = element.querySelector(".pt-pairs");
+const below = element.querySelector(".pt-pairs-below");
 const LONG = 600;
 
 function inert(className, raw) {
@@ -12,7 +13,7 @@ function inert(className, raw) {
   if (full.length > LONG) {
     const more = el("button", "pt-small", "all " + full.length + " characters");
     more.type = "button";
-    more.addEventListener("click", () => { body.textContent = visible(full); more.remove(); });
+    more.addEventListener("click", () => { body.textContent = visible(full); more.remove(); tellMore(); });
     node.append(more);
   }
   return node;
@@ -31,12 +32,19 @@ function answer(label, text, outcome) {
   cell.append(head, inert("pt-answer-text", text));
   return cell;
 }
+/* Where the box is lower than its content: its lower edge fades, and a line says how many pairs follow. */
+function tellMore() {
+  const end = root.getBoundingClientRect().top + root.clientTop + root.clientHeight;
+  const rest = [...root.querySelectorAll(".pt-pair")].filter((one) => one.getBoundingClientRect().bottom > end + 24).length;
+  root.classList.toggle("pt-cut", rest > 0);
+  setText(below, rest ? "↓ " + rest + " more below" : "");
+}
 function draw() {
   const value = copy(props.value) || {};
   const labels = value.labels || { before: "before", after: "after" };
   const pairs = value.pairs || [];
-  if (!pairs.length) { root.replaceChildren(el("span", "pt-empty", value.empty || "")); return; }
-  root.replaceChildren(...pairs.map((pair) => {
+  if (!pairs.length) root.replaceChildren(el("span", "pt-empty", value.empty || ""));
+  else root.replaceChildren(...pairs.map((pair) => {
     const row = el("section", "pt-pair");
     const prompt = el("div", "pt-pair-prompt");
     prompt.append(el("span", "pt-pair-kind", pair.kind), inert("pt-pair-text", pair.prompt));
@@ -45,6 +53,9 @@ function draw() {
     row.append(prompt, two);
     return row;
   }));
+  tellMore();
 }
+root.addEventListener("scroll", tellMore, { passive: true });
+new ResizeObserver(tellMore).observe(root);
 watch("value", draw);
 draw();

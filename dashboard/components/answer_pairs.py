@@ -13,7 +13,7 @@ import gradio as gr
 
 from dashboard.components.assets import script
 
-_TEMPLATE = '<div class="pt-pairs"></div>'
+_TEMPLATE = '<div class="pt-pairs"></div><div class="pt-pairs-below" aria-hidden="true"></div>'
 
 
 class AnswerPairs(gr.HTML):

@@ -77,6 +77,9 @@ def test_the_demo_case_in_eight_clicks(open_page, server: PageProcess) -> None:
     assert verification is not None
     assert verification.result == "REDUCED"
     assert "→" in page.inner_text("#verify-story .pt-headline")
+    assert "more below" in page.inner_text("#verify-pairs")
+    page.locator("#verify-pairs .pt-pair").last.scroll_into_view_if_needed()
+    page.wait_for_selector("#verify-pairs:not(:has-text('more below'))")
     saved = case.path / "export" / "adapter" / "adapter_model.safetensors"
     with page.expect_download() as downloading:
         page.click("#verify-files a:has-text('Repaired adapter')")

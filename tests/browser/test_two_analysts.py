@@ -44,12 +44,14 @@ def test_one_writes_and_the_other_sees_who(open_page, shared: Case) -> None:
     where = f"/?case={shared.manifest.id}&step=confirm"
     ada, grace = open_page(where), open_page(where, dark=True)
     mark(ada)
+    steps = grace.locator("#steps").bounding_box()
     decide(ada, "Ada", "#confirm-accept")
     wait_until(lambda: confirmation.stored(shared) is not None, "the decision was not stored")
     first = confirmation.stored(shared)
     assert first is not None
     assert (first.analyst, first.reviewers, first.second) == ("Ada", 2, None)
     grace.wait_for_selector("#writer:has-text('Ada writes this case since')")
+    assert grace.locator("#steps").bounding_box()["y"] == steps["y"]  # the line moves nothing
     for button in ("#confirm-accept", "#confirm-reject", "#confirm-test", "#confirm-minimise"):
         assert grace.locator(button).is_disabled(), button
     assert grace.is_enabled("#writer-take")
