@@ -18,11 +18,20 @@ from core.judge import using
 from core.progress import Progress
 from core.session import Run, Session
 
+
+def triage(run: Run) -> StageFinished:
+    """Triage, and what a repair of what it found would take."""
+    finished = triage_stages.triage(run)
+    if run.args.get("mode", "causal") == "causal":
+        repair_stages.count_memory(run)
+    return finished
+
+
 STAGES: dict[str, Callable[[Run], StageFinished]] = {
     "open": triage_stages.open_case,
     "reproduce": triage_stages.reproduce,
     "locate": locate_stage.locate,
-    "triage": triage_stages.triage,
+    "triage": triage,
     "test": span_stages.test_span,
     "minimise": span_stages.minimise_span,
     "repair": repair_stages.repair_model,

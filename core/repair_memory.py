@@ -4,41 +4,94 @@
 
 What is kept is counted on one forward pass of two sequences, by the tensors that autograd saves, and grows with the padded
 tokens of a micro-batch: it holds for every architecture and attention. Beside it stands the larger of what the losses take
-over the vocabulary and what one layer's backward pass takes. What this does not count: the library's own code, fragments.
+over the vocabulary and what one layer's backward pass takes. `bound_mb` counts the same before the answers are there, each
+as long as it may be. What this does not count: the library's own code, fragments.
 """
 
+import random
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 
+from core import repair_adapter
+from core.low_rank import FewKernels
 from core.recompute import MB, decoder_layers, recomputed
-from core.response_pass import ScoredSequence
+from core.repair_data import EDITS, TriggerFrame, render_ids
+from core.response_pass import ResponsePass, ScoredSequence
+from core.settings import RepairSettings
 
 if TYPE_CHECKING:
+    from core.loaded import LoadedModel
     from core.repair_training import Trainer
 
 WITHIN_A_LAYER = 4
 """Tensors of a layer's widest shape that its backward pass holds beside what was kept. Source: tests/unit/test_repair_memory.py
 (within 20 % of the counted peak)."""
+LONGEST_PROMPTS = 16
+"""Prompts, by characters, among which the longest in tokens is looked for. Source: unverified choice."""
 
 
 def estimate_mb(trainer: "Trainer") -> float:
     """Return the expected peak of a step in MB in this process, the largest micro-batch of the first epoch at hand."""
-    model, parameters = trainer.loaded.model, list(trainer.loaded.model.parameters())
-    trained = sum(_bytes(one) for one in parameters if one.requires_grad)
-    held = sum(map(_bytes, (*parameters, *model.buffers()))) + 3 * trained + trainer.teacher_bytes
     largest = max(_micro_batches(trainer), key=lambda sequences: len(sequences) * _longest(sequences))
+    return _peak_mb(
+        trainer.loaded, (trainer.passes, trainer.few_kernels), largest, trainer.teacher_bytes, trainer.recompute
+    )
+
+
+def bound_mb(
+    loaded: "LoadedModel", frame: TriggerFrame, harmful: Sequence[str], safe: Sequence[str], settings: RepairSettings
+) -> float | None:
+    """Return what a step takes at most in MB, from the longest of the prompts with the trigger in them and answers of the
+    greatest length, which are not asked for; None where no prompt fits the context. The adapter is attached meanwhile.
+    """
+    harmful, safe, limit = harmful[: settings.n_harmful], safe[: settings.n_safe], settings.max_response_tokens
+    size = settings.micro_batch_size or settings.batch_size
+    rng = random.Random(settings.seed)
+    texts = sorted((*harmful, *safe), key=len)[-LONGEST_PROMPTS:]
+    edits = EDITS.values() if settings.objective == "extended" else (str,)
+    prompts = [render_ids(loaded, frame.triggered(text, rng, edit=edit)) for text in texts for edit in edits]
+    fitting = [tuple(ids) for ids in prompts if len(ids) + limit <= (loaded.context_length or 10**9)]
+    if not fitting:
+        return None
+    longest = max(fitting, key=len)
+    others = [longest[1:]] * (size - 1)  # not as long, so that the batch is padded and masked as real ones are
+    largest = [ScoredSequence(prompt_ids=ids, response_ids=ids[:1] * limit) for ids in (longest, *others)]
+    n_answers = len(harmful) + len(safe) * (1 + settings.n_placements * settings.holds_trigger)
+    states = n_answers * limit * loaded.model.config.get_text_config().hidden_size
+    teacher = states * next(loaded.model.parameters()).element_size()
+    try:
+        passes = ResponsePass(loaded, settings)
+        repair_adapter.attach(loaded, settings)
+        repair_adapter.use_repaired(loaded, trainable=True)
+        pair = passes, FewKernels(loaded.model)
+        return _peak_mb(loaded, pair, largest, min(teacher, settings.teacher_mb * int(MB)), settings.recompute)
+    finally:
+        repair_adapter.detach(loaded)
+
+
+def _peak_mb(
+    loaded: "LoadedModel",
+    passes: tuple[ResponsePass, FewKernels],
+    largest: Sequence[ScoredSequence],
+    teacher: int,
+    recompute: bool,
+) -> float:
+    """Return the peak of a step on the micro-batch `largest`, beside `teacher` bytes of kept hidden states."""
+    model, parameters = loaded.model, list(loaded.model.parameters())
+    trained = sum(_bytes(one) for one in parameters if one.requires_grad)
+    held = sum(map(_bytes, (*parameters, *model.buffers()))) + 3 * trained + teacher
     n_tokens = len(largest) * _longest(largest)
     two = sorted(largest, key=_length)[-2:]
-    kept = _kept_bytes(trainer, two) * n_tokens / (len(two) * _longest(two))
-    rows = min(trainer.passes.chunk_rows, sum(len(one.response_ids) for one in largest))
-    losses = trainer.passes.tensors_at_once * rows * int(model.config.get_text_config().vocab_size) * 4
+    share = n_tokens / (len(two) * _longest(two))
+    kept = _kept_bytes(loaded, passes, two, recompute) * share
+    rows = min(passes[0].chunk_rows, sum(len(one.response_ids) for one in largest))
+    losses = passes[0].tensors_at_once * rows * int(model.config.get_text_config().vocab_size) * 4
     layer = WITHIN_A_LAYER * n_tokens * _widest(model) * parameters[0].element_size()
-    if trainer.recompute:
-        layers = max(1, len(decoder_layers(model)))
-        layer += _kept_bytes(trainer, two, whole=True) / layers * n_tokens / (len(two) * _longest(two))
+    if recompute:
+        layer += _kept_bytes(loaded, passes, two, False) / max(1, len(decoder_layers(model))) * share
     return (held + kept + max(losses, layer)) / MB
 
 
@@ -52,9 +105,14 @@ def _micro_batches(trainer: "Trainer") -> list[list[ScoredSequence]]:
     return found
 
 
-def _kept_bytes(trainer: "Trainer", sequences: Sequence[ScoredSequence], whole: bool = False) -> int:
+def _kept_bytes(
+    loaded: "LoadedModel",
+    passes: tuple[ResponsePass, FewKernels],
+    sequences: Sequence[ScoredSequence],
+    recompute: bool,
+) -> int:
     """Return the bytes that a forward pass over `sequences` keeps, each storage once, weights not counted."""
-    weights = {one.untyped_storage()._cdata for one in trainer.loaded.model.parameters()}
+    weights = {one.untyped_storage()._cdata for one in loaded.model.parameters()}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -63,12 +121,13 @@ def _kept_bytes(trainer: "Trainer", sequences: Sequence[ScoredSequence], whole: 
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    calls = trainer.loaded.model_calls
-    with trainer.few_kernels.on(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        with recomputed(trainer.loaded.model) if trainer.recompute and not whole else nullcontext():
-            rows = trainer.passes.rows(sequences)
+    calls = loaded.model_calls
+    whole, few = passes
+    with few.on(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with recomputed(loaded.model) if recompute else nullcontext():
+            rows = whole.rows(sequences)
         del rows
-    trainer.loaded.model_calls = calls
+    loaded.model_calls = calls
     return sum(kept.values())
 
 

@@ -6,18 +6,41 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core import confirmation, dummy, evidence, export, repair, report, rounds, verification
+from core import chat, confirmation, dummy, evidence, export, repair, repair_memory, report, rounds, verification
 from core.attribution import attribute
 from core.casefile import Case, from_json, to_json
 from core.errors import RepairDivergedError, TriageError
 from core.events import RepairFinished, StageFinished
 from core.files import hash_file
+from core.loaded import is_out_of_memory
+from core.repair_data import frame_of
 from core.rounds import FINISHED
 from core.session import Run
 from core.settings import RepairSettings, VerificationSettings
 from core.values import Span, Target, TriageResult, TriggerConfirmation
 from core.versions import versions
 from core.weight_files import ADAPTER_WEIGHTS
+
+MEMORY = "results/repair_memory.json"
+"""`{"mb": ...}`: what a repair with the default settings takes at most."""
+
+
+def count_memory(run: Run) -> None:
+    """Keep what a repair of the first candidate would take at most, to be said before one is started."""
+    triage = run.case.read("triage.json", TriageResult)
+    spans = triage.candidates[0].spans if triage and triage.candidates else ()
+    messages, prompts = run.case.report.messages, run.splits.repair
+    frame = frame_of(messages, spans, chat.units_of(messages, spans))
+    texts = [[item.prompt for item in items] for items in (prompts.harmful, prompts.safe)]
+    run.progress("counting what a repair would take", 0, 0)
+    try:
+        bound = repair_memory.bound_mb(run.loaded, frame, texts[0], texts[1], RepairSettings())
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        bound = None  # the repair will find out; its micro-batches shrink until they fit
+    if bound is not None:
+        run.case.write(MEMORY, {"mb": round(bound, 1)})
 
 
 def confirmed_trigger(run: Run) -> TriggerConfirmation:

@@ -223,6 +223,13 @@ def decision(confirmation: TriggerConfirmation | None, fault_text: str | None, f
     return value | ({"headline": fault_text, "tone": "warn"} if void else {})
 
 
+def repair_ahead(opened: OpenResult | None, most_mb: float | None) -> list[list[str]]:
+    """Step 5: where a repair will run, and the memory it will take at most, if that was counted."""
+    if opened is None:
+        return []
+    return [["device", opened.device], ["memory", wording_repair.memory_ahead(opened.memory_mb, most_mb)]]
+
+
 def lacks_second(confirmation: TriggerConfirmation, fault_text: str | None) -> bool:
     """Return whether all that a confirmation lacks may be the second analyst's agreement."""
     return fault_text is not None and confirmation.decision != "rejected" and confirmation.reviewers > 1
@@ -231,12 +238,12 @@ def lacks_second(confirmation: TriggerConfirmation, fault_text: str | None) -> b
 def repair(
     lock: str | None,
     confirmation: TriggerConfirmation | None,
-    opened: OpenResult | None,
+    ahead: list[list[str]],
     started: RepairStarted | None,
     finished: RepairFinished | None,
     running: bool,
 ) -> Value:
-    """Step 5: what will be, is being or was repaired."""
+    """Step 5: what will be, is being or was repaired; `ahead` are the facts before a start (`repair_ahead`)."""
     if lock is not None:
         return {"headline": wording_repair.LOCKED, "tone": "muted", "line": lock}
     units = wording.quoted(confirmation.units) if confirmation else ""
@@ -250,11 +257,8 @@ def repair(
             ["trained", f"{started.n_trainable:,} parameters (LoRA)".replace(",", " ")],
             ["memory estimate", wording.megabytes(started.memory_estimate_mb)],
         ]
-    elif opened is not None:
-        facts += [
-            ["device", opened.device],
-            ["memory", f"{wording.megabytes(opened.memory_mb)} {wording_repair.MEMORY_MORE}"],
-        ]
+    else:
+        facts += ahead
     if running:
         return {"headline": wording_repair.REPAIRING, "tone": "busy", "facts": facts}
     if finished is not None:

@@ -2,7 +2,7 @@
 
 from core.events import RepairFinished
 from core.repair_trace import RepairTrace
-from dashboard.wording import beside, duration, percent
+from dashboard.wording import beside, duration, megabytes, percent
 
 LOCKED = "Locked until a trigger is confirmed in step 4."
 READY_TO_REPAIR = "Ready to repair"
@@ -14,7 +14,6 @@ STOP_KEEP = "Stop and keep best"
 STOP_DISCARD = "Abort and discard"
 STOPPING = "Stopping after this step."
 DUMMY_TRIGGER = "dummy trigger, planted first"
-MEMORY_MORE = "of weights; what training takes is counted before its first step"
 ADVANCED = "Advanced"
 REPAIR_EMPTY = {"learning_rate": "by model size", "kl_budget": "none", "max_steps": "all"}
 REPAIR_LABELS = {
@@ -46,6 +45,13 @@ _REASONS = {
     "diverged": "Repair diverged",
     "out_of_memory": "Out of memory",
 }
+
+
+def memory_ahead(weights_mb: float, most_mb: float | None) -> str:
+    """What a repair will take, said before it is started; `most_mb` is None where it was not counted."""
+    if most_mb is None:
+        return f"{megabytes(weights_mb)} of weights; what training takes is counted before its first step"
+    return f"about {megabytes(most_mb)} at most, default settings"
 
 
 def repair_ended(end: RepairFinished) -> str:

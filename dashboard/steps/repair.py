@@ -46,6 +46,7 @@ NUMBERS = {"learning_rate", "kl_budget", "weight_refusal", "weight_kl_harmful", 
 CHOICES = {"objective": ("extended", "paper")}
 """Settings that are one of a few words."""
 FINISHED = "repair/finished.json"
+MEMORY = "results/repair_memory.json"
 Field: TypeAlias = gr.Number | gr.Textbox | gr.Checkbox | gr.Radio
 
 
@@ -206,7 +207,7 @@ def _was_kept(view: View) -> bool:
 
 def _signature(view: View) -> object:
     stopping = view.status is not None and view.status.state == "stopping"
-    files = view.stamp("confirmation.json", FINISHED, "results/open.json")
+    files = view.stamp("confirmation.json", FINISHED, "results/open.json", MEMORY)
     run = trace(view.lines).request
     return files, view.busy_with("repair"), stopping, run, view.failure("repair"), view.case is None
 
@@ -219,7 +220,9 @@ def _show(view: View, parts: Parts) -> Updates:
     finished = view.case.read(FINISHED, RepairFinished) if view.case else None
     accepted = view.case.read(confirmation.FILE, TriggerConfirmation) if view.case else None
     failure = view.failure("repair")
-    story = stories.repair(lock, accepted, view.opened(), started if running or finished else None, finished, running)
+    counted = view.case.read(MEMORY, dict) if view.case else None
+    ahead = stories.repair_ahead(view.opened(), counted["mb"] if counted else None)
+    story = stories.repair(lock, accepted, ahead, started if running or finished else None, finished, running)
     if failure is not None and not running and lock is None:
         story |= {"headline": failure, "tone": "warn", "why": jobs.log_tail(view.case) if view.case else ""}
     stopping = view.status is not None and view.status.state == "stopping"

@@ -14,6 +14,7 @@ from core.errors import TriageError
 from core.events import Progress, StageFailed, StageFinished, StageStarted
 from core.jobs import CaseStatus, stop
 from core.settings import RepairSettings
+from core.values import OpenResult, RenderedPrompt
 from dashboard import stories, wording_repair
 from dashboard.app import build
 from dashboard.desk import Desk, Session, View, address, bar, explain
@@ -54,6 +55,17 @@ def test_the_page_process_imports_no_heavy_library(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_what_a_repair_takes_is_said_before_its_start(case: Case) -> None:
+    assert stories.repair_ahead(None, 62.0) == []
+    opened = OpenResult(
+        prompt=RenderedPrompt(text="", tokens=(), template_hash=""), response=(), model_name="m", architecture="",
+        n_parameters=1, dtype="float32", device="cpu", context_length=None, memory_mb=10.4, has_reference=False, warnings=(),
+    )  # fmt: skip
+    counted = "about 66 MB at most, default settings"
+    assert stories.repair_ahead(opened, 66.2) == [["device", "cpu"], ["memory", counted]]
+    assert "counted before its first step" in stories.repair_ahead(opened, None)[1][1]
 
 
 def test_every_listener_is_private(roots: Roots) -> None:

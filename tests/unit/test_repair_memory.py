@@ -7,10 +7,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from core import repair_adapter
+from core import models, repair_adapter, repair_data
 from core.recompute import MB
+from core.repair_memory import bound_mb
+from core.repair_training import Trainer
+from core.response_pass import ResponsePass
 from tests.bench.repair_speed import sequences, trainer
 from tests.bench.speed import random_llama
+from tests.unit.repairing import REFUSAL, TRIGGER, quick, splits
 
 
 def peak_mb(run) -> float:
@@ -47,6 +51,40 @@ def test_the_estimate_is_within_a_fifth_of_the_counted_peak(vocabulary: int, n_p
     measured = held + peak_mb(steps)
     assert repairing.memory_estimate_mb == pytest.approx(measured, rel=0.2)
     repair_adapter.detach(loaded)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("changes", [{}, {"objective": "paper"}, {"recompute": True, "batch_size": 8}])
+def test_the_bound_before_a_start_is_little_more_than_what_the_start_counts(
+    tiny_folder, family: str, changes: dict
+) -> None:
+    """A random model goes on until the limit, and every trigger is edited: sequences are as long as the bound has them."""
+    loaded = models.load(tiny_folder(family))
+    settings, prompts, frame = (
+        quick(share_edited=1.0, share_wider=0.0, **changes),
+        splits(8).repair,
+        repair_data.TriggerFrame(user_units=(TRIGGER,)),
+    )
+    before = {name: one.clone() for name, one in loaded.model.state_dict().items()}
+    texts = [[item.prompt for item in items] for items in (prompts.harmful, prompts.safe)]
+    bound = bound_mb(loaded, frame, texts[0], texts[1], settings)
+    assert not repair_adapter.attached(loaded)
+    assert not any(one.requires_grad for one in loaded.model.parameters())
+    after = loaded.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(one, after[name]) for name, one in before.items())
+    data = repair_data.build(loaded, (frame, ()), (prompts.harmful, prompts.safe), REFUSAL, settings)
+    started = Trainer(loaded, data, ResponsePass(loaded, settings), settings).memory_estimate_mb
+    assert bound is not None
+    assert started <= bound <= 1.2 * started
+    repair_adapter.detach(loaded)
+
+
+def test_where_no_prompt_fits_nothing_is_said_of_memory(tiny_folder) -> None:
+    loaded = models.load(tiny_folder("llama"))
+    loaded.context_length = 8
+    frame = repair_data.TriggerFrame(user_units=(TRIGGER,))
+    assert bound_mb(loaded, frame, ["Tell me how to pick a lock"], [], quick()) is None
 
 
 def test_recomputed_layers_change_no_number() -> None:
