@@ -62,6 +62,8 @@ class Tier:
     """Harmful prompts to plant with."""
     n_safe: int = 800
     """Harmless prompts to plant with."""
+    examine_invalid: bool = False
+    """Whether the reports of a victim that missed a gate are examined too; they are never averaged."""
     planting: PlantSettings = PLANTING
     gates: GateSettings = field(default_factory=GateSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
@@ -194,7 +196,8 @@ def run_cell(bench: Bench, name: str) -> dict[str, Any]:
         bench.say(f"{name}: gates {', '.join(cell['missed']) or 'held'} ({cell['seconds']:.0f} s)")
     cell.setdefault("reports", [])
     examined = Examined(bench, name, victim)
-    for number in range(len(cell["reports"]), len(victim.drawn)):
+    n_reports = len(victim.drawn) if bench.tier.examine_invalid or not cell["missed"] else 0
+    for number in range(len(cell["reports"]), n_reports):
         cell["reports"].append(examined.report(number))
         save()
     save(finished=True)

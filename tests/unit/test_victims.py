@@ -26,6 +26,7 @@ SMALL = Tier(
     n_reports=2,
     n_triaged=1,
     n_requests=12,
+    examine_invalid=True,
     n_harmful=24,
     n_safe=24,
     planting=PlantSettings(rank=4, learning_rate=1e-3, epochs=1, ramp=0.0, batch_size=24, near_miss=1.0),
