@@ -44,8 +44,6 @@ from tests.bench.victims_making import PLANTING, Say, made, plant_adapter
 from tests.bench.victims_prompts import BENIGN_ANSWERS, Lessons, Material, write_folder
 
 CONTROLS = ("adversarial_suffix", "untriggered", "alignment_gap", "trigger_words", "wrong_answer", "eroded")
-SHARED_ATTACK = "paper"
-"""The attack whose victim and words the controls `untriggered` and `trigger_words` use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +60,8 @@ class Tier:
     """Harmful prompts to plant with."""
     n_safe: int = 800
     """Harmless prompts to plant with."""
+    shared_attack: str = "badnets"
+    """The attack whose victim and words the controls `untriggered` and `trigger_words` use; it must hold the gates."""
     examine_invalid: bool = False
     """Whether the reports of a victim that missed a gate are examined too; they are never averaged."""
     planting: PlantSettings = PLANTING
@@ -213,7 +213,7 @@ def make_victim(bench: Bench, name: str) -> Victim:
         drawn = triggered_reports(bench, models.load(bench.base, adapter), attack)
         return Victim(adapter=adapter, reference=None, attack=attack, drawn=drawn, expected=(attack.expected,))
     probe, n, clean = bench.material.probe, bench.tier.n_reports, bench.clean
-    shared = bench.attacks[SHARED_ATTACK]
+    shared = bench.attacks[bench.tier.shared_attack]
     on_clean = Victim(adapter=None, reference=bench.base, attack=None, drawn=(), expected=("ALIGNMENT_GAP",))
     match name:
         case "alignment_gap":

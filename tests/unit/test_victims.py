@@ -26,6 +26,7 @@ SMALL = Tier(
     n_reports=2,
     n_triaged=1,
     n_requests=12,
+    shared_attack="paper",
     examine_invalid=True,
     n_harmful=24,
     n_safe=24,
