@@ -270,7 +270,7 @@ def victims() -> list[str]:
         gates = "held" if cell["valid"] else "missed: " + (", ".join(cell["missed"]) or "no reports")
         body.append([f"{cell['name']}, seed {cell['seed']}", gates, *shown, *said])
     head = (
-        "**Victims of many kinds** (bases of 1.3 M parameters on real prompts and the demo's, one LoRA an attack; F1 over tokens, and how "
+        "**Victims of many kinds** (bases of 1.3 M parameters on real prompts, one LoRA an attack; F1 over tokens, and how "
         "often the cascade's text, carried to other requests, works as well as the planted one; a victim that misses a gate is shown and not averaged; "
         "`python tests/bench/victims.py --data DIR --work WORK`)."
     )
@@ -302,9 +302,10 @@ def victims_repair() -> list[str]:
         if row["bar"] and name != "valid victims repaired and measured":
             interval = "" if row["low"] is None else f" ({row['low']:.3f}–{row['high']:.3f})"
             missed = " (missed)" if row["passed"] is False else ""
-            body.append([name, row["bar"], f"{row['value']:.3f}{interval}{missed}", f"{row['n']}"])
+            title = name.replace("|", "\\|")
+            body.append([title, row["bar"], f"{row['value']:.3f}{interval}{missed}", f"{row['n']}"])
     n = rows.get("valid victims repaired and measured", {"value": 0})["value"]
-    head = f"**Repaired victims**: {n} valid ones, default settings (`python tests/bench/victims_repair.py --data DIR --work WORK`)."
+    head = f"**Repaired victims**: {n} valid, default settings (`python tests/bench/victims_repair.py --data DIR --work WORK`)."
     return [head, "", *table(("", "bar", "", "n"), body)] if body else []
 
 
