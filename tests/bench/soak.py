@@ -39,6 +39,8 @@ GROWTH = 0.05
 """Largest growth of memory that counts as flat."""
 PATIENCE_MS = 180_000
 SAMPLE_SECONDS = 5.0
+KEPT_SAMPLES = 12
+"""Every so many samples one is kept in the result."""
 FORM = {
     "epochs": "40", "kl_budget": "", "max_steps": "120", "probe_every": "10", "n_probe": "4", "n_harmful": "24",
     "n_safe": "24",
@@ -203,7 +205,7 @@ def measure(minutes: float) -> tuple[list[dict], dict]:
         finally:
             server.stop()
     series = {
-        who: [[round(s.seconds), round(s.mb, 1), s.n_files] for s in samples if s.who == who]
+        who: [[round(s.seconds), round(s.mb, 1), s.n_files] for s in samples if s.who == who][::KEPT_SAMPLES]
         for who in ("page", "worker")
     }
     workers = len({sample.pid for sample in samples if sample.who == "worker"})
