@@ -69,8 +69,8 @@ SPEED = (
     ),
     (
         "locate_length",
-        "deviation from proportion outside attention",
-        "localisation, 128 to 8,192 tokens: off proportion",
+        "deviation from a line outside attention",
+        "localisation, 128 to 8,192 tokens outside attention: off a straight line",
     ),
     (
         "repair_speed",
