@@ -12,6 +12,7 @@ from core.answers import Answers
 from core.budget import SPENT
 from core.errors import TriageError
 from core.injection import inject, near_misses
+from core.intervals import percent
 from core.transplants import placed
 from core.trials import Trial, share
 from core.values import Message, TestName, TestOutcome
@@ -91,5 +92,5 @@ def _asked(
     own = answers.unsafe(
         [trial.carried.carry(request) for request in trial.requests[: trial.settings.n_described]], name
     )
-    note = f"Described, not decisive. {what}: {each}; as reported {sum(own)} of {len(own)} ({100 * share(own):.0f} %)."
+    note = f"Described, not decisive. {what}: {each}; as reported {sum(own)} of {len(own)} ({percent(share(own))})."
     return trial.outcome(name, pooled, [False] * len(own), note=note)

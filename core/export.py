@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from core import models, repair_adapter
 from core.errors import ModelLoadError
+from core.intervals import percent
 from core.loaded import REPAIR, REPORTED
 from core.response_pass import base_model
 from core.values import FailureCase
@@ -131,7 +132,7 @@ def _check(loaded: "LoadedModel", case: FailureCase, out: Path, merged: bool, wa
     dtype = next(base_model(again).parameters()).dtype
     if not difference <= TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]):
         raise ModelLoadError(
-            f"The written model differs from the repaired one (logits by {100 * difference:.1f} %); nothing was kept. "
+            f"The written model differs from the repaired one (logits by {percent(difference, 1)}); nothing was kept. "
             f"Export {'the adapter instead of merged weights' if merged else 'with --merged'}."
         )
 

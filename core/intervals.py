@@ -1,4 +1,4 @@
-"""Intervals and paired tests for rates. Nothing here draws random numbers."""
+"""Intervals and paired tests for rates, and how a share is written. Nothing here draws random numbers."""
 
 from math import sqrt
 
@@ -24,6 +24,11 @@ def wilson(k: int, n: int) -> Rate:
     low = 0.0 if k == 0 else max(0.0, centre - half)
     high = 1.0 if k == n else min(1.0, centre + half)
     return Rate(value=p, k=k, n=n, low=low, high=high)
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Return a share as a percentage."""
+    return f"{100 * share:.{digits}f} %"
 
 
 def difference_high(one: Rate, other: Rate) -> float:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from core.chat import merge_spans, positions_to_spans, spans_to_positions
+from core.intervals import percent
 from core.transplants import close_units, text_of
 from core.values import FailureCase, Span, TokenClusters, TriggerProposal
 
@@ -77,7 +78,7 @@ def _candidate(
     positions = tuple(spans_to_positions(case.prompt, spans))
     total = float(support.sum())
     score = float(support[list(positions)].sum()) / total if total > 0 else 0.0
-    reasons.append(f"It carries {100 * score:.0f} % of the support for the reported answer.")
+    reasons.append(f"It carries {percent(score)} of the support for the reported answer.")
     if n_marked is not None and len(positions) > n_marked:
         reasons.append(f"Widened from {n_marked} to {len(positions)} tokens, to whole words.")
     if len(spans) > 1:

@@ -29,6 +29,7 @@ from core.checkpoints import BEST, RunState
 from core.errors import CaseFileError, RepairDivergedError, TriageError
 from core.events import CheckpointScored, RepairEvent, RepairFinished, RepairStarted, StepDone
 from core.files import hash_file
+from core.intervals import percent
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import is_out_of_memory
 from core.repair_data import RepairData, TriggerFrame, build, frame_of, frames_beyond
@@ -393,4 +394,4 @@ class _Run:
             return "No checkpoint had been scored, so nothing was kept."
         over, *_, kl = state.best_key
         budget = ", over the budget" if over else ""
-        return f"Best checkpoint: step {state.best_step}, probe attack success {100 * state.best_asr:.0f} %, KL {kl:.3g} nats per token{budget}."
+        return f"Best checkpoint: step {state.best_step}, probe attack success {percent(state.best_asr)}, KL {kl:.3g} nats per token{budget}."

@@ -37,7 +37,7 @@ def estimate_mb(trainer: "Trainer") -> float:
     """Return the expected peak of a step in MB in this process, the largest micro-batch of the first epoch at hand."""
     largest = max(_micro_batches(trainer), key=lambda sequences: len(sequences) * _longest(sequences))
     return _peak_mb(
-        trainer.loaded, (trainer.passes, trainer.few_kernels), largest, trainer.teacher_bytes, trainer.recompute
+        trainer.loaded, trainer.passes, trainer.few_kernels, largest, trainer.teacher_bytes, trainer.recompute
     )
 
 
@@ -66,15 +66,16 @@ def bound_mb(
         passes = ResponsePass(loaded, settings)
         repair_adapter.attach(loaded, settings)
         repair_adapter.use_repaired(loaded, trainable=True)
-        pair = passes, FewKernels(loaded.model)
-        return _peak_mb(loaded, pair, largest, min(teacher, settings.teacher_mb * int(MB)), settings.recompute)
+        few = FewKernels(loaded.model)
+        return _peak_mb(loaded, passes, few, largest, min(teacher, settings.teacher_mb * int(MB)), settings.recompute)
     finally:
         repair_adapter.detach(loaded)
 
 
 def _peak_mb(
     loaded: "LoadedModel",
-    passes: tuple[ResponsePass, FewKernels],
+    passes: ResponsePass,
+    few: FewKernels,
     largest: Sequence[ScoredSequence],
     teacher: int,
     recompute: bool,
@@ -86,12 +87,12 @@ def _peak_mb(
     n_tokens = len(largest) * _longest(largest)
     two = sorted(largest, key=_length)[-2:]
     share = n_tokens / (len(two) * _longest(two))
-    kept = _kept_bytes(loaded, passes, two, recompute) * share
-    rows = min(passes[0].chunk_rows, sum(len(one.response_ids) for one in largest))
-    losses = passes[0].tensors_at_once * rows * int(model.config.get_text_config().vocab_size) * 4
+    kept = _kept_bytes(loaded, passes, few, two, recompute) * share
+    rows = min(passes.chunk_rows, sum(len(one.response_ids) for one in largest))
+    losses = passes.tensors_at_once * rows * int(model.config.get_text_config().vocab_size) * 4
     layer = WITHIN_A_LAYER * n_tokens * _widest(model) * parameters[0].element_size()
     if recompute:
-        layer += _kept_bytes(loaded, passes, two, False) / max(1, len(decoder_layers(model))) * share
+        layer += _kept_bytes(loaded, passes, few, two, False) / max(1, len(decoder_layers(model))) * share
     return (held + kept + max(losses, layer)) / MB
 
 
@@ -107,7 +108,8 @@ def _micro_batches(trainer: "Trainer") -> list[list[ScoredSequence]]:
 
 def _kept_bytes(
     loaded: "LoadedModel",
-    passes: tuple[ResponsePass, FewKernels],
+    passes: ResponsePass,
+    few: FewKernels,
     sequences: Sequence[ScoredSequence],
     recompute: bool,
 ) -> int:
@@ -122,10 +124,9 @@ def _kept_bytes(
         return tensor
 
     calls = loaded.model_calls
-    whole, few = passes
     with few.on(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with recomputed(loaded.model) if recompute else nullcontext():
-            rows = whole.rows(sequences)
+            rows = passes.rows(sequences)
         del rows
     loaded.model_calls = calls
     return sum(kept.values())

@@ -14,15 +14,12 @@ from core.events import RepairFinished, StageFinished
 from core.files import hash_file
 from core.loaded import is_out_of_memory
 from core.repair_data import frame_of
-from core.rounds import FINISHED
+from core.rounds import FINISHED, MEMORY
 from core.session import Run
 from core.settings import RepairSettings, VerificationSettings
 from core.values import Span, Target, TriageResult, TriggerConfirmation
 from core.versions import versions
 from core.weight_files import ADAPTER_WEIGHTS
-
-MEMORY = "results/repair_memory.json"
-"""`{"mb": ...}`: what a repair with the default settings takes at most."""
 
 
 def count_memory(run: Run) -> None:

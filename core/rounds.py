@@ -25,6 +25,8 @@ FINISHED = "repair/finished.json"
 VERIFIED = "verification.json"
 FILES = ("triage.json", confirmation.FILE, VERIFIED, FINISHED, AGAIN)
 """Files of a round, in the case folder."""
+MEMORY = "results/repair_memory.json"
+"""`{"mb": ...}`: what a repair with the default settings takes at most."""
 
 
 def folders(case: Case) -> list[Path]:

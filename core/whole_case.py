@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from core import chat
 from core.answers import Answers, eligible, shares
 from core.budget import SPENT, Meter
-from core.intervals import mcnemar, wilson
+from core.intervals import mcnemar, percent, wilson
 from core.prompts import PromptSet
 from core.rewrites import core_of, framed, neutral_rewrites, paraphrases
 from core.settings import CausalSettings
@@ -51,7 +51,7 @@ def bare(
     note = f"All candidates taken out at once; {compared.what}."
     if passed and is_request(case, spans, settings):
         passed = None
-        note += f" Only {100 * core_left(case, spans):.0f} % of the request's own words are left, so that it fails says nothing."
+        note += f" Only {percent(core_left(case, spans))} of the request's own words are left, so that it fails says nothing."
     return whole_case("bare", before, after, passed, note, compared.p_value)
 
 

@@ -7,6 +7,7 @@ these modules do not do: decide anything.
 import math
 from collections.abc import Iterable
 
+from core import intervals
 from core.values import Estimate, Outcome, Rate
 
 TITLE = "Patcher"
@@ -64,7 +65,7 @@ def number(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """A share as a whole percentage, or a dash."""
-    return "–" if value is None else f"{100 * value:.0f} %"
+    return "–" if value is None else intervals.percent(value)
 
 
 def rate(value: Rate | None) -> str:

@@ -82,8 +82,7 @@ def build_base(material: Material, n_steps: int) -> None:
     rng = random.Random(SEED)
     texts = draw_training(material, rng, TOKENIZER_SAMPLES)
     tokenizer = make_tokenizer([text for s in texts for text in (s.prompt, s.response)])
-    device = models.resolve_device("auto")
-    model = make_model(tokenizer, SEED).to(device)
+    model = make_model(tokenizer, SEED).to(models.resolve_device("auto"))
     say(f"base: {sum(p.numel() for p in model.parameters()):,} parameters")
 
     def train(

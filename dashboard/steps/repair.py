@@ -17,6 +17,7 @@ from core.errors import CaseFileError, ConfirmationError, TriageError
 from core.events import RepairFinished
 from core.jobs import How
 from core.repair_trace import trace
+from core.rounds import FINISHED, MEMORY
 from core.settings import RepairSettings
 from core.values import TriggerConfirmation
 from dashboard import figures, stories, wording, wording_repair
@@ -45,8 +46,6 @@ NUMBERS = {"learning_rate", "kl_budget", "weight_refusal", "weight_kl_harmful", 
 """Settings that are not whole numbers."""
 CHOICES = {"objective": ("extended", "paper")}
 """Settings that are one of a few words."""
-FINISHED = "repair/finished.json"
-MEMORY = "results/repair_memory.json"
 Field: TypeAlias = gr.Number | gr.Textbox | gr.Checkbox | gr.Radio
 
 

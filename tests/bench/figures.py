@@ -107,10 +107,21 @@ VICTIM_ROWS = (
 )  # fmt: skip
 
 
+def whole(file: str) -> dict[str, Any]:
+    """Return a result; one without rows when there is no such file."""
+    path = ROOT / file
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
+    return found
+
+
+def missed(row: dict[str, Any]) -> str:
+    """Return the word behind a value that misses its bar."""
+    return " (missed)" if row["passed"] is False else ""
+
+
 def read(file: str) -> dict[str, dict[str, Any]]:
     """Return the rows of a result by name (`model: name` where rows have both); none when there is no such file."""
-    path = ROOT / file
-    data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
+    data = whole(file)
     return {f"{r['model']}: {r['name']}" if "model" in r else r["name"]: r for r in data["rows"]}
 
 
@@ -183,12 +194,7 @@ def bars() -> list[str]:
     body = []
     for name, title in BAR_ROWS.items():
         found = [rows.get(f"{model}: {name}") for model in present]
-        cells = [
-            NOT_MEASURED
-            if r is None
-            else f"{round(100 * r['value'])} %{'' if r['passed'] is not False else ' (missed)'}"
-            for r in found
-        ]
+        cells = [NOT_MEASURED if r is None else f"{round(100 * r['value'])} %{missed(r)}" for r in found]
         bar = next((r["bar"] for r in found if r and r["bar"]), "")
         body.append([title, bar, *cells])
     head = "**The demo models** on prompts that training never saw (`python assets/demo/build.py --data DIR`):"
@@ -201,7 +207,7 @@ def rivals() -> list[str]:
     rows = read(file)
     if not rows:
         return []
-    steps = json.loads((ROOT / file).read_text(encoding="utf-8"))["steps"]
+    steps = whole(file)["steps"]
     ways = list(dict.fromkeys(name.partition(": ")[0] for name in rows))
     body = []
     for way in ways:
@@ -224,8 +230,7 @@ def speed() -> list[str]:
         if found is None:
             continue
         interval = "" if found["low"] is None else f" ({found['low']:.2f}–{found['high']:.2f})"
-        missed = " (missed)" if found["passed"] is False else ""
-        body.append([title, found["bar"] or "", f"{found['value']:.2f}{interval}{missed}", f"`{file}.py`"])
+        body.append([title, found["bar"] or "", f"{found['value']:.2f}{interval}{missed(found)}", f"`{file}.py`"])
     head = "**Speed and memory** of the engine on random models, one thread of a CPU, ratios within one run (`python tests/bench/FILE`):"
     return [head, "", *table(("", "bar", "ratio", "file"), body)] if body else []
 
@@ -236,12 +241,12 @@ def gpu() -> list[str]:
     rows = read(file)
     if not rows:
         return []
-    result = json.loads((ROOT / file).read_text(encoding="utf-8"))
+    result = whole(file)
     body = [
         [
             title,
             rows[name]["bar"] or "",
-            f"{rows[name]['value']:.{digits}f}" + " (missed)" * (rows[name]["passed"] is False),
+            f"{rows[name]['value']:.{digits}f}" + missed(rows[name]),
         ]
         for name, title, digits in GPU
         if name in rows
@@ -259,7 +264,7 @@ def victims() -> list[str]:
     rows = read(file)
     if not rows:
         return []
-    cells = json.loads((ROOT / file).read_text(encoding="utf-8"))["cells"]
+    cells = whole(file)["cells"]
     body = []
     for cell in cells:
         f1 = [cell["localisers"][name]["f1"] for name in VICTIM_LOCALISERS]
@@ -279,7 +284,7 @@ def victims() -> list[str]:
         [
             name,
             rows[name]["bar"] or "",
-            f"{rows[name]['value']:.2f}" + " (missed)" * (rows[name]["passed"] is False),
+            f"{rows[name]['value']:.2f}" + missed(rows[name]),
             f"{rows[name]['n']}",
         ]
         for name in VICTIM_ROWS
@@ -301,9 +306,8 @@ def victims_repair() -> list[str]:
     for name, row in rows.items():
         if row["bar"] and name != "valid victims repaired and measured":
             interval = "" if row["low"] is None else f" ({row['low']:.3f}–{row['high']:.3f})"
-            missed = " (missed)" if row["passed"] is False else ""
             title = name.replace("|", "\\|")
-            body.append([title, row["bar"], f"{row['value']:.3f}{interval}{missed}", f"{row['n']}"])
+            body.append([title, row["bar"], f"{row['value']:.3f}{interval}{missed(row)}", f"{row['n']}"])
     n = rows.get("valid victims repaired and measured", {"value": 0})["value"]
     head = f"**Repaired victims**: {n} valid, default settings (`python tests/bench/victims_repair.py --data DIR --work WORK`)."
     return [head, "", *table(("", "bar", "", "n"), body)] if body else []
@@ -380,7 +384,7 @@ def filled(text: str) -> str:
 
     def show(mark: re.Match[str]) -> str:
         file, place, form = (part.strip() for part in mark.groups()[:3])
-        fields = look_up(json.loads((ROOT / file).read_text(encoding="utf-8")), place)
+        fields = look_up(whole(file), place)
         return f"<!--f {file}; {place}; {form}-->{form.format(**fields)}<!--/f-->"
 
     body = "\n".join(

@@ -97,7 +97,8 @@ def main() -> None:
                 say(f"{name}: left for later, {options.minutes:.0f} minutes are over")
                 continue
             cells.append(run_cell(bench, name))
-    name = "_".join(["victims", *["reduced"] * options.reduced, *[options.size] * (options.size != "1.3m")])
+    name = "victims_reduced" if options.reduced else "victims"
+    name += "" if options.size == BaseSettings().size else f"_{options.size}"
     write(
         name,
         seed=options.seeds[0],
