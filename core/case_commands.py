@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 from core import confirmation, containment, jobs, lease, rounds, scanning
-from core.casefile import Case, from_json, to_json
+from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError, TriageError
 from core.headless import Headless, Terminal
+from core.serial import from_json, to_json
 from core.settings import ReportSettings
 from core.values import Span, Verification
 

@@ -11,23 +11,22 @@ is imported: the page reads cases too.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from core import audit as chain
 from core.errors import CaseFileError, EvidenceError, ModelLoadError
-from core.events import Event, Line
-from core.files import cannot_write, dump, hash_file, now, write_atomic
+from core.event_log import read_events
+from core.events import Line
+from core.files import dump, hash_file, write_atomic
 from core.prompts import Splits, copy_folder, read_folder, split
-from core.values import Attribution, FailureReport, ModelSpec, TestOutcome
+from core.serial import from_json, to_json
+from core.values import Attribution, FailureReport, ModelSpec
 
 if TYPE_CHECKING:
     import numpy as np
-    from cattrs import Converter
 
 T = TypeVar("T")
 SCHEMA = 2
@@ -37,66 +36,6 @@ PLACES = ("model", "adapter", "reference", "judge")
 """Folders outside the case that its evidence lies in."""
 MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 """Files of a model or adapter folder that are hashed: weights, configuration, tokenizer, template."""
-
-
-@cache
-def _converter() -> "Converter":
-    """Return the one JSON converter; unions of events are told apart by their class name under `type`."""
-    from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
-    from cattrs.preconf.json import make_converter
-    from cattrs.strategies import configure_tagged_union
-
-    converter = make_converter(forbid_extra_keys=False)
-    configure_tagged_union(Event, converter, tag_name="type")
-    # int stays int and None stays None where a rate or a number may stand
-    converter.register_structure_hook(float, lambda value, _: float("nan") if value is None else float(value))
-    one, other = (
-        override(rename="with"),
-        override(rename="without"),
-    )  # words of Python, so that values call them otherwise
-    write = make_dict_unstructure_fn(TestOutcome, converter, with_unit=one, without_unit=other)
-    converter.register_unstructure_hook(TestOutcome, write)
-    read = make_dict_structure_fn(TestOutcome, converter, with_unit=one, without_unit=other)
-    converter.register_structure_hook(TestOutcome, read)
-    return converter
-
-
-def to_json(value: object) -> Any:
-    """Return `value` (a frozen value of `core.values` or `core.events`) as plain JSON data."""
-    return _converter().unstructure(value)
-
-
-def event_to_json(event: Event) -> dict[str, Any]:
-    """Return an event as plain JSON data with its class name under `type`."""
-    data: dict[str, Any] = _converter().unstructure(event, unstructure_as=Event)
-    return data
-
-
-def event_from_json(data: object) -> Event:
-    """Return the event that `event_to_json` wrote. Raises: CaseFileError."""
-    event: Event = from_json(Event, data)  # type: ignore[arg-type]
-    return event
-
-
-def from_json(cls: type[T], data: object) -> T:
-    """Return `data` as a `cls`. Raises: CaseFileError when it does not fit."""
-    from cattrs.errors import BaseValidationError
-
-    try:
-        return _converter().structure(data, cls)
-    except (
-        BaseValidationError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise CaseFileError(
-            f"Stored {getattr(cls, '__name__', 'event')} cannot be read ({type(error).__name__}); "
-            "the case was written by another version or was changed by hand."
-        ) from error
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
@@ -351,18 +290,8 @@ class Case:
     # events -----------------------------------------------------------------------------------------------------------
 
     def events(self, start: int = 0) -> tuple[Line, ...]:
-        """Return all events with `seq >= start`; an unterminated last line is ignored."""
-        return tuple(from_json(Line, data) for data in self.event_data(start))
-
-    def event_data(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        """Yield the events with `seq >= start` as plain data."""
-        try:
-            with open(self.path / "events.jsonl", "rb") as file:
-                for number, line in enumerate(file):
-                    if number >= start and line.endswith(b"\n"):
-                        yield _event_line(line, number + 1)
-        except FileNotFoundError:
-            return
+        """Return all events with `seq >= start`; an unterminated last line is ignored. Raises: CaseFileError for a damaged line."""
+        return read_events(self.path)[start:]
 
     # acts -------------------------------------------------------------------------------------------------------------
 
@@ -376,46 +305,3 @@ class Case:
     def audit_lines(self) -> list[chain.AuditLine]:
         """Return every act, oldest first. Raises: CaseFileError when a line cannot be read."""
         return chain.lines(self.path)
-
-
-def _event_line(line: bytes, number: int) -> dict[str, Any]:
-    """Return line `number` of the events as plain data. Raises: CaseFileError when it is none."""
-    try:
-        data = json.loads(line)
-    except (RecursionError, ValueError):
-        data = None
-    if (
-        not isinstance(data, dict)
-        or not isinstance(data.get("request"), str)
-        or not isinstance(data.get("event"), dict)
-    ):
-        raise CaseFileError(f"Line {number} of events.jsonl is damaged; restore it or start a new case.")
-    return data
-
-
-class EventLog:
-    """The one writer of `events.jsonl`; held by the process that holds the worker lock."""
-
-    def __init__(self, case: Case) -> None:
-        """Cut an unterminated last line off and go on counting."""
-        self._path = case.path / "events.jsonl"
-        self._path.touch()
-        data = self._path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            with open(self._path, "r+b") as file:
-                file.truncate(whole)
-        self._next = data[:whole].count(b"\n")
-
-    def append(self, request: str, event: Event) -> None:
-        """Write one event, flushed to the operating system. Raises: CaseFileError; nothing of the event is left then."""
-        line = {"seq": self._next, "time": now(), "request": request, "event": event_to_json(event)}
-        whole = self._path.stat().st_size
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(dump(line, indent=None) + "\n")
-        except OSError as error:
-            with suppress(OSError):
-                os.truncate(self._path, whole)
-            raise cannot_write(self._path.name, error) from error
-        self._next += 1

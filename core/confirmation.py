@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from core.casefile import Case, to_json
+from core.casefile import Case
 from core.chat import check_spans, merge_spans, span_text, units_of
 from core.errors import CaseFileError, ConfirmationError
 from core.files import digest, now
+from core.serial import to_json
 from core.settings import DummySettings
 from core.values import (
     FailureCase,

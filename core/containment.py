@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from core import confirmation
-from core.casefile import Case, to_json
+from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError
 from core.files import now, write_atomic
 from core.injection import near_misses
+from core.serial import to_json
 
 SCHEMA = 1
 FILE = "containment.json"

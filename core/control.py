@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from core.casefile import Case, Manifest, hash_folder, model_spec, to_json
+from core.casefile import Case, Manifest, hash_folder, model_spec
 from core.errors import TriageError
 from core.files import dump, now, write_atomic
 from core.injection import NOISE_WORDS, inject
@@ -26,6 +26,7 @@ from core.intervals import percent, wilson
 from core.planting import PlantFinished, PlantSettings, PlantStep, Position, build_items, plant
 from core.progress import Progress
 from core.prompts import PromptItem, Splits, read_folder, split
+from core.serial import to_json
 from core.settings import SMALL_MODEL, CausalSettings, plant_learning_rate
 from core.values import FailureReport, Message, Rate, Span, TriageResult
 from core.versions import versions

@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 from core import confirmation, intake
-from core.casefile import Source, to_json
+from core.casefile import Source
 from core.errors import TriageError
 from core.files import hash_file
 from core.headless import Headless, Terminal
+from core.serial import to_json
 from core.shipped import DEMO, PROMPTS
 from core.triage_commands import make_case
 from core.values import TriageResult, Verification

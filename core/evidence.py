@@ -14,14 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from core import audit
-from core.casefile import (
-    PLACES,
-    RELOCATED,
-    Case,
-    Manifest,
-    hash_folder,
-    moved_manifest,
-)
+from core.casefile import PLACES, RELOCATED, Case, Manifest, hash_folder, moved_manifest
 from core.errors import CaseFileError, EvidenceError, ModelLoadError
 from core.files import hash_file
 

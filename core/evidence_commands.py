@@ -5,9 +5,10 @@ from pathlib import Path
 
 from core import audit as chain
 from core import evidence, report_check
-from core.casefile import PLACES, Case, to_json
+from core.casefile import PLACES, Case
 from core.errors import EvidenceError, TriageError
 from core.headless import Terminal
+from core.serial import to_json
 
 
 def audit(options: argparse.Namespace, terminal: Terminal) -> object:

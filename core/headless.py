@@ -5,8 +5,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from core import jobs
-from core.casefile import Case, EventLog
+from core.casefile import Case
 from core.errors import Stopped, TriageError
+from core.event_log import EventLog
 from core.events import (
     CheckpointScored,
     Event,
@@ -88,7 +89,7 @@ class Headless:
         if not self.team.leads:
             return self._follow(case, stage, args)
         with jobs.take_lock(case):
-            events = EventLog(case)
+            events = EventLog(case.path)
             request = jobs.ask(case, stage, args, start=False)
             end = jobs.ends(case).get(request)
             done = self.team.told(end if isinstance(end, StageFinished) else None)

@@ -23,11 +23,12 @@ import psutil
 from filelock import FileLock, Timeout
 
 from core import lease
-from core.casefile import Case, event_from_json, from_json, to_json
+from core.casefile import Case
 from core.errors import BusyError, TriageError
 from core.events import Event as AnyEvent
 from core.events import Progress, RepairStarted, StageFailed, StageFinished, StepDone
 from core.files import cannot_write, dump, hash_file, now, write_atomic
+from core.serial import from_json, to_json
 from core.values import Target
 
 log = logging.getLogger(__name__)
@@ -134,11 +135,11 @@ def requests(case: Case) -> list[Request]:
 
 def ends(case: Case) -> dict[str, AnyEvent]:
     """Return the last event of every request that has begun, by request id; its end where it has ended."""
-    last: dict[str, dict[str, Any]] = {}
-    for line in case.event_data():
-        if last.get(line["request"], {}).get("type") not in ("StageFinished", "StageFailed"):
-            last[line["request"]] = line["event"]
-    return {name: event_from_json(data) for name, data in last.items()}
+    last: dict[str, AnyEvent] = {}
+    for line in case.events():
+        if not isinstance(last.get(line.request), StageFinished | StageFailed):
+            last[line.request] = line.event
+    return last
 
 
 def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start: bool = True) -> str:

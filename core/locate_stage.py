@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from core import jobs, locating
-from core.casefile import Case, from_json
+from core.casefile import Case
 from core.events import StageFinished
 from core.projection import project, umap_is_warm
+from core.serial import from_json
 from core.session import Run
 from core.settings import AttributionSettings
 from core.values import Attribution, LocateResult, MethodName, Target

@@ -3,9 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
-from core.casefile import to_json
 from core.errors import TriageError
 from core.headless import Headless, Terminal
+from core.serial import to_json
 
 
 def plant(options: argparse.Namespace, terminal: Terminal) -> object:

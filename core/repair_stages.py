@@ -8,13 +8,14 @@ from typing import Any
 
 from core import chat, confirmation, dummy, evidence, export, repair, repair_memory, report, rounds, verification
 from core.attribution import attribute
-from core.casefile import Case, from_json, to_json
+from core.casefile import Case
 from core.errors import RepairDivergedError, TriageError
 from core.events import RepairFinished, StageFinished
 from core.files import hash_file
 from core.loaded import is_out_of_memory
 from core.repair_data import frame_of
 from core.rounds import FINISHED, MEMORY
+from core.serial import from_json, to_json
 from core.session import Run
 from core.settings import RepairSettings, VerificationSettings
 from core.values import Span, Target, TriageResult, TriggerConfirmation

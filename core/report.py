@@ -18,11 +18,12 @@ from markupsafe import Markup, escape
 from core import report_figures as figures
 from core import report_text as text
 from core.case_view import CaseView, Stamp, gather
-from core.casefile import Case, to_json
+from core.casefile import Case
 from core.events import CheckpointScored
 from core.files import digest
 from core.redaction import redact
 from core.repair_trace import RepairTrace
+from core.serial import to_json
 from core.shipped import ASSETS
 from core.values import OpenResult, Span
 

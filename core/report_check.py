@@ -17,10 +17,11 @@ from typing import Any
 
 from core import audit
 from core.case_view import Stamp
-from core.casefile import Case, from_json
+from core.casefile import Case
 from core.errors import CaseFileError, EvidenceError
 from core.files import dump, hash_file, write_atomic
 from core.report import render_report, report_json
+from core.serial import from_json
 
 MANIFEST = "manifest.json"
 MAX_BYTES = 64_000_000

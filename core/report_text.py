@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from core.casefile import Manifest, to_json
+from core.casefile import Manifest
 from core.events import RepairStarted
 from core.report_figures import percent
 from core.rounds import Opinion
+from core.serial import to_json
 from core.values import ANSWER_CLASSES, Metric, Rate, TriageResult, TriggerConfirmation, Verification
 
 VERDICTS = {

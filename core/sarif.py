@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from core import report_text as text
 from core.case_view import CaseView
-from core.casefile import to_json
+from core.serial import to_json
 from core.values import Rate
 
 SCHEMA_URI = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"

@@ -2,9 +2,9 @@
 
 from core import causal, chat, confirmation, jobs, minimise
 from core.budget import Meter
-from core.casefile import from_json, to_json
 from core.errors import ConfirmationError
 from core.events import StageFinished
+from core.serial import from_json, to_json
 from core.session import Run
 from core.settings import CausalSettings
 from core.triage_stages import reproduction_of

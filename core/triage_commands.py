@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 
 from core import evidence, intake, rounds
-from core.casefile import Case, Manifest, Source, hash_folder, model_spec, to_json
+from core.casefile import Case, Manifest, Source, hash_folder, model_spec
 from core.errors import CaseFileError, TriageError
 from core.files import now
 from core.headless import Headless, Terminal
+from core.serial import to_json
 from core.values import FailureReport, TriageResult
 
 

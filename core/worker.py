@@ -17,8 +17,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from core import jobs
-from core.casefile import Case, EventLog
+from core.casefile import Case
 from core.errors import BusyError, Stopped, TriageError
+from core.event_log import EventLog
 from core.events import Event, Progress, StageFailed, StageStarted
 from core.files import cannot_write
 from core.loaded import is_device_lost
@@ -119,7 +120,7 @@ class ProgressWriter:
 
 def serve(case: Case, idle_minutes: float) -> None:
     """Answer requests until idle for `idle_minutes` or the device is wanted by another case."""
-    events = EventLog(case)
+    events = EventLog(case.path)
     close_interrupted(case, events)
     session = Session(case.manifest.device)
     device = DeviceQueue(case, session.device_name)

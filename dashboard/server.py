@@ -70,6 +70,9 @@ MAX_BROWSER_ID = 64
 """Bytes of the id by which a page gives its case back."""
 MAX_UPLOAD = "8mb"
 """Gradio refuses larger uploads. Source: unverified choice (a report of 5 MB must reach the intake check)."""
+MAX_SESSIONS = 24
+"""Browser tabs whose state is held. Gradio keeps what it drew for each, some megabytes, also after a tab is closed; over this number
+the tab that was longest silent is forgotten, and an open one is never silent for long. Source: tests/bench/LOG.md, soak."""
 
 
 def is_loopback(host: str) -> bool:
@@ -217,6 +220,7 @@ def launch_options(roots: Roots, *, host: str, port: int | None, auth: list[tupl
         "footer_links": [],
         "allowed_paths": [],
         "max_file_size": MAX_UPLOAD,
+        "state_session_capacity": MAX_SESSIONS,
         "auth": auth,
         "app_kwargs": {
             "middleware": [Middleware(Guard), Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from core.casefile import Case, Manifest, Source, model_spec, to_json
+from core.casefile import Case, Manifest, Source, model_spec
 from core.errors import CaseFileError, ModelLoadError, ReportError
 from core.files import dump, now
 from core.intake import file_bytes, read_report
+from core.serial import to_json
 from core.shipped import DEMO, PROMPTS
 from core.values import FailureReport
 

@@ -28,9 +28,10 @@ from typing import Any
 import psutil
 
 from core import confirmation, jobs
-from core.casefile import SCHEMA, Case, Manifest, model_spec, to_json
+from core.casefile import SCHEMA, Case, Manifest, model_spec
 from core.events import Line, StageFailed, StageFinished
 from core.files import dump, now, write_atomic
+from core.serial import to_json
 from core.values import FailureReport, Message, Span
 
 ROOT = Path(__file__).resolve().parents[1]

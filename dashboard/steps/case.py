@@ -11,9 +11,10 @@ from urllib.parse import parse_qs
 import gradio as gr
 
 from core import jobs, lease, links
-from core.casefile import Case, to_json
+from core.casefile import Case
 from core.errors import CaseFileError
 from core.files import dump
+from core.serial import to_json
 from dashboard import session as intake
 from dashboard import stories, wording, wording_case
 from dashboard.components.story import Story

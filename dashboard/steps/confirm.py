@@ -11,9 +11,10 @@ from functools import partial
 import gradio as gr
 
 from core import confirmation, containment, jobs, scanning
-from core.casefile import Case, from_json, to_json
+from core.casefile import Case
 from core.chat import positions_to_spans, spans_to_positions, units_of
 from core.errors import ConfirmationError
+from core.serial import from_json, to_json
 from core.values import (
     LocateResult,
     MinimisedSpan,

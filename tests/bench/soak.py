@@ -4,8 +4,9 @@
 
 Both analysts have the same case on a tiny random model open in Chromium. One goes round: attribution for another number of
 tokens, tests of the marked text, a short repair, stopped every other time and resumed, verification, report and export.
-The other reads: reloads, walks through the steps, points at tokens. The first third of the time is warming up; what counts
-is the median of the last third against the median of the middle one.
+The other reads: reloads, walks through the steps, points at tokens. Before that as many tabs are opened and closed as the page
+keeps in memory. The first third of the time is warming up; what counts is the median of the last third against the median of
+the middle one.
 """
 
 import argparse
@@ -26,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core import confirmation, jobs
 from core.casefile import Case
+from core.events import RepairFinished
 from core.values import FailureReport, Message, Span
+from dashboard.server import MAX_SESSIONS
 from dashboard.session import Roots, create_case
 from tests import find_chromium
 from tests.bench import result
@@ -42,7 +45,7 @@ SAMPLE_SECONDS = 5.0
 KEPT_SAMPLES = 12
 """Every so many samples one is kept in the result."""
 FORM = {
-    "epochs": "40", "kl_budget": "", "max_steps": "120", "probe_every": "10", "n_probe": "4", "n_harmful": "24",
+    "epochs": "40", "kl_budget": "", "max_steps": "240", "probe_every": "10", "n_probe": "4", "n_harmful": "24",
     "n_safe": "24",
 }  # fmt: skip
 STEPS = ("case", "reproduce", "locate", "confirm", "repair", "verify")
@@ -101,7 +104,34 @@ def make_case(server: PageProcess, folder: Path) -> Case:
     return case
 
 
-def work(page: Page, number: int) -> None:
+def open_tab(page: Page, server: PageProcess, case: Case) -> None:
+    """Open the case in a browser tab."""
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(f"{server.url}/?case={case.manifest.id}&step=repair", wait_until="domcontentloaded")
+    page.wait_for_selector("#repair-story .pt-headline")
+
+
+def repairs(case: Case) -> int:
+    """Return how many repairs have ended."""
+    return sum(isinstance(line.event, RepairFinished) for line in case.events())
+
+
+def begun(page: Page, case: Case, ended: int) -> bool:
+    """Wait for a repair that was just asked for; return whether it still runs: a short one can end before the page has told of it.
+
+    `ended`: repairs that had ended before. Raises: AssertionError when nothing begins.
+    """
+    until = time.monotonic() + PATIENCE_MS / 1000
+    while time.monotonic() < until:
+        if page.locator("#repair-keep").is_enabled():
+            return True
+        if repairs(case) > ended:
+            return False
+        page.wait_for_timeout(200)
+    raise AssertionError("no repair began")
+
+
+def work(page: Page, number: int, case: Case) -> None:
     """One round of the analyst who works."""
     page.click("#step-locate-button")
     page.locator("#locate-k").locator("input").fill(str(1 + number % 8))
@@ -118,14 +148,15 @@ def work(page: Page, number: int) -> None:
     for name, value in FORM.items():
         page.locator(f"#setting-{name}").locator("input, textarea").fill(value)
     page.uncheck("#setting-early_stop input")
+    ended = repairs(case)
     page.click("#repair-start")
-    page.wait_for_selector("#repair-keep:enabled")
-    if number % 2:
+    if begun(page, case, ended) and number % 2:
         page.click("#repair-keep")
         page.wait_for_selector("#repair-start:visible:enabled")
         if page.locator("#repair-resume").is_visible():
+            ended = repairs(case)
             page.click("#repair-resume")
-            page.wait_for_selector("#repair-keep:enabled")
+            begun(page, case, ended)
     page.wait_for_selector("#to-verify:visible")
     page.click("#to-verify")
     page.wait_for_selector("#verify-story .pt-why", state="attached")
@@ -133,11 +164,10 @@ def work(page: Page, number: int) -> None:
     page.wait_for_selector("#verify-files a:has-text('Repaired adapter')")
 
 
-def read(page: Page, number: int) -> None:
+def read(page: Page, number: int, _: Case) -> None:
     """One round of the analyst who looks on."""
-    if number % 5 == 0:
-        page.reload(wait_until="domcontentloaded")
-        page.wait_for_selector("#status .pt-status-word")
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_selector("#status .pt-status-word")
     for step in STEPS:
         page.click(f"#step-{step}-button")
         page.wait_for_timeout(200)
@@ -187,14 +217,15 @@ def measure(minutes: float) -> tuple[list[dict], dict]:
             browser = tools.chromium.launch(executable_path=find_chromium.find(), args=ARGUMENTS)
             pages = [browser.new_context().new_page() for _ in range(2)]
             for page in pages:
-                page.set_default_timeout(PATIENCE_MS)
-                page.goto(f"{server.url}/?case={case.manifest.id}&step=repair", wait_until="domcontentloaded")
-                page.wait_for_selector("#repair-story .pt-headline")
+                open_tab(page, server, case)
             watch, done, failures = Watch(server, case), [0, 0], []
+            for _ in range(MAX_SESSIONS):
+                with browser.new_context() as context:
+                    open_tab(context.new_page(), server, case)
             while time.monotonic() - watch.begun < minutes * 60:
                 for who, act in ((0, work), (1, read)):
                     try:
-                        act(pages[who], done[who])
+                        act(pages[who], done[who], case)
                         done[who] += 1
                     except (Error, AssertionError) as error:
                         failures.append(f"{time.monotonic() - watch.begun:.0f} s: {str(error)[:400]}")

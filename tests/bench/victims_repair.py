@@ -26,13 +26,14 @@ import torch
 import transformers
 
 from core import chat, repair_adapter
-from core.casefile import Case, Manifest, model_spec, to_json
+from core.casefile import Case, Manifest, model_spec
 from core.confirmation import confirm
 from core.errors import TriageError
 from core.events import RepairFinished
 from core.files import now, write_atomic
 from core.pipeline import run_stage
 from core.repair_stages import repaired_adapter
+from core.serial import to_json
 from core.session import Session
 from core.settings import VerificationSettings
 from core.values import Rate, Span, Verification

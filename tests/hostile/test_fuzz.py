@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from core import chat, confirmation, jobs
 from core.__main__ import main
-from core.casefile import Case, from_json, to_json
+from core.casefile import Case
 from core.errors import TriageError
 from core.injection import holds, inject, near_misses, transplant
 from core.intake import read_report, read_reports
 from core.report import render_report, report_json
+from core.serial import from_json, to_json
 from core.values import FailureReport, Message, OpenResult, Span, TriageResult, Verification
 from core.weight_files import header
 from tests.hostile.corpus import texts

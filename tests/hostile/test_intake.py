@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from core.casefile import Case, to_json
+from core.casefile import Case
 from core.errors import ReportError, TriageError
 from core.files import dump
 from core.intake import MAX_CHARACTERS, read_report, read_reports
+from core.serial import to_json
 from core.values import FailureReport
 from dashboard.session import CASE_ID, Roots, create_case, find_case, list_cases, named_folder
 from tests.hostile.corpus import FILES, Item, make_file, report_of, texts

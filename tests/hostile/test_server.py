@@ -18,7 +18,7 @@ from core.casefile import Case
 from core.errors import TriageError
 from dashboard.app import serve
 from dashboard.desk import QUEUE_SIZE
-from dashboard.server import HEADERS, MAX_UPLOAD, launch_options
+from dashboard.server import HEADERS, MAX_SESSIONS, MAX_UPLOAD, launch_options
 from dashboard.session import Roots
 from tests.hostile.corpus import texts
 from tests.unit.test_dashboard_server import SECRET, free_port, make_case
@@ -351,3 +351,11 @@ def test_the_engine_runs_with_every_socket_closed(tmp_path: Path, tiny_folder, t
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (tmp_path / "tried").exists(), (tmp_path / "tried").read_text()
+
+
+def test_sessions_without_number_do_not_fill_the_memory(attack: Attack) -> None:
+    load = next(one for one in attack.handlers if any(event == "load" for _, event in one["targets"]))
+    for _ in range(MAX_SESSIONS + 5):
+        attack.session = uuid.uuid4().hex
+        assert "process_completed" in attack.call([(load, [*attack.junk(load, None)[:-1], "?case=one"])])
+    assert len(attack.page.state_holder.session_data) == MAX_SESSIONS

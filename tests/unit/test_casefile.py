@@ -7,20 +7,11 @@ import numpy as np
 import pytest
 
 from core import evidence
-from core.casefile import Case, EventLog, Manifest, from_json, hash_folder, model_spec, to_json
+from core.casefile import Case, Manifest, hash_folder, model_spec
 from core.errors import CaseFileError, ModelLoadError, PromptFolderError
-from core.events import (
-    CheckpointScored,
-    Line,
-    Progress,
-    RepairFinished,
-    RepairStarted,
-    StageFailed,
-    StageFinished,
-    StepDone,
-)
 from core.files import now
 from core.intervals import wilson
+from core.serial import from_json, to_json
 from core.values import (
     Attribution,
     ClassCounts,
@@ -139,62 +130,6 @@ def test_damaged_json_is_a_sentence(tmp_path: Path) -> None:
     assert case.read("verification.json", Verification) is None
 
 
-EVENTS = [
-    Progress(stage="locate", message="x", done=1, total=2),
-    StageFailed(stage="locate", message="no"),
-    StageFinished(stage="triage", headline="done", files=("triage.json",), verdict="BACKDOOR"),
-    RepairStarted(
-        n_steps=5,
-        n_epochs=1,
-        n_trainable=7,
-        device="cpu",
-        n_harmful=3,
-        n_safe=3,
-        memory_estimate_mb=1.0,
-        settings={"a": 1},
-    ),
-    StepDone(
-        step=1,
-        epoch=0,
-        loss=float("nan"),
-        refusal_loss=1.0,
-        kl_harmful_loss=0.0,
-        kl_safe_loss=float("inf"),
-        kl_nats_per_token=0.1,
-        learning_rate=1e-3,
-        tokens_per_second=9.0,
-        memory_mb=1.0,
-        seconds_left=3.0,
-    ),
-    CheckpointScored(
-        step=1,
-        asr_triggered=wilson(1, 2),
-        refusal_untriggered=wilson(2, 2),
-        agreement_safe=wilson(0, 0),
-        kl_nats_per_token=0.0,
-        best=True,
-    ),
-    RepairFinished(
-        reason="finished", step=5, best_step=None, adapter=None, adapter_hash=None, seconds=1.5, message="done"
-    ),
-]
-
-
-def test_every_event_comes_back_and_half_a_line_is_ignored(tmp_path: Path) -> None:
-    case = make_case(tmp_path)
-    log = EventLog(case)
-    for event in EVENTS:
-        log.append("req", event)
-    with open(case.path / "events.jsonl", "a", encoding="utf-8") as file:
-        file.write('{"seq": 7, "time"')
-    lines = case.events()
-    assert [line.seq for line in lines] == list(range(len(EVENTS)))
-    assert repr([line.event for line in lines]) == repr(EVENTS)  # repr, since NaN differs from itself
-    assert [line.seq for line in case.events(4)] == [4, 5, 6]
-    EventLog(case).append("req", EVENTS[0])  # a new worker cuts the torn line and counts on
-    assert [line.seq for line in case.events()] == list(range(len(EVENTS) + 1))
-
-
 VALUES = [
     TriageResult(
         mode="causal",
@@ -272,11 +207,6 @@ VALUES = [
 @pytest.mark.parametrize("value", VALUES, ids=lambda v: type(v).__name__)
 def test_saved_values_round_trip_through_json_text(value: object) -> None:
     assert from_json(type(value), json.loads(json.dumps(to_json(value)))) == value
-
-
-def test_a_line_round_trips() -> None:
-    line = Line(seq=0, time=now(), request="r", event=EVENTS[0])
-    assert from_json(Line, json.loads(json.dumps(to_json(line)))) == line
 
 
 def test_attributions_gather_in_one_archive(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from core import audit, evidence
 from core.__main__ import main
-from core.casefile import SCHEMA, Case, Manifest, Source, model_spec, to_json
+from core.casefile import SCHEMA, Case, Manifest, Source, model_spec
 from core.errors import CaseFileError, EvidenceError
 from core.files import dump, hash_file, now
+from core.serial import to_json
 from dashboard.session import Roots, create_case, intake_source
 from tests.unit.test_casefile import REPORT, make_case, make_model, make_prompts
 

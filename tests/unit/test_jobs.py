@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import casefile, jobs
-from core.casefile import Case, EventLog
+from core import event_log, jobs
+from core.casefile import Case
 from core.errors import BusyError, TriageError
+from core.event_log import EventLog
 from core.events import Progress, StageFailed, StageFinished, StageStarted
 from core.files import dump, write_atomic
 from tests.unit.test_casefile import make_case
@@ -54,7 +55,7 @@ def test_a_double_click_asks_once(case: Case) -> None:
 
 
 def test_an_answered_question_is_not_asked_again_but_a_failed_one_is(case: Case) -> None:
-    log = EventLog(case)
+    log = EventLog(case.path)
     first = jobs.ask(case, "open", start=False)
     log.append(first, StageFailed(stage="open", message="no"))
     second = jobs.ask(case, "open", start=False)
@@ -68,7 +69,7 @@ def test_an_answered_question_is_not_asked_again_but_a_failed_one_is(case: Case)
 def test_a_repair_can_be_asked_for_again_after_it_finished(case: Case) -> None:
     first = jobs.ask(case, "repair", start=False)
     assert jobs.ask(case, "repair", start=False) == first
-    EventLog(case).append(first, StageFinished(stage="repair", headline="done"))
+    EventLog(case.path).append(first, StageFinished(stage="repair", headline="done"))
     assert jobs.ask(case, "repair", start=False) != first
 
 
@@ -85,7 +86,7 @@ def test_an_unknown_stage_is_refused(case: Case) -> None:
 
 def test_an_open_request_with_a_free_lock_has_failed(case: Case) -> None:
     request = jobs.ask(case, "triage", start=False)
-    EventLog(case).append(request, StageStarted(stage="triage"))
+    EventLog(case.path).append(request, StageStarted(stage="triage"))
     (case.path / jobs.LOG).write_text("Killed\n")
     status = jobs.status(case)
     assert (status.state, status.stage, status.worker_alive) == ("failed", "triage", False)
@@ -96,7 +97,7 @@ def test_a_held_lock_is_running_with_progress_and_queue(case: Case, holder: subp
     first = jobs.ask(case, "locate", start=False)
     jobs.ask(case, "triage", start=False)
     assert jobs.status(case).state == "starting"  # nothing heard of it yet
-    log = EventLog(case)
+    log = EventLog(case.path)
     log.append(first, StageStarted(stage="locate"))
     log.append(first, Progress(stage="locate", message="occlusion", done=3, total=9))
     status = jobs.status(case)
@@ -118,7 +119,7 @@ def test_a_worker_that_ignores_a_stop_is_killed(
     case: Case, holder: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = jobs.ask(case, "repair", start=False)
-    EventLog(case).append(request, StageStarted(stage="repair"))
+    EventLog(case.path).append(request, StageStarted(stage="repair"))
     jobs.stop(case, request, "keep")
     assert jobs.stop_asked(case, request) == "keep"
     assert jobs.status(case).state == "stopping"
@@ -146,7 +147,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
             moment = datetime.fromisoformat(real_now()) + timedelta(seconds=seconds)
             return moment.isoformat(timespec="milliseconds")
 
-        for module in (jobs, casefile):
+        for module in (jobs, event_log):
             monkeypatch.setattr(module, "now", shifted)
         monkeypatch.setattr(jobs.time, "time", lambda: real_time() + seconds)
 
@@ -156,7 +157,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def test_a_clock_that_goes_back_changes_neither_order_nor_answers(
     case: Case, holder: subprocess.Popen[bytes], clock: Callable[[float], None]
 ) -> None:
-    log = EventLog(case)
+    log = EventLog(case.path)
     running = jobs.ask(case, "repair", start=False)
     log.append(running, StageStarted(stage="repair"))
     clock(-3600)
@@ -177,7 +178,7 @@ def test_a_stop_asked_before_the_clock_went_back_is_still_enforced(
     case: Case, holder: subprocess.Popen[bytes], clock: Callable[[float], None]
 ) -> None:
     request = jobs.ask(case, "repair", start=False)
-    EventLog(case).append(request, StageStarted(stage="repair"))
+    EventLog(case.path).append(request, StageStarted(stage="repair"))
     jobs.stop(case, request, "keep")
     os.utime(case.path / "control" / request, (time.time() + 3600, time.time() + 3600))
     assert not jobs.enforce_stop(case)  # the grace time begins anew

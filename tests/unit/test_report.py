@@ -11,8 +11,9 @@ import pytest
 
 from core import report_figures as figures
 from core import report_text as text
-from core.casefile import Case, EventLog, Manifest
+from core.casefile import Case, Manifest
 from core.confirmation import model_hash, text_hash
+from core.event_log import EventLog
 from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
 from core.files import now
 from core.intervals import wilson
@@ -258,7 +259,7 @@ def full_case(folder: Path, user: str = USER, response: str = "Step 1: [REDACTED
 
 def write_repair(case: Case, n_steps: int = 120, reason: str = "targets_held") -> None:
     """Append the events of a repair whose losses fall."""
-    log = EventLog(case)
+    log = EventLog(case.path)
     started = RepairStarted(
         n_steps=560,
         n_epochs=10,
@@ -449,7 +450,7 @@ def test_tests_of_marked_spans_are_reported(tmp_path: Path) -> None:
 def test_a_resumed_repair_replaces_what_it_ran_again(tmp_path: Path) -> None:
     """Steps of the second run take the place of the same steps of the first."""
     case = full_case(tmp_path)
-    log = EventLog(case)
+    log = EventLog(case.path)
     lines = [line.event for line in case.events()]
     for event in (e for e in lines if isinstance(e, RepairStarted)):
         log.append("s", replace(event, resumed_at=100))

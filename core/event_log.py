@@ -1,0 +1,111 @@
+"""The events of a case, one line each in `events.jsonl`: one process writes, everyone reads.
+
+A page asks for all of them every second, and a long repair makes thousands: what was read once is kept and only what was
+appended since is read, by all browsers of a process together.
+"""
+
+import json
+import os
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from core.errors import CaseFileError
+from core.events import Event, Line
+from core.files import cannot_write, dump, now
+from core.serial import event_to_json, from_json
+
+NAME = "events.jsonl"
+KEPT_CASES = 4
+"""Cases whose events a process keeps. Source: unverified choice."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The lines of a file up to byte `end`, and the bytes of the last of them, by which a rewritten file is known."""
+
+    lines: tuple[Line, ...] = ()
+    end: int = 0
+    last: bytes = b""
+
+
+_kept: OrderedDict[Path, _Read] = OrderedDict()
+_lock = Lock()
+
+
+def read_events(folder: Path) -> tuple[Line, ...]:
+    """Return all events of the case in `folder`; an unterminated last line is ignored.
+
+    Raises: CaseFileError for a damaged line, by its number.
+    """
+    path = folder / NAME
+    with _lock:
+        read = _read_on(path, _kept.pop(path, _Read()))
+        _kept[path] = read
+        while len(_kept) > KEPT_CASES:
+            _kept.popitem(last=False)
+    return read.lines
+
+
+def _read_on(path: Path, read: _Read) -> _Read:
+    """Return `read` with what the file holds beyond it; all anew when the file is no longer the one that was read."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(read.end - len(read.last))
+            if file.read(len(read.last)) != read.last:
+                file.seek(0)
+                read = _Read()
+            fresh = [line for line in file if line.endswith(b"\n")]
+    except FileNotFoundError:
+        return _Read()
+    if not fresh:
+        return read
+    n = len(read.lines)
+    lines = tuple(_parse(line, n + i) for i, line in enumerate(fresh, start=1))
+    return _Read(lines=read.lines + lines, end=read.end + sum(map(len, fresh)), last=fresh[-1])
+
+
+def _parse(line: bytes, number: int) -> Line:
+    """Return line `number` of the file. Raises: CaseFileError when it is none."""
+    try:
+        data: Any = json.loads(line)
+    except (RecursionError, ValueError):
+        data = None
+    if (
+        not isinstance(data, dict)
+        or not isinstance(data.get("request"), str)
+        or not isinstance(data.get("event"), dict)
+    ):
+        raise CaseFileError(f"Line {number} of {NAME} is damaged; restore it or start a new case.")
+    return from_json(Line, data)
+
+
+class EventLog:
+    """The one writer of `events.jsonl`; held by the process that holds the worker lock."""
+
+    def __init__(self, folder: Path) -> None:
+        """Cut an unterminated last line off and go on counting."""
+        self._path = folder / NAME
+        self._path.touch()
+        data = self._path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            with open(self._path, "r+b") as file:
+                file.truncate(whole)
+        self._next = data[:whole].count(b"\n")
+
+    def append(self, request: str, event: Event) -> None:
+        """Write one event, flushed to the operating system. Raises: CaseFileError; nothing of the event is left then."""
+        line = {"seq": self._next, "time": now(), "request": request, "event": event_to_json(event)}
+        whole = self._path.stat().st_size
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(dump(line, indent=None) + "\n")
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self._path, whole)
+            raise cannot_write(self._path.name, error) from error
+        self._next += 1
