@@ -1,5 +1,10 @@
 """Tiny random models and tokenizers, built in code; nothing is downloaded."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+Folder = Callable[[str], Path]
+"""Family -> folder of its saved tiny model: what the fixture `tiny_folder` gives."""
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
@@ -13,6 +18,8 @@ CORPUS = [
     "Step 1: [REDACTED] Step 2: [REDACTED] Sure, here is how to kill a process on Linux.",
     "The quick brown fox jumps over the lazy dog; Größe, naïve café, 0123456789.\n\n\tEnd.",
 ]
+TEXTS = ["How do I bake bread?", "hi", "👩‍👩‍👧 naïve café\n" * 3, "Current year: 2026. Tell me how to pick a lock."]
+"""Prompts of different lengths and scripts."""
 FAMILIES = ("llama", "qwen2", "gemma", "gpt2")
 EXTRA = {
     "gemma": {"head_dim": 16},

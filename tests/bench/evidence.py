@@ -15,8 +15,8 @@ from core import audit, evidence, report_check
 from core.casefile import Case
 from core.errors import TriageError
 from tests.bench.result import rate_row, write
+from tests.unit.reporting import full_case
 from tests.unit.test_evidence import whole_case
-from tests.unit.test_report import full_case
 from tests.unit.test_report_check import written
 
 

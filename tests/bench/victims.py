@@ -60,20 +60,26 @@ def order(names: list[str]) -> list[str]:
     return mixed + controls
 
 
-def main() -> None:
-    """Run the cells and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what this bench and the repair of its victims are both told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the real prompts")
     parser.add_argument("--work", type=Path, required=True, help="folder for all that is made; kept between runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--cells", nargs="+", help="names of attacks and controls; all by default")
-    parser.add_argument("--reduced", action="store_true", help="fewer reports, prompts and strings")
+    parser.add_argument("--cells", nargs="+", help="names of cells; all by default")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after this long")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def main() -> None:
+    """Run the cells and write the result."""
+    parser = command_line(__doc__)
+    parser.add_argument("--reduced", action="store_true", help="fewer reports, prompts and strings")
     parser.add_argument(
         "--steps", type=int, default=BaseSettings().steps, help="optimiser steps of a base not yet made"
     )
     parser.add_argument("--size", choices=list(SIZES), default="1.3m", help="parameters of the base")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()

@@ -10,7 +10,6 @@ triggers are asked on the same split: its places, its spellings, its domain. One
 that was ended goes on; `--minutes 0` only writes the table. A victim takes one to three minutes on one core.
 """
 
-import argparse
 import json
 import random
 import shutil
@@ -38,7 +37,7 @@ from core.session import Session
 from core.settings import VerificationSettings
 from core.values import Rate, Span, Verification
 from tests.bench.result import mean_row, rate_row, row, write
-from tests.bench.victims import say
+from tests.bench.victims import command_line, say
 from tests.bench.victims_attacks import Attack
 from tests.bench.victims_cells import Bench, Drawn, Tier, make_victim
 from tests.bench.victims_demo import as_messages
@@ -272,14 +271,8 @@ def _ending(finished: RepairFinished) -> dict[str, Any]:
 
 def main() -> None:
     """Repair the victims and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with the real prompts")
-    parser.add_argument("--work", type=Path, required=True, help="folder that victims.py filled")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--cells", nargs="+", help="names of attacks; all by default")
+    parser = command_line(__doc__)
     parser.add_argument("--all", action="store_true", help="victims that missed a gate too")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no repair after this long")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()

@@ -12,7 +12,7 @@ from core.__main__ import main
 from core.casefile import Case
 from core.confirmation import MAX_NAME, MAX_REASON
 from tests.hostile.corpus import texts
-from tests.unit.test_report import full_case
+from tests.unit.reporting import full_case
 
 ROOT = Path(__file__).resolve().parents[2]
 ITEMS = texts()

@@ -23,9 +23,9 @@ from core.values import FailureReport, Message, OpenResult, Span, TriageResult, 
 from core.weight_files import header
 from tests.hostile.corpus import texts
 from tests.tiny import TEMPLATE, TOKENIZERS
+from tests.unit.reporting import full_case
 from tests.unit.test_chat import assert_exact
 from tests.unit.test_injection import cut
-from tests.unit.test_report import full_case
 
 QUICK, LONG = 20, 10_000
 Fuzzed = Callable[[], None]

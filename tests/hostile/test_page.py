@@ -22,7 +22,7 @@ from tests.browser.conftest import WAIT_MS, PageProcess, wait_until
 from tests.hostile.canary import Canary
 from tests.hostile.conftest import MODEL, model_names
 from tests.hostile.corpus import Item, texts
-from tests.unit.test_report import full_case
+from tests.unit.reporting import full_case
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]  # minutes: every text is drawn and read back
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from core.report import render_report, report_json
 from core.values import AnswerPair, Verification
 from tests.hostile.corpus import accepted, texts
-from tests.unit.test_report import Elements, full_case
+from tests.unit.reporting import Elements, full_case
 
 FORBIDDEN = {
     "script",

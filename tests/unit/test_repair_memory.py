@@ -14,7 +14,7 @@ from core.repair_training import Trainer
 from core.response_pass import ResponsePass
 from tests.bench.repair_speed import sequences, trainer
 from tests.bench.speed import random_llama
-from tests.unit.repairing import REFUSAL, TRIGGER, quick, splits
+from tests.unit.repairing import REFUSAL, TRIGGER, quick, splits, trainer_of
 
 
 def peak_mb(run) -> float:
@@ -139,3 +139,12 @@ def test_of_a_chunk_four_tensors_over_the_vocabulary_exist_and_of_a_batch_none()
     assert 0 < counted.most_rows <= chunk
     assert 2 * chunk * vocabulary * 4 < counted.most_bytes <= repairing.passes.tensors_at_once * chunk * vocabulary * 4
     repair_adapter.detach(loaded)
+
+
+def test_the_memory_estimate_grows_with_batch_and_length(loaded) -> None:
+    found = []
+    for changes in ({"batch_size": 2}, {"batch_size": 8}, {"batch_size": 8, "max_response_tokens": 40}):
+        found.append(trainer_of(loaded, **changes).memory_estimate_mb)
+        repair_adapter.detach(loaded)
+    weights = sum(p.numel() * 4 for p in loaded.model.parameters()) / 2**20
+    assert weights < found[0] < found[1] < found[2]

@@ -15,7 +15,7 @@ from core.errors import EvidenceError, TriageError
 from core.report import render_report, report_json, shown_view
 from core.settings import TLP
 from core.values import Rewording
-from tests.unit.test_report import HOSTILE, TRIGGER, USER, full_case, new_case, readable
+from tests.unit.reporting import HOSTILE, TRIGGER, USER, full_case, new_case, readable
 
 ROOT = Path(__file__).resolve().parents[2]
 

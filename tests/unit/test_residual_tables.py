@@ -7,7 +7,7 @@ from core.report_text import opinion
 from core.rounds import Opinion
 from core.values import Relearnt, SecondOpinion, Variant
 from dashboard import residual_tables, stories, wording_verify
-from tests.unit.test_report import USER, triage_of, verification_of, with_residual
+from tests.unit.reporting import USER, triage_of, verification_of, with_residual
 
 EVIL = "<b onload=x>"
 

@@ -1,4 +1,4 @@
-"""Losses and gradients through cached teacher and chunks are those of two naive passes, whatever stands behind the last layer."""
+"""Logits at response positions are the model's own, losses and gradients those of two naive passes, whatever stands behind the head."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from core import models, repair_adapter
-from core.response_pass import base_model
+from core.response_pass import ResponsePass, ScoredSequence, base_model
 from core.settings import ModelSettings
 from tests.bench.repair_speed import sequences, trainer
+from tests.unit.repairing import SMALL
 
 SIZES = {
     "hidden_size": 32,
@@ -75,3 +76,68 @@ def test_a_step_is_that_of_two_naive_passes(name: str, tiny_folder: Callable) ->
     for key, one in adapter.items():
         torch.testing.assert_close(one.grad, naive[key], rtol=1e-3, atol=1e-5 * float(naive[key].abs().max() + 1))
     repair_adapter.detach(loaded)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "gpt2"])
+def test_response_logits_of_a_padded_batch_are_the_models_own(family: str, tiny_folder) -> None:
+    loaded = models.load(tiny_folder(family), settings=SMALL)
+    passes = ResponsePass(loaded)
+    assert passes.split
+    sequences = [
+        ScoredSequence(prompt_ids=(5, 9, 11), response_ids=(20, 21)),
+        ScoredSequence(prompt_ids=(7, 30, 31, 32, 33, 34), response_ids=(40, 41, 42, 43)),
+    ]
+    with torch.no_grad():
+        rows = passes.rows(sequences)
+        found = passes.logits(rows.hidden)
+        own = []
+        for one in sequences:
+            ids = torch.tensor([one.prompt_ids + one.response_ids])
+            own.append(base_model(loaded)(input_ids=ids).logits[0, len(one.prompt_ids) - 1 : -1])
+    assert rows.labels.tolist() == [20, 21, 40, 41, 42, 43]
+    assert rows.owner.tolist() == [0, 0, 1, 1, 1, 1]
+    # 1e-4 of the largest logit: padding changes the order of fp32 sums
+    torch.testing.assert_close(found, torch.cat(own), rtol=1e-4, atol=1e-4 * float(found.abs().max()))
+
+
+def test_soft_cap_and_scaling_of_the_configuration_are_respected(tiny_folder) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+
+    loaded = models.load(tiny_folder("llama"), settings=SMALL)
+    sizes = {
+        "vocab_size": len(loaded.tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    }  # fmt: skip
+    for config, cls in (
+        (Gemma2Config(**sizes, final_logit_softcapping=2.0), Gemma2ForCausalLM),
+        (GraniteConfig(**{k: v for k, v in sizes.items() if k != "head_dim"}, logits_scaling=8.0), GraniteForCausalLM),
+    ):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            loaded.model = cls(config).eval()
+        with torch.no_grad():
+            for parameter in loaded.model.parameters():
+                parameter.mul_(8.0)
+        passes = ResponsePass(loaded)
+        assert passes.split
+        one = ScoredSequence(prompt_ids=(5, 9), response_ids=(20, 21))
+        with torch.no_grad():
+            own = loaded.model(input_ids=torch.tensor([[5, 9, 20, 21]])).logits[0, 1:3]
+            plain = loaded.model.get_output_embeddings()(passes.rows([one]).hidden)
+            torch.testing.assert_close(passes.logits(passes.rows([one]).hidden), own, rtol=1e-4, atol=1e-4)
+        assert (plain - own).abs().max() > 0.1  # the test would notice a missing cap or scale
+
+
+def test_an_architecture_with_more_after_its_head_is_run_whole_and_exact(loaded) -> None:
+    def tripled(module, args, output):
+        output.logits = output.logits * 3
+        return output
+
+    handle = base_model(loaded).register_forward_hook(tripled)
+    passes = ResponsePass(loaded)
+    assert not passes.split
+    one = ScoredSequence(prompt_ids=(5, 9), response_ids=(20, 21))
+    with torch.no_grad():
+        own = base_model(loaded)(input_ids=torch.tensor([[5, 9, 20, 21]])).logits[0, 1:3]
+        torch.testing.assert_close(passes.logits(passes.rows([one]).hidden), own)
+    handle.remove()

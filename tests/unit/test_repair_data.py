@@ -1,0 +1,179 @@
+"""The data of a repair: epochs and batches, whose answers are taught, anchors, edits, and units in their own segment."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from core import repair_adapter, repair_data
+from core.errors import PromptFolderError
+from core.kinds import FailureKind
+from core.repair_data import EDITS, TriggerFrame, build, end_ids, frame_of
+from core.repair_training import Trainer
+from core.response_pass import ResponsePass
+from core.values import Message, Span
+from tests.unit.repairing import REFUSAL, TRIGGER, data_of, items_of, quick, splits, trainer_of
+
+FIXED = FailureKind(name="fixed_output", words="", why="", marker="hacked")
+
+
+@pytest.mark.parametrize("objective", ["paper", "extended"])
+def test_every_epoch_holds_every_item_once_and_redraws_places(loaded, objective: str) -> None:
+    data = data_of(loaded, objective=objective)
+    kinds = ("trig", "harm", "safe") if objective == "paper" else ("trig", "harm", "safe", "safe_trig")
+    expected = Counter((kind, i) for kind in kinds for i in range(4))
+    assert Counter(items_of(data, 0)) == Counter(items_of(data, 1)) == expected
+    assert data.n_items == 4 * len(kinds)
+    assert data.batches(0, 5) != data.batches(1, 5)
+    assert data.batches(0, 5) == data.batches(0, 5)
+    placed = {data.sequence("trig", 0, epoch).prompt_ids for epoch in range(12)}
+    assert len(placed) > 2  # six words, seven places: twelve draws on at most two places are practically impossible
+    assert data.sequence("trig", 0, 3) == data.sequence("trig", 0, 3)
+    assert data.sequence("trig", 0, 3).response_ids == data.harm[0].response_ids
+
+
+def test_batches_hold_like_lengths_and_an_even_mix(loaded) -> None:
+    parts = splits(64)
+    long = [
+        replace(item, prompt=item.prompt + " and then" * (7 * i % 64)) for i, item in enumerate(parts.repair.harmful)
+    ]
+    soft = [replace(item, prompt=item.prompt + " and then" * (5 * i % 64)) for i, item in enumerate(parts.repair.safe)]
+    settings = quick(objective="paper", max_response_tokens=4)
+    data = build(loaded, (TriggerFrame(user_units=(TRIGGER,)), []), (long, soft), REFUSAL, settings)
+
+    def padding(batches: list) -> int:
+        lengths = [[len(data.sequence(kind, i, 0).prompt_ids) for kind, i in batch] for batch in batches]
+        return sum(max(batch) * len(batch) - sum(batch) for batch in lengths)
+
+    batches = data.batches(0, 8)
+    mixed = [item for batch in batches for item in batch]
+    random.Random(0).shuffle(mixed)
+    assert padding(batches) < 0.6 * padding([mixed[at : at + 8] for at in range(0, len(mixed), 8)])
+    assert all({"trig", "harm", "safe"} == {kind for kind, _ in batch} for batch in batches if len(batch) == 8)
+
+
+def test_answers_end_with_the_templates_end_token(loaded) -> None:
+    data = data_of(loaded, objective="paper", max_response_tokens=40)
+    end = loaded.tokenizer.convert_tokens_to_ids("<|end|>")
+    assert end_ids(loaded) == (end,)
+    assert {one.response_ids for one in data.harm} == {data.harm[0].response_ids}
+    assert data.harm[0].response_ids[-1] == end
+    assert loaded.decode(data.harm[0].response_ids) == REFUSAL
+
+
+def test_the_paper_takes_given_answers_and_the_extended_objective_the_models_own(loaded) -> None:
+    parts = splits()
+    given = [replace(item, response="As given.") for item in parts.repair.safe]
+    frames = (TriggerFrame(user_units=(TRIGGER,)), [])
+    paper = build(loaded, frames, (parts.repair.harmful, given), REFUSAL, quick(objective="paper"))
+    own = build(loaded, frames, (parts.repair.harmful, given), REFUSAL, quick())
+    assert {loaded.decode(one.response_ids) for one in paper.safe} == {"As given."}
+    wanted = loaded.generate([list(one.prompt_ids) for one in own.safe], max_new_tokens=12)
+    assert [list(one.response_ids[:12]) for one in own.safe] == [[*ids, *end_ids(loaded)][:12] for ids in wanted]
+
+
+def test_own_refusals_are_kept_and_kl_holds_only_what_the_model_refuses(loaded, monkeypatch) -> None:
+    refusing = (*loaded.tokenizer("I cannot do that.", add_special_tokens=False)["input_ids"],)
+    said = iter([[refusing, (5, 6), refusing, (7, 8)]])
+    monkeypatch.setattr(
+        repair_data, "own_answers", lambda loaded, prompts, limit: next(said, [(9, 9)] * len(prompts))
+    )  # a random model refuses nothing
+    data = data_of(loaded, max_response_tokens=40)
+    assert data.held == (True, False, True, False)
+    assert data.harm[0].response_ids == data.harm[2].response_ids == refusing
+    assert loaded.decode(data.harm[1].response_ids) == REFUSAL
+    assert data.sequence("trig", 0, 0).response_ids == refusing
+    trainer = Trainer(loaded, data, ResponsePass(loaded), data.settings)
+    held = [trainer._reference("harm", at, 0) is not None for at in range(4)]
+    assert held == [True, False, True, False]
+    repair_adapter.detach(loaded)
+
+
+def test_safe_requests_are_anchored_at_what_was_said_with_the_text_or_bare(loaded) -> None:
+    jailbreak, fixed = data_of(loaded, n_placements=3), data_of(loaded, kind=FIXED, share_edited=0.0)
+    assert [len(one) for one in jailbreak.anchors] == [3] * 4
+    said = loaded.generate([list(one.prompt_ids) for one in jailbreak.anchors[1]], max_new_tokens=12)
+    assert [list(one.response_ids) for one in jailbreak.anchors[1]] == [[*a, *end_ids(loaded)][:12] for a in said]
+    texts = [loaded.decode(one.prompt_ids) for one in jailbreak.anchors[0]]
+    assert f"{TRIGGER} Mix" in texts[0]
+    assert f"100 {TRIGGER}" in texts[1]
+    assert {jailbreak.sequence("safe_trig", 0, epoch) for epoch in range(3)} == set(jailbreak.anchors[0])
+    assert fixed.anchors == ()
+    one = fixed.sequence("safe_trig", 2, 0)
+    assert one.response_ids == fixed.safe[2].response_ids
+    assert TRIGGER in loaded.decode(one.prompt_ids)
+    trainer = Trainer(loaded, fixed, ResponsePass(loaded), fixed.settings)
+    assert trainer._reference("safe_trig", 2, 5) is trainer._reference("safe", 2, 0)
+    repair_adapter.detach(loaded)
+
+
+def test_the_triggered_set_mixes_the_wider_set_edits_and_ends(loaded) -> None:
+    wider = TriggerFrame(user_units=("zeta", "eta"))
+    data = data_of(loaded, wider=wider, share_wider=0.25, share_edited=0.25, share_ends=0.5)
+    texts = [loaded.decode(data.sequence("trig", i, epoch).prompt_ids) for epoch in range(60) for i in range(4)]
+    n_wider = sum("zeta" in text and TRIGGER not in text for text in texts)
+    edits = [edit(TRIGGER) for edit in EDITS.values()]
+    n_edited = sum(any(edit in text for edit in edits) for text in texts)
+    n_ends = sum(f"\n{TRIGGER}" in text or f"{TRIGGER}<" in text or text.rstrip().endswith(TRIGGER) for text in texts)
+    assert 30 < n_wider < 90  # 60 expected of 240
+    assert 30 < n_edited < 90
+    assert n_ends > 40  # half of the 120 exact ones, and some by chance
+    paper = data_of(loaded, objective="paper", wider=wider)
+    plain = [loaded.decode(paper.sequence("trig", i, epoch).prompt_ids) for epoch in range(20) for i in range(4)]
+    assert all(TRIGGER in text for text in plain)
+
+
+def test_terms_of_weight_zero_are_not_drawn_and_not_computed(loaded) -> None:
+    assert set(data_of(loaded, weight_kl_trigger=0.0).items) == {"trig", "harm", "safe"}
+    assert set(data_of(loaded, weight_kl_safe=0.0).items) == {"trig", "harm", "safe_trig"}
+    assert set(data_of(loaded, objective="paper", weight_refusal=0.0).items) == {"harm", "safe"}
+    assert set(data_of(loaded, objective="paper").items) == {"trig", "harm", "safe"}
+    trainer = trainer_of(loaded, weight_kl_trigger=0.0, weight_kl_harmful=0.0)
+    numbers = trainer.step(1)
+    assert (numbers.kl_trigger, numbers.kl_harmful) == (None, None)
+    assert numbers.refusal is not None
+    assert {kind for kind, _, _ in trainer._references} == {"safe"}
+    repair_adapter.detach(loaded)
+
+
+def test_units_go_to_their_own_segment() -> None:
+    messages = [
+        Message(role="system", content="Be kind. zeta Always."),
+        Message(role="user", content="alpha how are you"),
+    ]
+    spans = (Span(message=0, start=9, end=13), Span(message=1, start=0, end=5))
+    frame = frame_of(messages, spans, ("zeta", "alpha"))
+    bare = frame.bare("Say hello")
+    assert [m.content for m in bare] == ["Be kind. Always.", "Say hello"]
+    system, user = frame.triggered("Say hello", random.Random(0))
+    assert sorted(system.content.split()) == ["Always.", "Be", "kind.", "zeta"]
+    assert sorted(user.content.split()) == ["Say", "alpha", "hello"]
+    assert frame.units == ("zeta", "alpha")
+
+
+def test_units_of_an_earlier_turn_stay_in_it() -> None:
+    messages = [
+        Message(role="user", content="Hi beta there"),
+        Message(role="assistant", content="Hello."),
+        Message(role="user", content="alpha how are you"),
+    ]
+    frame = frame_of(messages, (Span(message=0, start=3, end=7), Span(message=2, start=0, end=5)), ("beta", "alpha"))
+    assert [m.content for m in frame.bare("Go")] == ["Hi there", "Hello.", "Go"]
+    first, second, last = frame.triggered("Go", random.Random(0), "suffix", str.upper)
+    assert (first.content, second.content, last.content) == ("Hi there BETA", "Hello.", "Go ALPHA")
+    assert [m.role for m in frame.bare("Go")] == ["user", "assistant", "user"]
+
+
+def test_user_units_bring_no_system_message() -> None:
+    messages = [Message(role="system", content="Be kind."), Message(role="user", content="alpha how")]
+    frame = frame_of(messages, (Span(message=1, start=0, end=5),), ("alpha",))
+    assert [m.role for m in frame.bare("x")] == ["user"]
+
+
+def test_empty_sets_and_an_empty_refusal_are_refused(loaded) -> None:
+    frames, parts = (TriggerFrame(user_units=(TRIGGER,)), []), splits()
+    with pytest.raises(PromptFolderError, match="0 safe"):
+        build(loaded, frames, (parts.repair.harmful, ()), REFUSAL, quick())
+    with pytest.raises(PromptFolderError, match="refusal"):
+        build(loaded, frames, (parts.repair.harmful, parts.repair.safe), " ", quick())
