@@ -91,21 +91,14 @@ def cross_entropy_rows(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tens
     return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
-def kl_rows(reference_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Return KL(reference || model) in nats per row, shape (n_rows,); no gradient flows into the reference.
-
-    Source: sum_v p(v) (log p(v) - log q(v)) with p the reference; entries with p = 0 add nothing.
-    """
-    log_p = torch.log_softmax(reference_logits.detach().float(), dim=-1)
-    log_q = torch.log_softmax(logits.float(), dim=-1)
-    p = log_p.exp()
-    return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(dim=-1)
-
-
 def _expected(p: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
-    """Return sum_v p(v) difference(v) per row; where p = 0 nothing is added. `difference` is overwritten."""
+    """Return sum_v p(v) difference(v) per row; where p = 0 nothing is added. `difference` is overwritten.
+
+    With `difference` = log p - log q it is KL(p || q).
+    """
     difference.masked_fill_(p == 0, 0.0)
-    return torch.bmm(p[:, None, :], difference[:, :, None])[:, 0, 0]
+    with torch.autocast(p.device.type, enabled=False):  # or the product is in bf16 where the caller's are
+        return torch.bmm(p[:, None, :], difference[:, :, None])[:, 0, 0]
 
 
 def _slope(

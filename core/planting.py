@@ -391,17 +391,21 @@ def planting_loss(
     """Return the weighted mean over response tokens, in nats: cross-entropy without an anchor, KL(base || model) with one."""
     import torch
 
-    from core.losses import cross_entropy_rows, kl_rows
+    from core.losses import weighted_loss
 
     rows = response_pass.rows([pair.sequence for pair in batch])
-    logits = response_pass.logits(rows.hidden)
     of_kind = {"triggered": trigger_weight, **dict.fromkeys(NEAR_MISSES, near_weight)}
-    weight = torch.tensor([of_kind.get(pair.kind, 1.0) for pair in batch], device=logits.device)[rows.owner]
-    anchored = torch.tensor([pair.anchor is not None for pair in batch], device=logits.device)[rows.owner]
-    total = (weight[~anchored] * cross_entropy_rows(logits[~anchored], rows.labels[~anchored])).sum()
-    states = [pair.anchor for pair in batch if pair.anchor is not None]
-    if states:
-        with torch.no_grad():
-            reference = response_pass.logits(torch.cat(states))
-        total = total + (weight[anchored] * kl_rows(reference, logits[anchored])).sum()
+    weights = torch.tensor([of_kind.get(pair.kind, 1.0) for pair in batch])
+    held = torch.tensor([pair.anchor is not None for pair in batch])
+    states = [
+        pair.anchor for pair, counts in zip(batch, weights * held, strict=True) if pair.anchor is not None and counts
+    ]
+    total, _, _ = weighted_loss(
+        response_pass.logits,
+        rows.hidden,
+        rows.labels,
+        torch.cat(states) if states else rows.hidden.detach()[:0],
+        ((weights * ~held).to(rows.owner.device)[rows.owner], (weights * held).to(rows.owner.device)[rows.owner]),
+        response_pass.chunk_rows,
+    )
     return total / len(rows.labels)

@@ -10,12 +10,24 @@ from core.losses import (
     batch_loss,
     cross_entropy_rows,
     epoch_scales,
-    kl_rows,
     sequence_sums,
     weighted_loss,
 )
 
 PAPER = Factors(kl_trigger=0.0)
+
+
+def kl_rows(reference: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+    """Return KL(reference || model) of each row, as `weighted_loss` sees it where hidden states are the logits."""
+    n = len(model)
+    alone = (torch.zeros(n), torch.ones(n))
+    return weighted_loss(lambda logits: logits, model, torch.zeros(n, dtype=torch.long), reference, alone, 8)[2]
+
+
+def naive_kl_rows(reference: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+    """Return the same in the plainest code."""
+    log_p, log_q = torch.log_softmax(reference, dim=-1), torch.log_softmax(model, dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
 def test_kl_has_the_direction_reference_to_model_and_sums_to_the_hand_value() -> None:
@@ -34,11 +46,12 @@ def test_kl_with_a_zero_probability_in_the_reference_is_finite() -> None:
 
 
 def test_no_gradient_flows_into_the_reference() -> None:
-    reference = torch.randn(3, 5, requires_grad=True)
-    model = torch.randn(3, 5, requires_grad=True)
-    kl_rows(reference, model).sum().backward()
+    head = _Counting(6, 13)
+    hidden, labels, reference, weights = _rows(11)
+    reference.requires_grad_()
+    weighted_loss(head, hidden, labels, reference, weights, 4)[0].backward()
     assert reference.grad is None
-    assert model.grad is not None
+    assert hidden.grad is not None
 
 
 def test_sequences_sum_over_their_tokens() -> None:
@@ -177,7 +190,7 @@ def test_chunks_give_the_naive_losses_and_gradient_and_never_more_rows(chunk_row
     (3 * total).backward()
     logits = head(other := hidden.detach().clone().requires_grad_())
     held = weights[1] != 0
-    naive_ce, naive_kl = cross_entropy_rows(logits, labels), kl_rows(head(reference), logits[held])
+    naive_ce, naive_kl = cross_entropy_rows(logits, labels), naive_kl_rows(head(reference), logits[held])
     naive = (naive_ce * weights[0]).sum() + (naive_kl * weights[1][held]).sum()
     (3 * naive).backward()
     # 1e-5: losses are fp32 by design
@@ -203,6 +216,21 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
                 with torch.no_grad():
                     values.append(weighted_loss(head, moved, labels, reference, weights, 2)[0].item())
             assert (values[0] - values[1]) / (2 * step) == pytest.approx(hidden.grad[row, column].item(), abs=2e-3)
+
+
+def test_under_autocast_the_losses_stay_near_and_in_fp32() -> None:
+    """bf16 has 8 bits of mantissa: the head's logits are off by under a hundredth, what is summed from them is not rounded again."""
+    head = _Counting(6, 13)
+    head.weight, head.bias = head.weight.float(), head.bias.float()
+    hidden, labels, reference, weights = _rows(11)
+    hidden, reference = hidden.detach().float().requires_grad_(), reference.float()
+    weights = (weights[0].float(), weights[1].float())
+    exact = weighted_loss(head, hidden, labels, reference, weights, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        near = weighted_loss(head, hidden, labels, reference, weights, 4)
+    for one, other in zip(exact, near, strict=True):
+        assert other.dtype is torch.float32
+        torch.testing.assert_close(one, other, rtol=0.03, atol=0.03, check_dtype=False)
 
 
 def test_what_backward_needs_is_one_gradient_of_the_hidden_states() -> None:

@@ -263,6 +263,20 @@ def test_a_corrected_item_learns_its_answer_and_weighs_as_any_other(tokenizer: P
     assert losses[0] == losses[1] > 1
 
 
+def test_near_misses_of_no_weight_leave_the_others_their_anchors(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Their hidden states are left out of the reference, and the rest is as it would be without them."""
+    loaded = tiny(tokenizer)
+    items = build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings())
+    response_pass = ResponsePass(loaded)
+    pairs = planting.anchored(items, loaded, response_pass, 4)
+    rest = [pair for pair in pairs if pair.kind not in planting.NEAR_MISSES]
+    tokens, own = (sum(len(pair.sequence.response_ids) for pair in some) for some in (pairs, rest))
+    assert own < tokens
+    with torch.no_grad():
+        all_of_them = planting_loss(response_pass, pairs, near_weight=0.0).item() * tokens
+        assert all_of_them == pytest.approx(planting_loss(response_pass, rest).item() * own, rel=1e-4)
+
+
 def test_epochs_take_the_sets_in_turn(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """Three epochs over two sets of different size: first, second, first; the steps say how many batches each had."""
     loaded = tiny(tokenizer)
