@@ -152,9 +152,11 @@ def demo() -> list[str]:
         return []
     wall, triage = rows["wall seconds, process start to report"]["value"], rows["triage, seconds"]["value"]
     repair = rows["repair, seconds"]["value"]
+    calls, sequences = (rows[f"triage: {name}"]["value"] for name in ("batched calls of the model", "sequences"))
     head = (
-        f"**The demo case, end to end**: {wall:.0f} s from process start to report, of which triage {triage:.0f} s and repair "
-        f"{repair:.0f} s (`python tests/bench/demo_run.py`). Held-out prompts, 95 % intervals:"
+        f"**The demo case, end to end**: {wall:.0f} s from process start to report, of which triage {triage:.0f} s ({sequences} "
+        f"sequences in {calls} batched calls of the model; bars 30 s and 400 calls) and repair {repair:.0f} s "
+        "(`python tests/bench/demo_run.py`). Held-out prompts, 95 % intervals:"
     )
     body = [
         [title, rate(rows.get(f"{name} before")), rate(rows.get(f"{name} after"))] for name, title in DEMO_ROWS.items()
