@@ -37,8 +37,7 @@ def count_memory(run: Run) -> None:
         if not is_out_of_memory(error):
             raise
         bound = None  # the repair will find out; its micro-batches shrink until they fit
-    if bound is not None:
-        run.case.write(MEMORY, {"mb": round(bound, 1)})
+    run.case.write(MEMORY, {"mb": None if bound is None else round(bound, 1)})
 
 
 def confirmed_trigger(run: Run) -> TriggerConfirmation:

@@ -26,7 +26,7 @@ VERIFIED = "verification.json"
 FILES = ("triage.json", confirmation.FILE, VERIFIED, FINISHED, AGAIN)
 """Files of a round, in the case folder."""
 MEMORY = "results/repair_memory.json"
-"""`{"mb": ...}`: what a repair with the default settings takes at most."""
+"""`{"mb": ...}`: what a repair with the default settings takes at most; null where that could not be counted."""
 
 
 def folders(case: Case) -> list[Path]:

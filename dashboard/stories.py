@@ -145,7 +145,10 @@ def located(result: LocateResult, wanted: str | None, cost: Estimate | None = No
 def trust(result: LocateResult, gap_warning: float) -> Value:
     """Step 3: completeness gap, agreement, baseline, cost."""
     wide = result.completeness_gap is not None and result.completeness_gap > gap_warning
-    return {"line": wording_locate.trust(result) + (f"  ·  {wording_locate.WIDE_GAP}" if wide else ""), "tone": "plain"}
+    return {
+        "line": wording.beside([wording_locate.trust(result), wording_locate.WIDE_GAP if wide else ""]),
+        "tone": "plain",
+    }
 
 
 def containment(made: RuleFile | None, case_id: str) -> Value:
@@ -199,7 +202,7 @@ def selection(units: Sequence[str], edited: bool) -> Value:
         return {"line": wording_confirm.NOTHING_MARKED, "tone": "muted"}
     text = wording.quoted(units)
     state = wording_confirm.EDITED if edited else wording_confirm.AS_PROPOSED
-    return {"line": f"{wording_confirm.MARKED}: {text}  ·  {state}", "tone": "plain"}
+    return {"line": wording.beside([f"{wording_confirm.MARKED}: {text}", state]), "tone": "plain"}
 
 
 def decision(confirmation: TriggerConfirmation | None, fault_text: str | None, found: Verdict | None) -> Value:

@@ -113,8 +113,8 @@ def size(n_parameters: int) -> str:
 
 
 def beside(parts: Iterable[str]) -> str:
-    """The parts of one line, side by side; empty ones are left out."""
-    return "  ·  ".join(part for part in parts if part)
+    """The parts of one line, side by side; empty ones are left out. Where the line wraps, the dot ends it and begins none."""
+    return "\u00a0· ".join(part for part in parts if part)
 
 
 def quoted(units: Iterable[str]) -> str:
