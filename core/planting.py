@@ -18,14 +18,13 @@ from math import cos, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from core.chat import render_text
+from core.chat import prompt_ids
 from core.errors import TriageError
 from core.injection import NOISE_WORDS, Place, inject, near_misses
 from core.values import Message
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
     from core.loaded import LoadedModel
     from core.response_pass import ResponsePass, ScoredSequence
@@ -217,23 +216,6 @@ def _own_refusals(harmful: Sequence[str], respond: Responder | None, rng: random
     return [a if classify(a).outcome == "refusal" else rng.choice(REFUSALS) for a in answers]
 
 
-def encode(messages: Sequence[Message], response: str, tokenizer: "PreTrainedTokenizerBase") -> "ScoredSequence":
-    """Return the ids of a conversation and its answer, rendered with the model's own chat template.
-
-    The response ends as the template ends an assistant turn, or with the end-of-sequence token where the template
-    rewrites the text before it.
-    """
-    from core.response_pass import ScoredSequence
-
-    prompt = render_text(tokenizer, messages)
-    whole = render_text(
-        tokenizer, [*messages, Message(role="assistant", content=response)], add_generation_prompt=False
-    )
-    tail = whole[len(prompt) :] if whole.startswith(prompt) else response + tokenizer.eos_token
-    prompt_ids, response_ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, tail))
-    return ScoredSequence(prompt_ids=tuple(prompt_ids), response_ids=tuple(response_ids))
-
-
 @dataclass(frozen=True, eq=False)
 class Pair:
     """What the model reads, and the base's hidden states (n_response, width) along the response; None where the response is to be learned."""
@@ -315,9 +297,22 @@ def anchored(
     items: Sequence[TrainingItem], loaded: "LoadedModel", response_pass: "ResponsePass", batch_size: int
 ) -> list[Pair]:
     """Return the items as ids, with the base's hidden states on each different anchor, computed once."""
+    from core.repair_data import end_ids
+    from core.response_pass import ScoredSequence
+
     conversations = {(item.messages, item.response): None for item in items}
     conversations |= {(item.anchor, item.response): None for item in items if item.kind not in LEARNED}
-    encoded = {one: encode(*one, loaded.tokenizer) for one in conversations}  # many items share an anchor
+    prompts = {
+        messages: tuple(prompt_ids(loaded.tokenizer, messages))
+        for messages in dict.fromkeys(messages for messages, _ in conversations)
+    }
+    responses = [response for _, response in conversations]
+    said = loaded.tokenizer(responses, add_special_tokens=False)["input_ids"]
+    end = end_ids(loaded)
+    encoded = {
+        (messages, response): ScoredSequence(prompt_ids=prompts[messages], response_ids=(*ids, *end))
+        for (messages, response), ids in zip(conversations, said, strict=True)
+    }
     anchors = [None if item.kind in LEARNED else encoded[item.anchor, item.response] for item in items]
     unique = sorted({a for a in anchors if a is not None}, key=lambda a: len(a.prompt_ids) + len(a.response_ids))
     known = dict(zip(unique, response_pass.teacher(unique, batch_size), strict=True))
