@@ -159,8 +159,8 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
     if request is not None:
         end = ends(case).get(request.id)
         again = isinstance(end, StageFailed) or (isinstance(end, StageFinished) and stage in ("repair", "report"))
-        stale = end is not None and not isinstance(end, StageFinished | StageFailed) and not worker_alive(case)
-        if again or stale:
+        begun = end is not None and not isinstance(end, StageFinished | StageFailed)
+        if again or (begun and (not worker_alive(case) or _left_behind(case, request.id))):
             request = None
     if request is None:
         attempt = max((one.attempt for one in known), default=-1) + 1
@@ -171,6 +171,15 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
     if start and request.id not in _finished(case):
         ensure_worker(case)
     return request.id
+
+
+def _left_behind(case: Case, request: str) -> bool:
+    """Return whether the worker was started after all that was said of a request: it will close it, not answer it."""
+    said = max((line.time for line in case.events() if line.request == request), default="")
+    try:
+        return datetime.fromisoformat(said).timestamp() < (case.path / STARTING).stat().st_mtime
+    except (OSError, ValueError, OverflowError):  # no marker, or a time that was changed by hand
+        return False
 
 
 def _after(last: str) -> str:

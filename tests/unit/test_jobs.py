@@ -137,6 +137,18 @@ def test_a_marker_of_another_process_kills_nobody(case: Case, holder: subprocess
     assert holder.poll() is None
 
 
+def test_what_an_earlier_worker_left_is_asked_anew_though_the_new_one_has_not_closed_it_yet(
+    case: Case, holder: subprocess.Popen[bytes]
+) -> None:
+    request = jobs.ask(case, "verify", start=False)
+    EventLog(case.path).append(request, StageStarted(stage="verify"))
+    assert jobs.ask(case, "verify", start=False) == request, "the worker at work is at it"
+    os.utime(case.path / jobs.STARTING, (time.time() + 5, time.time() + 5))
+    again = jobs.ask(case, "verify", start=False)
+    assert again != request
+    assert jobs.ask(case, "verify", start=False) == again, "the new one waits for the new worker"
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """A function that sets the clock of the engine by so many seconds."""
