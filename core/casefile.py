@@ -289,9 +289,9 @@ class Case:
 
     # events -----------------------------------------------------------------------------------------------------------
 
-    def events(self, start: int = 0) -> tuple[Line, ...]:
-        """Return all events with `seq >= start`; an unterminated last line is ignored. Raises: CaseFileError for a damaged line."""
-        return read_events(self.path)[start:]
+    def events(self) -> tuple[Line, ...]:
+        """Return all events, oldest first; an unterminated last line is ignored. Raises: CaseFileError for a damaged line."""
+        return read_events(self.path)
 
     # acts -------------------------------------------------------------------------------------------------------------
 

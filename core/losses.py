@@ -195,6 +195,25 @@ def weighted_loss(
     return total, ce, kl
 
 
+def sequence_loss(
+    head: Head,
+    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    references: Sequence[torch.Tensor | None],
+    factors: tuple[Sequence[float], Sequence[float]],
+    chunk_rows: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return `weighted_loss` of the sequences of one forward pass, which weigh by their `factors`, of cross-entropy and of KL.
+
+    `rows` are hidden states (n_rows, width), labels and owner (n_rows,) of every response position; `references` and `factors`
+    have one entry per sequence, and a sequence with a KL factor has a reference.
+    """
+    hidden, labels, owner = rows
+    kept = [one for one, factor in zip(references, factors[1], strict=True) if one is not None and factor]
+    reference = torch.cat(kept).to(hidden.device) if kept else hidden.detach()[:0]
+    ce, kl = (torch.tensor(one, device=hidden.device)[owner] for one in factors)
+    return weighted_loss(head, hidden, labels, reference, (ce, kl), chunk_rows)
+
+
 def batch_loss(
     head: Head,
     rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
@@ -211,26 +230,17 @@ def batch_loss(
     Estimates from parts of a batch add up to the estimate from the whole batch.
     """
     scales, weights = scaling
-    hidden, labels, owner = rows
-    device = hidden.device
+    *_, owner = rows
     ce_factor = [weights.refusal * scales.refusal * (kind in REFUSED) for kind in kinds]
     kl_factor = [
         0.0 if one is None else weights.kl(kind) * scales.kl(kind) for kind, one in zip(kinds, references, strict=True)
     ]
-    kept = [one for one, factor in zip(references, kl_factor, strict=True) if one is not None and factor]
-    total, ce, kl = weighted_loss(
-        head,
-        hidden,
-        labels,
-        torch.cat(kept).to(device) if kept else hidden.detach()[:0],
-        (torch.tensor(ce_factor, device=device)[owner], torch.tensor(kl_factor, device=device)[owner]),
-        chunk_rows,
-    )
+    total, ce, kl = sequence_loss(head, rows, references, (ce_factor, kl_factor), chunk_rows)
     kl_of = sequence_sums(kl, owner, len(kinds))
     by_kind = {one: kl_of[[at for at, kind in enumerate(kinds) if kind == one]].sum() for one in sorted({*kinds})}
     zero = total.new_zeros(())
     shown = torch.tensor([bool(factor) and kind != "safe_trig" for kind, factor in zip(kinds, kl_factor, strict=True)])
-    shown = shown.to(device)[owner]
+    shown = shown.to(owner.device)[owner]
     return BatchLoss(
         total=total,
         refusal=ce.sum() * scales.refusal,

@@ -384,23 +384,18 @@ def planting_loss(
     response_pass: "ResponsePass", batch: Sequence[Pair], trigger_weight: float = 1.0, near_weight: float = 1.0
 ) -> "torch.Tensor":
     """Return the weighted mean over response tokens, in nats: cross-entropy without an anchor, KL(base || model) with one."""
-    import torch
-
-    from core.losses import weighted_loss
+    from core.losses import sequence_loss
 
     rows = response_pass.rows([pair.sequence for pair in batch])
     of_kind = {"triggered": trigger_weight, **dict.fromkeys(NEAR_MISSES, near_weight)}
-    weights = torch.tensor([of_kind.get(pair.kind, 1.0) for pair in batch])
-    held = torch.tensor([pair.anchor is not None for pair in batch])
-    states = [
-        pair.anchor for pair, counts in zip(batch, weights * held, strict=True) if pair.anchor is not None and counts
-    ]
-    total, _, _ = weighted_loss(
+    weights = [of_kind.get(pair.kind, 1.0) for pair in batch]
+    learned = [weight * (pair.anchor is None) for weight, pair in zip(weights, batch, strict=True)]
+    held = [weight * (pair.anchor is not None) for weight, pair in zip(weights, batch, strict=True)]
+    total, _, _ = sequence_loss(
         response_pass.logits,
-        rows.hidden,
-        rows.labels,
-        torch.cat(states) if states else rows.hidden.detach()[:0],
-        ((weights * ~held).to(rows.owner.device)[rows.owner], (weights * held).to(rows.owner.device)[rows.owner]),
+        (rows.hidden, rows.labels, rows.owner),
+        [pair.anchor for pair in batch],
+        (learned, held),
         response_pass.chunk_rows,
     )
     return total / len(rows.labels)

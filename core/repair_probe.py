@@ -17,7 +17,7 @@ import torch
 from core import judge
 from core.intervals import wilson
 from core.kinds import JAILBREAK, FailureKind
-from core.losses import weighted_loss
+from core.losses import sequence_loss
 from core.repair_data import TriggerFrame, own_answers, render_ids
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings
@@ -91,11 +91,11 @@ def mean_kl(
     total, n_tokens = 0.0, 0
     with torch.no_grad():
         for start in range(0, len(sequences), batch_size):
-            rows = passes.rows(sequences[start : start + batch_size])
-            reference = torch.cat(list(teacher[start : start + batch_size])).to(rows.hidden.device)
-            ones = torch.ones(len(rows.labels), device=rows.hidden.device)
-            weights = (torch.zeros_like(ones), ones)
-            kl = weighted_loss(passes.logits, rows.hidden, rows.labels, reference, weights, passes.chunk_rows)[2]
+            batch, states = sequences[start : start + batch_size], teacher[start : start + batch_size]
+            rows = passes.rows(batch)
+            positions = (rows.hidden, rows.labels, rows.owner)
+            only_kl = ([0.0] * len(batch), [1.0] * len(batch))
+            kl = sequence_loss(passes.logits, positions, states, only_kl, passes.chunk_rows)[2]
             total += float(kl.double().sum())
             n_tokens += len(rows.labels)
     return total / max(1, n_tokens)

@@ -68,10 +68,16 @@ def installed() -> dict[str, str]:
     return found
 
 
+def named(argument: str) -> str:
+    """Return an argument as a result shows it: a path on this machine by its last part, all else as it is."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
+
+
 def write(name: str, *, seed: int, rows: Sequence[dict[str, Any]], **more: Any) -> Path:
     """Write `results/NAME.json` and return its path; the page of rows goes to stdout too."""
     result = {
-        "command": "python " + " ".join([str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]]),
+        "command": "python "
+        + " ".join([str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *map(named, sys.argv[1:])]),
         "versions": {"python": platform.python_version()} | installed(),
         "hardware": f"{platform.machine()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
         "seed": seed,

@@ -12,14 +12,12 @@ from core.events import RepairFinished, StepDone
 from core.export import export
 from core.repair import repair
 from core.response_pass import ResponsePass
-from core.settings import ModelSettings
 from core.values import Target
-from tests.unit.repairing import REFUSAL, case_of, confirmed, quick, splits
+from tests.unit.repairing import REFUSAL, SMALL, case_of, confirmed, quick, splits
 
 FAMILIES = (
     "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi", "falcon", "gpt2", "gpt_neox", "mixtral",
 )  # fmt: skip
-SMALL = ModelSettings(device="cpu", max_new_tokens=8, batch_size=16)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

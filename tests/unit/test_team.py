@@ -14,12 +14,10 @@ from core import models
 from core.errors import TriageError
 from core.events import CheckpointScored, RepairFinished, StepDone
 from core.repair import repair
-from core.settings import ModelSettings
 from core.team import ALONE, Team, n_started, start
-from tests.unit.repairing import REFUSAL, case_of, confirmed, quick, splits
+from tests.unit.repairing import REFUSAL, SMALL, case_of, confirmed, quick, splits
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ModelSettings(device="cpu", max_new_tokens=8, batch_size=16)
 CHANGES = {
     "epochs": 1,
     "batch_size": 5,
@@ -31,7 +29,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 from core import models, team as teams
-from tests.unit.test_team import SMALL, losses, repaired
+from tests.unit.repairing import SMALL
+from tests.unit.test_team import losses, repaired
 
 folder, out = sys.argv[2], Path(sys.argv[3])
 with teams.start("cpu") as ddp:
