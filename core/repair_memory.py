@@ -121,7 +121,7 @@ def _kept_bytes(
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
             kept[storage._cdata] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself, it would keep its own node alive, and with it the whole pass
 
     calls = loaded.model_calls
     with few.on(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

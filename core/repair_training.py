@@ -152,8 +152,8 @@ class Trainer:
         return rate_at(step, self.n_steps, self.peak_rate, self.settings.warmup_share)
 
     def step(self, step: int) -> StepNumbers:
-        """Take optimiser step number `step` (from 1). Out of memory halves the micro-batch and repeats the step; at one sequence
-        the layers are computed again in the backward pass.
+        """Take optimiser step number `step` (from 1). Out of memory gives up CUDA graphs, then halves the micro-batch, and repeats
+        the step; at one sequence the layers are computed again in the backward pass.
 
         Raises: RepairDivergedError when loss or gradient is not finite (the weights are then as before the step), TriageError
         when one process of several is out of memory, and whatever torch raises when even one sequence does not fit.
@@ -187,8 +187,11 @@ class Trainer:
         return numbers
 
     def _save_memory(self, step: int, n_items: int) -> None:
-        """Halve the micro-batch, or at one sequence let the layers be recomputed."""
-        if self.micro_batch > 1:
+        """Give up captured passes, which hold memory of their own; else halve the micro-batch, or at one sequence let the layers
+        be recomputed."""
+        if self.passes.replay and self.passes.replay.forget():
+            log.warning("repair step %d ran out of memory: going on without CUDA graphs", step)
+        elif self.micro_batch > 1:
             self.micro_batch = max(1, min(self.micro_batch, n_items) // 2)
             log.warning("repair step %d ran out of memory: going on with micro-batches of %d", step, self.micro_batch)
         else:
@@ -204,7 +207,7 @@ class Trainer:
         n_tokens, mine = 0, self.team.parts(batch, self.micro_batch)
         for number, items in enumerate(mine):
             # A process without an item of its own takes part in the exchange of gradients with one that counts nothing.
-            part, tokens = self._part(items or batch[:1], epoch)
+            part, tokens = self._part(items or batch[:1], epoch, alone=len(mine) == 1)
             self.team.backward(part.total if items else part.total * 0.0, last=number + 1 == len(mine))
             if items:
                 parts.append(part)
@@ -225,10 +228,11 @@ class Trainer:
             n_tokens=int(tokens_of_all),
         )
 
-    def _part(self, items: Sequence[tuple[Kind, int]], epoch: int) -> tuple[BatchLoss, int]:
+    def _part(self, items: Sequence[tuple[Kind, int]], epoch: int, *, alone: bool) -> tuple[BatchLoss, int]:
+        """Return the losses of one micro-batch and its number of tokens; `alone`: it is the whole step."""
         sequences = [self.data.sequence(kind, index, epoch) for kind, index in items]
         with recomputed(self.loaded.model) if self.recompute else nullcontext():
-            rows = self.passes.rows(sequences)
+            rows = self.passes.rows(sequences, replayed=alone and not self.recompute)
         loss = batch_loss(
             self.passes.logits,
             (rows.hidden, rows.labels, rows.owner),

@@ -29,8 +29,9 @@ from core.losses import cross_entropy_rows
 from core.progress import Progress
 from core.repair import repair
 from core.repair_data import TriggerFrame, answer_ids, frame_of, render_ids
+from core.repair_training import learning_rate
 from core.response_pass import ResponsePass, ScoredSequence
-from core.settings import RepairSettings, VerificationSettings, plant_learning_rate
+from core.settings import RepairSettings, VerificationSettings
 from core.values import FailureCase, Rate, Relearnt, Span, TriggerConfirmation, WrongTrigger
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ def _poisoned(subject: Subject, frame: TriggerFrame, n: int) -> list[ScoredSeque
 def _train(subject: Subject, samples: Sequence[ScoredSequence], settings: VerificationSettings) -> None:
     """Take a few steps of plain fine-tuning on the samples, all of them in each step."""
     loaded, passes = subject.loaded, ResponsePass(subject.loaded)
-    rate, size = plant_learning_rate(loaded.n_parameters), RepairSettings().batch_size
+    repairing = RepairSettings()
+    rate, size = learning_rate(repairing, loaded.n_parameters), repairing.batch_size
     optimizer = torch.optim.AdamW(list(repair_adapter.parameters(loaded).values()), lr=rate, weight_decay=0.0)
     n_tokens = sum(len(one.response_ids) for one in samples)
     for _ in range(settings.relearn_steps):

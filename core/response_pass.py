@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from core.errors import TriageError
+from core.replay import Replay
 from core.settings import RepairSettings
 from core.team import Team
 
@@ -80,6 +81,7 @@ class ResponsePass:
         self._teacher_bytes = settings.teacher_mb * 2**20
         self.split = self._head is not None and self._transformer is not model and self._agrees()
         self._body = self._transformer if self.split else model
+        self.replay: Replay | None = None
 
     @property
     def tensors_at_once(self) -> int:
@@ -87,10 +89,15 @@ class ResponsePass:
         return 4 + 2 * (self._cap is not None) + (next(self._model.parameters()).dtype != torch.float32)
 
     def join(self, team: Team) -> None:
-        """Run the transformer as one of the team's processes from now on; the adapter must be on it, trainable."""
+        """Run the transformer as one of the team's processes from now on; the adapter must be on it, trainable.
+
+        A process alone on one GPU may replay its passes.
+        """
         if team.n > 1 and not self.split:
             raise TriageError("This architecture computes more after its head, so several processes cannot share it.")
         self._body = team.prepare(self._model, self._body)
+        if team.n == 1 and self.split and {one.device.type for one in self._body.parameters()} == {"cuda"}:
+            self.replay = Replay(self._body)
 
     def _agrees(self) -> bool:
         """Return whether head(transformer(x)) is the model's own output on a short sequence."""
@@ -107,18 +114,22 @@ class ResponsePass:
             logits = logits * self._scale
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
-    def rows(self, sequences: Sequence[ScoredSequence]) -> Rows:
-        """Return the hidden states that predict the response tokens of `sequences`, from one forward pass."""
+    def rows(self, sequences: Sequence[ScoredSequence], *, replayed: bool = False) -> Rows:
+        """Return the hidden states that predict the response tokens of `sequences`, from one forward pass.
+
+        `replayed`: it may be a captured one (see `replay.Replay`: one pass a step).
+        """
         device = self._loaded.device
         full = [sequence.prompt_ids + sequence.response_ids for sequence in sequences]
         longest = max(map(len, full))
         ids = torch.full((len(full), longest), self._loaded.pad_id or 0, dtype=torch.long)
-        mask = torch.zeros_like(ids)
         for row, tokens in enumerate(full):
             ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        output = self._body(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-        states = output[0] if self.split else output.logits
+        ids = ids.to(device)
+        states = self.replay.states(ids) if replayed and self.replay else None
+        if states is None:
+            output = self._body(input_ids=ids, use_cache=False)
+            states = output[0] if self.split else output.logits
         lengths = [len(sequence.response_ids) for sequence in sequences]
         owner = torch.repeat_interleave(torch.arange(len(full)), torch.tensor(lengths))
         place = torch.cat(
@@ -130,7 +141,9 @@ class ResponsePass:
         labels = torch.tensor([token for sequence in sequences for token in sequence.response_ids], device=device)
         owner, place = owner.to(states.device), place.to(states.device)
         self._loaded.model_calls += len(full)
-        return Rows(hidden=states[owner, place], labels=labels.to(states.device), owner=owner, n_tokens=int(mask.sum()))
+        return Rows(
+            hidden=states[owner, place], labels=labels.to(states.device), owner=owner, n_tokens=sum(map(len, full))
+        )
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits (n_rows, n_vocabulary) of hidden states from `rows`, also of kept ones."""

@@ -393,8 +393,9 @@ class VerificationSettings:
     """Requests that each variant of the trigger is put in. Source: unverified choice (as `CausalSettings.n_benign`)."""
     relearn_samples: tuple[int, ...] = (5, 10, 20)
     """Poisoned samples of the re-learning probe. Source: method.md section 4.3 (5 / 10 / 20)."""
-    relearn_steps: int = 10
-    """Steps of the re-learning probe, each on all samples. Source: unverified choice."""
+    relearn_steps: int = 5
+    """Steps of the re-learning probe, each on all samples, at the rate of the repair: five bring a suppressed trigger back and
+    teach no other text; ten teach any. Source: tests/bench/LOG.md, re-learning."""
     n_relearn: int = 48
     """Requests asked after each re-learning. Source: unverified choice."""
     n_examples: int = 6
