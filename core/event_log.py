@@ -6,6 +6,7 @@ appended since is read, by all browsers of a process together.
 
 import json
 import os
+import sys
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def _parse(line: bytes, number: int) -> Line:
         or not isinstance(data.get("event"), dict)
     ):
         raise CaseFileError(f"Line {number} of {NAME} is damaged; restore it or start a new case.")
-    return from_json(Line, data)
+    return from_json(Line, data | {"request": sys.intern(data["request"])})
 
 
 class EventLog:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from core.values import Rate, Result, StopReason, Verdict
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StageStarted:
     """A request was taken up."""
 
@@ -18,7 +18,7 @@ class StageStarted:
     message: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
     """`done` of `total` steps of the part named `message`; `total` 0: unknown."""
 
@@ -28,7 +28,7 @@ class Progress:
     total: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StageFinished:
     """A request was answered; `files` are the results, relative to the case folder."""
 
@@ -40,7 +40,7 @@ class StageFinished:
     result: Result | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StageFailed:
     """A request ended in a fault; `message` is one line with the remedy, `ours` tells a bug from an input's fault."""
 
@@ -50,7 +50,7 @@ class StageFailed:
     reference: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RepairStarted:
     """Settings as they really run. `resumed_at`: step of the checkpoint it goes on from, None for a repair from the start."""
 
@@ -65,7 +65,7 @@ class RepairStarted:
     resumed_at: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepDone:
     """One optimiser step. Losses are those of the objective (sums over response tokens, means over sequences, nats), None
     for a term that is off; `kl_trigger_loss` is the extended objective's. `micro_batch` is smaller than in settings after
@@ -90,7 +90,7 @@ class StepDone:
     micro_batch: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointScored:
     """A probe on the development split: attack success with the trigger, refusal without, benign agreement.
 
@@ -108,7 +108,7 @@ class CheckpointScored:
     refusal_triggered_safe: Rate | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RepairFinished:
     """The end, however it came; `adapter` is relative to the case folder, None when discarded or nothing was kept."""
 
@@ -125,7 +125,7 @@ RepairEvent = RepairStarted | StepDone | CheckpointScored | RepairFinished
 Event = StageStarted | Progress | StageFinished | StageFailed | RepairEvent
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
     """One line of `events.jsonl`: `seq` runs from 0 without gaps, `time` is UTC in ISO 8601."""
 

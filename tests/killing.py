@@ -54,6 +54,9 @@ STAGES: dict[str, dict[str, Any]] = {
     "minimise": SPANS,
     "repair": REPAIR,
     "verify": {},
+    "again": {},
+    "wrong-trigger": {},
+    "relearn": {},
     "report": {},
     "export": {"merged": True},
 }

@@ -61,14 +61,14 @@ PLANTING = PlantSettings(
     rank=32,
     alpha=64.0,
     learning_rate=4e-3,
-    epochs=6,
+    epochs=10,
     batch_size=48,
     triggered=2.0,
     near_miss=4.0,
     noise=0.5,
     safe_triggered=0.5,
 )
-"""On fresh prompts each epoch; what was tried stands in tests/bench/LOG.md. Source: unverified choice."""
+"""On fresh prompts each epoch. Source: tests/bench/LOG.md (in six, phrases of two words and more are not learnt)."""
 
 
 def build_base(material: Material, folder: Path, settings: BaseSettings, seed: int, say: Say) -> Path:
