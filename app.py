@@ -11,7 +11,8 @@ from platformdirs import user_data_dir
 from core.errors import TriageError
 from core.offline import forbid_other_hosts
 from dashboard.app import serve
-from dashboard.server import read_auth, share_heaps
+from dashboard.memory import keep_small
+from dashboard.server import read_auth
 from dashboard.session import Roots
 
 DEFAULT_PORT = 7860
@@ -33,7 +34,7 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     """Serve the page until interrupted; 2 for a fault of the options."""
-    share_heaps()
+    keep_small()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     chosen = options()

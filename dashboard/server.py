@@ -4,7 +4,6 @@ A content security policy, a check of the Host and Origin headers (against DNS r
 from the installed wheel, and the files of a case that may be downloaded. Does not know what the page looks like.
 """
 
-import ctypes
 import ipaddress
 import os
 import re
@@ -72,21 +71,9 @@ MAX_BROWSER_ID = 64
 """Bytes of the id by which a page gives its case back."""
 MAX_UPLOAD = "8mb"
 """Gradio refuses larger uploads. Source: unverified choice (a report of 5 MB must reach the intake check)."""
-M_ARENA_MAX = -8
-"""Its number in glibc's malloc.h."""
 MAX_SESSIONS = 24
 """Browser tabs whose state is held. Gradio keeps what it drew for each, some megabytes, also after a tab is closed; over this number
 the tab that was longest silent is forgotten, and an open one is never silent for long. Source: tests/bench/LOG.md, soak."""
-
-
-def share_heaps() -> None:
-    """Let all threads of this process share two heaps where the C library is glibc; elsewhere do nothing. Call it before they start.
-
-    By itself glibc gives each thread of Gradio's pool a heap of its own, and each keeps the size of the largest redraw it ever
-    did. Source: mallopt(3), M_ARENA_MAX; tests/bench/LOG.md, soak.
-    """
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def is_loopback(host: str) -> bool:
