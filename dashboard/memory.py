@@ -6,6 +6,7 @@ page which is used for hours grows without holding more. Source: mallopt(3), mal
 
 import ctypes
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
 
@@ -23,7 +24,7 @@ def keep_small() -> None:
         Thread(target=_trim, args=(libc.malloc_trim,), daemon=True, name="memory").start()
 
 
-def _trim(trim: ctypes._NamedFuncPointer) -> None:
+def _trim(trim: Callable[[int], int]) -> None:
     while True:
         time.sleep(TRIM_SECONDS)
         trim(0)
