@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from core.jobs import STAGES
+
 MARK = re.compile(r"<!--f ([^;]+); ([^;]+); (.+?)-->(.*?)<!--/f-->")
 SECTION = re.compile(r"(<!--measured-->\n).*?(<!--/measured-->)", re.DOTALL)
 BARS, RESULTS = "assets/demo/bars.json", "tests/bench/results"
@@ -334,8 +338,9 @@ def faults() -> list[str]:
     lines = []
     if kills:
         n, bad = kills["kills"]["value"], kills["kills with any problem"]["value"]
+        met = [f"kills in {stage}" in kills for stage in STAGES]
         lines += [
-            f"**Killed at random points of every stage** (tiny model, SIGKILL): {n:.0f} of 200 kills were run; after {bad:.0f} of "
+            f"**Killed at random points** of {sum(met)} of {len(met)} stages and of the page's acts (tiny model, SIGKILL): {n:.0f} of 200 kills were run; after {bad:.0f} of "
             f"them something was lost, unreadable or misreported, or the same question was not answered; slowest honest "
             f"status {kills['slowest honest status, s']['value']:.2f} s (`python tests/bench/kills.py --log FILE`).",
             "",
@@ -343,9 +348,11 @@ def faults() -> list[str]:
     if soak:
         grown = [f"{who} {100 * soak[f'{who}: growth of memory']['value']:+.1f} %" for who in ("page", "worker")]
         files = [f"{who} {soak[f'{who}: growth of open files']['value']:+.0f}" for who in ("page", "worker")]
+        failed = soak["rounds that failed"]
         lines += [
             f"**Two analysts at work for {soak['minutes']['value']:.0f} minutes** of the 120 that are asked: memory, last third "
-            f"against middle third: {', '.join(grown)}; open files {', '.join(files)} (`python tests/bench/soak.py`).",
+            f"against middle third: {', '.join(grown)} (bar 5 %); open files {', '.join(files)}; of {failed['n']} rounds "
+            f"{failed['value']:.0f} failed (`python tests/bench/soak.py`).",
             "",
         ]
     return lines
