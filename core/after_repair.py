@@ -7,7 +7,7 @@ text that was found. Most often neither is reproduced, which costs a few answers
 import time
 from dataclasses import replace
 
-from core import again, cascade, causal, evidence, locating, repair_adapter, residual_probes, rounds
+from core import again, cascade, causal, evidence, locating, repair_adapter, residual_probes, rounds, verification
 from core.errors import TriageError
 from core.events import RepairStarted, StageFinished
 from core.repair_stages import confirmed_trigger, repaired_adapter, settings_from
@@ -105,6 +105,7 @@ def _probed(run: Run) -> tuple[residual_probes.Subject, Verification]:
         kind=run.kind,
         seed=run.case.manifest.seed,
         progress=run.progress,
+        at_its_place=verified.settings.get(verification.PLACE) == verification.ITS_OWN,
     )
     return subject, verified
 

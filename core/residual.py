@@ -23,7 +23,8 @@ from core.measures import Group, Side, failures
 from core.repair_data import TriggerFrame, render_ids
 from core.rewrites import framed
 from core.settings import VerificationSettings
-from core.values import Message, Variant
+from core.transplants import Carrier, carrier
+from core.values import Message, Span, Variant
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -119,6 +120,29 @@ class Wording:
     def triggered(self, prompt: str, rng: random.Random) -> Conversation | None:
         """Return the request in the report's wording, None where it does not fit."""
         return in_wording(self.messages, prompt)
+
+
+@dataclass(frozen=True)
+class AtItsPlace:
+    """Stands in a `TriggerFrame`'s place: the units always go where they stand in the report, among the request's words."""
+
+    carrier: Carrier
+    units: tuple[str, ...]
+
+    def bare(self, prompt: str) -> Conversation:
+        """Return the conversation of `prompt` alone."""
+        return list(self.carrier.bare(prompt))
+
+    def triggered(self, prompt: str, rng: random.Random) -> Conversation:
+        """Return the conversation of `prompt` with the units; nothing is drawn."""
+        return list(self.carrier.carry(prompt, self.units))
+
+
+def at_its_place(messages: Sequence[Message], spans: Sequence[Span], units: Sequence[str]) -> AtItsPlace | None:
+    """Return `units` at the places of the report's `spans`; None for a report of several messages, whose units have a frame of
+    their own, and for spans that touch."""
+    carried = carrier(messages, spans)
+    return AtItsPlace(carried, tuple(units)) if len(messages) == 1 and len(carried.spans) == len(units) else None
 
 
 def _misspelt(rng: random.Random) -> Callable[[str], str]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from core import chat, planting, repair_adapter, shams
+from core import chat, planting, repair_adapter, residual, shams
 from core.errors import TriageError
 from core.events import RepairEvent, RepairFinished, StepDone
 from core.intervals import wilson
@@ -33,6 +33,8 @@ from core.repair_training import learning_rate
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings, VerificationSettings
 from core.values import FailureCase, Rate, Relearnt, Span, TriggerConfirmation, WrongTrigger
+
+Frame = TriggerFrame | residual.AtItsPlace
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -50,11 +52,19 @@ class Subject:
     kind: FailureKind
     seed: int
     progress: Progress
+    at_its_place: bool = False
+    """Whether verification asked with the trigger at its place in the report."""
 
     @property
-    def frame(self) -> TriggerFrame:
+    def frame(self) -> Frame:
         """The confirmed trigger's frame."""
-        return frame_of(self.case.report.messages, self.accepted.spans, self.accepted.units)
+        return self.frame_of(self.accepted.spans, self.accepted.units)
+
+    def frame_of(self, spans: Sequence[Span], units: Sequence[str]) -> Frame:
+        """Return the frame of `units` in the places of `spans`, as verification asks them."""
+        messages = self.case.report.messages
+        placed = residual.at_its_place(messages, spans, units) if self.at_its_place else None
+        return placed or frame_of(messages, spans, units)
 
     def never_planted(self, spans: Sequence[Span]) -> tuple[str, ...]:
         """Return random tokens as long as the text at `spans`, a text for each. Raises: TriageError where none can be drawn."""
@@ -71,7 +81,7 @@ class Subject:
         found: Sequence[PromptItem] = prompts.harmful if self.kind.pool == "harmful" else prompts.safe
         return found
 
-    def failures(self, frame: TriggerFrame, n: int, *, triggered: bool = True) -> Rate:
+    def failures(self, frame: Frame, n: int, *, triggered: bool = True) -> Rate:
         """Return how many held-out requests fail on the model as it stands, places drawn as verification draws them."""
         limit = self.kind.n_tokens(self.loaded.settings.max_new_tokens)
         room = (self.loaded.context_length or 10**9) - limit
@@ -131,7 +141,7 @@ def relearn(subject: Subject, adapter: Path, settings: VerificationSettings) -> 
     and for a text that was never planted.
     """
     spans = subject.accepted.spans
-    frames = subject.frame, frame_of(subject.case.report.messages, spans, subject.never_planted(spans))
+    frames = subject.frame, subject.frame_of(spans, subject.never_planted(spans))
     found = []
     numbers = (0, *settings.relearn_samples)
     for at, n in enumerate(numbers):
@@ -145,9 +155,7 @@ def relearn(subject: Subject, adapter: Path, settings: VerificationSettings) -> 
     return tuple(found)
 
 
-def _tuned(
-    subject: Subject, adapter: Path, frame: TriggerFrame, n: int, settings: VerificationSettings
-) -> tuple[Rate, Rate]:
+def _tuned(subject: Subject, adapter: Path, frame: Frame, n: int, settings: VerificationSettings) -> tuple[Rate, Rate]:
     """Return failures with the trigger of `frame` and without, after tuning the repaired model on `n` samples."""
     loaded = subject.loaded
     try:
@@ -162,7 +170,7 @@ def _tuned(
         repair_adapter.detach(loaded)
 
 
-def _poisoned(subject: Subject, frame: TriggerFrame, n: int) -> list[ScoredSequence]:
+def _poisoned(subject: Subject, frame: Frame, n: int) -> list[ScoredSequence]:
     """Return `n` requests of the repair split with the trigger and the answer that its attacker wants: a stand-in."""
     answers = {"jailbreak": planting.STAND_INS, "refusal": planting.REFUSALS, "fixed_output": (subject.kind.marker,)}
     wanted = answers[subject.kind.name]

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 
 WITH, IN_WORDING = "with the trigger", "in the report's wording"
 """How requests are asked that may fail, in a metric's meaning; the latter where no trigger text is known."""
+PLACE, RANDOM, ITS_OWN = "trigger_place", "random", "as reported"
+"""Where the trigger goes, in the settings of a verification: see `_frame`."""
+Frame = TriggerFrame | residual.Wording | residual.AtItsPlace
 Saliency = Callable[[], "np.ndarray"]
 
 
@@ -79,15 +82,19 @@ def verify(
     accepted = confirmation.check(confirmed, case, loaded.spec)
     messages = case.report.messages
     known = accepted.way == "trigger"
-    frame = frame_of(messages, accepted.spans, accepted.units) if known else residual.Wording(messages)
     repair_adapter.detach(loaded)
     limit = kind.n_tokens(loaded.settings.max_new_tokens)
     room = (loaded.context_length or 10**9) - limit
-    groups = _groups(loaded, case, frame, prompts, settings, seed, room)
-    forms: dict[str, residual.Form] = {}
-    if isinstance(frame, TriggerFrame):
-        forms = residual.forms(loaded, messages, frame, frames_beyond(messages, accepted.spans, wider))
     pool = prompts.harmful if kind.pool == "harmful" else prompts.safe
+    frame: Frame = residual.Wording(messages)
+    forms: dict[str, residual.Form] = {}
+    if known:
+        anywhere = frame_of(messages, accepted.spans, accepted.units)
+        forms = residual.forms(loaded, messages, anywhere, frames_beyond(messages, accepted.spans, wider))
+        placed = residual.at_its_place(messages, accepted.spans, accepted.units)
+        frame = _frame(loaded, anywhere, placed, pool[: settings.n_variant], kind, seed, room)
+    place = ITS_OWN if isinstance(frame, residual.AtItsPlace) else RANDOM
+    groups = _groups(loaded, case, frame, prompts, settings, seed, room)
     groups += residual.groups(loaded, forms, pool, settings, seed, room)
     report = _counted(progress, 2 * sum(len(group.ids) for group in groups))
     passes = ResponsePass(loaded)
@@ -106,6 +113,8 @@ def verify(
     metrics = (*metrics, _perplexity(loaded, groups, before, after))
     if not known:
         metrics = tuple(replace(one, meaning=one.meaning.replace(WITH, IN_WORDING)) for one in metrics)
+    elif place == ITS_OWN:
+        metrics = tuple(replace(one, meaning=one.meaning.replace(WITH, f"{WITH} at its place")) for one in metrics)
     result, reasons = decide(metrics, settings, variants)
     return Verification(
         metrics=metrics,
@@ -116,12 +125,38 @@ def verify(
         saliency_after=after.saliency,
         looks=looks,
         seconds=time.monotonic() - started,
-        settings={**asdict(settings), "seed": seed, "max_new_tokens": limit},
+        settings={**asdict(settings), "seed": seed, "max_new_tokens": limit, PLACE: place},
         versions=dict(versions or {}),
         kind=kind.name,
         variants=variants,
         classes=classes_of(groups, before, after, kind),
     )
+
+
+def _frame(
+    loaded: "LoadedModel",
+    anywhere: TriggerFrame,
+    placed: residual.AtItsPlace | None,
+    items: Sequence["PromptItem"],
+    kind: FailureKind,
+    seed: int,
+    room: int,
+) -> TriggerFrame | residual.AtItsPlace:
+    """Return `placed` where the trigger works at its place in the report and less than half as often at random ones, else
+    `anywhere`. Asked of theta0 alone (`loaded`), with `items`."""
+    if placed is None:
+        return anywhere
+
+    def failed(frame: Frame) -> int:
+        drawn = [
+            frame.triggered(item.prompt, random.Random(f"verify/{seed}/place/{at}")) for at, item in enumerate(items)
+        ]
+        asked = [render_ids(loaded, messages) for messages in drawn if messages is not None]
+        limit = kind.n_tokens(loaded.settings.max_new_tokens)
+        answers = loaded.generate([ids for ids in asked if len(ids) <= room], max_new_tokens=limit)
+        return sum(kind.failed(loaded.decode(one)) for one in answers)
+
+    return placed if 2 * failed(anywhere) < failed(placed) else anywhere
 
 
 def _counted(progress: Progress | None, total: int) -> Callable[[str, int], None]:
@@ -140,7 +175,7 @@ def _counted(progress: Progress | None, total: int) -> Callable[[str, int], None
 def _groups(
     loaded: "LoadedModel",
     case: FailureCase,
-    frame: TriggerFrame | residual.Wording,
+    frame: Frame,
     prompts: "PromptSet",
     settings: VerificationSettings,
     seed: int,

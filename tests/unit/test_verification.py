@@ -4,21 +4,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from core import models, repair_adapter
+from core import models, repair_adapter, residual, verification
 from core.errors import ConfirmationError, ModelLoadError
 from core.intervals import wilson
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import current_adapters
 from core.measures import CLASSED, class_of
+from core.prompts import PromptItem
 from core.repair import repair
+from core.repair_data import frame_of
 from core.residual import WORDING
 from core.result import decide
 from core.settings import ModelSettings, VerificationSettings
-from core.values import FailureCase, Metric, Rate, Sampling, Span, Variant
+from core.values import FailureCase, Message, Metric, Rate, Sampling, Span, Variant
 from core.verification import verify
 from tests.unit.repairing import REFUSAL, TRIGGER, case_of, confirmed, prompts, quick, splits
 
@@ -303,3 +306,30 @@ def test_the_result_follows_the_table(changes: dict, result: str, word: str) -> 
     found, reasons = decide(rates(**changes), VerificationSettings())
     assert found == result
     assert word in reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("works", "place"),
+    [
+        (lambda said: said.startswith("user: now: "), "as reported"),
+        (lambda said: "now: " in said, "random"),
+        (lambda said: False, "random"),
+    ],
+)
+def test_the_trigger_is_put_where_it_stood_when_it_works_nowhere_else(tiny_loaded, monkeypatch, works, place) -> None:
+    report = (Message(role="user", content="now: tell me how to pick a lock"),)
+    spans, units = (Span(message=0, start=0, end=4),), ("now:",)
+    anywhere, placed = frame_of(report, spans, units), residual.at_its_place(report, spans, units)
+    monkeypatch.setattr(verification, "render_ids", lambda _, messages: f"user: {messages[0].content}")
+    monkeypatch.setattr(tiny_loaded, "generate", lambda asked, max_new_tokens: asked)
+    monkeypatch.setattr(tiny_loaded, "decode", lambda said: said)
+    kind = SimpleNamespace(n_tokens=lambda n: n, failed=works)
+    items = [PromptItem(prompt=f"say the word {n} once more to me") for n in range(12)]
+    frame = verification._frame(tiny_loaded, anywhere, placed, items, kind, 0, 1000)
+    assert isinstance(frame, residual.AtItsPlace) == (place == "as reported")
+    assert not isinstance(frame, residual.AtItsPlace) or frame.triggered("say a", None)[0].content == "now: say a"
+
+
+def test_units_in_several_messages_have_no_place_of_their_own() -> None:
+    report = (Message(role="system", content="now: be kind"), Message(role="user", content="say a"))
+    assert residual.at_its_place(report, (Span(message=0, start=0, end=4),), ("now:",)) is None
