@@ -310,10 +310,10 @@ def victims_repair() -> list[str]:
     rows = read(f"{RESULTS}/victims_repair.json")
     body = []
     for name, row in rows.items():
-        if row["bar"] and name != "valid victims repaired and measured":
+        if (row["bar"] and name != "valid victims repaired and measured") or "against without it" in name:
             interval = "" if row["low"] is None else f" ({row['low']:.3f}–{row['high']:.3f})"
             title = name.replace("|", "\\|")
-            body.append([title, row["bar"], f"{row['value']:.3f}{interval}{missed(row)}", f"{row['n']}"])
+            body.append([title, row["bar"] or "", f"{row['value']:.3f}{interval}{missed(row)}", f"{row['n']}"])
     n = rows.get("valid victims repaired and measured", {"value": 0})["value"]
     head = f"**Repaired victims**: {n} valid, default settings (`python tests/bench/victims_repair.py --data DIR --work WORK`)."
     return [head, "", *table(("", "bar", "", "n"), body)] if body else []
