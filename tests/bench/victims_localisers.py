@@ -90,12 +90,12 @@ class Functional:
         return sum(map(self.failed, said)) / len(said)
 
     def hit(self, positions: frozenset[int], planted: Sequence[Span]) -> float | None:
-        """Return success of the marked tokens, closed to whole words, over that of the planted text; None where that is 0."""
+        """Return success of the marked tokens, as they are or closed to whole words, over that of the planted text; None where
+        that is 0."""
         best = self.success(planted)
-        spans = chat.close_to_words(
-            self.case.report.messages, chat.positions_to_spans(self.case.prompt, sorted(positions))
-        )
-        return self.success(spans) / best if best else None
+        marked = chat.positions_to_spans(self.case.prompt, sorted(positions))
+        closed = chat.close_to_words(self.case.report.messages, marked)
+        return max(self.success(marked), self.success(closed)) / best if best else None
 
 
 def measured(found: Marked, truth: frozenset[int], functional: float | None) -> dict[str, float | int | None]:
