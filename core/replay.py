@@ -14,6 +14,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import pad
 
+from core.loaded import is_out_of_memory
+
 LENGTHS = 64
 """Batches are padded to a multiple of this many tokens, so that few shapes occur. Source: unverified choice."""
 MOST_SHAPES = 8
@@ -59,9 +61,15 @@ class Replay:
         if shape not in self._shapes:
             if len(self._shapes) >= MOST_SHAPES or not self._captures(ids):
                 return None
-            captured = self._captured(ids)
-            if not self._agrees(captured, ids):
-                log.warning("replayed passes differ from launched ones: going on without CUDA graphs")
+            try:
+                captured = self._captured(ids)
+                fault = "" if self._agrees(captured, ids) else "replayed passes differ from launched ones"
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                fault = str(error).partition("\n")[0]
+            if fault:
+                log.warning("going on without CUDA graphs: %s", fault)
                 self.forget()
                 return None
             self._shapes[shape] = captured

@@ -61,6 +61,21 @@ def test_a_captured_pass_is_compared_with_a_launched_one(tiny_loaded, monkeypatc
     assert [one.shape for one in made] == [(3, 64)]
 
 
+def test_a_capture_that_fails_is_given_up_and_want_of_memory_told(tiny_loaded, monkeypatch) -> None:
+    passes, asked = replay(tiny_loaded), []
+
+    def fail(_, ids: torch.Tensor) -> None:
+        asked.append(ids)
+        raise RuntimeError("CUDA error: operation not permitted" if len(asked) == 2 else "CUDA out of memory")
+
+    monkeypatch.setattr(Replay, "_captured", fail)
+    with pytest.raises(RuntimeError, match="memory"):
+        passes.states(IDS)
+    assert passes.states(IDS) is None
+    assert passes.states(IDS) is None
+    assert len(asked) == 2
+
+
 def test_only_so_many_shapes_are_captured(tiny_loaded, monkeypatch) -> None:
     passes = replay(tiny_loaded)
     monkeypatch.setattr("core.replay.MOST_SHAPES", 1)
