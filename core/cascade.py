@@ -33,6 +33,10 @@ Locate = Callable[[FailureCase], Sequence[TriggerProposal]]
 """Returns the candidates of a case, best first."""
 
 
+TRIGGER = ("BACKDOOR", "PROMPT_JAILBREAK")
+"""Verdicts that rest on one candidate."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Findings:
     """What the cascade found, by which tests, and at what cost."""
@@ -244,7 +248,7 @@ class _Cascade:
     @property
     def undecided(self) -> bool:
         """Whether no trigger is established; an alignment gap needs the tests of the wording as well."""
-        return self.decide().verdict not in ("BACKDOOR", "PROMPT_JAILBREAK")
+        return self.decide().verdict not in TRIGGER
 
     def decide(self) -> Decision:
         """Return the verdict on what is known so far."""
@@ -264,11 +268,20 @@ class _Cascade:
         self.dropped += [replace(one, kept=False, reasons=(*one.reasons, why)) for one in proposals]
         self.kept = []
 
+    def _put_first(self, index: int) -> None:
+        """Let the candidate that decided be the first, which is the one that is proposed; outcomes keep to their candidates."""
+        self.kept.insert(0, self.kept.pop(index))
+        places = {index: 0} | {before: before + 1 for before in range(index)}
+        self.tests = [replace(test, candidate=places.get(test.candidate, test.candidate)) for test in self.tests]
+
     def findings(self) -> Findings:
-        """Return everything found; where the verdict is DISTRIBUTED no text is marked."""
+        """Return everything found, the candidate that decided first; where the verdict is DISTRIBUTED no text is marked."""
         decision = self.decide()
         if decision.verdict == "DISTRIBUTED":
             self.drop_all(self.kept, "Not marked: no short text carries the failure, the wording as a whole does.")
+        elif decision.candidate and decision.verdict in TRIGGER:
+            self._put_first(decision.candidate)
+            decision = replace(decision, candidate=0)
         return Findings(
             candidates=tuple(self.kept),
             dropped=tuple(self.dropped),
