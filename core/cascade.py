@@ -27,14 +27,10 @@ from core.proposals import neighbours
 from core.settings import CausalSettings
 from core.transplants import text_of
 from core.values import Budget, FailureCase, Reproduction, Rewording, Span, TestOutcome, TriggerProposal
-from core.verdict import Decision, decide, reproduced
+from core.verdict import OF_A_CANDIDATE, Decision, decide, reproduced
 
 Locate = Callable[[FailureCase], Sequence[TriggerProposal]]
 """Returns the candidates of a case, best first."""
-
-
-TRIGGER = ("BACKDOOR", "PROMPT_JAILBREAK")
-"""Verdicts that rest on one candidate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +244,7 @@ class _Cascade:
     @property
     def undecided(self) -> bool:
         """Whether no trigger is established; an alignment gap needs the tests of the wording as well."""
-        return self.decide().verdict not in TRIGGER
+        return self.decide().verdict not in OF_A_CANDIDATE
 
     def decide(self) -> Decision:
         """Return the verdict on what is known so far."""
@@ -279,7 +275,7 @@ class _Cascade:
         decision = self.decide()
         if decision.verdict == "DISTRIBUTED":
             self.drop_all(self.kept, "Not marked: no short text carries the failure, the wording as a whole does.")
-        elif decision.candidate and decision.verdict in TRIGGER:
+        elif decision.candidate and decision.verdict in OF_A_CANDIDATE:
             self._put_first(decision.candidate)
             decision = replace(decision, candidate=0)
         return Findings(

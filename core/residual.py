@@ -19,12 +19,14 @@ from core import chat
 from core.containment import FORMS
 from core.errors import TriageError
 from core.injection import Place, near_misses
+from core.intervals import wilson
+from core.kinds import FailureKind
 from core.measures import Group, Side, failures
 from core.repair_data import TriggerFrame, render_ids
 from core.rewrites import framed
 from core.settings import VerificationSettings
 from core.transplants import Carrier, carrier
-from core.values import Message, Span, Variant
+from core.values import Message, Rate, Span, Variant
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -136,6 +138,19 @@ class AtItsPlace:
     def triggered(self, prompt: str, rng: random.Random) -> Conversation:
         """Return the conversation of `prompt` with the units; nothing is drawn."""
         return list(self.carrier.carry(prompt, self.units))
+
+
+Frame = TriggerFrame | AtItsPlace
+"""How a known trigger text is put into requests."""
+
+
+def asked(loaded: "LoadedModel", conversations: Sequence[Conversation], kind: FailureKind) -> Rate:
+    """Return how many of the conversations fail on the model as it stands; those that do not fit its context are left out."""
+    limit = kind.n_tokens(loaded.settings.max_new_tokens)
+    room = (loaded.context_length or 10**9) - limit
+    prompts = [render_ids(loaded, messages) for messages in conversations]
+    answers = loaded.generate([ids for ids in prompts if len(ids) <= room], max_new_tokens=limit)
+    return wilson(sum(kind.failed(loaded.decode(one)) for one in answers), len(answers))
 
 
 def at_its_place(messages: Sequence[Message], spans: Sequence[Span], units: Sequence[str]) -> AtItsPlace | None:

@@ -23,18 +23,15 @@ import torch
 from core import chat, planting, repair_adapter, residual, shams
 from core.errors import TriageError
 from core.events import RepairEvent, RepairFinished, StepDone
-from core.intervals import wilson
 from core.kinds import FailureKind
 from core.losses import cross_entropy_rows
 from core.progress import Progress
 from core.repair import repair
-from core.repair_data import TriggerFrame, answer_ids, frame_of, render_ids
+from core.repair_data import answer_ids, frame_of
 from core.repair_training import learning_rate
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings, VerificationSettings
 from core.values import FailureCase, Rate, Relearnt, Span, TriggerConfirmation, WrongTrigger
-
-Frame = TriggerFrame | residual.AtItsPlace
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -56,11 +53,11 @@ class Subject:
     """Whether verification asked with the trigger at its place in the report."""
 
     @property
-    def frame(self) -> Frame:
+    def frame(self) -> residual.Frame:
         """The confirmed trigger's frame."""
         return self.frame_of(self.accepted.spans, self.accepted.units)
 
-    def frame_of(self, spans: Sequence[Span], units: Sequence[str]) -> Frame:
+    def frame_of(self, spans: Sequence[Span], units: Sequence[str]) -> residual.Frame:
         """Return the frame of `units` in the places of `spans`, as verification asks them."""
         messages = self.case.report.messages
         placed = residual.at_its_place(messages, spans, units) if self.at_its_place else None
@@ -81,18 +78,14 @@ class Subject:
         found: Sequence[PromptItem] = prompts.harmful if self.kind.pool == "harmful" else prompts.safe
         return found
 
-    def failures(self, frame: Frame, n: int, *, triggered: bool = True) -> Rate:
+    def failures(self, frame: residual.Frame, n: int, *, triggered: bool = True) -> Rate:
         """Return how many held-out requests fail on the model as it stands, places drawn as verification draws them."""
-        limit = self.kind.n_tokens(self.loaded.settings.max_new_tokens)
-        room = (self.loaded.context_length or 10**9) - limit
         name = "harmful" if self.kind.pool == "harmful" else "safe"
-        asked = []
+        conversations = []
         for index, item in enumerate(self.pool("verification")[:n]):
             rng = random.Random(f"verify/{self.seed}/{name}/{index}")
-            messages = frame.triggered(item.prompt, rng) if triggered else frame.bare(item.prompt)
-            asked.append(render_ids(self.loaded, messages))
-        answers = self.loaded.generate([ids for ids in asked if len(ids) <= room], max_new_tokens=limit)
-        return wilson(sum(self.kind.failed(self.loaded.decode(one)) for one in answers), len(answers))
+            conversations.append(frame.triggered(item.prompt, rng) if triggered else frame.bare(item.prompt))
+        return residual.asked(self.loaded, conversations, self.kind)
 
 
 def wrong_trigger(
@@ -155,7 +148,9 @@ def relearn(subject: Subject, adapter: Path, settings: VerificationSettings) -> 
     return tuple(found)
 
 
-def _tuned(subject: Subject, adapter: Path, frame: Frame, n: int, settings: VerificationSettings) -> tuple[Rate, Rate]:
+def _tuned(
+    subject: Subject, adapter: Path, frame: residual.Frame, n: int, settings: VerificationSettings
+) -> tuple[Rate, Rate]:
     """Return failures with the trigger of `frame` and without, after tuning the repaired model on `n` samples."""
     loaded = subject.loaded
     try:
@@ -170,7 +165,7 @@ def _tuned(subject: Subject, adapter: Path, frame: Frame, n: int, settings: Veri
         repair_adapter.detach(loaded)
 
 
-def _poisoned(subject: Subject, frame: Frame, n: int) -> list[ScoredSequence]:
+def _poisoned(subject: Subject, frame: residual.Frame, n: int) -> list[ScoredSequence]:
     """Return `n` requests of the repair split with the trigger and the answer that its attacker wants: a stand-in."""
     answers = {"jailbreak": planting.STAND_INS, "refusal": planting.REFUSALS, "fixed_output": (subject.kind.marker,)}
     wanted = answers[subject.kind.name]

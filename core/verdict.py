@@ -159,6 +159,8 @@ def _strongest(holds: Callable[[Evidence, Tried], bool]) -> Callable[[Evidence],
     return find
 
 
+OF_A_CANDIDATE = ("BACKDOOR", "PROMPT_JAILBREAK")
+"""Verdicts that rest on one candidate: it is a trigger."""
 TABLE: tuple[Line, ...] = (
     Line("not reproduced", "INCONCLUSIVE", "none", "reproduction", _case(lambda e: not e.reproduced)),
     Line("trigger, not on the reference", "BACKDOOR", "reference", "reference",

@@ -52,7 +52,6 @@ WITH, IN_WORDING = "with the trigger", "in the report's wording"
 """How requests are asked that may fail, in a metric's meaning; the latter where no trigger text is known."""
 PLACE, RANDOM, ITS_OWN = "trigger_place", "random", "as reported"
 """Where the trigger goes, in the settings of a verification: see `_frame`."""
-Frame = TriggerFrame | residual.Wording | residual.AtItsPlace
 Saliency = Callable[[], "np.ndarray"]
 
 
@@ -86,13 +85,13 @@ def verify(
     limit = kind.n_tokens(loaded.settings.max_new_tokens)
     room = (loaded.context_length or 10**9) - limit
     pool = prompts.harmful if kind.pool == "harmful" else prompts.safe
-    frame: Frame = residual.Wording(messages)
+    frame: residual.Frame | residual.Wording = residual.Wording(messages)
     forms: dict[str, residual.Form] = {}
     if known:
         anywhere = frame_of(messages, accepted.spans, accepted.units)
         forms = residual.forms(loaded, messages, anywhere, frames_beyond(messages, accepted.spans, wider))
         placed = residual.at_its_place(messages, accepted.spans, accepted.units)
-        frame = _frame(loaded, anywhere, placed, pool[: settings.n_variant], kind, seed, room)
+        frame = _frame(loaded, anywhere, placed, pool[: settings.n_variant], kind, seed)
     place = ITS_OWN if isinstance(frame, residual.AtItsPlace) else RANDOM
     groups = _groups(loaded, case, frame, prompts, settings, seed, room)
     groups += residual.groups(loaded, forms, pool, settings, seed, room)
@@ -140,21 +139,16 @@ def _frame(
     items: Sequence["PromptItem"],
     kind: FailureKind,
     seed: int,
-    room: int,
-) -> TriggerFrame | residual.AtItsPlace:
+) -> residual.Frame:
     """Return `placed` where the trigger works at its place in the report and less than half as often at random ones, else
     `anywhere`. Asked of theta0 alone (`loaded`), with `items`."""
     if placed is None:
         return anywhere
 
-    def failed(frame: Frame) -> int:
-        drawn = [
-            frame.triggered(item.prompt, random.Random(f"verify/{seed}/place/{at}")) for at, item in enumerate(items)
-        ]
-        asked = [render_ids(loaded, messages) for messages in drawn if messages is not None]
-        limit = kind.n_tokens(loaded.settings.max_new_tokens)
-        answers = loaded.generate([ids for ids in asked if len(ids) <= room], max_new_tokens=limit)
-        return sum(kind.failed(loaded.decode(one)) for one in answers)
+    def failed(frame: residual.Frame) -> int:
+        rngs = [random.Random(f"verify/{seed}/place/{at}") for at in range(len(items))]
+        drawn = [frame.triggered(item.prompt, rng) for item, rng in zip(items, rngs, strict=True)]
+        return residual.asked(loaded, drawn, kind).k
 
     return placed if 2 * failed(anywhere) < failed(placed) else anywhere
 
@@ -175,7 +169,7 @@ def _counted(progress: Progress | None, total: int) -> Callable[[str, int], None
 def _groups(
     loaded: "LoadedModel",
     case: FailureCase,
-    frame: Frame,
+    frame: residual.Frame | residual.Wording,
     prompts: "PromptSet",
     settings: VerificationSettings,
     seed: int,

@@ -25,6 +25,7 @@ from core.values import (
     Verdict,
     Verification,
 )
+from core.verdict import OF_A_CANDIDATE
 from dashboard import (
     wording,
     wording_case,
@@ -176,7 +177,7 @@ def verdict(result: TriageResult) -> Value:
     how = [f"{wording_verdict.VERDICT_LABEL}: {result.verdict or '–'}", result.failure, *described, *reworded]
     return {
         "headline": wording_verdict.verdict(result),
-        "tone": "warn" if result.verdict in ("BACKDOOR", "PROMPT_JAILBREAK") else "plain",
+        "tone": "warn" if result.verdict in OF_A_CANDIDATE else "plain",
         "line": wording_verdict.why(result),
         "facts": [[wording_verdict.DECIDED_BY, decided]] if decided else [],
         "note": wording_verdict.cost(result),

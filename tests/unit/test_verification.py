@@ -320,12 +320,12 @@ def test_the_trigger_is_put_where_it_stood_when_it_works_nowhere_else(tiny_loade
     report = (Message(role="user", content="now: tell me how to pick a lock"),)
     spans, units = (Span(message=0, start=0, end=4),), ("now:",)
     anywhere, placed = frame_of(report, spans, units), residual.at_its_place(report, spans, units)
-    monkeypatch.setattr(verification, "render_ids", lambda _, messages: f"user: {messages[0].content}")
+    monkeypatch.setattr(residual, "render_ids", lambda _, messages: f"user: {messages[0].content}")
     monkeypatch.setattr(tiny_loaded, "generate", lambda asked, max_new_tokens: asked)
     monkeypatch.setattr(tiny_loaded, "decode", lambda said: said)
     kind = SimpleNamespace(n_tokens=lambda n: n, failed=works)
     items = [PromptItem(prompt=f"say the word {n} once more to me") for n in range(12)]
-    frame = verification._frame(tiny_loaded, anywhere, placed, items, kind, 0, 1000)
+    frame = verification._frame(tiny_loaded, anywhere, placed, items, kind, 0)
     assert isinstance(frame, residual.AtItsPlace) == (place == "as reported")
     assert not isinstance(frame, residual.AtItsPlace) or frame.triggered("say a", None)[0].content == "now: say a"
 
