@@ -93,6 +93,7 @@ GPU = (
     ("locate, seconds", "locate, 128 tokens, seconds", 2),
     ("locate, 8192 tokens, seconds", "locate, 8,192 tokens, seconds", 2),
     ("repair step, seconds", "a repair step, seconds (median)", 3),
+    ("repair step without CUDA graphs, seconds", "the same without CUDA graphs, seconds", 3),
     ("repair step with PEFT's own layers, seconds", "the same with PEFT's own layers, seconds", 3),
     ("whole repair, seconds", "a repair of the paper's size, seconds", 0),
     ("least seconds at the device's peak", "what its arithmetic alone takes at the data sheet's peak, seconds", 0),
