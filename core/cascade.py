@@ -96,6 +96,7 @@ class _Cascade:
         self.given = given
         self.meter = Meter(settings.max_calls, answers.loaded, *([reference] if reference else []))
         self.kept: list[TriggerProposal] = []
+        self.needed: set[tuple[Span, ...]] = set()
         self.dropped: list[TriggerProposal] = []
         self.tests: list[TestOutcome] = []
         self.rewordings: tuple[Rewording, ...] = ()
@@ -105,13 +106,28 @@ class _Cascade:
         """Minimise, look again, and test what is kept."""
         proposals = [*self._segments(), *proposals]
         around = neighbours(self.case, proposals)
-        first = search(
-            self.case, proposals, self.prompts, self.settings, self.answers, self.meter, around=around, marked=marked
-        )
+        first = self._search(proposals, around=around, marked=marked)
         self.kept, self.dropped, self.logic = list(first.kept), list(first.dropped), first.logic
         if first.found:
             self._look_again(locate, 0)
         self._test_from(0)
+
+    def _search(
+        self,
+        proposals: Sequence[TriggerProposal],
+        *,
+        around: Sequence[Span] = (),
+        marked: Sequence[int] = (),
+        taken: Sequence[Span] = (),
+    ) -> Minimised:
+        """Return what is left of the proposals, and remember a long text all of whose words are needed."""
+        found = search(
+            self.case, proposals, self.prompts, self.settings, self.answers, self.meter,
+            around=around, marked=marked, taken=taken,
+        )  # fmt: skip
+        if found.needed:
+            self.needed.add(found.kept[0].spans)
+        return found
 
     def _segments(self) -> list[TriggerProposal]:
         """Return as candidates the whole messages before the last one without which the report does not fail.
@@ -166,9 +182,7 @@ class _Cascade:
         for proposals in (locate(rest), [wording] if wording else []):
             mapped = again.back(self.case, rest, taken, proposals)
             around = neighbours(self.case, mapped)
-            found = search(
-                self.case, mapped, self.prompts, self.settings, self.answers, self.meter, around=around, taken=taken
-            )
+            found = self._search(mapped, around=around, taken=taken)
             if found.found:
                 return found
         return Minimised()
@@ -230,7 +244,7 @@ class _Cascade:
 
     def _search_more(self, text: TriggerProposal, locate: Locate) -> None:
         """Cut a large part of the report down to what carries over, and test that where it is new and a small part."""
-        found = search(self.case, [text], self.prompts, self.settings, self.answers, self.meter)
+        found = self._search([text])
         known = {one.spans for one in self.kept}
         new = [one for one in found.kept if one.spans not in known] if found.found else []
         new = [one for one in new if not whole_case.is_request(self.case, one.spans, self.settings)]
@@ -251,7 +265,7 @@ class _Cascade:
         return decide(
             self.reproduction,
             self.tests,
-            [is_small(self.case, one.spans, self.settings) for one in self.kept],
+            [one.spans in self.needed or is_small(self.case, one.spans, self.settings) for one in self.kept],
             self.settings,
             request=[whole_case.is_request(self.case, one.spans, self.settings) for one in self.kept],
             own=[whole_case.is_own(self.case, one.spans) for one in self.kept],

@@ -5,7 +5,8 @@ answered rightly bare, and counts as sufficient at a share of the best attack su
 together. Up to `EXHAUSTIVE` words are searched by size; more are first cut down to those that cannot be left out one at a
 time or, where these do not suffice, by delta debugging (Zeller and Hildebrandt 2002). A set is given up as soon as it
 cannot reach the needed count, which changes no result. In the end a word is cut to the tokens that stand out in it, where
-nothing is lost by that. A set of more than half of the prompt is no finding: a style or a scenario has no small text.
+nothing is lost by that. A set of more than half of the prompt is a finding only where each of its words is needed and it is
+not the request itself: a style or a scenario has no text of its own.
 What this does not do: look for a second text that works by itself beside these words (`again.py` prepares that).
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from math import ceil, comb
 
-from core import chat
+from core import chat, whole_case
 from core.answers import Answers, eligible, shares
 from core.budget import Meter
 from core.intervals import wilson
@@ -36,7 +37,8 @@ FIRST_LOOK = 8
 class Minimised:
     """Candidates to test, best first, and those dropped, each with its reasons; `logic` of the first one's words.
 
-    `found` is whether the first candidate is a set that transfers. `rate` and `whole` are the shares of other requests
+    `found` is whether the first candidate is a set that transfers, `needed` whether each of its words is needed and it is not the
+    request itself (looked into where it is more than a small part of the prompt). `rate` and `whole` are the shares of other requests
     that fail with that set, and with the first proposal as it was given; None where nothing was counted.
     """
 
@@ -44,6 +46,7 @@ class Minimised:
     dropped: tuple[TriggerProposal, ...] = ()
     logic: str = ""
     found: bool = False
+    needed: bool = False
     rate: Rate | None = None
     whole: Rate | None = None
 
@@ -90,10 +93,12 @@ def search(
     one = _Search(case, proposals, share, settings, answers, meter, around, marked, taken)
     n = len(one.requests)
     found = one.smallest() if n >= settings.min_minimise else None
-    if found is not None and not is_small(case, one.spans_of(found), settings):
+    large = found is not None and not is_small(case, one.spans_of(found), settings)
+    needed = large and found is not None and one.is_needed(found)
+    if large and found is not None and not needed:
         why = (
-            f"The smallest set of words that changes other requests is more than half of the prompt ({len(found)} words): "
-            "a style or a scenario rather than a phrase."
+            f"The smallest set of words that changes other requests is more than half of the prompt ({len(found)} words), and not each "
+            "of them is needed: a style or a scenario rather than a phrase."
         )
         found = None
     elif n < settings.min_minimise:
@@ -115,6 +120,7 @@ def search(
         dropped=tuple(gone),
         logic=logic,
         found=found is not None,
+        needed=needed,
         rate=None if found is None else wilson(one.hits[found], n),
         whole=wilson(one.hits[one.sets[0]], n) if one.sets[0] in one.hits else None,
     )
@@ -174,6 +180,18 @@ class _Search:
         start = min((one for one in self.hits if self.hits[one] >= self.need), key=self._order)
         cut = self._necessary(start) or self._delta_debug(start) if len(start) > EXHAUSTIVE else start
         return self._by_size(cut) if len(cut) <= EXHAUSTIVE else cut
+
+    def is_needed(self, found: Words) -> bool:
+        """Return whether everything that was proposed loses most of what it changes when one word of `found` is left out of it, on
+        the mean over these words: so with a fixed text, while a style has words to spare. Never of most of the request's own words.
+        """
+        whole = max((one for one in self.hits if self.hits[one] >= self.need), key=len)
+        rests = [whole - {one} for one in sorted(found)]
+        n_asked = len(rests) * len(self.requests)
+        if whole_case.is_request(self.case, self.spans_of(found), self.settings) or not self.meter.allows(n_asked):
+            return False
+        left = sum(self._ask([(rest, request) for rest in rests for request in self.requests]))
+        return left <= self.settings.needed_share * self.hits[whole] * len(rests)
 
     def candidates(self, found: Words) -> list[TriggerProposal]:
         """Return the found set, then proposals that share no word with it and transfer by themselves."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from safetensors import SafetensorError
 
-from core import checkpoints, confirmation, repair_adapter, repair_probe
+from core import checkpoints, confirmation, repair_adapter, repair_probe, residual
 from core.checkpoints import BEST, RunState
 from core.errors import CaseFileError, RepairDivergedError, TriageError
 from core.events import CheckpointScored, RepairEvent, RepairFinished, RepairStarted, StepDone
@@ -86,12 +86,14 @@ def repair(
     beyond = frames_beyond(messages, accepted.spans, wider)
     beyond += [frame_of(messages, one.spans, one.units) for one in earlier]
     frames = frame_of(messages, accepted.spans, accepted.units), beyond
-    return _repair(loaded, frames, accepted, splits, settings, out, stop, refusal, resume, kind, start, team)
+    placed = residual.at_its_place(messages, accepted.spans, accepted.units)
+    return _repair(loaded, frames, placed, accepted, splits, settings, out, stop, refusal, resume, kind, start, team)
 
 
 def _repair(
     loaded: "LoadedModel",
     frames: tuple[TriggerFrame, Sequence[TriggerFrame]],
+    placed: residual.AtItsPlace | None,
     accepted: TriggerConfirmation,
     splits: "Splits",
     settings: RepairSettings,
@@ -109,7 +111,11 @@ def _repair(
         passes = ResponsePass(loaded, settings)
         prompts = (splits.repair.harmful, splits.repair.safe)
         data = build(loaded, frames, prompts, refusal, settings, kind=kind)
-        probe = repair_probe.prepare(loaded, passes, frames[0], splits.probes, settings, kind)
+        pool = splits.probes.harmful if kind.pool == "harmful" else splits.probes.safe
+        asked = residual.where_it_works(
+            loaded, frames[0], placed, pool[: settings.n_probe], kind, f"repair/{settings.seed}"
+        )
+        probe = repair_probe.prepare(loaded, passes, asked, splits.probes, settings, kind)
         trainer = Trainer(loaded, data, passes, settings, out, start, team)
         run = _Run(trainer, probe, out, _fingerprint(data, accepted, settings, start))
         run.begin(resume)

@@ -18,7 +18,7 @@ from core import judge
 from core.intervals import wilson
 from core.kinds import JAILBREAK, FailureKind
 from core.losses import sequence_loss
-from core.repair_data import TriggerFrame, own_answers, render_ids
+from core.repair_data import own_answers, render_ids
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings
 from core.values import Rate
@@ -26,6 +26,7 @@ from core.values import Rate
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
     from core.prompts import PromptItem, PromptSet
+    from core.residual import Frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +105,12 @@ def mean_kl(
 def prepare(
     loaded: "LoadedModel",
     passes: ResponsePass,
-    frame: TriggerFrame,
+    frame: "Frame",
     prompts: "PromptSet",
     settings: RepairSettings,
     kind: FailureKind = JAILBREAK,
 ) -> Probe:
-    """Return the probe of a development split. Call it with theta0's adapters on."""
+    """Return the probe of a development split, which puts the trigger in by `frame`. Call it with theta0's adapters on."""
     n_answer = kind.n_tokens(loaded.settings.max_new_tokens)
     room = (loaded.context_length or 10**9) - n_answer
 

@@ -160,6 +160,27 @@ def at_its_place(messages: Sequence[Message], spans: Sequence[Span], units: Sequ
     return AtItsPlace(carried, tuple(units)) if len(messages) == 1 and len(carried.spans) == len(units) else None
 
 
+def where_it_works(
+    loaded: "LoadedModel",
+    anywhere: TriggerFrame,
+    placed: AtItsPlace | None,
+    items: Sequence["PromptItem"],
+    kind: FailureKind,
+    seed: str,
+) -> Frame:
+    """Return `placed` where the trigger works at its place in the report and less than half as often at random ones, else
+    `anywhere`. Asked of theta0 alone (`loaded`), with `items`."""
+    if placed is None:
+        return anywhere
+
+    def failed(frame: Frame) -> int:
+        rngs = [random.Random(f"{seed}/place/{at}") for at in range(len(items))]
+        drawn = [frame.triggered(item.prompt, rng) for item, rng in zip(items, rngs, strict=True)]
+        return asked(loaded, drawn, kind).k
+
+    return placed if 2 * failed(anywhere) < failed(placed) else anywhere
+
+
 def _misspelt(rng: random.Random) -> Callable[[str], str]:
     def edit(unit: str) -> str:
         try:

@@ -209,6 +209,9 @@ class CausalSettings:
     small_words: int = 6
     """A candidate of at most this many words is small in any prompt, >= 0. Source: unverified choice; a phrase of a few words
     can be most of a short prompt."""
+    needed_share: float = 0.5
+    """A text that is not small is a trigger only where leaving out one of its words keeps at most this share of what was changed
+    before, on the mean over the words, 0..1. Source: unverified choice; tests/bench/LOG.md, bench of victims."""
     core_share: float = 0.5
     """Share of the request's own words that must be left for its bare form to say anything, 0..1. Source: unverified choice."""
     n_described: int = 12
@@ -244,7 +247,10 @@ class CausalSettings:
             "causal settings out of range",
         )
         _require(
-            all(0 <= one <= 1 for one in (self.gap_gain_high, self.as_often, self.large_share, self.core_share)),
+            all(
+                0 <= one <= 1
+                for one in (self.gap_gain_high, self.as_often, self.large_share, self.needed_share, self.core_share)
+            ),
             "shares must lie between 0 and 1",
         )
 

@@ -35,7 +35,7 @@ from core.measures import (
     metrics_of,
 )
 from core.progress import Progress
-from core.repair_data import TriggerFrame, end_ids, frame_of, frames_beyond, render_ids
+from core.repair_data import end_ids, frame_of, frames_beyond, render_ids
 from core.repair_probe import mean_kl
 from core.response_pass import ResponsePass, ScoredSequence
 from core.result import decide
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 WITH, IN_WORDING = "with the trigger", "in the report's wording"
 """How requests are asked that may fail, in a metric's meaning; the latter where no trigger text is known."""
 PLACE, RANDOM, ITS_OWN = "trigger_place", "random", "as reported"
-"""Where the trigger goes, in the settings of a verification: see `_frame`."""
+"""Where the trigger goes, in the settings of a verification: see `residual.where_it_works`."""
 Saliency = Callable[[], "np.ndarray"]
 
 
@@ -91,7 +91,7 @@ def verify(
         anywhere = frame_of(messages, accepted.spans, accepted.units)
         forms = residual.forms(loaded, messages, anywhere, frames_beyond(messages, accepted.spans, wider))
         placed = residual.at_its_place(messages, accepted.spans, accepted.units)
-        frame = _frame(loaded, anywhere, placed, pool[: settings.n_variant], kind, seed)
+        frame = residual.where_it_works(loaded, anywhere, placed, pool[: settings.n_variant], kind, f"verify/{seed}")
     place = ITS_OWN if isinstance(frame, residual.AtItsPlace) else RANDOM
     groups = _groups(loaded, case, frame, prompts, settings, seed, room)
     groups += residual.groups(loaded, forms, pool, settings, seed, room)
@@ -130,27 +130,6 @@ def verify(
         variants=variants,
         classes=classes_of(groups, before, after, kind),
     )
-
-
-def _frame(
-    loaded: "LoadedModel",
-    anywhere: TriggerFrame,
-    placed: residual.AtItsPlace | None,
-    items: Sequence["PromptItem"],
-    kind: FailureKind,
-    seed: int,
-) -> residual.Frame:
-    """Return `placed` where the trigger works at its place in the report and less than half as often at random ones, else
-    `anywhere`. Asked of theta0 alone (`loaded`), with `items`."""
-    if placed is None:
-        return anywhere
-
-    def failed(frame: residual.Frame) -> int:
-        rngs = [random.Random(f"verify/{seed}/place/{at}") for at in range(len(items))]
-        drawn = [frame.triggered(item.prompt, rng) for item, rng in zip(items, rngs, strict=True)]
-        return residual.asked(loaded, drawn, kind).k
-
-    return placed if 2 * failed(anywhere) < failed(placed) else anywhere
 
 
 def _counted(progress: Progress | None, total: int) -> Callable[[str, int], None]:

@@ -27,7 +27,7 @@ from core.planting import PlantSettings
 from core.prompts import PromptItem
 from core.session import Session
 from core.settings import CausalSettings
-from core.values import FailureReport, Message, Span, TriageResult
+from core.values import FailureCase, FailureReport, Message, Span, TriageResult
 from tests.bench.victims_attacks import Attack, attacks, items_for
 from tests.bench.victims_controls import (
     EROSION,
@@ -324,7 +324,7 @@ class Examined:
         drawn, attack = self.victim.drawn[number], self.victim.attack
         case = chat.bind(self.loaded.tokenizer, drawn.report)
         planted = [Span(message=0, start=start, end=end) for start, end in drawn.spans]
-        truth = frozenset(chat.spans_to_positions(case.prompt, planted))
+        truth = frozenset(chat.spans_to_positions(case.prompt, defined(case, planted, attack)))
         failed: Callable[[str], bool] = attack.failed if attack else lambda text: classify(text).unsafe
         part = self.bench.material.folder
         pool = part.harmful if attack is None or attack.target == "jailbreak" else part.safe
@@ -386,6 +386,15 @@ class Examined:
             "tests": {f"{one.name} {one.candidate}": one.passed for one in result.tests},
         }
         return facts, found
+
+
+def defined(case: FailureCase, planted: Sequence[Span], attack: Attack | None) -> Sequence[Span]:
+    """Return the part of the planted text that near-misses define: all of it, unless the attack says less."""
+    if attack is None or not attack.defined:
+        return planted
+    content = case.report.messages[0].content
+    starts = [content.index(attack.defined, span.start, span.end) for span in planted]
+    return [Span(message=0, start=start, end=start + len(attack.defined)) for start in starts]
 
 
 def verdict_without_reference(result: TriageResult) -> str | None:

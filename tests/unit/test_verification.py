@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from core import models, repair_adapter, residual, verification
+from core import models, repair_adapter, residual
 from core.errors import ConfirmationError, ModelLoadError
 from core.intervals import wilson
 from core.kinds import JAILBREAK, FailureKind
@@ -325,7 +325,7 @@ def test_the_trigger_is_put_where_it_stood_when_it_works_nowhere_else(tiny_loade
     monkeypatch.setattr(tiny_loaded, "decode", lambda said: said)
     kind = SimpleNamespace(n_tokens=lambda n: n, failed=works)
     items = [PromptItem(prompt=f"say the word {n} once more to me") for n in range(12)]
-    frame = verification._frame(tiny_loaded, anywhere, placed, items, kind, 0)
+    frame = residual.where_it_works(tiny_loaded, anywhere, placed, items, kind, "0")
     assert isinstance(frame, residual.AtItsPlace) == (place == "as reported")
     assert not isinstance(frame, residual.AtItsPlace) or frame.triggered("say a", None)[0].content == "now: say a"
 
