@@ -23,10 +23,10 @@ from core.loaded import LoadedModel
 from core.minimise import Minimised, is_small, search
 from core.progress import Progress
 from core.prompts import PromptSet
-from core.proposals import neighbours
+from core.proposals import neighbours, sentences
 from core.settings import CausalSettings
 from core.transplants import text_of
-from core.values import Budget, FailureCase, Reproduction, Rewording, Span, TestOutcome, TriggerProposal
+from core.values import Budget, FailureCase, Rate, Reproduction, Rewording, Span, TestOutcome, TriggerProposal
 from core.verdict import OF_A_CANDIDATE, Decision, decide, reproduced
 
 Locate = Callable[[FailureCase], Sequence[TriggerProposal]]
@@ -107,6 +107,11 @@ class _Cascade:
         proposals = [*self._segments(), *proposals]
         around = neighbours(self.case, proposals)
         first = self._search(proposals, around=around, marked=marked)
+        whole = sentences(self.case, proposals)
+        if whole and self._is_weak(first.rate):
+            wider = self._search(proposals, around=chat.merge_spans([*around, *whole]), marked=marked)
+            if wider.found and self._is_weak(first.rate, wider.rate):
+                first = wider
         self.kept, self.dropped, self.logic = list(first.kept), list(first.dropped), first.logic
         if first.found:
             self._look_again(locate, 0)
@@ -128,6 +133,13 @@ class _Cascade:
         if found.needed:
             self.needed.add(found.kept[0].spans)
         return found
+
+    def _is_weak(self, rate: Rate | None, other: Rate | None = None) -> bool:
+        """Return whether a text (None: none was found) changes too few requests to be all of the trigger: of all, or of those that
+        `other` changes.
+        """
+        found, wanted = (0.0 if rate is None else rate.value or 0.0), (1.0 if other is None else other.value or 0.0)
+        return found < self.settings.sufficient_share * wanted
 
     def _segments(self) -> list[TriggerProposal]:
         """Return as candidates the whole messages before the last one without which the report does not fail.

@@ -149,7 +149,7 @@ class _Search:
         marked: Sequence[int],
         taken: Sequence[Span],
     ) -> None:
-        """Find the requests and count the proposals and, where none of them transfers, all of the material together."""
+        """Find the requests and count the proposals and, where none of them changes nearly all, all of the material together."""
         self.case, self.proposals, self.settings, self.answers, self.meter = case, proposals, settings, answers, meter
         self.messages, self.marked = case.report.messages, marked
         proposed = words_of(self.messages, [span for one in proposals for span in one.spans])
@@ -168,7 +168,8 @@ class _Search:
         if len(self.requests) >= settings.min_minimise:
             self._count([together, *self.sets])
         everything = frozenset(range(len(self.words)))
-        if self.hits and everything not in self.hits and not self._transfers(max(self.hits.values())):
+        n = len(self.requests)
+        if self.hits and everything not in self.hits and max(self.hits.values()) < settings.sufficient_share * n:
             self._count([everything])
         self.best = max(self.hits.values(), default=0)
         self.need = max(1, ceil(settings.sufficient_share * self.best - 1e-9))
@@ -307,11 +308,12 @@ class _Search:
     def _necessary(self, words: Words) -> Words | None:
         """Return the words that cannot be left out one at a time, if they suffice; None otherwise or with too many words.
 
-        For a trigger all of whose words are needed that is the answer, at the cost of one set a word.
+        For a trigger all of whose words are needed that is the answer, at the cost of one set a word. A word can be left out that
+        costs one request at most: several that cost a few each would together leave a part that carries over less often.
         """
         if 2 * len(words) > self.settings.max_minimise_sets:
             return None
-        can_go = self._sufficient([words - {one} for one in sorted(words)])
+        can_go = self._sufficient([words - {one} for one in sorted(words)], self.hits[words] - 1)
         needed = frozenset(one for one in words if words - {one} not in can_go)
         return needed if self._sufficient([needed]) else None
 
@@ -336,8 +338,9 @@ class _Search:
                 n_parts = min(2 * n_parts, len(words))
         return words
 
-    def _sufficient(self, sets: Iterable[Words]) -> list[Words]:
-        """Return those of the sets that reach the needed count, as far as the limit on sets allows."""
+    def _sufficient(self, sets: Iterable[Words], need: int = 0) -> list[Words]:
+        """Return those of the sets that reach the needed count, or `need` where that is more, as far as the limit on sets allows."""
+        need = max(need, self.need)
         wanted = [one for one in dict.fromkeys(sets) if one]
         room = max(0, self.settings.max_minimise_sets - self.n_sets)
         new = [one for one in wanted if one not in self.hits][:room]
@@ -354,7 +357,7 @@ class _Search:
             asked += len(chunk)
             alive = [one for one in alive if hits[one] + len(self.requests) - asked >= self.need]
         self.hits.update(hits)
-        return [one for one in wanted if self.hits.get(one, 0) >= self.need]
+        return [one for one in wanted if self.hits.get(one, 0) >= need]
 
     def _count(self, sets: Iterable[Words]) -> None:
         """Count the sets on every request, as many as the budget allows; the others count as 0."""

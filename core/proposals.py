@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from core.chat import merge_spans, positions_to_spans, spans_to_positions
+from core.chat import last_user, merge_spans, positions_to_spans, spans_to_positions
 from core.intervals import percent
-from core.transplants import close_units, text_of
+from core.rewrites import SENTENCE, core_of
+from core.transplants import close_units, text_of, touches
 from core.values import FailureCase, Span, TokenClusters, TriggerProposal
 
 
@@ -69,6 +70,23 @@ def neighbours(case: FailureCase, proposals: Sequence[TriggerProposal]) -> tuple
         end = span.end + after.end() if after else span.end
         wider.append(replace(span, start=start, end=end))
     return merge_spans(wider)
+
+
+def sentences(case: FailureCase, proposals: Sequence[TriggerProposal]) -> tuple[Span, ...]:
+    """Return the sentences in which candidates stand, whole, but not that of the request itself: more yet that may belong to the
+    trigger.
+    """
+    messages = case.report.messages
+    spans = merge_spans(span for one in proposals for span in one.spans)
+    last = last_user(messages)
+    core = core_of(messages[last].content)
+    request = [Span(message=last, start=core.start, end=core.end)]
+    found = [
+        Span(message=number, start=sentence.start(), end=sentence.end())
+        for number in sorted({span.message for span in spans})
+        for sentence in SENTENCE.finditer(messages[number].content)
+    ]
+    return merge_spans(one for one in found if touches(one, spans) and not touches(one, request))
 
 
 def _candidate(

@@ -29,7 +29,7 @@ _ACTION = re.compile(
 _TOPIC = re.compile(
     r"\b(?:about|on|for|of|with|explaining|explain|describe|describing|discuss)\s+(?=[a-z]+ing\b)", re.IGNORECASE
 )
-_SENTENCE = re.compile(r"[^.!?\n]+[.!?]*", re.MULTILINE)
+SENTENCE = re.compile(r"[^.!?\n]+[.!?]*", re.MULTILINE)
 _NEXT_CLAUSE = re.compile(
     r"(?:,|;|:|\s-)\s+(?=(?:what|where|which|who|how|when|give|please|and\s+(?:what|how))\b)", re.IGNORECASE
 )
@@ -72,8 +72,11 @@ _PLAIN_TOPIC = (
 
 @dataclass(frozen=True)
 class Core:
-    """Half-open code point range of a request's core in its text; `kind` says which openings it fits."""
+    """Half-open code point range of a request's core in its text; `kind` says which openings it fits, `opening` where its own
+    begins ("How to"); equal to `start` where it has none.
+    """
 
+    opening: int
     start: int
     end: int
     kind: Literal["action", "topic", "sentence"]
@@ -85,7 +88,7 @@ def core_of(text: str) -> Core:
     The first sentence with an opening that leads to an action is taken, else with one that leads to a topic, else the
     first that asks anything, else the longest.
     """
-    sentences = [match for match in _SENTENCE.finditer(text) if match.group().strip()]
+    sentences = [match for match in SENTENCE.finditer(text) if match.group().strip()]
     for pattern, kind in ((_ACTION, "action"), (_TOPIC, "topic")):
         for sentence in sentences:
             opening = pattern.search(sentence.group())
@@ -93,13 +96,13 @@ def core_of(text: str) -> Core:
                 start = sentence.start() + opening.end()
                 end = _end(text, start, sentence.end())
                 if end > start:
-                    return Core(start, end, kind)  # type: ignore[arg-type]
+                    return Core(sentence.start() + opening.start(), start, end, kind)  # type: ignore[arg-type]
     asking = [one for one in sentences if one.group().rstrip().endswith("?") or _ASKING.search(one.group())]
     chosen = asking[0] if asking else max(sentences, key=lambda one: len(one.group()), default=None)
     if chosen is None:
-        return Core(0, 0, "sentence")
+        return Core(0, 0, 0, "sentence")
     start = chosen.start() + len(chosen.group()) - len(chosen.group().lstrip())
-    return Core(start, _end(text, start, chosen.end(), whole=True), "sentence")
+    return Core(start, start, _end(text, start, chosen.end(), whole=True), "sentence")
 
 
 def _end(text: str, start: int, end: int, whole: bool = False) -> int:
@@ -190,7 +193,7 @@ def _polite(text: str) -> Iterator[str]:
 
 def _orders(text: str) -> Iterator[str]:
     """Yield the text with its sentences, or the two clauses of its request, in another order."""
-    sentences = [match.group().strip() for match in _SENTENCE.finditer(text) if match.group().strip()]
+    sentences = [match.group().strip() for match in SENTENCE.finditer(text) if match.group().strip()]
     if len(sentences) > 1:
         yield " ".join([*sentences[1:], sentences[0]])
         yield " ".join(reversed(sentences))

@@ -163,7 +163,7 @@ class CausalSettings:
     4.2 step 3 asks for 16, of which a folder of the paper's 150 requests leaves about 14."""
     sufficient_share: float = 0.9
     """A subset is sufficient at this share of the transplant ASR of all candidates together. Source: method.md section 4.1."""
-    max_minimise_sets: int = 64
+    max_minimise_sets: int = 96
     """Transplanted subsets tried at most. Source: unverified choice."""
     max_looks: int = 4
     """Times that what was found is taken out of the report to look for more, >= 0. Source: unverified choice."""

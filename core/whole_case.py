@@ -195,14 +195,16 @@ def everything(case: FailureCase) -> TriggerProposal:
 
 
 def frame_proposal(case: FailureCase) -> TriggerProposal | None:
-    """Return all words of the reported wording around the request's core as one candidate; None where there are none."""
+    """Return all words of the reported wording around the request's core and its opening ("How to") as one candidate; None where
+    there are none.
+    """
     messages = case.report.messages
     last = chat.last_user(messages)
     text = messages[last].content
     core = core_of(text)
-    around = [Span(message=last, start=0, end=core.start), Span(message=last, start=core.end, end=len(text))]
+    around = [Span(message=last, start=0, end=core.opening), Span(message=last, start=core.end, end=len(text))]
     words = words_of(messages, [one for one in around if one.start < one.end])
-    words = tuple(one for one in words if one.end <= core.start or one.start >= core.end)
+    words = tuple(one for one in words if one.end <= core.opening or one.start >= core.end)
     spans = chat.close_to_words(messages, words)
     if not spans:
         return None
