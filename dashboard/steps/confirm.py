@@ -1,7 +1,8 @@
-"""Step 4, Confirm: edit the proposed spans, test them, read the verdict, and decide with name and reason.
+"""Step 4, Confirm: edit the proposed spans, have them tested, and decide with name and reason.
 
 The editor holds token positions; the decision is stored as character spans of the raw text. Repair stays locked until
-a decision accepts a trigger, here and in the engine. What this does not do: run a test itself.
+a decision accepts a trigger, here and in the engine. What this does not do: run a test itself, or draw what the tests
+found (`verdict.py`).
 """
 
 from collections.abc import Sequence
@@ -14,14 +15,12 @@ from core import confirmation, containment, jobs, scanning
 from core.casefile import Case
 from core.chat import positions_to_spans, spans_to_positions, units_of
 from core.errors import ConfirmationError
-from core.serial import from_json, to_json
+from core.serial import to_json
 from core.values import (
     LocateResult,
-    MinimisedSpan,
     OpenResult,
     Span,
     Target,
-    TestOutcome,
     TriageResult,
     TriggerConfirmation,
     TriggerProposal,
@@ -30,31 +29,21 @@ from dashboard import figures, stories, tables, wording, wording_confirm, wordin
 from dashboard.components import PlotlyView, TableView, TokenView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, sent, writing
+from dashboard.steps import verdict
 
 FOCUS_JS = "() => { document.querySelector('#confirm-analyst textarea, #confirm-analyst input')?.focus(); }"
 
 
-OWN = ("test", "minimise")
-"""Stages that work on a span the analyst marked."""
-
-
 @dataclass(frozen=True)
 class Parts:
-    """The components of this step that results are drawn into."""
+    """The components of this step that results are drawn into; `found` shows the verdict."""
 
-    serving: Story
-    verdict: Story
-    candidates: TableView
+    found: verdict.Parts
     editor: TokenView
     marks: Story
-    own: Story
     test: gr.Button
     minimise: gr.Button
     stop: gr.Button
-    mark: gr.Button
-    tests: TableView
-    described: TableView
-    forest: PlotlyView
     decision: Story
     accept: gr.Button
     dummy: gr.Button
@@ -79,11 +68,11 @@ def build(desk: Desk, typed: tuple[gr.Textbox, gr.Textbox]) -> None:
     act(parts.contain.click, partial(_contain, desk))
     act(editor.input, partial(_edited, desk, parts), keep=(editor,), many=True)
     editor.confirm(None, None, None, js=FOCUS_JS, api_visibility="private", show_progress="hidden")
-    act(parts.candidates.select, partial(_select, desk), many=True)
+    act(parts.found.candidates.select, partial(_select, desk), many=True)
     act(parts.test.click, partial(_ask_own, desk, "test"), [editor], keep=(editor,))
     act(parts.minimise.click, partial(_ask_own, desk, "minimise"), [editor], keep=(editor,))
     act(parts.stop.click, partial(_stop, desk))
-    act(parts.mark.click, partial(_mark_smallest, desk))
+    act(parts.found.mark.click, partial(_mark_smallest, desk))
     act(parts.accept.click, partial(_accept, desk), [editor, *typed], keep=(editor,))
     act(parts.dummy.click, partial(_dummy, desk), list(typed), keep=(editor,))
     act(reject.click, partial(_reject, desk), list(typed), keep=(editor,))
@@ -94,7 +83,7 @@ def build(desk: Desk, typed: tuple[gr.Textbox, gr.Textbox]) -> None:
 def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:
     """Place the components; return them and the rejecting button."""
     serving = Story(elem_id="confirm-serving")
-    verdict = Story(elem_id="confirm-verdict")
+    story = Story(elem_id="confirm-verdict")
     with gr.Row(elem_classes="pt-columns"):
         with gr.Column(scale=3):
             editor = TokenView(mode="edit", elem_id="confirm-editor")
@@ -132,10 +121,8 @@ def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:
         contain = gr.Button(wording_confirm.CONTAIN, elem_id="confirm-contain", scale=0, min_width=152, visible=False)
         rules = Story(elem_id="confirm-rules")
     scan = TableView(elem_id="confirm-scan", visible=False)
-    parts = Parts(
-        serving, verdict, candidates, editor, marks, own, test, minimise, stop, mark, tests, described, forest,
-        decision, accept, dummy, second, contain, rules, scan,
-    )  # fmt: skip
+    found = verdict.Parts(serving, story, candidates, tests, described, forest, own, mark)
+    parts = Parts(found, editor, marks, test, minimise, stop, decision, accept, dummy, second, contain, rules, scan)
     return parts, reject
 
 
@@ -146,16 +133,11 @@ def _draw(desk: Desk, parts: Parts) -> None:
         _editor_signature, lambda v, _: _show_editor(v, parts), (parts.editor, parts.marks)
     )
     panels["confirm.actions"] = Panel(
-        lambda v: (_editor_signature(v), v.session.draft, [v.busy_with(stage) for stage in ("triage", *OWN)]),
+        lambda v: (_editor_signature(v), v.session.draft, [v.busy_with(stage) for stage in ("triage", *verdict.OWN)]),
         lambda v, _: _show_actions(v, parts),
         (parts.accept, parts.test, parts.minimise, parts.stop),
     )
-    panels["confirm.own"] = Panel(_own_signature, lambda v, _: _show_own(v, parts), (parts.own, parts.mark))
-    panels["confirm.tests"] = Panel(
-        _tests_signature,
-        lambda v, _: _show_tests(v, parts),
-        (parts.serving, parts.verdict, parts.candidates, parts.tests, parts.described, parts.forest),
-    )
+    verdict.draw(desk, parts.found)
     panels["confirm.decision"] = Panel(
         lambda v: (v.stamp("confirmation.json", "results/open.json", "triage.json"), v.case is None),
         lambda v, _: _show_decision(v, parts),
@@ -238,7 +220,7 @@ def _ask_own(desk: Desk, stage: str, session: Session, editor: dict) -> Next:
 def _stop(desk: Desk, session: Session) -> Next:
     """Ask the running test to end; nothing of it is kept."""
     case = current_case(desk, session)
-    running = [request for request in jobs.open_requests(case) if request.stage in ("triage", *OWN)]
+    running = [request for request in jobs.open_requests(case) if request.stage in ("triage", *verdict.OWN)]
     if running:
         jobs.stop(case, running[0].id, "discard", session.analyst)
     return Next(session=session)
@@ -247,7 +229,7 @@ def _stop(desk: Desk, session: Session) -> Next:
 def _mark_smallest(desk: Desk, session: Session) -> Next:
     """Mark the smallest part that was found."""
     case = current_case(desk, session)
-    found = case.read(session.tested, MinimisedSpan) if _minimised_file(session) else None
+    found = verdict.minimised(case, session)
     if found is None or found.smallest is None:
         return Next(session=session)
     marked = spans_to_positions(_opened(case).prompt, found.smallest.spans)
@@ -332,20 +314,6 @@ def chosen_candidate(case: Case, index: int) -> TriggerProposal | None:
     return located.proposals[0] if located and located.proposals else None
 
 
-def _selection_tests(view: View) -> tuple[TriggerProposal, list[TestOutcome]] | None:
-    """Return the span this browser last had tested with its outcomes, once they are there."""
-    if view.case is None or not view.session.tested or _minimised_file(view.session):
-        return None
-    data = view.case.read(view.session.tested, dict)
-    if data is None:
-        return None
-    return from_json(TriggerProposal, data["proposal"]), [from_json(TestOutcome, test) for test in data["tests"]]
-
-
-def _minimised_file(session: Session) -> bool:
-    return session.tested.startswith("results/minimise-")
-
-
 # drawing --------------------------------------------------------------------------------------------------------------
 
 
@@ -371,7 +339,7 @@ def _show_editor(view: View, parts: Parts) -> Updates:
 
 def _show_actions(view: View, parts: Parts) -> Updates:
     """Buttons about the marked span; accepting is locked while tests run, since their result may change the mind."""
-    busy = {stage: view.busy_with(stage) for stage in ("triage", *OWN)}
+    busy = {stage: view.busy_with(stage) for stage in ("triage", *verdict.OWN)}
     if view.case is None or view.opened() is None:
         buttons = (parts.accept, parts.test, parts.minimise, parts.stop)
         return {button: gr.update(interactive=False) for button in buttons}
@@ -389,70 +357,6 @@ def _show_actions(view: View, parts: Parts) -> Updates:
             value=words.MINIMISING_SPAN if busy["minimise"] else words.MINIMISE_SPAN, interactive=free
         ),
         parts.stop: gr.update(interactive=any(busy.values())),
-    }
-
-
-def _own_signature(view: View) -> object:
-    files = view.stamp(view.session.tested) if view.session.tested else ()
-    return view.session.tested, files, view.busy_with(*OWN), view.failure(*OWN)
-
-
-def _show_own(view: View, parts: Parts) -> Updates:
-    """What became of the span the analyst asked about: its tests, or its smallest part."""
-    tested = _selection_tests(view)
-    found = None
-    if view.case is not None and _minimised_file(view.session):
-        found = view.case.read(view.session.tested, MinimisedSpan)
-    story: stories.Value = {}
-    if tested is not None:
-        story = stories.tested(tested[0].text, tested[1])
-    elif found is not None:
-        story = stories.minimised(found)
-    elif view.session.tested and not view.busy_with(*OWN) and view.failure(*OWN):
-        failure = str(view.failure(*OWN))
-        story = stories.waiting(failure) if view.stopped() else stories.fault(failure)
-    smaller = found is not None and found.smallest is not None and found.smallest.spans != found.marked.spans
-    return {parts.own: gr.update(value=story), parts.mark: gr.update(visible=smaller)}
-
-
-def _tests_signature(view: View) -> object:
-    stages = ("open", "triage")
-    files = view.stamp("triage.json", view.session.tested or "triage.json")
-    return files, view.session.candidate, view.busy_with(*stages), view.failure(*stages), view.case is None
-
-
-def _show_tests(view: View, parts: Parts) -> Updates:
-    triage = view.case.read("triage.json", TriageResult) if view.case else None
-    failure = view.failure("triage")
-    if view.case is None:
-        story = stories.waiting(wording.NO_CASE)
-    elif view.busy_with("triage"):
-        story = {"headline": wording_verdict.TESTING, "tone": "busy"}
-    elif failure is not None:
-        story = stories.waiting(failure) if view.stopped() else stories.fault(failure)
-    elif triage is not None:
-        story = stories.verdict(triage)
-    else:
-        opened = view.opened()
-        story = stories.waiting(
-            wording_verdict.NOT_TESTED_YET, wording.long_prompt(opened.occlusion if opened else None)
-        )
-    selection = _selection_tests(view)
-    own, candidate = None, view.session.candidate
-    tests: Sequence[TestOutcome] = triage.tests if triage else ()
-    if selection is not None:
-        own, candidate, tests = selection[0].text, 0, selection[1]
-    proposals, dropped = (triage.candidates, triage.dropped) if triage else ((), ())
-    described = tables.described_table(tests, candidate)
-    return {
-        parts.serving: gr.update(value=stories.serving(triage) if triage else {}),
-        parts.verdict: gr.update(value=story),
-        parts.candidates: gr.update(
-            value=tables.candidate_table(proposals, None if own else candidate, dropped), visible=triage is not None
-        ),
-        parts.tests: gr.update(value=tables.outcome_table(tests, candidate, own)),
-        parts.described: gr.update(value=described, visible=bool(described["rows"])),
-        parts.forest: gr.update(value=figures.forest(tests, candidate)),
     }
 
 
