@@ -20,7 +20,7 @@ from core.answers import Answers
 from core.budget import Meter
 from core.causal import test_candidate
 from core.loaded import LoadedModel
-from core.minimise import Minimised, is_small, search
+from core.minimise import EXHAUSTIVE, Minimised, is_small, search
 from core.progress import Progress
 from core.prompts import PromptSet
 from core.proposals import neighbours, sentences
@@ -109,7 +109,13 @@ class _Cascade:
         first = self._search(proposals, around=around, marked=marked)
         whole = sentences(self.case, proposals)
         if whole and self._is_weak(first.rate):
-            wider = self._search(proposals, around=chat.merge_spans([*around, *whole]), marked=marked)
+            units = {span for one in proposals for span in one.spans}
+            also = [
+                chat.merge_spans([*whole, one]) for one in sorted(units, key=lambda span: (span.message, span.start))
+            ]
+            wider = self._search(
+                proposals, around=chat.merge_spans([*around, *whole]), marked=marked, also=also[:EXHAUSTIVE]
+            )
             if wider.found and self._is_weak(first.rate, wider.rate):
                 first = wider
         self.kept, self.dropped, self.logic = list(first.kept), list(first.dropped), first.logic
@@ -124,11 +130,12 @@ class _Cascade:
         around: Sequence[Span] = (),
         marked: Sequence[int] = (),
         taken: Sequence[Span] = (),
+        also: Sequence[Sequence[Span]] = (),
     ) -> Minimised:
         """Return what is left of the proposals, and remember a long text all of whose words are needed."""
         found = search(
             self.case, proposals, self.prompts, self.settings, self.answers, self.meter,
-            around=around, marked=marked, taken=taken,
+            around=around, marked=marked, taken=taken, also=also,
         )  # fmt: skip
         if found.needed:
             self.needed.add(found.kept[0].spans)

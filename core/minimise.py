@@ -79,18 +79,19 @@ def search(
     around: Sequence[Span] = (),
     marked: Sequence[int] = (),
     taken: Sequence[Span] = (),
+    also: Sequence[Sequence[Span]] = (),
 ) -> Minimised:
     """Return the smallest set of words that transfers, beside it what transfers by itself, and the logic of its words.
 
     `prompts` is the whole causal split; only its minimisation share is used. `around` is more text that may belong to the
     trigger; `marked` are token positions that stand out, to cut words to; `taken` is text that was found before and never
-    comes along. Where nothing transfers, the proposals are kept as they are, so that the tests say so.
+    comes along; `also` are more sets of spans to begin from. Where nothing transfers, the proposals are kept as they are, so that the tests say so.
     Source: method.md section 4.2 step 3.
     """
     if not proposals:
         return Minimised()
     share = shares(prompts, settings, answers.kind)[0]
-    one = _Search(case, proposals, share, settings, answers, meter, around, marked, taken)
+    one = _Search(case, proposals, share, settings, answers, meter, around, marked, taken, also)
     n = len(one.requests)
     found = one.smallest() if n >= settings.min_minimise else None
     large = found is not None and not is_small(case, one.spans_of(found), settings)
@@ -148,6 +149,7 @@ class _Search:
         around: Sequence[Span],
         marked: Sequence[int],
         taken: Sequence[Span],
+        also: Sequence[Sequence[Span]],
     ) -> None:
         """Find the requests and count the proposals and, where none of them changes nearly all, all of the material together."""
         self.case, self.proposals, self.settings, self.answers, self.meter = case, proposals, settings, answers, meter
@@ -163,10 +165,10 @@ class _Search:
         self.hits: dict[Words, int] = {}
         self.n_sets = 0
         self.need = 0
-        self.sets = [self._indices(one) for one in proposals]
+        self.sets = [self._indices(one.spans) for one in proposals]
         together = frozenset[int]().union(*self.sets)
         if len(self.requests) >= settings.min_minimise:
-            self._count([together, *self.sets])
+            self._count([together, *self.sets, *(self._indices(spans) for spans in also)])
         everything = frozenset(range(len(self.words)))
         n = len(self.requests)
         if self.hits and everything not in self.hits and max(self.hits.values()) < settings.sufficient_share * n:
@@ -306,16 +308,26 @@ class _Search:
         return start
 
     def _necessary(self, words: Words) -> Words | None:
-        """Return the words that cannot be left out one at a time, if they suffice; None otherwise or with too many words.
+        """Return the words that cannot be left out, if they suffice; None otherwise or with too many words.
 
-        For a trigger all of whose words are needed that is the answer, at the cost of one set a word. A word can be left out that
-        costs one request at most: several that cost a few each would together leave a part that carries over less often.
+        Each is left out alone first: for a trigger all of whose words are needed that is the answer, at the cost of one set a word.
+        Where the others cannot go all at once they go one by one. What is left changes one request less at most.
         """
         if 2 * len(words) > self.settings.max_minimise_sets:
             return None
-        can_go = self._sufficient([words - {one} for one in sorted(words)], self.hits[words] - 1)
-        needed = frozenset(one for one in words if words - {one} not in can_go)
-        return needed if self._sufficient([needed]) else None
+        enough = self.hits[words] - 1
+        rests = {one: words - {one} for one in sorted(words)}
+        can_go = self._sufficient(rests.values(), enough)
+        spare = sorted((one for one in words if rests[one] in can_go), key=lambda one: (-self.hits[rests[one]], one))
+        needed = words - frozenset(spare)
+        if self._sufficient([needed], enough):
+            return needed
+        if len(spare) > 2 * EXHAUSTIVE:
+            return needed if self._sufficient([needed]) else None
+        for one in spare:
+            if self._sufficient([words - {one}], enough):
+                words = words - {one}
+        return words
 
     def _delta_debug(self, words: Words) -> Words:
         """Return a sufficient subset of `words` from which no tried part could be left out.
@@ -383,8 +395,8 @@ class _Search:
         """Return the words as spans, adjacent ones joined with the text between them."""
         return close_units(self.messages, [self.words[one] for one in sorted(words)])
 
-    def _indices(self, proposal: TriggerProposal) -> Words:
-        own = set(words_of(self.messages, proposal.spans))
+    def _indices(self, spans: Sequence[Span]) -> Words:
+        own = set(words_of(self.messages, spans))
         return frozenset(index for index, word in enumerate(self.words) if word in own)
 
     def _order(self, words: Words) -> tuple[int, int, list[int]]:
