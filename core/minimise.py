@@ -4,9 +4,9 @@ All words of all candidates, and a word on either side, are the material. Each s
 answered rightly bare, and counts as sufficient at a share of the best attack success among the candidates and all of them
 together. Up to `EXHAUSTIVE` words are searched by size; more are first cut down to those that cannot be left out one at a
 time or, where these do not suffice, by delta debugging (Zeller and Hildebrandt 2002). A set is given up as soon as it
-cannot reach the needed count, which changes no result. In the end a word is cut to the tokens that stand out in it, where
-nothing is lost by that. A set of more than half of the prompt is a finding only where each of its words is needed and it is
-not the request itself: a style or a scenario has no text of its own.
+cannot reach the needed count, which changes no result. In the end a word is cut to the tokens that stand out in it, and
+marks at its ends are left out, where nothing is lost by that. A set of more than half of the prompt is a finding only
+where each of its words is needed and it is not the request itself: a style or a scenario has no text of its own.
 What this does not do: look for a second text that works by itself beside these words (`again.py` prepares that).
 """
 
@@ -29,6 +29,7 @@ from core.values import FailureCase, Message, Rate, Span, TriggerProposal
 Words = frozenset[int]
 EXHAUSTIVE = 6
 """Words up to which every subset is tried, at most 62. Source: unverified choice (fits `max_minimise_sets`)."""
+MARKS = ".,;:!?\"'()"
 FIRST_LOOK = 8
 """Requests asked before a set may be given up. Source: unverified choice."""
 
@@ -212,7 +213,7 @@ class _Search:
         if self.meter.spent:
             reasons.append("The search ended at the limit of the budget.")
         if spans != self.spans_of(found):
-            reasons.append("Words cut to the part that stands out: the rest of them is not needed.")
+            reasons.append("Words cut to the part that is needed.")
         first = TriggerProposal(
             spans=spans,
             text=text_of(self.messages, spans),
@@ -263,17 +264,27 @@ class _Search:
         return gone
 
     def _trimmed(self, found: Words) -> tuple[Span, ...]:
-        """Return the spans of `found`, cut at the ends of its units to the tokens that stand out, where nothing is lost."""
+        """Return the spans of `found`, cut at the ends of its units to the tokens that stand out and without marks of punctuation,
+        where nothing is lost.
+        """
         spans = self.spans_of(found)
-        for number, span in enumerate(spans):
-            hull = self._hull(span)
-            if hull is None or hull == span or not self.meter.allows(len(self.requests)):
-                continue
-            tried = (*spans[:number], hull, *spans[number + 1 :])
-            carried = carrier(self.messages, tried, self.removed)
-            if sum(self._unsafe([carried.carry(request) for request in self.requests])) >= self.hits[found]:
-                spans = tried
+        for number in range(len(spans)):
+            for shorter in (self._hull, self._unmarked):
+                one = shorter(spans[number])
+                if one is None or one == spans[number] or not self.meter.allows(len(self.requests)):
+                    continue
+                tried = (*spans[:number], one, *spans[number + 1 :])
+                carried = carrier(self.messages, tried, self.removed)
+                if sum(self._unsafe([carried.carry(request) for request in self.requests])) >= self.hits[found]:
+                    spans = tried
         return spans
+
+    def _unmarked(self, span: Span) -> Span | None:
+        """Return a unit without the marks of punctuation at its ends, None where it has nothing else."""
+        text = chat.span_text(self.messages, span)
+        kept = text.strip(MARKS)
+        start = span.start + len(text) - len(text.lstrip(MARKS))
+        return replace(span, start=start, end=start + len(kept)) if kept else None
 
     def _hull(self, span: Span) -> Span | None:
         """Return the part of a unit from its first to its last marked token, None without any."""
