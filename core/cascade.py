@@ -105,23 +105,27 @@ class _Cascade:
     def find(self, proposals: Sequence[TriggerProposal], marked: Sequence[int], locate: Locate) -> None:
         """Minimise, look again, and test what is kept."""
         proposals = [*self._segments(), *proposals]
-        around = neighbours(self.case, proposals)
-        first = self._search(proposals, around=around, marked=marked)
-        whole = sentences(self.case, proposals)
-        if whole and self._is_weak(first.rate):
-            units = {span for one in proposals for span in one.spans}
-            also = [
-                chat.merge_spans([*whole, one]) for one in sorted(units, key=lambda span: (span.message, span.start))
-            ]
-            wider = self._search(
-                proposals, around=chat.merge_spans([*around, *whole]), marked=marked, also=also[:EXHAUSTIVE]
-            )
-            if wider.found and self._is_weak(first.rate, wider.rate):
-                first = wider
+        first = self._smallest(proposals, marked)
         self.kept, self.dropped, self.logic = list(first.kept), list(first.dropped), first.logic
         if first.found:
             self._look_again(locate, 0)
         self._test_from(0)
+
+    def _smallest(self, proposals: Sequence[TriggerProposal], marked: Sequence[int]) -> Minimised:
+        """Return the smallest set of words of what stands out or, where that changes too few requests to be all of the trigger, of
+        the rest of its sentences as well.
+        """
+        around = neighbours(self.case, proposals)
+        found = self._search(proposals, around=around, marked=marked)
+        rest = sentences(self.case, proposals)
+        if rest and self._is_weak(found.rate):
+            units = chat.merge_spans(span for one in proposals for span in one.spans)
+            with_one = [chat.merge_spans([*rest, unit]) for unit in units]
+            around = chat.merge_spans([*around, *rest])
+            wider = self._search(proposals, around=around, marked=marked, also=with_one[:EXHAUSTIVE])
+            if wider.found and self._is_weak(found.rate, wider.rate):
+                return wider
+        return found
 
     def _search(
         self,
