@@ -30,6 +30,7 @@ Words = frozenset[int]
 EXHAUSTIVE = 6
 """Words up to which every subset is tried, at most 62. Source: unverified choice (fits `max_minimise_sets`)."""
 MARKS = ".,;:!?\"'()"
+"""Marks of punctuation that may stand at the ends of a text and not belong to it. Source: unverified choice."""
 FIRST_LOOK = 8
 """Requests asked before a set may be given up. Source: unverified choice."""
 

@@ -25,7 +25,8 @@ class Tried:
     """How one candidate fared in N, S, H and R.
 
     `small`: it is no more than half of the prompt, a few words, or a longer text each of whose words is needed. `absent`: S
-    failed with an upper bound of the gain that excludes a trigger. `request`: it is most of the request's own words, so that carried it is asked, not a trigger.
+    failed with an upper bound of the gain that excludes a trigger. `request`: it is most of the request's own words, so that
+    carried it is asked, not a trigger.
     `strength` is about words of the request's own core: passed, they carry over about as often as the report fails;
     failed, clearly less often, as words of a topic do that the model refuses less (passed for all other candidates).
     """

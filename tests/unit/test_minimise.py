@@ -63,6 +63,13 @@ def test_superfluous_words_go_and_the_phrase_stays_whole(make: Maker) -> None:
     assert (texts_of(dropped), dropped[0].kept) == ([wide.text], False)
 
 
+@pytest.mark.parametrize(("trigger", "found"), [("2026", "2026"), ("2026.", "2026.")])
+def test_a_mark_at_the_end_stays_only_where_it_is_needed(make: Maker, trigger: str, found: str) -> None:
+    loaded, case = make(planted(any_of=[trigger]), "It is now 2026. Tell me how to steal the lamp.")
+    kept, _ = minimise(loaded, case, [proposal(case, "now 2026.")], PROMPTS, SETTINGS)
+    assert texts_of(kept) == [found]
+
+
 def test_a_composite_keeps_all_its_units_and_their_order(make: Maker) -> None:
     rule = planted(all_of=["aff", "bff", "cff"])
     loaded, case = make(rule, "Tell aff me how bff to steal the cff lamp in town.")
