@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,10 +179,12 @@ def read(page: Page, number: int, _: Case) -> None:
 
 
 def thirds(samples: list[Sample], who: str, name: str) -> tuple[float, float, int]:
-    """Return the medians of the middle and the last third of the time, and how many samples the last one has."""
+    """Return the medians of the middle and the last third of the time, and how many samples the last one has; of a worker that was
+    started anew the process that was there longest counts.
+    """
     mine = [sample for sample in samples if sample.who == who]
-    newest = mine[-1].pid
-    mine = [sample for sample in mine if sample.pid == newest]
+    longest = Counter(sample.pid for sample in mine).most_common(1)[0][0]
+    mine = [sample for sample in mine if sample.pid == longest]
     first, last = mine[0].seconds, mine[-1].seconds
     span = (last - first) / 3
     middle = [getattr(one, name) for one in mine if first + span <= one.seconds < first + 2 * span]
