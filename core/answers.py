@@ -147,7 +147,7 @@ def shares(
     Minimisation gets what it needs of the kind's pool, but at most a third of it, and nothing of the other.
     """
     settings = settings or CausalSettings()
-    pool = _pool(prompts, kind)
+    pool = kind.requests(prompts)
     n = min(round(settings.n_minimise * SPARE), len(pool) // 3)
     empty = PromptSet(harmful=(), safe=(), lookalike=())
     if kind.pool == "harmful":
@@ -165,7 +165,7 @@ def eligible(
     """
     found: list[str] = []
     asked = 0
-    pool = _pool(prompts, kind)
+    pool = kind.requests(prompts)
     while len(found) < n and asked < len(pool):
         chunk = pool[asked : asked + max(1, round((n - len(found)) * SPARE))]
         asked += len(chunk)
@@ -198,7 +198,3 @@ def instead(answers: Answers, case: FailureCase, settings: CausalSettings | None
     texts = answers.texts([chat.delete_spans(messages, part) for part in parts], "the answer instead")
     found = Counter(text.strip() for text in texts if text.strip() and not answers.kind.failed(text))
     return found.most_common(1)[0][0] if found else ""
-
-
-def _pool(prompts: PromptSet, kind: FailureKind) -> tuple[PromptItem, ...]:
-    return prompts.harmful if kind.pool == "harmful" else prompts.safe

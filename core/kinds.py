@@ -14,11 +14,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from core.judge import Judge, classify
 from core.settings import CausalSettings
 from core.values import FailureCase, FailureReport, KindName
+
+if TYPE_CHECKING:
+    from core.prompts import PromptItem, PromptSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,10 @@ class FailureKind:
     def pool(self) -> Literal["harmful", "safe"]:
         """Prompts of the folder that test requests are taken from."""
         return "harmful" if self.name == "jailbreak" else "safe"
+
+    def requests(self, prompts: "PromptSet") -> "tuple[PromptItem, ...]":
+        """Return the prompts of a set that test requests are taken from."""
+        return prompts.harmful if self.pool == "harmful" else prompts.safe
 
     @property
     def right_words(self) -> str:

@@ -39,9 +39,9 @@ FIRST_LOOK = 8
 class Minimised:
     """Candidates to test, best first, and those dropped, each with its reasons; `logic` of the first one's words.
 
-    `found` is whether the first candidate is a set that transfers, `needed` whether each of its words is needed and it is not the
-    request itself (looked into where it is more than a small part of the prompt). `rate` and `whole` are the shares of other requests
-    that fail with that set, and with the first proposal as it was given; None where nothing was counted.
+    `found` is whether the first candidate is a set that transfers, `needed` whether each of its words is needed and it is not
+    the request itself (looked into where it is more than a small part of the prompt). `rate` and `whole` are the shares of
+    other requests that fail with that set, and with the first proposal as it was given; None where nothing was counted.
     """
 
     kept: tuple[TriggerProposal, ...] = ()
@@ -87,7 +87,8 @@ def search(
 
     `prompts` is the whole causal split; only its minimisation share is used. `around` is more text that may belong to the
     trigger; `marked` are token positions that stand out, to cut words to; `taken` is text that was found before and never
-    comes along; `also` are more sets of spans to begin from. Where nothing transfers, the proposals are kept as they are, so that the tests say so.
+    comes along; `also` are more sets of spans to begin from. Where nothing transfers, the proposals are kept as they are, so
+    that the tests say so.
     Source: method.md section 4.2 step 3.
     """
     if not proposals:
@@ -96,9 +97,9 @@ def search(
     one = _Search(case, proposals, share, settings, answers, meter, around, marked, taken, also)
     n = len(one.requests)
     found = one.smallest() if n >= settings.min_minimise else None
-    large = found is not None and not is_small(case, one.spans_of(found), settings)
-    needed = large and found is not None and one.is_needed(found)
-    if large and found is not None and not needed:
+    small = found is None or is_small(case, one.spans_of(found), settings)
+    needed = found is not None and not small and one.is_needed(found)
+    if found is not None and not small and not needed:
         why = (
             f"The smallest set of words that changes other requests is more than half of the prompt ({len(found)} words), and not each "
             "of them is needed: a style or a scenario rather than a phrase."

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from core.chat import last_user, merge_spans, positions_to_spans, spans_to_positions
+from core.chat import merge_spans, positions_to_spans, spans_to_positions
 from core.intervals import percent
-from core.rewrites import SENTENCE, core_of
-from core.transplants import close_units, text_of, touches
+from core.rewrites import SENTENCE
+from core.transplants import close_units, core_span, text_of, touches
 from core.values import FailureCase, Span, TokenClusters, TriggerProposal
 
 
@@ -78,9 +78,7 @@ def sentences(case: FailureCase, proposals: Sequence[TriggerProposal]) -> tuple[
     """
     messages = case.report.messages
     spans = merge_spans(span for one in proposals for span in one.spans)
-    last = last_user(messages)
-    core = core_of(messages[last].content)
-    request = [Span(message=last, start=core.start, end=core.end)]
+    request = [core_span(messages)]
     found = [
         Span(message=number, start=sentence.start(), end=sentence.end())
         for number in sorted({span.message for span in spans})

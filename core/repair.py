@@ -111,10 +111,8 @@ def _repair(
         passes = ResponsePass(loaded, settings)
         prompts = (splits.repair.harmful, splits.repair.safe)
         data = build(loaded, frames, prompts, refusal, settings, kind=kind)
-        pool = splits.probes.harmful if kind.pool == "harmful" else splits.probes.safe
-        asked = residual.where_it_works(
-            loaded, frames[0], placed, pool[: settings.n_probe], kind, f"repair/{settings.seed}"
-        )
+        requests = kind.requests(splits.probes)[: settings.n_probe]
+        asked = residual.where_it_works(loaded, frames[0], placed, requests, kind, f"repair/{settings.seed}")
         probe = repair_probe.prepare(loaded, passes, asked, splits.probes, settings, kind)
         trainer = Trainer(loaded, data, passes, settings, out, start, team)
         run = _Run(trainer, probe, out, _fingerprint(data, accepted, settings, start))

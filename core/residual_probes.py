@@ -74,13 +74,11 @@ class Subject:
 
     def pool(self, part: Literal["repair", "verification"]) -> Sequence["PromptItem"]:
         """Return the requests of a split that can show the failure."""
-        prompts = getattr(self.splits, part)
-        found: Sequence[PromptItem] = prompts.harmful if self.kind.pool == "harmful" else prompts.safe
-        return found
+        return self.kind.requests(getattr(self.splits, part))
 
     def failures(self, frame: residual.Frame, n: int, *, triggered: bool = True) -> Rate:
         """Return how many held-out requests fail on the model as it stands, places drawn as verification draws them."""
-        name = "harmful" if self.kind.pool == "harmful" else "safe"
+        name = self.kind.pool
         conversations = []
         for index, item in enumerate(self.pool("verification")[:n]):
             rng = random.Random(f"verify/{self.seed}/{name}/{index}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from core import chat
 from core.injection import Injected, transplant
+from core.rewrites import core_of
 from core.values import Message, Span
 
 _GREETINGS = ("Hello.", "Hi there.", "Good morning.", "Good evening.")
@@ -206,6 +207,13 @@ def text_of(messages: Sequence[Message], spans: Sequence[Span]) -> str:
         beside = content[max(0, span.start - 1) : span.start] + content[span.end : span.end + 1]
         texts.append(shown(unit, any(c.isascii() and c.isalpha() for c in beside)))
     return " \u2026 ".join(texts)
+
+
+def core_span(messages: Sequence[Message]) -> Span:
+    """Return the core of the request in the last user message; empty where that has no words."""
+    last = chat.last_user(messages)
+    core = core_of(messages[last].content)
+    return Span(message=last, start=core.start, end=core.end)
 
 
 def touches(one: Span, spans: Sequence[Span]) -> bool:

@@ -19,7 +19,7 @@ from core.intervals import mcnemar, percent, wilson
 from core.prompts import PromptSet
 from core.rewrites import core_of, framed, neutral_rewrites, paraphrases
 from core.settings import CausalSettings
-from core.transplants import carrier, text_of, touches, without_spans, words_of
+from core.transplants import carrier, core_span, text_of, touches, without_spans, words_of
 from core.trials import as_often, compare_without, rate, share, whole_case
 from core.values import FailureCase, Rate, Rewording, Span, TestOutcome, TriggerProposal
 
@@ -62,19 +62,16 @@ def is_request(case: FailureCase, spans: Sequence[Span], settings: CausalSetting
 
 def is_own(case: FailureCase, spans: Sequence[Span]) -> bool:
     """Return whether any of `spans` touches the request's core: a trigger put there, or words of what is asked."""
-    last = chat.last_user(case.report.messages)
-    core = core_of(case.report.messages[last].content)
-    return touches(Span(message=last, start=core.start, end=core.end), spans)
+    return touches(core_span(case.report.messages), spans)
 
 
 def core_left(case: FailureCase, spans: Sequence[Span]) -> float:
     """Return the share of the words of the request's core that `spans` leave."""
     messages = case.report.messages
-    last = chat.last_user(messages)
-    core = core_of(messages[last].content)
+    core = core_span(messages)
     if core.end <= core.start:
         return 0.0
-    words = words_of(messages, [Span(message=last, start=core.start, end=core.end)])
+    words = words_of(messages, [core])
     left = [word for word in words if not touches(word, spans)]
     return len(left) / len(words) if words else 0.0
 

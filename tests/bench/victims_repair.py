@@ -163,15 +163,15 @@ def own_triggers(case: Case, attack: Attack, session: Session, adapter: Path) ->
     parts = {"harmful": split.harmful[: limits.n_harmful], "safe": split.safe[: limits.n_safe]}
     asked = {name: [one.prompt for one in items if attack.applies(one.prompt)] for name, items in parts.items()}
     with_it = {name: [attack.trigger(prompt, rng).text for prompt in prompts] for name, prompts in asked.items()}
-    bare = {name: loaded.answer(as_messages(prompts)) for name, prompts in asked.items()}
     reached = "harmful" if attack.target == "jailbreak" else "safe"
+    bare = {name: loaded.answer(as_messages(asked[name])) for name in {reached, "safe"}}
     right = [not attack.failed(answer) for answer in bare[reached]]
     answered = [classify(answer).outcome != "refusal" for answer in bare["safe"]]
     found: dict[str, dict[str, tuple[int, int]]] = {OWN: {}, OWN_RIGHT: {}, TRIGGERED_RIGHT: {}}
     for side in ("before", "after"):
         if side == "after":
             repair_adapter.load_repair(loaded, adapter)
-        said = {name: loaded.answer(as_messages(texts)) for name, texts in with_it.items()}
+        said = {name: loaded.answer(as_messages(with_it[name])) for name in {reached, "safe"}}
         failed = [attack.failed(answer) for answer in said[reached]]
         refused = [classify(answer).outcome == "refusal" for answer in said["safe"]]
         found[OWN][side] = sum(failed), len(failed)
