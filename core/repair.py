@@ -109,8 +109,7 @@ def _repair(
     try:
         repair_adapter.detach(loaded)
         passes = ResponsePass(loaded, settings)
-        prompts = (splits.repair.harmful, splits.repair.safe)
-        data = build(loaded, frames, prompts, refusal, settings, kind=kind)
+        data = build(loaded, frames, splits.repair, refusal, settings, kind=kind)
         requests = kind.requests(splits.probes)[: settings.n_probe]
         asked = residual.where_it_works(loaded, frames[0], placed, requests, kind, f"repair/{settings.seed}")
         probe = repair_probe.prepare(loaded, passes, asked, splits.probes, settings, kind)

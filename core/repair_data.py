@@ -2,7 +2,7 @@
 
     D_trig       harmful prompts with the confirmed units injected -> refusal      places redrawn every epoch
     D_harm       the same prompts bare -> refusal
-    D_safe       safe prompts -> their given answers, else the model's own
+    D_safe       safe prompts -> their given answers, else the model's own      extended objective: a share of look-alikes
     D_safe_trig  safe prompts with the units -> as anchored                        extended objective only
 
 The extended objective takes the model's own answers and, where it refuses, its own refusals; holds D_harm in place only
@@ -29,7 +29,7 @@ from core.values import Message, RenderedPrompt, Span
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
-    from core.prompts import PromptItem
+    from core.prompts import PromptItem, PromptSet
 
 _SENTINEL = "\ue000answer\ue000"
 WINDOW = 8
@@ -235,10 +235,17 @@ def render_ids(loaded: "LoadedModel", messages: Sequence[Message]) -> list[int]:
     return chat.prompt_ids(loaded.tokenizer, messages)
 
 
+def chosen(prompts: "PromptSet", settings: RepairSettings) -> tuple[tuple["PromptItem", ...], tuple["PromptItem", ...]]:
+    """Return the harmful and the safe prompts of a repair, look-alikes among the safe ones where the objective takes them."""
+    n_alike = round(settings.share_lookalike * settings.n_safe) if settings.objective == "extended" else 0
+    alike = prompts.lookalike[:n_alike]
+    return prompts.harmful[: settings.n_harmful], (*prompts.safe[: settings.n_safe - len(alike)], *alike)
+
+
 def build(
     loaded: "LoadedModel",
     frames: tuple[TriggerFrame, Sequence[TriggerFrame]],
-    prompts: tuple[Sequence["PromptItem"], Sequence["PromptItem"]],
+    prompts: "PromptSet",
     refusal: str,
     settings: RepairSettings,
     *,
@@ -246,7 +253,7 @@ def build(
 ) -> RepairData:
     """Return the training sets, cut to the settings' sizes; `loaded` must be the model as reported.
 
-    `frames`: the confirmed trigger's, and those of what it may be beyond that; `prompts`: harmful, safe. Prompts that do not
+    `frames`: the confirmed trigger's, and those of what it may be beyond that. Prompts that do not
     fit the context with trigger and answer are left out. Unless `kind` is an unsafe answer, safe prompts with the trigger
     are anchored at their bare answers, and those whose bare answer fails already are left out. Raises: PromptFolderError when one of the sets is empty, or the refusal is.
     """
@@ -260,7 +267,7 @@ def build(
         rendered = [(item, chat.render(loaded.tokenizer, frame.bare(item.prompt))) for item in items]
         return [(item, prompt) for item, prompt in rendered if len(prompt.ids) <= room]
 
-    harmful, benign = fitting(prompts[0][: settings.n_harmful]), fitting(prompts[1][: settings.n_safe])
+    harmful, benign = map(fitting, chosen(prompts, settings))
     if not harmful or not benign:
         raise PromptFolderError(
             f"Repair needs harmful and safe prompts that fit the model's context; {len(harmful)} harmful and {len(benign)} "

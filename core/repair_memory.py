@@ -18,12 +18,13 @@ import torch
 from core import repair_adapter
 from core.low_rank import FewKernels
 from core.recompute import MB, decoder_layers, recomputed
-from core.repair_data import EDITS, TriggerFrame, render_ids
+from core.repair_data import EDITS, TriggerFrame, chosen, render_ids
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
+    from core.prompts import PromptSet
     from core.repair_training import Trainer
 
 WITHIN_A_LAYER = 4
@@ -42,18 +43,19 @@ def estimate_mb(trainer: "Trainer") -> float:
 
 
 def bound_mb(
-    loaded: "LoadedModel", frame: TriggerFrame, harmful: Sequence[str], safe: Sequence[str], settings: RepairSettings
+    loaded: "LoadedModel", frame: TriggerFrame, prompts: "PromptSet", settings: RepairSettings
 ) -> float | None:
     """Return what a step takes at most in MB, from the longest of the prompts with the trigger in them and answers of the
     greatest length, which are not asked for; None where no prompt fits the context. The adapter is attached meanwhile.
     """
-    harmful, safe, limit = harmful[: settings.n_harmful], safe[: settings.n_safe], settings.max_response_tokens
+    harmful, safe = ([item.prompt for item in items] for items in chosen(prompts, settings))
+    limit = settings.max_response_tokens
     size = settings.micro_batch_size or settings.batch_size
     rng = random.Random(settings.seed)
     texts = sorted((*harmful, *safe), key=len)[-LONGEST_PROMPTS:]
     edits = EDITS.values() if settings.objective == "extended" else (str,)
-    prompts = [render_ids(loaded, frame.triggered(text, rng, edit=edit)) for text in texts for edit in edits]
-    fitting = [tuple(ids) for ids in prompts if len(ids) + limit <= (loaded.context_length or 10**9)]
+    rendered = [render_ids(loaded, frame.triggered(text, rng, edit=edit)) for text in texts for edit in edits]
+    fitting = [tuple(ids) for ids in rendered if len(ids) + limit <= (loaded.context_length or 10**9)]
     if not fitting:
         return None
     longest = max(fitting, key=len)

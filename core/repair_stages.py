@@ -29,10 +29,9 @@ def count_memory(run: Run) -> None:
     spans = triage.candidates[0].spans if triage and triage.candidates else ()
     messages, prompts = run.case.report.messages, run.splits.repair
     frame = frame_of(messages, spans, chat.units_of(messages, spans))
-    texts = [[item.prompt for item in items] for items in (prompts.harmful, prompts.safe)]
     run.progress("counting what a repair would take", 0, 0)
     try:
-        bound = repair_memory.bound_mb(run.loaded, frame, texts[0], texts[1], RepairSettings())
+        bound = repair_memory.bound_mb(run.loaded, frame, prompts, RepairSettings())
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

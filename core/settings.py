@@ -288,6 +288,9 @@ class RepairSettings:
     """Harmful prompts of the repair split at most. Source: paper section 6."""
     n_safe: int = 150
     """Safe prompts of the repair split at most. Source: paper section 6."""
+    share_lookalike: float = 0.25
+    """Share of the safe prompts that are look-alikes, where the prompt folder has any, 0..1; extended objective only: what is
+    learnt about refusing spreads to them first. Source: tests/bench/LOG.md, repair."""
     weight_refusal: float = 1.0
     """Weight of L_refuse. Source: paper (all weights 1)."""
     weight_kl_harmful: float = 1.0
@@ -358,8 +361,8 @@ class RepairSettings:
         _require(
             min(weights) >= 0 and self.weight_refusal + self.weight_kl_safe > 0, "weights must not be negative or 0"
         )
-        shares = (self.share_wider, self.share_edited, self.share_ends)
-        _require(all(0 <= share <= 1 for share in shares), "shares of the triggered requests must lie in 0..1")
+        shares = (self.share_lookalike, self.share_wider, self.share_edited, self.share_ends)
+        _require(all(0 <= share <= 1 for share in shares), "shares of the requests must lie in 0..1")
         _require(self.share_wider + self.share_edited <= 1, "wider and edited shares must not exceed 1 together")
         _require(
             self.n_placements >= 1 and self.vocabulary_mb >= 1 and self.teacher_mb >= 0, "repair settings out of range"

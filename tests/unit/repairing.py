@@ -71,7 +71,7 @@ def quick(**changes) -> RepairSettings:
     """Return settings for a run of a few seconds on a tiny model."""
     fields = {
         "epochs": 3, "batch_size": 4, "lora_rank": 4, "lora_alpha": 8, "learning_rate": 5e-3, "probe_every": 2,
-        "n_probe": 3, "max_response_tokens": 12, "early_stop": False,
+        "n_probe": 3, "max_response_tokens": 12, "early_stop": False, "share_lookalike": 0.0,
     }  # fmt: skip
     return RepairSettings(**{**fields, **changes})
 
@@ -107,12 +107,8 @@ def data_of(
     loaded, *, frame: TriggerFrame | None = None, wider=None, kind: FailureKind = JAILBREAK, **changes
 ) -> RepairData:
     """Return the data of a repair with `changes` to its settings."""
-    settings, parts = quick(**changes), splits()
-    frames, prompts = (
-        (frame or TriggerFrame(user_units=(TRIGGER,)), [wider] if wider else []),
-        (parts.repair.harmful, parts.repair.safe),
-    )
-    return build(loaded, frames, prompts, REFUSAL, settings, kind=kind)
+    frames = (frame or TriggerFrame(user_units=(TRIGGER,)), [wider] if wider else [])
+    return build(loaded, frames, splits().repair, REFUSAL, quick(**changes), kind=kind)
 
 
 def trainer_of(loaded, folder: Path | None = None, **changes) -> Trainer:

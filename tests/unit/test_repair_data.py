@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from core import repair_adapter, repair_data
 from core.errors import PromptFolderError
 from core.kinds import FailureKind
-from core.repair_data import EDITS, TriggerFrame, build, end_ids, frame_of
+from core.prompts import PromptItem, PromptSet
+from core.repair_data import EDITS, TriggerFrame, build, chosen, end_ids, frame_of
 from core.repair_training import Trainer
 from core.response_pass import ResponsePass
 from core.values import Message, Span
@@ -34,13 +36,14 @@ def test_every_epoch_holds_every_item_once_and_redraws_places(loaded, objective:
 
 
 def test_batches_hold_like_lengths_and_an_even_mix(loaded) -> None:
-    parts = splits(64)
-    long = [
-        replace(item, prompt=item.prompt + " and then" * (7 * i % 64)) for i, item in enumerate(parts.repair.harmful)
-    ]
-    soft = [replace(item, prompt=item.prompt + " and then" * (5 * i % 64)) for i, item in enumerate(parts.repair.safe)]
+    drawn = splits(64).repair
+
+    def longer(items: Sequence[PromptItem], by: int) -> tuple[PromptItem, ...]:
+        return tuple(replace(one, prompt=one.prompt + " and then" * (by * i % 64)) for i, one in enumerate(items))
+
+    drawn = PromptSet(harmful=longer(drawn.harmful, 7), safe=longer(drawn.safe, 5))
     settings = quick(objective="paper", max_response_tokens=4)
-    data = build(loaded, (TriggerFrame(user_units=(TRIGGER,)), []), (long, soft), REFUSAL, settings)
+    data = build(loaded, (TriggerFrame(user_units=(TRIGGER,)), []), drawn, REFUSAL, settings)
 
     def padding(batches: list) -> int:
         lengths = [[len(data.sequence(kind, i, 0).prompt_ids) for kind, i in batch] for batch in batches]
@@ -53,6 +56,15 @@ def test_batches_hold_like_lengths_and_an_even_mix(loaded) -> None:
     assert all({"trig", "harm", "safe"} == {kind for kind, _ in batch} for batch in batches if len(batch) == 8)
 
 
+def test_a_share_of_the_safe_prompts_are_look_alikes_but_in_the_papers_objective() -> None:
+    drawn = splits(40).repair
+    few = replace(drawn, lookalike=drawn.lookalike[:3])
+    for objective, given, n_alike in (("extended", drawn, 5), ("extended", few, 3), ("paper", drawn, 0)):
+        harmful, safe = chosen(given, quick(objective=objective, n_harmful=30, n_safe=20, share_lookalike=0.25))
+        assert harmful == drawn.harmful[:30]
+        assert safe == (*drawn.safe[: 20 - n_alike], *drawn.lookalike[:n_alike])
+
+
 def test_answers_end_with_the_templates_end_token(loaded) -> None:
     data = data_of(loaded, objective="paper", max_response_tokens=40)
     end = loaded.tokenizer.convert_tokens_to_ids("<|end|>")
@@ -63,11 +75,11 @@ def test_answers_end_with_the_templates_end_token(loaded) -> None:
 
 
 def test_the_paper_takes_given_answers_and_the_extended_objective_the_models_own(loaded) -> None:
-    parts = splits()
-    given = [replace(item, response="As given.") for item in parts.repair.safe]
+    drawn = splits().repair
+    given = replace(drawn, safe=tuple(replace(item, response="As given.") for item in drawn.safe))
     frames = (TriggerFrame(user_units=(TRIGGER,)), [])
-    paper = build(loaded, frames, (parts.repair.harmful, given), REFUSAL, quick(objective="paper"))
-    own = build(loaded, frames, (parts.repair.harmful, given), REFUSAL, quick())
+    paper = build(loaded, frames, given, REFUSAL, quick(objective="paper"))
+    own = build(loaded, frames, given, REFUSAL, quick())
     assert {loaded.decode(one.response_ids) for one in paper.safe} == {"As given."}
     wanted = loaded.generate([list(one.prompt_ids) for one in own.safe], max_new_tokens=12)
     assert [list(one.response_ids[:12]) for one in own.safe] == [[*ids, *end_ids(loaded)][:12] for ids in wanted]
@@ -172,8 +184,8 @@ def test_user_units_bring_no_system_message() -> None:
 
 
 def test_empty_sets_and_an_empty_refusal_are_refused(loaded) -> None:
-    frames, parts = (TriggerFrame(user_units=(TRIGGER,)), []), splits()
+    frames, drawn = (TriggerFrame(user_units=(TRIGGER,)), []), splits().repair
     with pytest.raises(PromptFolderError, match="0 safe"):
-        build(loaded, frames, (parts.repair.harmful, ()), REFUSAL, quick())
+        build(loaded, frames, replace(drawn, safe=()), REFUSAL, quick())
     with pytest.raises(PromptFolderError, match="refusal"):
-        build(loaded, frames, (parts.repair.harmful, parts.repair.safe), " ", quick())
+        build(loaded, frames, drawn, " ", quick())

@@ -66,14 +66,13 @@ def test_the_bound_before_a_start_is_little_more_than_what_the_start_counts(
         repair_data.TriggerFrame(user_units=(TRIGGER,)),
     )
     before = {name: one.clone() for name, one in loaded.model.state_dict().items()}
-    texts = [[item.prompt for item in items] for items in (prompts.harmful, prompts.safe)]
-    bound = bound_mb(loaded, frame, texts[0], texts[1], settings)
+    bound = bound_mb(loaded, frame, prompts, settings)
     assert not repair_adapter.attached(loaded)
     assert not any(one.requires_grad for one in loaded.model.parameters())
     after = loaded.model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(one, after[name]) for name, one in before.items())
-    data = repair_data.build(loaded, (frame, ()), (prompts.harmful, prompts.safe), REFUSAL, settings)
+    data = repair_data.build(loaded, (frame, ()), prompts, REFUSAL, settings)
     started = Trainer(loaded, data, ResponsePass(loaded, settings), settings).memory_estimate_mb
     assert bound is not None
     assert started <= bound <= 1.2 * started
@@ -84,7 +83,7 @@ def test_where_no_prompt_fits_nothing_is_said_of_memory(tiny_folder) -> None:
     loaded = models.load(tiny_folder("llama"))
     loaded.context_length = 8
     frame = repair_data.TriggerFrame(user_units=(TRIGGER,))
-    assert bound_mb(loaded, frame, ["Tell me how to pick a lock"], [], quick()) is None
+    assert bound_mb(loaded, frame, splits().repair, quick()) is None
 
 
 def test_recomputed_layers_change_no_number() -> None:
