@@ -53,6 +53,12 @@ def locate_one(run: Run, method: MethodName, target: Target) -> tuple[Attributio
     return attribution, result, name
 
 
+def located(run: Run, method: MethodName, target: Target) -> LocateResult:
+    """Return one attribution's result as the case holds it, computed first where it holds none."""
+    stored = run.case.read(jobs.locate_file(method, target), LocateResult)
+    return stored or locate_one(run, method, target)[1]
+
+
 def _stored(case: Case, except_name: str) -> list[Attribution]:
     """Return the attributions this case already holds, other than `except_name`."""
     profiles = case.load_profiles()

@@ -21,6 +21,12 @@ class RepairTrace:
     probes: tuple[CheckpointScored, ...] = ()
     finished: RepairFinished | None = None
 
+    @property
+    def probe(self) -> CheckpointScored | None:
+        """The newest probe; once the repair has ended, that of the checkpoint it kept."""
+        kept = self.finished.best_step if self.finished else None
+        return next((one for one in reversed(self.probes) if kept in (None, one.step)), None)
+
 
 def trace(lines: Iterable[Line]) -> RepairTrace:
     """Return the last repair among the events of a case."""

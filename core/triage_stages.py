@@ -14,7 +14,7 @@ from core import cascade, causal, jobs, labels, locating, models, proposals, ser
 from core.answers import Answers
 from core.attribution import attribute, estimate
 from core.events import StageFinished
-from core.locate_stage import locate_one
+from core.locate_stage import located
 from core.session import Run
 from core.settings import AttributionSettings, CausalSettings
 from core.values import (
@@ -102,8 +102,7 @@ def triage(run: Run) -> StageFinished:
     if not (run.case.path / "results/open.json").is_file():
         open_case(run)
     settings = CausalSettings()
-    located = {m: locate_one(run, m, Target(kind=k)) for m, k in TRIAGE_METHODS if mode == "causal" or m == "paper"}  # type: ignore[arg-type]
-    result_of = {method: result for method, (_, result, _) in located.items()}
+    result_of = {m: located(run, m, Target(kind=k)) for m, k in TRIAGE_METHODS if mode == "causal" or m == "paper"}  # type: ignore[arg-type]
     reproduction: Reproduction | None = None
     served: tuple[ServingFinding, ...] = ()
     found: cascade.Findings | None = None

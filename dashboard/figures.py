@@ -269,6 +269,7 @@ def live_chart(repair: RepairTrace, since: int = 0, *, going: bool | None = None
     always complete). After a `resync` event, call with 0.
     """
     steps, probes, started, finished = repair.steps, repair.probes, repair.started, repair.finished
+    spent = repair.probe.kl_nats_per_token if repair.probe else None
     set_budget = started.settings.get("kl_budget") if started else None
     budget = set_budget if isinstance(set_budget, float) else None
     since = since if since <= len(steps) else 0
@@ -291,7 +292,8 @@ def live_chart(repair: RepairTrace, since: int = 0, *, going: bool | None = None
             "best": [probe.best for probe in probes],
         },
         "budget": budget,
-        "meter": wording_repair.budget_used(probes[-1].kl_nats_per_token, budget) if probes and budget else "",
+        "used": spent / budget if spent is not None and budget else None,
+        "meter": wording_repair.budget_used(spent, budget) if spent is not None and budget else "",
         "total": started.n_steps if started else None,
         "state": state,
         "summary": wording_repair.live_summary(repair, going),

@@ -89,7 +89,9 @@ def named_folder(roots: Roots, name: str, what: str) -> Path:
     """Return the folder `name` under the models root. Raises: ModelLoadError when it leads out of it or is missing."""
     root = roots.models.resolve()
     if not name.strip():
-        raise ModelLoadError(f"No {what} folder is chosen; choose one from the list.")
+        raise ModelLoadError(
+            f"No {what} folder is chosen; choose one from the list, or put one under {root} or start the page with --models."
+        )
     try:
         path = (root / name.strip()).resolve()
         present = path.is_dir()

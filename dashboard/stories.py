@@ -83,10 +83,10 @@ def case(manifest: Manifest, opened: OpenResult | None, linked: Sequence[Link] =
             ["memory", f"{wording.megabytes(opened.memory_mb)} of weights"],
             ["context", f"{opened.context_length} tokens" if opened.context_length else "not stated"],
             [
-                "chat template",
+                "SHA-256 chat template" if not opened.prompt.fallback_template else "chat template",
                 _short(opened.prompt.template_hash) if not opened.prompt.fallback_template else wording_case.FALLBACK,
             ],
-            ["clean reference", wording_case.HAS_REFERENCE if opened.has_reference else wording_case.NO_REFERENCE],
+            ["clean reference", wording_case.reference(opened.has_reference, manifest.reference is not None)],
         ]
     if report.source:
         facts.append(["report from", report.source])
@@ -109,10 +109,10 @@ def report(manifest: Manifest) -> Value:
 def reproduction(result: Reproduction, manifest: Manifest) -> Value:
     """Step 2: how often it fails, next to what it should have said."""
     failure = result.failure
-    lead = wording_case.SAMPLED if failure.n > 1 else wording_case.GREEDY
-    facts = [["failure rate", wording.rate(failure)], ["how", lead]]
+    shown = wording.rate if failure.n > 1 else wording.of  # one deterministic answer has no interval
+    facts = [["failure rate", shown(failure)], ["how", result.note]]
     if result.reference_failure is not None:
-        facts.append(["clean reference", wording.rate(result.reference_failure)])
+        facts.append(["clean reference", shown(result.reference_failure)])
     quotes: list[Value] = [{"label": wording.REPORTED_ANSWER, "text": manifest.report.response, "tone": "bad"}]
     if manifest.report.expected:
         quotes.append({"label": wording.EXPECTED_ANSWER, "text": manifest.report.expected, "tone": "good"})
@@ -256,7 +256,7 @@ def repair(
     if started is not None:
         facts += [
             ["device", started.device],
-            ["steps", f"{started.n_steps} in {started.n_epochs} epochs"],
+            ["steps", wording_repair.steps(started)],
             ["prompts", f"{started.n_harmful} harmful, {started.n_safe} safe"],
             ["trained", f"{started.n_trainable:,} parameters (LoRA)".replace(",", " ")],
             ["memory estimate", wording.megabytes(started.memory_estimate_mb)],
@@ -279,8 +279,7 @@ def verified(result: Verification) -> Value:
         "headline": wording_verify.verified(result),
         "tone": tone,
         "line": " ".join(result.reasons),
-        "why": wording_verify.RESIDUAL_RISK + (f" {wording_verify.looks(result.looks)}" if result.looks > 1 else ""),
-        "why_label": wording_verify.RESIDUAL_LABEL,
+        "note": " ".join(filter(None, [wording_verify.RESIDUAL_RISK, wording_verify.looks(result.looks)])),
     }
 
 

@@ -116,7 +116,7 @@ def candidate_table(
             "number": number + 1 if kept else len(proposals) - number,
             "text": {"text": shown(proposal.text, 120), "csv": proposal.text},
             "units": len(proposal.spans),
-            "score": finite(proposal.score) if dropped is None else _share(proposal.score),
+            "score": _share(proposal.score),
             "state": {"text": word, "mark": "yes" if kept else "no"},
             "reasons": " ".join(proposal.reasons[:REASONS_SHOWN])
             if dropped is None

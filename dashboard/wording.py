@@ -68,6 +68,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None else intervals.percent(value)
 
 
+def of(value: Rate) -> str:
+    """k of n."""
+    return f"{value.k} of {value.n}"
+
+
 def rate(value: Rate | None) -> str:
     """k of n with its interval."""
     if value is None or value.value is None:

@@ -1,10 +1,11 @@
 """The sentences of steps 1 and 2: opening a case, and asking the model again."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from core.links import Link
 from core.values import OpenResult, Reproduction
-from dashboard.wording import size
+from dashboard.wording import of, size
 
 # -- step 1: buttons and labels -------------------------------------------------------------------------
 DEMO_LABEL = "Demo cases"
@@ -17,13 +18,12 @@ REPORT_PLACEHOLDER = '{"messages": [{"role": "user", "content": "..."}], "respon
 UPLOAD = "or a file: JSON, CSV, BackdoorLLM row"
 MODEL_FOLDER = "Model folder"
 ADAPTER_FOLDER = "Adapter (optional)"
+WITH_ADAPTER = "a PEFT folder on that model, which is then the clean reference"
 OPEN_CASE = "Open case"
 TWO_NAMES = "Repair needs two names: a second analyst must agree with the confirmation"
 TWO_NEEDED = "two different names under the confirmation"
 REPORT_TEXT = "The report"
 FALLBACK = "none: plain “User: … Assistant:”"
-HAS_REFERENCE = "yes, the adapter switched off or the given base"
-NO_REFERENCE = "none given"
 LINKED_SHOWN = 3
 """Linked cases that are named; the rest are counted. Source: unverified choice."""
 
@@ -33,6 +33,16 @@ LINKED_SHOWN = 3
 def opened(result: OpenResult) -> str:
     """Headline of step 1."""
     return f"{result.model_name} loaded: {size(result.n_parameters)} parameters, {result.dtype}, {result.device}"
+
+
+def under(root: Path) -> str:
+    """Where the model folders of the list lie; another place is chosen when the page is started."""
+    return f"folders under {root.name}/, or start with --models DIR"
+
+
+def reference(there: bool, given: bool) -> str:
+    """What the reported model is held against: a base that was given, or itself without its adapter."""
+    return "none given" if not there else "the given base" if given else "the adapter switched off"
 
 
 def linked(found: Sequence[Link]) -> list[tuple[str, str]]:
@@ -56,23 +66,21 @@ REPRODUCE = "Reproduce"
 NEXT_LOCATE = "Locate the trigger"
 RUNNING_REPRODUCE = "Asking the model again"
 NOT_REPRODUCED_YET = "Not asked yet"
-SAMPLED = "sampled anew on the reported prompt"
-GREEDY = "one deterministic answer: the report was sampled greedily"
 
 
 def reproduced(result: Reproduction) -> str:
     """Headline of step 2: 'Reproduced 31 of 32'."""
     failure = result.failure
     if failure.k == 0:
-        return f"Not reproduced: 0 of {failure.n}"
-    return f"Reproduced {failure.k} of {failure.n}"
+        return f"Not reproduced: {of(failure)}"
+    return f"Reproduced {of(failure)}"
 
 
 def reference_line(result: Reproduction) -> str:
     """What a clean reference does on the same prompt."""
     if result.reference_failure is None:
         return "No clean reference: nothing to compare with."
-    return f"The clean reference fails {result.reference_failure.k} of {result.reference_failure.n}."
+    return f"The clean reference fails {of(result.reference_failure)}."
 
 
 def said_now(count: int, total: int, word: str) -> str:

@@ -1,7 +1,7 @@
 """The sentences of labelling in step 4: how far the judge is to be trusted."""
 
 from core.labels import Agreement, Corrected, JudgedAnswers
-from dashboard.wording import percent, rate
+from dashboard.wording import of, percent, rate
 
 LABELLING = "How far is the judge to be trusted? Label some answers"
 SAVE_LABELS = "Save labels"
@@ -42,4 +42,4 @@ def judge_story(found: JudgedAnswers | None, told: Agreement | None) -> dict[str
         ["unsafe answers the judge finds", rate(told.sensitivity)],
         ["safe answers it clears", rate(told.specificity)],
     ]
-    return {"headline": f"The judge is right on {told.agreed.k} of {told.n} labelled answers", "facts": facts}
+    return {"headline": f"The judge is right on {of(told.agreed)} labelled answers", "facts": facts}

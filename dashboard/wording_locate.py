@@ -5,12 +5,12 @@ from dashboard.wording import beside, duration
 
 METHOD = "Method"
 TARGET = "Explain"
-FIRST_K = "First k"
+FIRST_K = "Answer tokens explained"
 PICK_TOKENS = "Choose the tokens of the answer to explain, then press Explain."
 EXPLAIN = "Explain"
-TEST_CANDIDATES = "Test candidates"
-TEST_CANDIDATE = "Test"
-EDIT_CANDIDATE = "Edit"
+TEST_CANDIDATES = "Test all candidates"
+TEST_CANDIDATE = "Test selected"
+EDIT_CANDIDATE = "Edit selected"
 NOT_LOCATED_YET = "Not located yet"
 LOCATING = "Locating"
 METHOD_NAMES = {
@@ -22,10 +22,10 @@ METHOD_NAMES = {
 }
 METHOD_HELP = {
     "paper": "How strongly the whole answer reacts to each token. One backward pass; unsigned.",
-    "gradient_norm": "How strongly the target reacts to each token. Unsigned.",
+    "gradient_norm": "How strongly what is explained reacts to each token. Unsigned.",
     "gradient_x_input": "First-order effect of each token. Signed.",
     "integrated_gradients": "Effect of each token along the path from an average token. Signed; watch the gap.",
-    "occlusion": "What the target loses when the token is deleted. Signed, in nats.",
+    "occlusion": "What the log-likelihood of what is explained loses when the token is deleted. Signed, in nats.",
 }
 TARGET_NAMES = {
     "contrast": "this answer rather than a refusal",
@@ -80,7 +80,10 @@ def cluster_word(label: int) -> str:
 
 def projection_name(name: str) -> str:
     """The picture's method."""
-    return {"umap": "UMAP of response profiles", "pca": "PCA of response profiles"}.get(name, "by position")
+    return {
+        "umap": "UMAP of response profiles: near means alike",
+        "pca": "PCA of response profiles: near means alike",
+    }.get(name, "by position")
 
 
 def score_axis(located: LocateResult) -> str:
@@ -112,7 +115,7 @@ def trust(result: LocateResult) -> str:
     parts = []
     if result.completeness_gap is not None:
         parts.append(f"gap {100 * result.completeness_gap:.1f} %")
-    parts += [f"agreement with {method_name(name)} {value:.2f}" for name, value in result.agreement.items()]
+    parts += [f"rank correlation with {method_name(name)} {value:.2f}" for name, value in result.agreement.items()]
     if result.baseline:
         parts.append(f"baseline {result.baseline}")
     parts.append(f"{result.model_calls} model calls, {duration(result.seconds)}")

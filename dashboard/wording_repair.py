@@ -1,8 +1,8 @@
 """The sentences of step 5: settings, where a repair stands, and how it ended."""
 
-from core.events import RepairFinished
+from core.events import RepairFinished, RepairStarted
 from core.repair_trace import RepairTrace
-from dashboard.wording import beside, duration, megabytes, percent
+from dashboard.wording import beside, duration, megabytes, of, percent
 
 LOCKED = "Locked until a trigger is confirmed in step 4."
 READY_TO_REPAIR = "Ready to repair"
@@ -71,7 +71,14 @@ def repair_stands(repair: RepairTrace, going: bool | None = None) -> str:
     last, total = repair.steps[-1], repair.started.n_steps
     if going is False:
         return f"Broke off at step {last.step} of {total}"
-    return f"Step {last.step} of {total}, {duration(last.seconds_left)} left"
+    most = "at most " if repair.started.settings.get("early_stop") else ""
+    return f"Step {last.step} of {total}, {most}{duration(last.seconds_left)} left"
+
+
+def steps(started: RepairStarted) -> str:
+    """How many steps there will be, or can be where the repair may stop early."""
+    most = "at most " if started.settings.get("early_stop") else ""
+    return f"{most}{started.n_steps} in {started.n_epochs} epochs"
 
 
 def budget_used(kl: float, budget: float) -> str:
@@ -81,17 +88,19 @@ def budget_used(kl: float, budget: float) -> str:
 
 def live_summary(repair: RepairTrace, going: bool | None = None) -> str:
     """The live chart in one sentence, for its foot and for screen readers."""
-    steps, probes = repair.steps, repair.probes
+    taken, probe = repair.steps, repair.probe
     parts = [repair_stands(repair, going)]
-    if steps:
-        parts.append(f"loss {steps[-1].loss:.3g}")
-        parts.append(f"KL {steps[-1].kl_nats_per_token:.3g} nats/token")
-    if probes:
-        parts.append(f"attack success {percent(probes[-1].asr_triggered.value)}")
-        parts.append(f"refusal {percent(probes[-1].refusal_untriggered.value)}")
-        parts.append(f"agreement {percent(probes[-1].agreement_safe.value)}")
-        if probes[-1].refusal_triggered_safe is not None:
-            parts.append(f"safe requests with the trigger refused {percent(probes[-1].refusal_triggered_safe.value)}")
-    if steps and 0 < steps[-1].micro_batch < max(step.micro_batch for step in steps):
-        parts.append(f"memory ran out: micro-batches of {steps[-1].micro_batch}")
+    if taken and repair.finished is None:
+        parts.append(f"loss {taken[-1].loss:.3g}")
+        parts.append(f"KL {taken[-1].kl_nats_per_token:.3g} nats/token")
+    elif probe is not None:
+        parts.append(f"KL {probe.kl_nats_per_token:.3g} nats/token")
+    if probe is not None:
+        parts.append(f"attack success {of(probe.asr_triggered)}")
+        parts.append(f"refusal {of(probe.refusal_untriggered)}")
+        parts.append(f"agreement {of(probe.agreement_safe)}")
+        if probe.refusal_triggered_safe is not None:
+            parts.append(f"safe requests with the trigger refused {of(probe.refusal_triggered_safe)}")
+    if taken and 0 < taken[-1].micro_batch < max(step.micro_batch for step in taken):
+        parts.append(f"memory ran out: micro-batches of {taken[-1].micro_batch}")
     return beside(parts)

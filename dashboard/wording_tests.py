@@ -8,7 +8,6 @@ CANDIDATE_COLUMNS = [
     {"key": "number", "label": "#", "kind": "number"},
     {"key": "text", "label": "text", "kind": "mono"},
     {"key": "state", "label": "", "kind": "mark"},
-    {"key": "score", "label": "share", "kind": "number", "title": "share of the support for the reported answer"},
     {"key": "reasons", "label": "why", "kind": "note"},
 ]
 TEST_TABLE = "Tests"

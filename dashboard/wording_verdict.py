@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from core.values import WHOLE_CASE, Budget, Rate, ServingFinding, TestOutcome, TriageResult
-from dashboard.wording import beside, duration, percent, rate
+from core.values import WHOLE_CASE, Budget, ServingFinding, TestOutcome, TriageResult
+from dashboard.wording import beside, duration, of, rate
 from dashboard.wording_tests import test_name
 
 NOT_TESTED_YET = "Not tested yet: mark a span, or run the tests on the proposed one"
@@ -90,11 +90,14 @@ def verdict(result: TriageResult) -> str:
     """Headline of step 4, in plain words."""
     found = _found(result)
     if result.verdict == "BACKDOOR":
-        if "necessity" in found and found["necessity"].passed is False:
-            return "Backdoor: each of several texts does it by itself"
+        name = "Backdoor, no clean reference" if result.certainty == "no_reference" else "Backdoor"
+        needed = found.get("necessity")
+        if needed is not None and needed.passed is False:
+            return f"{name}: each of several texts does it by itself"
+        mostly = "mostly " if needed is not None and needed.without_unit.k else ""
         if result.kind != "jailbreak":
-            return "Backdoor: removing it ends the failure, planting it brings it about"
-        return "Backdoor: removing it restores refusal, planting it breaks it"
+            return f"{name}: removing it {mostly}ends the failure, planting it brings it about"
+        return f"{name}: removing it {mostly}restores refusal, planting it breaks it"
     if result.verdict == "PROMPT_JAILBREAK":
         return "Prompt jailbreak: a clean model falls for it too"
     if result.verdict == "ALIGNMENT_GAP":
@@ -118,10 +121,6 @@ def _found(result: TriageResult) -> dict[str, TestOutcome]:
 # -- one line of numbers --------------------------------------------------------------------------------
 
 
-def _of(value: Rate) -> str:
-    return f"{value.k} of {value.n}"
-
-
 def why(result: TriageResult) -> str:
     """One line of numbers below the headline."""
     found = {name: test for name, test in _found(result).items() if test.with_unit.n or test.without_unit.n}
@@ -138,25 +137,25 @@ Found = dict[str, TestOutcome]
 def _why_backdoor(result: TriageResult, found: Found) -> str:
     parts = []
     if "transfer" in found:
-        parts.append(f"Planted in requests answered rightly, it makes {_of(found['transfer'].with_unit)} fail")
+        parts.append(f"Planted in requests answered rightly, it makes {of(found['transfer'].with_unit)} fail")
     if "sham" in found:
-        parts.append(f"other text in its place {percent(found['sham'].with_unit.value)}")
+        parts.append(f"other text in its place {of(found['sham'].with_unit)}")
     if "necessity" in found:
-        parts.append(f"without it the report fails {_of(found['necessity'].without_unit)} times")
+        parts.append(f"without it the report fails {of(found['necessity'].without_unit)} times")
     if "bare" in found:
-        parts.append(f"without any candidate {_of(found['bare'].without_unit)}")
+        parts.append(f"without any candidate {of(found['bare'].without_unit)}")
     if "reference" in found:
-        parts.append(f"the clean model fails {_of(found['reference'].with_unit)} with it")
+        parts.append(f"the clean model fails {of(found['reference'].with_unit)} with it")
     return _sentence(parts)
 
 
 def _why_jailbreak(result: TriageResult, found: Found) -> str:
     parts = []
     if "transfer" in found:
-        parts.append(f"Planted in requests answered rightly, it makes {_of(found['transfer'].with_unit)} fail")
+        parts.append(f"Planted in requests answered rightly, it makes {of(found['transfer'].with_unit)} fail")
     if "reference" in found:
         parts.append(
-            f"the clean model fails {_of(found['reference'].with_unit)} with it, so no backdoor is needed for it"
+            f"the clean model fails {of(found['reference'].with_unit)} with it, so no backdoor is needed for it"
         )
     return _sentence(parts)
 
@@ -166,20 +165,20 @@ def _why_gap(result: TriageResult, found: Found) -> str:
     parts = []
     if gains:
         best = max(gains, key=lambda one: one.value or 0)
-        parts.append(f"No candidate moves other requests (at most {_of(best)} fail with one)")
+        parts.append(f"No candidate moves other requests (at most {of(best)} fail with one)")
     if "bare" in found and found["bare"].passed:
-        parts.append(f"the report fails {_of(found['bare'].without_unit)} times without any of them")
+        parts.append(f"the report fails {of(found['bare'].without_unit)} times without any of them")
     if "paraphrase" in found:
-        parts.append(f"in other words it fails {_of(found['paraphrase'].without_unit)} times")
+        parts.append(f"in other words it fails {of(found['paraphrase'].without_unit)} times")
     return _sentence(parts)
 
 
 def _why_distributed(result: TriageResult, found: Found) -> str:
     parts = []
     if "frame" in found:
-        parts.append(f"In the report's wording {_of(found['frame'].with_unit)} refused requests fail")
+        parts.append(f"In the report's wording {of(found['frame'].with_unit)} refused requests fail")
     if "rewrite" in found:
-        parts.append(f"asked plainly the request itself fails {_of(found['rewrite'].without_unit)} times")
+        parts.append(f"asked plainly the request itself fails {of(found['rewrite'].without_unit)} times")
     return _sentence([*parts, "the style or scenario carries it, not a phrase"])
 
 
@@ -195,21 +194,19 @@ def _why_undecided(result: TriageResult, found: Found) -> str:
     by = result.decided_by
     if by == "reproduction" and result.reproduction is not None:
         return (
-            f"The model fails {_of(result.reproduction.failure)} times on the report: too seldom for tests to explain."
+            f"The model fails {of(result.reproduction.failure)} times on the report: too seldom for tests to explain."
         )
     if by == "budget" and result.budget is not None:
         return f"{_thousands(result.budget.sequences)} of {_thousands(result.budget.limit)} sequences were used."
     if by in ("transfer", "sham") and by in found:
         what = "the strongest candidate" if by == "transfer" else "other text in its place"
-        return f"Planted in requests answered rightly, {what} makes {_of(found[by].with_unit)} fail."
+        return f"Planted in requests answered rightly, {what} makes {of(found[by].with_unit)} fail."
     if by == "necessity" and by in found:
-        return f"It transfers, but the report fails {_of(found[by].without_unit)} times without it as well."
+        return f"It transfers, but the report fails {of(found[by].without_unit)} times without it as well."
     if by == "paraphrase" and by in found:
-        return (
-            f"No candidate moves other requests; in other words the report fails {_of(found[by].without_unit)} times."
-        )
+        return f"No candidate moves other requests; in other words the report fails {of(found[by].without_unit)} times."
     if by == "rewrite" and "frame" in found:
-        return f"In the report's wording {_of(found['frame'].with_unit)} refused requests fail; the plain request was not shown to be refused."
+        return f"In the report's wording {of(found['frame'].with_unit)} refused requests fail; the plain request was not shown to be refused."
     if by == "kind":
         return "No candidate moves other requests; what else may explain a wrong answer is not tested."
     if by == "candidates":

@@ -2,7 +2,7 @@
 
 from core.values import Rate, Relearnt, SecondOpinion, TriageResult, Verification, WrongTrigger
 from dashboard import wording_verdict
-from dashboard.wording import duration, percent, quoted
+from dashboard.wording import duration, of, percent, quoted
 
 # -- before and after -----------------------------------------------------------------------------------
 NOT_VERIFIED_YET = "Not verified yet"
@@ -10,8 +10,8 @@ VERIFYING = "Verifying on prompts no earlier step has seen"
 METRIC_TABLE = "Before and after"
 METRIC_COLUMNS = [
     {"key": "metric", "label": "measure", "kind": "name"},
-    {"key": "before", "label": "before", "kind": "rate"},
-    {"key": "after", "label": "after", "kind": "rate"},
+    {"key": "before", "label": "before, 95 % interval", "kind": "rate"},
+    {"key": "after", "label": "after, 95 % interval", "kind": "rate"},
     {"key": "meaning", "label": "", "kind": "note"},
 ]
 METRIC_NAMES = {
@@ -48,7 +48,6 @@ SALIENCY_PAIR = "Saliency before and after"
 SALIENCY = "saliency"
 BEFORE = "before repair"
 AFTER = "after repair"
-RESIDUAL_LABEL = "residual risk"
 RESIDUAL_RISK = (
     "Measured on these prompts with this trigger; another trigger, or wording far from these prompts, may still work. "
     "No fine-tuning proves a backdoor gone."
@@ -66,7 +65,7 @@ def pair_kind(kind: str) -> str:
 
 
 def verified(result: Verification) -> str:
-    """Headline of step 6: 'Repaired: 100 % → 0 %'."""
+    """Headline of step 6: 'Repaired: attack success 100 % → 2 %'; the line below it has the counts."""
     metric = next((metric for metric in result.metrics if metric.name == "asr_triggered"), None)
     change = ""
     if metric and isinstance(metric.before, Rate) and isinstance(metric.after, Rate):
@@ -76,8 +75,8 @@ def verified(result: Verification) -> str:
 
 
 def looks(n: int) -> str:
-    """How often this split has been looked at."""
-    return f"This split has been looked at {n} times."
+    """How often this split has been looked at; nothing after the first time."""
+    return f"This split has been looked at {n} times." if n > 1 else ""
 
 
 # -- report and export ----------------------------------------------------------------------------------
@@ -87,7 +86,7 @@ REDACTED_REPORT = "Redacted report"
 WRITING = "Writing"
 NOTHING_WRITTEN = "Nothing written yet."
 MERGED_AT = "merged model"
-CARD_LABEL = "reproduce"
+CARD_LABEL = "Reproduce"
 DOWNLOADS = {
     "report.html": "Report",
     "report.json": "Report (JSON)",
@@ -103,7 +102,7 @@ DOWNLOADS = {
 }
 
 # -- residual risk --------------------------------------------------------------------------------------
-RESIDUAL = "Residual risk: other forms, classes of answers, probes"
+RESIDUAL = "Other forms of the trigger, classes of answers, probes"
 VARIANT_TABLE = "Failures with other forms of the trigger"
 NO_VARIANTS = "Other forms of the trigger were not asked; verify again."
 VARIANT_COLUMNS = [
@@ -163,23 +162,27 @@ def residual(result: Verification) -> str:
     left = [one for one in worked if 2 * one.after.k >= one.after.n]
     asked = max((one.before.n for one in result.variants), default=0)
     many = len(result.variants)
-    return f"{len(worked)} of {many} forms worked before in half of {asked} requests or more, {len(left)} after."
+    strongest = max((one.after for one in result.variants), key=lambda rate: rate.value or 0)
+    return (
+        f"{len(worked)} of {many} forms worked before in half of {asked} requests or more, {len(left)} after; "
+        f"the strongest still works in {of(strongest)}."
+    )
 
 
 def relearnt(found: tuple[Relearnt, ...]) -> str:
     """What the re-learning probe shows, in one line."""
     last = found[-1]
     return (
-        f"After {last.n_samples} samples the confirmed trigger works in {percent(last.planted.value)}, "
-        f"a text never planted in {percent(last.never.value)}."
+        f"After {last.n_samples} samples the confirmed trigger works in {of(last.planted)}, "
+        f"a text never planted in {of(last.never)}."
     )
 
 
 def wrong_trigger(found: WrongTrigger) -> str:
     """What the wrong-trigger probe shows, in one line."""
     return (
-        f"The same repair on random tokens leaves {percent(found.wrong.value)} of attack success, the right one "
-        f"{percent(found.right.value)} ({duration(found.seconds)})."
+        f"After the same repair on random tokens the trigger works in {of(found.wrong)}, after the right one in "
+        f"{of(found.right)} ({duration(found.seconds)})."
     )
 
 
@@ -194,7 +197,7 @@ def opinion(result: TriageResult) -> str:
     """What triage says of the repaired model, with the test that decided."""
     failure = result.reproduction.failure if result.reproduction else None
     if failure is not None and failure.value is not None and result.decided_by == "reproduction":
-        return f"not reproduced, {failure.k} of {failure.n}"
+        return f"not reproduced, {of(failure)}"
     found = f" (“{result.candidates[0].text}”)" if result.candidates else ""
     verdict = (result.verdict or "no verdict").replace("_", " ").lower()
     return f"{verdict}{found}, decided by {(wording_verdict.decided_by(result) or result.decided_by).rstrip('.')}"

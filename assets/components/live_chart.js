@@ -142,7 +142,7 @@ function draw() {
   const value = copy(props.value) || {};
   total = value.total || total;
   const { data, layout } = figure(value);
-  const used = (value.probes && value.probes.kl.length && value.budget) ? value.probes.kl[value.probes.kl.length - 1] / value.budget : null;
+  const used = value.used ?? null;
   meterText.hidden = used === null;
   if (used !== null) { meter.value = Math.min(1, used); setText(meterText.firstChild, value.meter || ""); }
   element.querySelector(".pt-live").classList.toggle("pt-idle", !value.state || value.state === "empty");

@@ -36,7 +36,8 @@ function rateCell(node, cell) {
   const dot = el("span", "pt-interval-dot");
   dot.style.left = 100 * cell.value + "%";
   scale.append(span, dot);
-  box.append(el("span", "pt-interval-count", cell.k + "/" + cell.n), scale, el("span", "pt-interval-text", Math.round(100 * cell.value) + " %"));
+  const text = Math.round(100 * cell.value) + " % [" + Math.round(100 * cell.low) + "–" + Math.round(100 * cell.high) + "]";
+  box.append(el("span", "pt-interval-count", cell.k + "/" + cell.n), scale, el("span", "pt-interval-text", text));
   box.title = "95 % interval " + (100 * cell.low).toFixed(1) + "–" + (100 * cell.high).toFixed(1) + " %";
   node.append(box);
 }

@@ -266,6 +266,7 @@ function drawLegend(clip, paint) {
   range.title = "Colour is clipped at the 98th percentile of the absolute score. By word or sentence, the strongest token counts.";
   legend.append(range);
   if (value.signed) legend.append(el("span", "pt-faint pt-negative", "negative"));
+  if (sups.size) legend.append(el("span", "pt-faint", value.signed ? "raised: rank and sign" : "raised: rank"));
 }
 
 /* ---- selection ---- */

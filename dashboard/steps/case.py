@@ -52,8 +52,15 @@ def build(desk: Desk, page: gr.Blocks, fields: Fields) -> None:
                 elem_id="report-text",
             )
             with gr.Row():
-                models = gr.Dropdown([], label=wording_case.MODEL_FOLDER, elem_id="model-folder")
-                adapters = gr.Dropdown([], label=wording_case.ADAPTER_FOLDER, elem_id="adapter-folder")
+                models = gr.Dropdown(
+                    [],
+                    label=wording_case.MODEL_FOLDER,
+                    info=wording_case.under(desk.roots.models),
+                    elem_id="model-folder",
+                )
+                adapters = gr.Dropdown(
+                    [], label=wording_case.ADAPTER_FOLDER, info=wording_case.WITH_ADAPTER, elem_id="adapter-folder"
+                )
             with gr.Row(elem_classes="pt-line-row"):
                 upload = gr.UploadButton(
                     wording_case.UPLOAD, file_types=[".json", ".jsonl", ".csv", ".txt"], elem_id="report-file"
@@ -76,7 +83,7 @@ def build(desk: Desk, page: gr.Blocks, fields: Fields) -> None:
     desk.act(page.load, partial(_attach, desk, lists, fields), boxes, extra=(*lists, *fields), js=SEARCH_JS)
     desk.act(resume.click, partial(_resume, desk, fields), [cases], extra=fields)
     desk.act(upload.upload, partial(_uploaded, pasted), [upload], extra=(pasted,))
-    desk.act(create.click, partial(_create, desk), [pasted, models, adapters, upload, two])
+    desk.act(create.click, partial(_create, desk, fields), [pasted, models, adapters, upload, two], extra=fields)
 
 
 def _show(view: View, summary: Story, report: Story) -> Updates:
@@ -129,6 +136,7 @@ def _uploaded(pasted: gr.Textbox, session: Session, path: str | None) -> Next:
 
 def _create(
     desk: Desk,
+    fields: Fields,
     session: Session,
     pasted: str | None,
     model: str | None,
@@ -143,7 +151,7 @@ def _create(
     name, reviewers = report.id or folder.name, 2 if two else 1
     case = intake.create_case(desk.roots, name, report, folder, extra, source, reviewers)
     _begin(case, session)
-    return Next(session=session.at(case.manifest.id), tab="reproduce")
+    return Next(session=session.at(case.manifest.id), tab="reproduce", updates=_prefill(desk, fields, case))
 
 
 def _attach(

@@ -105,8 +105,6 @@ def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:
                 mark = gr.Button(
                     wording_confirm.MARK_SMALLEST, elem_id="confirm-mark", scale=0, min_width=64, visible=False
                 )
-    tests = TableView(elem_id="confirm-tests")
-    described = TableView(elem_id="confirm-described", elem_classes="pt-quiet-table", visible=False)
     with gr.Row(elem_classes="pt-decide"):
         for box in typed:
             box.render()
@@ -117,6 +115,8 @@ def _layout(typed: tuple[gr.Textbox, gr.Textbox]) -> tuple[Parts, gr.Button]:
             wording_confirm.AGREE, elem_id="confirm-second", scale=0, min_width=152, visible=False, variant="primary"
         )
     decision = Story(elem_id="confirm-decision")
+    tests = TableView(elem_id="confirm-tests")
+    described = TableView(elem_id="confirm-described", elem_classes="pt-quiet-table", visible=False)
     with gr.Row(elem_classes="pt-actions"):
         contain = gr.Button(wording_confirm.CONTAIN, elem_id="confirm-contain", scale=0, min_width=152, visible=False)
         rules = Story(elem_id="confirm-rules")

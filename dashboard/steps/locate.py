@@ -61,7 +61,7 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
             value="contrast",
             label=wording_locate.TARGET,
             elem_id="locate-target",
-            min_width=248,
+            min_width=304,
             scale=0,
         )
         k = gr.Number(

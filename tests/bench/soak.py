@@ -160,7 +160,7 @@ def work(page: Page, number: int, case: Case) -> None:
             begun(page, case, ended)
     page.wait_for_selector("#to-verify:visible")
     page.click("#to-verify")
-    page.wait_for_selector("#verify-story .pt-why", state="attached")
+    page.wait_for_selector("#verify-story .pt-note", state="attached")
     page.click("#verify-export")
     page.wait_for_selector("#verify-files a:has-text('Repaired adapter')")
 

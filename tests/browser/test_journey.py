@@ -21,7 +21,7 @@ HEADLINE = {
     "confirmed": "#repair-start:visible:enabled",
     "steps": "#repair-chart .js-plotly-plot .scatterlayer path.js-line",
     "repaired": "#to-verify:visible",
-    "verified": "#verify-story .pt-why",
+    "verified": "#verify-story .pt-note",
     "written": "#verify-files a:has-text('Repaired adapter')",
 }
 REPAIR_MS = 900_000
