@@ -197,13 +197,6 @@ def _features(attributions: Sequence[Attribution]) -> np.ndarray:
     return np.arcsinh(np.stack(columns, axis=1))
 
 
-def average_ranks(values: np.ndarray) -> np.ndarray:
-    """Return ranks 1..n of `values` (n,); equal values share their mean rank."""
-    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return ((last - counts + 1 + last) / 2)[index]
-
-
 def _robust_z(values: np.ndarray) -> np.ndarray:
     """Return (values - median) / robust sigma; zeros when all values are equal.
 

@@ -1,8 +1,7 @@
 """Everything a long stage says while it runs: small frozen events, one a line in `events.jsonl`.
 
 Each event is complete in itself. The worker (or the command line) wraps it in a `Line`, which adds the running number,
-the time and the request it belongs to; stages know nothing of that. Readers match every class of `Event` and end in
-`assert_never`, so a new event fails the type check until it is shown.
+the time and the request it belongs to; stages know nothing of that.
 """
 
 from dataclasses import dataclass, field
@@ -96,7 +95,7 @@ class CheckpointScored:
 
     `agreement_safe`: share of safe prompts answered word for word as the reference does (first tokens, see settings).
     `refusal_triggered_safe`: share of safe prompts with the trigger that are refused, None in older files.
-    `best` says whether this checkpoint is the best so far, by the rule in `RepairSettings`.
+    `best` says whether this checkpoint is the best so far, by the rule in `repair.py`.
     """
 
     step: int

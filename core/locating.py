@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from core.attribution import attribute, response_profile
-from core.clustering import adaptive_clusters, average_ranks, occlusion_clusters, paper_clusters
+from core.clustering import adaptive_clusters, occlusion_clusters, paper_clusters
 from core.loaded import LoadedModel
 from core.progress import Progress
 from core.projection import project, umap_is_warm
@@ -69,6 +69,7 @@ def locate(
         agreement=rank_agreement(attribution, peers),
         seconds=attribution.seconds,
         model_calls=attribution.model_calls,
+        batches=attribution.batches,
     )
     return attribution, result
 
@@ -81,16 +82,14 @@ def clusters_of(attribution: Attribution, settings: AttributionSettings) -> Toke
 
 
 def rank_agreement(attribution: Attribution, others: Sequence[Attribution]) -> dict[str, float]:
-    """Return Spearman's rank correlation (-1..1) of |scores| over the scored tokens with each other method.
+    """Return Spearman's rank correlation (-1..1, SciPy) of |scores| over the scored tokens with each other method.
 
-    A method whose ranks do not vary (or fewer than two tokens) has no correlation and is left out.
-    Source: Spearman 1904; ties share their mean rank.
+    A method whose scores do not vary (or fewer than two tokens) has no correlation and is left out.
     """
-    own = average_ranks(np.abs(attribution.scores[attribution.scored]))
-    agreement: dict[str, float] = {}
-    for other in others:
-        theirs = average_ranks(np.abs(other.scores[attribution.scored]))
-        if own.size < 2 or own.std() == 0 or theirs.std() == 0:
-            continue
-        agreement[other.method] = float(np.corrcoef(own, theirs)[0, 1])
-    return agreement
+    from scipy.stats import spearmanr  # lazily: a second of import
+
+    own, *theirs = (np.abs(one.scores[attribution.scored]) for one in (attribution, *others))
+    if own.size < 2 or np.ptp(own) == 0:
+        return {}
+    pairs = zip(others, theirs, strict=True)
+    return {one.method: float(spearmanr(own, scores).statistic) for one, scores in pairs if np.ptp(scores) > 0}

@@ -9,7 +9,7 @@ The paper's objective is the plain sum of the first three; each term has a weigh
 sequences, never means over tokens: with those the safe KL shrinks about tenfold against the refusal term.
 `weighted_loss` goes through the vocabulary in chunks of rows, forward and backward together, so no (rows, vocabulary)
 tensor of a whole batch ever exists. Everything over the vocabulary is fp32. Nothing here knows a model.
-Source: arXiv 2606.02995, as read in README, "The method"; L_KL-trig: method.md section 4.3.
+Source: arXiv 2606.02995, as read in README, "The pipeline"; L_KL-trig: method.md section 4.3.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,12 +1,13 @@
 """The stages about a span that the analyst marked: test it, and find its smallest part that is enough."""
 
-from core import causal, chat, confirmation, jobs, minimise
+from core import causal, chat, confirmation, jobs, minimise, whole_case
 from core.budget import Meter
 from core.errors import ConfirmationError
 from core.events import StageFinished
 from core.serial import from_json, to_json
 from core.session import Run
 from core.settings import CausalSettings
+from core.transplants import text_of
 from core.triage_stages import reproduction_of
 from core.values import MinimisedSpan, Span, TriggerProposal
 from core.verdict import decide
@@ -19,9 +20,12 @@ def _marked(run: Run, stage: str) -> tuple[TriggerProposal, str]:
     if not spans:
         raise ConfirmationError("No text is marked; mark at least one token.")
     positions = chat.spans_to_positions(run.failure.prompt, spans)
-    text = " ... ".join(chat.units_of(messages, spans))
     candidate = TriggerProposal(
-        spans=spans, text=text, token_positions=positions, score=0.0, reasons=("marked by the analyst",)
+        spans=spans,
+        text=text_of(messages, spans),
+        token_positions=positions,
+        score=0.0,
+        reasons=("marked by the analyst",),
     )
     return candidate, jobs.request_key(run.case, stage, {"spans": [to_json(span) for span in spans]})
 
@@ -42,7 +46,15 @@ def test_span(run: Run) -> StageFinished:
         progress=run.progress,
         answers=run.answers(),
     )
-    decision = decide(reproduction_of(run), tests, 1, settings)
+    decision = decide(  # as of any candidate, but for its size: a long text is what the analyst asks about
+        reproduction_of(run),
+        tests,
+        [True],
+        settings,
+        request=[whole_case.is_request(run.failure, candidate.spans, settings)],
+        own=[whole_case.is_own(run.failure, candidate.spans)],
+        unsafe=run.kind.pool == "harmful",
+    )
     data = {"proposal": candidate, "tests": list(tests), "verdict": decision.verdict, "decided_by": decision.decided_by}
     name = run.case.write(f"results/test-{key}.json", data)
     run.case.audit("tested", actor="engine", spans=candidate.text, verdict=decision.verdict, files=[name])

@@ -182,6 +182,7 @@ def triage_result(
         failure=f"{run.kind.words} {run.kind.why}",
         budget=found.budget if found else None,
         logic=found.logic if found else "",
+        candidate=(found.decision.candidate if found else None) or 0,
         rewordings=found.rewordings if found else (),
     )
 

@@ -310,7 +310,8 @@ class TriageResult:
 
     `logic` says in plain words how the words of the first candidate work together; `rewordings` are the texts that the
     tests of the whole report used; `failure` says what counted as the failure, of which kind, and why; `layers` how many
-    answers each layer of the judge decided. All are empty in cases of older versions.
+    answers each layer of the judge decided; `candidate` which one the verdict is about, the first where it is about none.
+    All are empty in cases of older versions.
     """
 
     mode: Literal["causal", "paper"]
@@ -333,6 +334,7 @@ class TriageResult:
     failure: str = ""
     serving: tuple[ServingFinding, ...] = ()
     layers: dict[str, int] = field(default_factory=dict)
+    candidate: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -536,8 +538,9 @@ class OpenResult:
 class LocateResult:
     """One attribution with its clusters, candidates and picture, as plain lists for the page and the report.
 
-    All per-token lists have one entry per prompt position; `labels` as in `TokenClusters`. `agreement` is Spearman's
-    rank correlation of |scores| over the scored tokens with each other method already run on the same target.
+    All per-token lists have one entry per prompt position. `labels` are the method's own groups, `adaptive_labels` those of all methods
+    already run on the same target together, both as in `TokenClusters`. `agreement` is Spearman's rank correlation of
+    |scores| over the scored tokens with each of these methods. `model_calls` and `batches` as in `Attribution`.
     """
 
     method: MethodName

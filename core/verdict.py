@@ -278,7 +278,7 @@ def evidence_of(
 def decide(
     reproduction: Reproduction,
     tests: Sequence[TestOutcome],
-    candidates: int | Sequence[bool],
+    small: Sequence[bool],
     settings: CausalSettings | None = None,
     *,
     request: Sequence[bool] = (),
@@ -286,7 +286,6 @@ def decide(
     unsafe: bool = True,
     spent: bool = False,
 ) -> Decision:
-    """Return the verdict over all candidates: how many small ones there are, or `small` as in `evidence_of`."""
-    small = [True] * candidates if isinstance(candidates, int) else candidates
+    """Return the verdict over all candidates; arguments as in `evidence_of`."""
     evidence = evidence_of(reproduction, tests, small, settings, request=request, own=own, unsafe=unsafe, spent=spent)
     return judge(evidence)

@@ -81,6 +81,7 @@ def token_table(opened: OpenResult, located: LocateResult, messages: Sequence[Me
             "score": finite(located.scores[position]) if scored else None,
             "rank": rank.get(position),
             "cluster": wording_locate.cluster_word(located.labels[position]),
+            "adaptive": wording_locate.cluster_word(located.adaptive_labels[position]),
         }
         rows.append({"key": position, "cells": cells})
     return table(wording_locate.TOKEN_TABLE, "tokens.csv", wording_locate.TOKEN_COLUMNS, rows, empty=wording.NO_PROMPT)

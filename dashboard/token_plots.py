@@ -76,10 +76,12 @@ def token_map(
     points = {p: (float(x), float(y)) for p, (x, y) in zip(located.positions, located.coordinates, strict=True)}
     bare = {"showticklabels": False, "zeroline": False, "showgrid": False, "showline": False, "ticks": ""}
     ranges = [list(_extent([point[axis] for point in points.values()])) for axis in (0, 1)]
-    title = {"text": wording_locate.projection_name(located.projection)}
+    title = {"text": wording_locate.picture(located)}
     made = layout(xaxis={**bare, "title": title, "range": ranges[0]}, yaxis={**bare, "range": ranges[1]})
     made["margin"] = {"l": 24, "r": 24, "t": 24, "b": 28}
-    return _plot(opened, located, messages, points, highlight) | {
+    value = _plot(opened, located, messages, points, highlight)
+    return value | {
+        "data": [*value["data"], *_rings(located, points)],  # type: ignore[misc]
         "layout": made,
         "key": f"map-{located.method}-{located.target.kind}",
         "summary": "" if located.positions else wording_locate.NO_MAP,
@@ -120,6 +122,26 @@ def _plot(
             }
         )
     return {"data": data, "height": 240, "highlight": sorted(highlight)}
+
+
+def _rings(located: LocateResult, points: Mapping[int, Point]) -> list[Value]:
+    """Return the trace that rings what stands out by several methods together, none where nothing does."""
+    ringed = [points[p] for p in points if located.adaptive_labels[p] == 1]
+    if not ringed:
+        return []
+    marker = {"size": 17, "color": "theme:text", "symbol": "circle-open", "line": {"width": 1}}
+    x, y = zip(*ringed, strict=True)
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "cliponaxis": False,
+            "x": x,
+            "y": y,
+            "hoverinfo": "skip",
+            "marker": marker,
+        }
+    ]
 
 
 def _boundary_note(located: LocateResult, points: Mapping[int, Point]) -> tuple[str, Box | None]:

@@ -44,6 +44,7 @@ TOKEN_COLUMNS = [
     {"key": "score", "label": "score", "kind": "number"},
     {"key": "rank", "label": "rank", "kind": "number"},
     {"key": "cluster", "label": "cluster", "kind": "text"},
+    {"key": "adaptive", "label": "all methods", "kind": "text", "title": "adaptive clusters of all methods run so far"},
 ]
 CANDIDATES = "Candidates"
 CANDIDATE_COLUMNS = [
@@ -78,12 +79,11 @@ def cluster_word(label: int) -> str:
     return {1: "stands out", 0: "", -1: "not scored"}.get(label, str(label))
 
 
-def projection_name(name: str) -> str:
-    """The picture's method."""
-    return {
-        "umap": "UMAP of response profiles: near means alike",
-        "pca": "PCA of response profiles: near means alike",
-    }.get(name, "by position")
+def picture(located: LocateResult) -> str:
+    """The picture's method, and what its rings mean where it has any."""
+    name = {"umap": "UMAP of response profiles", "pca": "PCA of response profiles"}.get(located.projection)
+    ringed = "; ringed: stands out by all methods together" if 1 in located.adaptive_labels else ""
+    return f"{name}: near means alike{ringed}" if name else f"by position{ringed}"
 
 
 def score_axis(located: LocateResult) -> str:
@@ -111,14 +111,17 @@ def located(result: LocateResult) -> str:
 
 
 def trust(result: LocateResult) -> str:
-    """The trust strip: completeness gap, agreement with other methods, baseline, cost."""
+    """The trust strip: completeness gap, adaptive clusters, agreement with other methods, baseline, cost."""
     parts = []
     if result.completeness_gap is not None:
         parts.append(f"gap {100 * result.completeness_gap:.1f} %")
+    n, n_methods = sum(label == 1 for label in result.adaptive_labels), len(result.agreement) + 1
+    if n_methods > 1:
+        parts.append(f"{stand_out(n).lower()} by {n_methods} methods together")
     parts += [f"rank correlation with {method_name(name)} {value:.2f}" for name, value in result.agreement.items()]
     if result.baseline:
         parts.append(f"baseline {result.baseline}")
-    parts.append(f"{result.model_calls} model calls, {duration(result.seconds)}")
+    parts.append(f"{result.model_calls} sequences in {result.batches} model calls, {duration(result.seconds)}")
     return beside(parts)
 
 

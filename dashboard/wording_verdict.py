@@ -64,16 +64,6 @@ NEXT = {
 # -- the headline ---------------------------------------------------------------------------------------
 
 
-def deciding(result: TriageResult) -> int:
-    """Return the candidate the verdict is about: the first that transfers past the shams, else the one that passed most."""
-    state: dict[tuple[int, str], bool | None] = {(test.candidate, test.name): test.passed for test in result.tests}
-    n_passed = [sum(state.get((index, name)) is True for name in _FAILED) for index in range(len(result.candidates))]
-    for index in range(len(result.candidates)):
-        if state.get((index, "transfer")) and state.get((index, "sham")):
-            return index
-    return n_passed.index(max(n_passed)) if n_passed else 0
-
-
 def _missing(tests: Sequence[TestOutcome]) -> str:
     """What kept the tests from a verdict, in the order in which a reader would ask."""
     state: dict[str, bool | None] = {test.name: test.passed for test in tests}
@@ -110,12 +100,12 @@ def verdict(result: TriageResult) -> str:
         return f"Undecided: {_UNDECIDED[result.decided_by]}"
     if not result.candidates:
         return f"Undecided: {_UNDECIDED['candidates']}"
-    return _missing([test for test in result.tests if test.candidate == deciding(result)])
+    return _missing([test for test in result.tests if test.candidate == result.candidate])
 
 
 def _found(result: TriageResult) -> dict[str, TestOutcome]:
     """Return the outcomes that the verdict is about, by test."""
-    return {test.name: test for test in result.tests if test.candidate in (deciding(result), WHOLE_CASE)}
+    return {test.name: test for test in result.tests if test.candidate in (result.candidate, WHOLE_CASE)}
 
 
 # -- one line of numbers --------------------------------------------------------------------------------

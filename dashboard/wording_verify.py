@@ -37,11 +37,8 @@ PAIR_KINDS = {
     "harmful with trigger": "harmful, with trigger",
     "safe with trigger": "safe, with trigger",
     "look-alike": "safe look-alike",
-    "harmful_triggered": "harmful, with trigger",
     "harmful": "harmful, no trigger",
     "safe": "safe",
-    "safe_triggered": "safe, with trigger",
-    "lookalike": "safe look-alike",
 }
 NO_ANSWERS = "Answers appear here after verification."
 SALIENCY_PAIR = "Saliency before and after"

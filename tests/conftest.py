@@ -15,10 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402  the environment above must be set first
+from hypothesis import settings  # noqa: E402
 
 from tests import find_chromium  # noqa: E402
 from tests.tiny import byte_level_tokenizer, tiny_model  # noqa: E402
 
+settings.register_profile("any machine", deadline=None)  # a slow machine is no failure
+settings.load_profile("any machine")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 
 

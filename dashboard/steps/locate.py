@@ -39,7 +39,6 @@ class Parts:
     tokens: TableView
     candidates: TableView
     response: TokenView
-    explain: gr.Button
     pick: gr.Column
     k: gr.Number
 
@@ -94,7 +93,7 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
     with gr.Accordion(wording_locate.TABLE_TWIN, open=False):
         tokens = TableView(elem_id="locate-tokens")
 
-    parts = Parts(story, text, strip, picture, trust, tokens, candidates, response, explain, pick, k)
+    parts = Parts(story, text, strip, picture, trust, tokens, candidates, response, pick, k)
     drawn = (story, text, strip, picture, trust, tokens, candidates, pick, k)
     desk.panels["locate"] = Panel(_signature, lambda view, _: _show(view, parts), drawn)
     desk.panels["response"] = Panel(

@@ -61,7 +61,7 @@ def run(loaded: LoadedModel, case: FailureCase, *texts: str, **given) -> dict[st
 
 
 def verdict_of(loaded: LoadedModel, case: FailureCase, tests: dict[str, TestOutcome]) -> Decision:
-    return decide(causal.reproduce(loaded, case, SMALL), list(tests.values()), 1, SMALL)
+    return decide(causal.reproduce(loaded, case, SMALL), list(tests.values()), [True], SMALL)
 
 
 def test_a_small_gain_is_bounded_on_more_requests_and_the_note_counts_those(make: Maker) -> None:

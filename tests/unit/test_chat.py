@@ -123,7 +123,7 @@ def test_round_trip_is_exact(name: str, content: str) -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(contents=st.lists(ANY_TEXT, min_size=1, max_size=3), data=st.data())
 def test_any_text_is_covered(name: str, contents: list[str], data: st.DataObject) -> None:
     """Random Unicode in several turns: all characters covered; a span's tokens cover the span."""
@@ -147,7 +147,7 @@ def test_any_text_is_covered(name: str, contents: list[str], data: st.DataObject
     assert set(chat.spans_to_positions(prompt, spans)) >= set(positions)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(content=ANY_TEXT)
 def test_a_token_decodes_to_its_span(content: str) -> None:
     """Independent of offsets: what a byte-level token decodes to is the text of its span, where it is whole text."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from core.clustering import adaptive_clusters, average_ranks, occlusion_clusters, paper_clusters, two_means
+from core.clustering import adaptive_clusters, occlusion_clusters, paper_clusters, two_means
 from core.errors import AttributionError
 from core.settings import AttributionSettings
 from core.values import Attribution, Target
@@ -185,10 +185,3 @@ def test_adaptive_clusters_refuse_other_prompts_and_none():
         adaptive_clusters([attribution([1, 2]), attribution([1, 2, 3])])
     with pytest.raises(AttributionError, match="at least one"):
         adaptive_clusters([])
-
-
-@given(st.lists(st.integers(0, 5), min_size=2, max_size=12))
-def test_average_ranks_are_scipys(values):
-    from scipy.stats import rankdata
-
-    assert average_ranks(np.array(values)).tolist() == rankdata(values).tolist()

@@ -180,6 +180,16 @@ def test_strip_carries_positions_and_the_boundary() -> None:
     assert value["layout"]["shapes"][0]["y0"] == 3.0  # type: ignore[index]
 
 
+def test_the_map_rings_what_stands_out_by_all_methods_together() -> None:
+    *_, rings = token_plots.token_map(opened(), located())["data"]  # type: ignore[misc]
+    assert (rings["x"], rings["y"]) == ((2.0,), (2.0,))
+    alone = replace(located(), adaptive_labels=(-1, 0, 0, 0))
+    assert len(token_plots.token_map(opened(), alone)["data"]) == 2  # type: ignore[arg-type]
+    assert "ringed" in wording_locate.picture(located())
+    assert "ringed" not in wording_locate.picture(alone)
+    assert "one token stands out by 2 methods together" in wording_locate.trust(located())
+
+
 def test_labels_keep_clear_of_points_and_of_each_other() -> None:
     """Two neighbours of one height: the second label goes elsewhere; a crowd leaves some points bare, never two on one place."""
     near = {0: (0.0, 0.0), 1: (10.0, 5.0), 2: (10.2, 5.0), 3: (20.0, 10.0)}
@@ -377,16 +387,15 @@ def test_a_note_is_folded_after_its_first_sentence_but_not_inside_brackets() -> 
     assert cell["rest"] == "the margin falls. Too few."
 
 
-def test_the_verdict_is_about_the_candidate_that_transfers_past_the_shams() -> None:
+def test_the_verdicts_numbers_are_those_of_the_candidate_that_decided() -> None:
     proposal = TriggerProposal(spans=(), text="x", token_positions=(), score=1.0)
     found = TriageResult(
         mode="causal", verdict="BACKDOOR", certainty="no_reference", decided_by="all three tests", reproduction=None,
         candidates=(proposal, proposal), dropped=(),
         tests=(outcome("necessity", 0, 16, 0, True), outcome("transfer", 0, 3, 0, False),
                outcome("necessity", 1, 16, 2, True), outcome("transfer", 1, 15, 0, True), outcome("sham", 1, 1, 0, True)),
-        tokens=(), settings={}, model_calls=0, seconds=0.0, versions={},
+        tokens=(), settings={}, model_calls=0, seconds=0.0, versions={}, candidate=1,
     )  # fmt: skip
-    assert wording_verdict.deciding(found) == 1
     story = stories.verdict(found)
     assert "15 of 16" in story["line"]  # type: ignore[operator]
     assert "No clean reference" in story["facts"][0][1]  # type: ignore[index]

@@ -11,12 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import event_log, jobs
+from core import event_log, jobs, pipeline
 from core.casefile import Case
 from core.errors import BusyError, TriageError
 from core.event_log import EventLog
 from core.events import Progress, StageFailed, StageFinished, StageStarted
 from core.files import dump, write_atomic
+from dashboard import wording
 from tests.unit.test_casefile import make_case
 
 HOLDER = """
@@ -77,6 +78,10 @@ def test_a_question_changes_with_its_inputs(case: Case) -> None:
     before = jobs.request_key(case, "report", {})
     (case.path / "triage.json").write_text("{}")
     assert jobs.request_key(case, "report", {}) != before
+
+
+def test_every_stage_can_be_asked_run_and_named() -> None:
+    assert set(jobs.STAGES) == set(pipeline.STAGES) == set(wording.STAGE_NAMES) - {""}
 
 
 def test_an_unknown_stage_is_refused(case: Case) -> None:
