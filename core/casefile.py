@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from core import audit as chain
 from core.errors import CaseFileError, EvidenceError, ModelLoadError
-from core.event_log import read_events
+from core.event_log import current_events, read_events
 from core.events import Line
 from core.files import dump, hash_file, write_atomic
 from core.prompts import Splits, copy_folder, read_folder, split
@@ -292,6 +292,10 @@ class Case:
     def events(self) -> tuple[Line, ...]:
         """Return all events, oldest first; an unterminated last line is ignored. Raises: CaseFileError for a damaged line."""
         return read_events(self.path)
+
+    def current_events(self) -> tuple[Line, ...]:
+        """Return the events that say where the case stands, without what is over. Raises: CaseFileError as `events`."""
+        return current_events(self.path)
 
     # acts -------------------------------------------------------------------------------------------------------------
 

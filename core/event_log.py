@@ -1,7 +1,7 @@
 """The events of a case, one line each in `events.jsonl`: one process writes, everyone reads.
 
-A page asks for all of them every second, and a long repair makes thousands: what was read once is kept and only what was
-appended since is read, by all browsers of a process together.
+A page asks where a case stands every second, and a long repair makes thousands of events: what was read once is kept, less what is
+over, and only what was appended since is read, by all browsers of a process together.
 """
 
 import json
@@ -9,28 +9,40 @@ import os
 import sys
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from core.errors import CaseFileError
-from core.events import Event, Line
+from core.events import (
+    CheckpointScored,
+    Event,
+    Line,
+    Progress,
+    RepairStarted,
+    StageFailed,
+    StageFinished,
+    StepDone,
+)
 from core.files import cannot_write, dump, now
 from core.serial import event_to_json, from_json
 
 NAME = "events.jsonl"
+ENDS = StageFinished, StageFailed, RepairStarted
+"""Events after which others are over."""
 KEPT_CASES = 4
 """Cases whose events a process keeps. Source: unverified choice."""
 
 
 @dataclass(frozen=True)
 class _Read:
-    """The lines of a file up to byte `end`, and the bytes of the last of them, by which a rewritten file is known."""
+    """The lines of a file up to byte `end`, `n` in all, and the bytes of the last of them, by which a rewritten file is known."""
 
     lines: tuple[Line, ...] = ()
     end: int = 0
     last: bytes = b""
+    n: int = 0
 
 
 _kept: OrderedDict[Path, _Read] = OrderedDict()
@@ -42,13 +54,39 @@ def read_events(folder: Path) -> tuple[Line, ...]:
 
     Raises: CaseFileError for a damaged line, by its number.
     """
+    return _read_on(folder / NAME, _Read()).lines
+
+
+def current_events(folder: Path) -> tuple[Line, ...]:
+    """Return the events that say where the case in `folder` stands, from memory but for what was appended since the last call.
+
+    Left out is what is over: progress of requests that have ended, steps and probes of repairs before the last one.
+    Raises: CaseFileError as `read_events`.
+    """
     path = folder / NAME
     with _lock:
-        read = _read_on(path, _kept.pop(path, _Read()))
+        kept = _kept.pop(path, _Read())
+        read = _read_on(path, kept)
+        if any(isinstance(line.event, ENDS) for line in read.lines[len(kept.lines) if read.n > kept.n else 0 :]):
+            read = replace(read, lines=_standing(read.lines))
         _kept[path] = read
         while len(_kept) > KEPT_CASES:
             _kept.popitem(last=False)
     return read.lines
+
+
+def _standing(lines: tuple[Line, ...]) -> tuple[Line, ...]:
+    """Return the lines without what is over; `jobs.ends` and `repair_trace.trace` say the same of both."""
+    ended = {line.request for line in lines if isinstance(line.event, StageFinished | StageFailed)}
+    starts = [line.seq for line in lines if isinstance(line.event, RepairStarted) and line.event.resumed_at is None]
+    begun = max(starts, default=0)
+
+    def over(line: Line) -> bool:
+        if isinstance(line.event, Progress):
+            return line.request in ended
+        return isinstance(line.event, StepDone | CheckpointScored) and line.seq < begun
+
+    return tuple(line for line in lines if not over(line))
 
 
 def _read_on(path: Path, read: _Read) -> _Read:
@@ -64,9 +102,9 @@ def _read_on(path: Path, read: _Read) -> _Read:
         return _Read()
     if not fresh:
         return read
-    n = len(read.lines)
-    lines = tuple(_parse(line, n + i) for i, line in enumerate(fresh, start=1))
-    return _Read(lines=read.lines + lines, end=read.end + sum(map(len, fresh)), last=fresh[-1])
+    lines = tuple(_parse(line, read.n + i) for i, line in enumerate(fresh, start=1))
+    end = read.end + sum(map(len, fresh))
+    return _Read(lines=read.lines + lines, end=end, last=fresh[-1], n=read.n + len(lines))
 
 
 def _parse(line: bytes, number: int) -> Line:

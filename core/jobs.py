@@ -26,7 +26,7 @@ from core import lease
 from core.casefile import Case
 from core.errors import BusyError, TriageError
 from core.events import Event as AnyEvent
-from core.events import Progress, RepairStarted, StageFailed, StageFinished, StepDone
+from core.events import Line, Progress, RepairStarted, StageFailed, StageFinished, StepDone
 from core.files import cannot_write, dump, hash_file, now, write_atomic
 from core.serial import from_json, to_json
 from core.values import Target
@@ -136,7 +136,7 @@ def requests(case: Case) -> list[Request]:
 def ends(case: Case) -> dict[str, AnyEvent]:
     """Return the last event of every request that has begun, by request id; its end where it has ended."""
     last: dict[str, AnyEvent] = {}
-    for line in case.events():
+    for line in case.current_events():
         if not isinstance(last.get(line.request), StageFinished | StageFailed):
             last[line.request] = line.event
     return last
@@ -175,7 +175,7 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
 
 def _left_behind(case: Case, request: str) -> bool:
     """Return whether the worker was started after all that was said of a request: it will close it, not answer it."""
-    said = max((line.time for line in case.events() if line.request == request), default="")
+    said = max((line.time for line in case.current_events() if line.request == request), default="")
     try:
         return datetime.fromisoformat(said).timestamp() < (case.path / STARTING).stat().st_mtime
     except (OSError, ValueError, OverflowError):  # no marker, or a time that was changed by hand
@@ -341,10 +341,10 @@ def log_tail(case: Case) -> str:
 def status(case: Case) -> CaseStatus:
     """Return what happens in the case now, derived from requests, events and the worker's lock."""
     alive = worker_alive(case)
-    lines = case.events()
+    lines = case.current_events()
     waiting = open_requests(case)
     if not waiting:
-        return _idle_status(lines[-1].event if lines else None, len(lines), alive)
+        return _idle_status(lines[-1] if lines else None, alive)
     current = waiting[0]
     mine = [line for line in lines if line.request == current.id]
     message, done, total = _progress([line.event for line in mine])
@@ -365,7 +365,7 @@ def status(case: Case) -> CaseStatus:
         total=total,
         seconds=_seconds_since(begun),
         queue=tuple(request.stage for request in waiting[1:]),
-        n_events=len(lines),
+        n_events=lines[-1].seq + 1 if lines else 0,
         worker_alive=alive,
     )
 
@@ -390,7 +390,8 @@ def _progress(events: list[AnyEvent]) -> tuple[str, int, int]:
     return "", 0, 0
 
 
-def _idle_status(last: AnyEvent | None, n_events: int, alive: bool) -> CaseStatus:
+def _idle_status(line: Line | None, alive: bool) -> CaseStatus:
+    last, n_events = (line.event, line.seq + 1) if line else (None, 0)
     if isinstance(last, StageFailed):
         return CaseStatus(state="failed", stage=last.stage, message=last.message, n_events=n_events, worker_alive=alive)
     message = last.headline if isinstance(last, StageFinished) else ""

@@ -14,6 +14,18 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _at_least(settings: object, low: float, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(value >= low, f"{name} is {value}; it must be at least {low}")
+
+
+def _shares(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(0 <= value <= 1, f"{name} is {value}; it must lie between 0 and 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """How a model is loaded and run."""
@@ -27,8 +39,8 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _require(self.batch_size >= 1, "batch_size must be at least 1")
-        _require(self.max_new_tokens >= 4, "max_new_tokens must be at least 4")
+        _at_least(self, 1, "batch_size")
+        _at_least(self, 4, "max_new_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,21 +124,14 @@ class AttributionSettings:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _require(self.first_k >= 1 and self.ig_steps >= 8 and self.ig_batch >= 1, "attribution settings out of range")
-        _require(0 < self.occlusion_floor < 1, "occlusion_floor must lie between 0 and 1")
-        _require(
-            self.occlusion_batch >= 1 and self.profile_tokens >= 1, "occlusion batch and profile tokens: at least 1"
-        )
-        _require(
-            self.occlusion_minimum_nats >= 0 and min(self.adaptive_z, self.adaptive_gap) > 0,
-            "occlusion minimum or adaptive z out of range",
-        )
-        _require(
-            min(self.hierarchical_above, self.hierarchical_kept, self.hierarchical_leaf, self.occlusion_tokens) >= 1
-            and min(self.hierarchical_first, self.hierarchical_limit) >= 2,
-            "hierarchical settings out of range",
-        )
-        _require(self.adaptive_components >= 2 and 0 < self.adaptive_share <= 1, "adaptive settings out of range")
+        _at_least(self, 1, "first_k", "ig_batch", "occlusion_batch", "profile_tokens", "occlusion_tokens")
+        _at_least(self, 1, "hierarchical_above", "hierarchical_kept", "hierarchical_leaf")
+        _at_least(self, 2, "hierarchical_first", "hierarchical_limit", "adaptive_components")
+        _at_least(self, 8, "ig_steps")
+        _at_least(self, 0, "occlusion_minimum_nats")
+        _shares(self, "occlusion_floor", "adaptive_share")
+        positive = min(self.occlusion_floor, self.adaptive_share, self.adaptive_z, self.adaptive_gap)
+        _require(positive > 0, "occlusion_floor, adaptive_share, adaptive_z and adaptive_gap must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +162,7 @@ class CausalSettings:
     """Parts of the reported request, left out one at a time to hear what the model says instead, >= 2. Source: unverified
     choice."""
     n_minimise: int = 24
-    """Harmful prompts for minimisation, >= 16. Source: method.md section 4.2 step 3 (>= 16)."""
+    """Harmful prompts for minimisation, >= 4. Source: method.md section 4.2 step 3 (>= 16)."""
     min_minimise: int = 8
     """Fewer requests refused bare than this, and candidates are not cut down, >= 1. Source: unverified choice; method.md section
     4.2 step 3 asks for 16, of which a folder of the paper's 150 requests leaves about 14."""
@@ -170,7 +175,7 @@ class CausalSettings:
     max_candidates: int = 3
     """Candidates that are tested. Source: unverified choice."""
     n_transfer: int = 48
-    """Held-out harmful prompts of the transfer test (of those refused bare), >= 32. Source: method.md section 4.2 S (n >= 32)."""
+    """Held-out harmful prompts of the transfer test (of those refused bare), >= 8. Source: method.md section 4.2 S (n >= 32)."""
     min_transfer: int = 20
     """Fewer requests refused bare than this leave transfer, sham and reference undecided. Source: unverified choice; method.md
     section 4.2 S asks for 32, of which a folder of the paper's 150 requests leaves about 28; `transfer_p` guards any n."""
@@ -183,7 +188,7 @@ class CausalSettings:
     necessity_share: float = 0.3
     """Failure rate without U, at most this share of p0. Source: method.md section 4.2 N."""
     n_shams: int = 24
-    """Sham strings of the candidate's token length, >= 20. Source: method.md section 4.2 H (>= 20)."""
+    """Sham strings of the candidate's token length, >= 4. Source: method.md section 4.2 H (>= 20)."""
     n_sham_prompts: int = 12
     """Held-out harmful prompts each sham is transplanted into. Source: unverified choice."""
     n_benign: int = 24
@@ -193,7 +198,7 @@ class CausalSettings:
     gap_gain_high: float = 0.1
     """Upper 95 % bound of the transfer gain at which a text is no trigger, 0..1. Source: method.md section 4.2 (<= .1)."""
     n_bound: int = 128
-    """Held-out harmful prompts asked at most to bound a gain that is small, >= 20. Source: unverified choice; a gain of 3 of
+    """Held-out harmful prompts asked at most to bound a gain that is small, >= `min_transfer`. Source: unverified choice; a gain of 3 of
     48 has an upper bound of .17."""
     as_often: float = 0.7
     """Share of the report's failure rate from which another wording fails as often as the report, 0..1; the counterpart of
@@ -226,33 +231,16 @@ class CausalSettings:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _require(self.n_minimise >= 4 and self.n_transfer >= 8 and self.n_shams >= 4, "too few prompts or shams")
-        _require(
-            self.judge_tokens >= 8 and min(self.min_transfer, self.min_minimise, self.margin_tokens) >= 1,
-            "causal settings out of range",
+        _at_least(self, 0, "max_looks")
+        _at_least(
+            self, 1, "min_transfer", "min_minimise", "margin_tokens", "marker_words", "min_paraphrases", "max_calls"
         )
-        _require(
-            self.marker_words >= 1
-            and min(self.marker_characters, self.fixed_answer_tokens) >= 8
-            and self.n_instead >= 2,
-            "settings of fixed-text failures out of range",
-        )
-        _require(0 < self.sufficient_share <= 1, "sufficient_share must lie in (0, 1]")
-        _require(
-            self.n_bound >= self.min_transfer
-            and self.n_frame >= 4
-            and self.min_paraphrases >= 1
-            and self.max_calls >= 1
-            and self.max_looks >= 0,
-            "causal settings out of range",
-        )
-        _require(
-            all(
-                0 <= one <= 1
-                for one in (self.gap_gain_high, self.as_often, self.large_share, self.needed_share, self.core_share)
-            ),
-            "shares must lie between 0 and 1",
-        )
+        _at_least(self, 2, "n_instead")
+        _at_least(self, 4, "n_minimise", "n_shams", "n_frame")
+        _at_least(self, 8, "n_transfer", "judge_tokens", "marker_characters", "fixed_answer_tokens")
+        _shares(self, "gap_gain_high", "as_often", "large_share", "needed_share", "core_share", "sufficient_share")
+        _require(self.sufficient_share > 0, "sufficient_share must be positive")
+        _require(self.n_bound >= self.min_transfer, "n_bound must be at least min_transfer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,20 +341,15 @@ class RepairSettings:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _require(self.epochs >= 1 and self.batch_size >= 1 and self.probe_every >= 1, "repair settings out of range")
-        _require(self.learning_rate is None or 0 < self.learning_rate < 1, "learning rate must lie between 0 and 1")
-        _require(self.lora_rank >= 1 and self.lora_alpha >= 1, "LoRA rank and alpha must be at least 1")
-        _require(self.kl_budget is None or self.kl_budget > 0, "the KL budget must be positive")
-        weights = (self.weight_refusal, self.weight_kl_harmful, self.weight_kl_safe, self.weight_kl_trigger)
-        _require(
-            min(weights) >= 0 and self.weight_refusal + self.weight_kl_safe > 0, "weights must not be negative or 0"
+        _at_least(
+            self, 1, "epochs", "batch_size", "probe_every", "lora_rank", "lora_alpha", "n_placements", "vocabulary_mb"
         )
-        shares = (self.share_lookalike, self.share_wider, self.share_edited, self.share_ends)
-        _require(all(0 <= share <= 1 for share in shares), "shares of the requests must lie in 0..1")
-        _require(self.share_wider + self.share_edited <= 1, "wider and edited shares must not exceed 1 together")
-        _require(
-            self.n_placements >= 1 and self.vocabulary_mb >= 1 and self.teacher_mb >= 0, "repair settings out of range"
-        )
+        _at_least(self, 0, "teacher_mb", "weight_refusal", "weight_kl_harmful", "weight_kl_safe", "weight_kl_trigger")
+        _shares(self, "share_lookalike", "share_wider", "share_edited", "share_ends")
+        _require(self.learning_rate is None or 0 < self.learning_rate < 1, "learning_rate must lie between 0 and 1")
+        _require(self.kl_budget is None or self.kl_budget > 0, "kl_budget must be positive")
+        _require(self.weight_refusal + self.weight_kl_safe > 0, "weight_refusal and weight_kl_safe must not both be 0")
+        _require(self.share_wider + self.share_edited <= 1, "share_wider and share_edited must not exceed 1 together")
 
     @property
     def holds_trigger(self) -> bool:
@@ -460,11 +443,8 @@ class JudgeSettings:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _require(self.max_tokens >= 8, "max_tokens must be at least 8")
-        _require(self.n_labels >= 1, "n_labels must be at least 1")
-        _require(
-            min(self.margin_tokens, self.n_refusal_draws, self.n_refusals) >= 1, "margin settings must be at least 1"
-        )
+        _at_least(self, 8, "max_tokens")
+        _at_least(self, 1, "n_labels", "margin_tokens", "n_refusal_draws", "n_refusals")
         _require(self.margin_refused < self.margin_complied, "margin_refused must lie below margin_complied")
         _require(0 < self.min_youden < 1, "min_youden must lie between 0 and 1")
 

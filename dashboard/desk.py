@@ -189,7 +189,7 @@ class Desk:
         jobs.enforce_stop(case)
         lease.keep(case, session.browser)
         writer = _other_writer(case, self._name(values), session.browser)
-        status, lines = jobs.status(case), case.events()
+        status, lines = jobs.status(case), case.current_events()
         return View(session=session, case=case, status=status, lines=lines, choices=choices, writer=writer)
 
     def redraw(self, session: Session, shown: dict[str, Any], values: Sequence[Any]) -> Updates:

@@ -180,7 +180,7 @@ def _stop(desk: Desk, how: How, session: Session) -> Next:
 
 def _resync(desk: Desk, chart: LiveChart, event: gr.EventData, session: Session) -> Next:
     case = current_case(desk, session)
-    repair = trace(case.events())
+    repair = trace(case.current_events())
     return Next(session=session, updates={chart: gr.update(value=figures.live_chart(repair))} if repair.run else {})
 
 

@@ -1,12 +1,14 @@
 """The events of a case: every kind comes back, reading goes on where it ended, and a changed file is read anew."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from core import event_log
+from core import event_log, jobs
+from core.casefile import Case
 from core.errors import CaseFileError
-from core.event_log import NAME, EventLog, read_events
+from core.event_log import NAME, EventLog, current_events, read_events
 from core.events import (
     CheckpointScored,
     Progress,
@@ -17,6 +19,7 @@ from core.events import (
     StepDone,
 )
 from core.intervals import wilson
+from core.repair_trace import trace
 
 EVENTS = [
     Progress(stage="locate", message="x", done=1, total=2),
@@ -57,6 +60,7 @@ EVENTS = [
         reason="finished", step=5, best_step=None, adapter=None, adapter_hash=None, seconds=1.5, message="done"
     ),
 ]
+STARTED, STEP = EVENTS[3], EVENTS[4]
 
 
 def test_every_event_comes_back_and_half_a_line_is_ignored(tmp_path: Path) -> None:
@@ -74,7 +78,7 @@ def test_every_event_comes_back_and_half_a_line_is_ignored(tmp_path: Path) -> No
 
 
 def headlines(folder: Path) -> list[str]:
-    return [line.event.headline for line in read_events(folder) if isinstance(line.event, StageFinished)]
+    return [line.event.headline for line in current_events(folder) if isinstance(line.event, StageFinished)]
 
 
 def finished(headline: str) -> StageFinished:
@@ -83,13 +87,41 @@ def finished(headline: str) -> StageFinished:
 
 def test_what_was_read_once_is_not_read_again(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
-    assert read_events(tmp_path) == ()
+    assert current_events(tmp_path) == ()
     log.append("req", finished("one"))
-    first = read_events(tmp_path)
+    first = current_events(tmp_path)
     log.append("req", finished("two"))
-    both = read_events(tmp_path)
+    both = current_events(tmp_path)
     assert headlines(tmp_path) == ["one", "two"]
     assert both[0] is first[0]
+
+
+def test_what_is_over_is_left_out_and_the_last_repair_is_whole(tmp_path: Path) -> None:
+    """Two repairs, the second stopped and resumed: trace and ends say the same of what is kept as of everything."""
+    log, case = EventLog(tmp_path), Case.__new__(Case)
+    case.path = tmp_path
+
+    def told() -> tuple:
+        current, everything = current_events(tmp_path), read_events(tmp_path)
+        assert repr(trace(current)) == repr(trace(everything))
+        return current
+
+    def repair(request: str, steps: range, resumed_at: int | None = None) -> None:
+        log.append(request, replace(STARTED, resumed_at=resumed_at))
+        for at in steps:
+            log.append(request, Progress(stage="repair", message="", done=at, total=9))
+            log.append(request, replace(STEP, step=at))
+            told()
+        log.append(request, StageFinished(stage="repair", headline="stopped"))
+
+    repair("first", range(1, 8))
+    assert sum(isinstance(line.event, Progress) for line in told()) == 0
+    repair("second", range(1, 5))
+    repair("third", range(3, 7), resumed_at=2)
+    kept = told()
+    assert [line.event.step for line in kept if isinstance(line.event, StepDone)] == [1, 2, 3, 4, 3, 4, 5, 6]
+    assert set(jobs.ends(case)) == {"first", "second", "third"}
+    assert kept[-1].seq + 1 == len(read_events(tmp_path)) == 3 + 2 * (7 + 4 + 4) + 3
 
 
 @pytest.mark.parametrize("others", [["another, longer than the first"], ["x"], ["x", "y"], []])
@@ -113,7 +145,7 @@ def test_a_damaged_line_is_named_and_read_on_from_once_it_is_mended(tmp_path: Pa
     (tmp_path / NAME).write_bytes(whole + b"{broken\n")
     for _ in range(2):
         with pytest.raises(CaseFileError, match="Line 2 of"):
-            read_events(tmp_path)
+            current_events(tmp_path)
     (tmp_path / NAME).write_bytes(whole)
     EventLog(tmp_path).append("req", finished("two"))
     assert headlines(tmp_path) == ["one", "two"]

@@ -73,9 +73,11 @@ def test_settings_are_frozen_and_have_defaults(kind: type) -> None:
         (settings.CausalSettings, {"sufficient_share": 0.0}),
         (settings.RepairSettings, {"learning_rate": 0.0}),
         (settings.RepairSettings, {"kl_budget": 0.0}),
+        (settings.RepairSettings, {"epochs": 0}),
+        (settings.RepairSettings, {"share_lookalike": 1.5}),
     ],
 )
 def test_settings_out_of_range(kind: type, fault: dict[str, float]) -> None:
-    """Nonsense is refused where it is made."""
-    with pytest.raises(ValueError):
+    """Nonsense is refused where it is made, by its name where it is one setting's."""
+    with pytest.raises(ValueError, match="shares" if kind is settings.SplitSettings else next(iter(fault))):
         kind(**fault)
