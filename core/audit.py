@@ -3,12 +3,14 @@
 1. A line says who did what, when (UTC), on which facts; `files` among them are hashes of files of the case at that time.
 2. `seq` counts the lines, `previous` is the hash of the line before, `hash` the SHA-256 of this line without `hash`.
 3. Lines are appended under a lock and never rewritten. `audit.head` holds count and hash of the last one, so that a tail
-   that was cut off is noticed; an append after a cut goes on from the head, which leaves the gap in the chain for ever.
+   that was cut off is noticed; it is there before the first line, so that a head that is gone or unreadable was taken away.
+   An append after a cut goes on from the head, or from none, which leaves the gap in the chain for ever.
 4. Lines of versions before the chain may stand first; `previous` of the first chained line is the hash of them all.
 
-What the chain shows: that a line was changed, removed, inserted, moved or cut off by someone who did not rewrite all that
-follows. What it cannot show: who may write the folder may write a whole new log with a head that fits. Against that, hold
-the log against a report that left the folder: each states how many acts there were then, and the hash of the last.
+What the chain shows: that a line was changed, removed, inserted, moved or cut off by someone who did not write a head that
+fits. What it cannot show: who may write the folder may cut lines off or write a whole new log, with a head that fits. Against
+that, hold the log against what else knows of its acts: the case itself (report_check.py), or better a report that left the
+folder, which states how many acts there were then, and the hash of the last.
 A name in the log is what was typed, not who typed it.
 """
 
@@ -16,6 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ from core.errors import CaseFileError
 from core.files import cannot_write, now, write_atomic
 
 FILE, HEAD, LOCK = "audit.jsonl", "audit.head", "audit.lock"
+LOCK_SECONDS = 5.0
+"""A check waits this long for a writer. Source: unverified choice; a writer holds the lock for milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,10 @@ def _append(folder: Path, action: str, actor: str, facts: dict[str, Any]) -> Aud
             facts = facts | {"unfinished_line": data[whole:].decode("utf-8", "replace")}
             with open(path, "r+b") as file:
                 file.truncate(whole)
-        before = _before(data[:whole], stored_head(folder))
+        head = stored_head(folder)
+        before = _before(data[:whole], head)
+        if head is None:
+            _write_head(folder, before)
         line = _sealed(
             AuditLine(time=now(), actor=actor, action=action, facts=facts, seq=before.n, previous=before.hash)
         )
@@ -90,8 +98,12 @@ def _append(folder: Path, action: str, actor: str, facts: dict[str, Any]) -> Aud
             file.write(_text(line).encode("ascii") + b"\n")
             file.flush()
             os.fsync(file.fileno())  # before the head, which would otherwise know a line that a power cut took
-        write_atomic(folder / HEAD, json.dumps(asdict(Head(n=line.seq + 1, hash=line.hash))))
+        _write_head(folder, Head(n=line.seq + 1, hash=line.hash))
     return line
+
+
+def _write_head(folder: Path, head: Head) -> None:
+    write_atomic(folder / HEAD, json.dumps(asdict(head)))
 
 
 def lines(folder: Path) -> list[AuditLine]:
@@ -115,7 +127,19 @@ def stored_head(folder: Path) -> Head | None:
 
 
 def check(folder: Path, *, chained: bool = True) -> ChainCheck:
-    """Return what is wrong with the log. With `chained` a line outside the chain is a fault (cases of schema 2 on)."""
+    """Return what is wrong with the log. With `chained` a line outside the chain is a fault (cases of schema 2 on).
+
+    What looks broken is read again under the lock, where that may be taken: a writer may have been at work meanwhile.
+    """
+    found = _checked(folder, chained)
+    if found.broken is not None:
+        with suppress(OSError), FileLock(folder / LOCK, timeout=LOCK_SECONDS):
+            found = _checked(folder, chained)
+    return found
+
+
+def _checked(folder: Path, chained: bool) -> ChainCheck:
+    """Return what is wrong with the log as it can be read now."""
     seen = hashlib.sha256()
     unchained, last = 0, Head(n=0, hash=seen.hexdigest())
     before = last
@@ -144,14 +168,14 @@ def _against_head(folder: Path, unchained: int, before: Head, last: Head, chaine
     """Return the check of a whole chain that ends in `before` and `last` against `audit.head`."""
     head, n = stored_head(folder), last.n
     note, broken, why = "", None, ""
-    if head is None and n == unchained:
-        note = "The acts of this case were written by an older version, without a chain." if n else ""
-        broken, why = (1, "the log is missing or empty") if chained else (None, "")
-    elif head is None:
-        if n - unchained > 1:
-            broken, why = n, f"{HEAD} is missing, so that a cut tail would not be noticed"
-    elif head.n > n:
+    if head is not None and head.n > n:
         broken, why = n + 1, f"{head.n - n} of {head.n} lines are missing from the end"
+    elif n == unchained and chained:
+        broken, why = 1, "the log is missing or empty"
+    elif head is None and n == unchained:
+        note = "The acts of this case were written by an older version, without a chain." if n else ""
+    elif head is None:
+        broken, why = n, f"{HEAD} is missing or unreadable, so that a cut tail would not be noticed"
     elif head.n == n:
         if head.hash != last.hash:
             broken, why = n, f"{HEAD} holds another hash of it"
@@ -163,13 +187,16 @@ def _against_head(folder: Path, unchained: int, before: Head, last: Head, chaine
 
 
 def _before(data: bytes, head: Head | None) -> Head:
-    """Return count and hash of what a new line follows: the last line, unless the head knows better."""
+    """Return count and hash of what a new line follows: the last line, unless the head knows better.
+
+    Chained lines without any head are followed by a gap: nobody can tell how many there were.
+    """
     texts = data.split(b"\n")[:-1]
     last = _parsed(texts[-1]) if texts else None
     if last is None or not last.hash:
         found = Head(n=len(texts), hash=hashlib.sha256(data).hexdigest())
     else:
-        found = Head(n=len(texts), hash=last.hash)
+        found = Head(n=len(texts), hash=last.hash if head is not None else "")
     if head is None or head == found:
         return found
     uncounted = last is not None and found.n == head.n + 1 and last.previous == head.hash

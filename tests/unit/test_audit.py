@@ -77,6 +77,38 @@ def test_a_log_rewritten_to_fit_itself_still_differs_from_its_head(tmp_path: Pat
     assert audit.check(tmp_path).broken == 5
 
 
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("head", [None, b"{"])
+def test_a_head_that_is_gone_or_unreadable_was_taken_away(tmp_path: Path, n: int, head: bytes | None) -> None:
+    """However short the log is, and however it goes on: nobody can tell how long it was."""
+    put(tmp_path, written(tmp_path)[:n])
+    (tmp_path / audit.HEAD).unlink()
+    if head is not None:
+        (tmp_path / audit.HEAD).write_bytes(head)
+    found = audit.check(tmp_path)
+    assert (found.broken, "missing or unreadable" in found.why) == (n, True)
+    audit.append(tmp_path, "act", "Ada", {})
+    found = audit.check(tmp_path)
+    assert (found.broken, "removed" in found.why) == (n + 1, True)
+
+
+def test_a_check_beside_a_writer_accuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two acts are written after the log was read and before its head is."""
+    written(tmp_path)
+    stored, writing = audit.stored_head, [None]
+
+    def late(folder: Path) -> audit.Head | None:
+        while writing:
+            writing.pop()
+            audit.append(folder, "act", "worker", {})
+            audit.append(folder, "act", "worker", {})
+        return stored(folder)
+
+    monkeypatch.setattr(audit, "stored_head", late)
+    found = audit.check(tmp_path)
+    assert (found.acts, found.broken) == (6, None)
+
+
 def test_a_writer_that_was_killed_does_no_harm(tmp_path: Path) -> None:
     """After the line and before the head: the act counts. In the middle of a line: the rest is kept in the next act."""
     lines = written(tmp_path, 3)
@@ -91,6 +123,27 @@ def test_a_writer_that_was_killed_does_no_harm(tmp_path: Path) -> None:
     line = audit.append(tmp_path, "act", "Ada", {})
     assert line.facts["unfinished_line"] == '{"time": "2026'
     assert audit.check(tmp_path) == audit.ChainCheck(acts=4, unchained=0, head=audit.Head(n=4, hash=line.hash))
+
+
+def test_a_writer_that_was_killed_in_its_first_act_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head stands before the first line, so that none is missing after it."""
+    write, heads = audit.write_atomic, []
+
+    def die(path: Path, data: str) -> None:
+        heads.append(data)
+        if len(heads) == 2:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr(audit, "write_atomic", die)
+    with pytest.raises(KeyboardInterrupt):
+        audit.append(tmp_path, "act", "Ada", {})
+    monkeypatch.undo()
+    assert (audit.check(tmp_path).acts, audit.check(tmp_path).broken) == (1, None)
+    audit.append(tmp_path, "act", "Ada", {})
+    assert (audit.check(tmp_path).acts, audit.check(tmp_path).broken) == (2, None)
 
 
 def test_lines_of_older_versions_are_bound_by_the_first_chained_one(tmp_path: Path) -> None:
