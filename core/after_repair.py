@@ -31,7 +31,7 @@ def second_opinion(run: Run) -> StageFinished:
     """Run the cascade on the repaired model, with the report and with the report without the found text."""
     finished, adapter = repaired_adapter(run.case)
     accepted = confirmed_trigger(run)
-    evidence.verify(run.case)
+    evidence.verify(run.case, before=rounds.AGAIN)
     _ = run.contrast_ids  # what the reported model says instead, asked before the repair is on
     reduced = again.without(run.loaded.tokenizer, run.failure, accepted.spans) if accepted.spans else None
     try:
@@ -121,8 +121,8 @@ def probe_wrong_trigger(run: Run) -> StageFinished:
     settings, n_steps = settings_from(RepairSettings, started.settings), finished.best_step or finished.step
     folder = run.case.path / "wrong-trigger"
     found = residual_probes.wrong_trigger(subject, rates.before, rates.after, settings, n_steps, folder, run.refusal)
-    name = run.case.write(rounds.VERIFIED, replace(verified, wrong_trigger=found))
-    run.case.audit("wrong trigger", actor="engine", left=found.wrong.k, of=found.wrong.n, files=[name])
+    told, counts = replace(verified, wrong_trigger=found), {"left": found.wrong.k, "of": found.wrong.n}
+    name = evidence.rewrite(run.case, rounds.VERIFIED, told, "wrong trigger", actor="engine", **counts)
     headline = f"A repair on a wrong trigger leaves {found.wrong.k} of {found.wrong.n}; the right one {found.right.k}"
     return StageFinished(stage="wrong-trigger", headline=headline, files=(name,))
 
@@ -132,9 +132,9 @@ def probe_relearn(run: Run) -> StageFinished:
     _, adapter = repaired_adapter(run.case)
     subject, verified = _probed(run)
     found = residual_probes.relearn(subject, adapter, VerificationSettings())
-    name = run.case.write(rounds.VERIFIED, replace(verified, relearnt=found))
     last = found[-1]
     counts = {"samples": last.n_samples, "planted": last.planted.k, "never": last.never.k}
-    run.case.audit("re-learnt", actor="engine", **counts, files=[name])
+    told = replace(verified, relearnt=found)
+    name = evidence.rewrite(run.case, rounds.VERIFIED, told, "re-learnt", actor="engine", **counts)
     headline = f"After {last.n_samples} samples the trigger works in {last.planted.k} of {last.planted.n}, a new one in {last.never.k}"
     return StageFinished(stage="relearn", headline=headline, files=(name,))

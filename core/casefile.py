@@ -171,6 +171,10 @@ class Case:
             raise CaseFileError(
                 f"{source} has another schema version than 1 to {SCHEMA}; open it with the version that wrote it."
             )
+        if schema == 1 and ("evidence" in data or (self.path / "evidence").exists()):
+            raise CaseFileError(
+                f"{source} says schema 1, which had no copy of the report's file, and the case has one; restore {source.name}."
+            )
         self.schema: int = schema
         self.intake = replace(from_json(Manifest, data), schema=SCHEMA)
 

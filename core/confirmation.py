@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from core import evidence
 from core.casefile import Case
 from core.chat import check_spans, merge_spans, span_text, units_of
 from core.errors import CaseFileError, ConfirmationError
@@ -192,9 +193,10 @@ def agree(case: Case, *, analyst: str, reason: str) -> TriggerConfirmation:
     """Store and return the confirmation with a second analyst's agreement.
 
     Raises: ConfirmationError when name or reason is missing, the name is the first analyst's, or there is nothing to
-    agree with.
+    agree with; EvidenceError when that is not what was confirmed.
     """
     _check_typed(analyst, reason)
+    evidence.unchanged(case, FILE)
     first = stored(case)
     if first is None or first.decision == "rejected":
         raise ConfirmationError("There is no confirmation to agree with; accept or edit a trigger first.")

@@ -3,41 +3,67 @@
 1. The log's chain must hold, and `case.json` must be the file that the log knows.
 2. The report file and the prompts in the case; model, adapter, reference and judge folders outside it: every file that
    was hashed at intake is there with the same bytes, and none was added.
-3. What a stage builds on (triage, confirmation, the end of the repair) must be what its last act in the log wrote.
-The first difference stops with the name of the file. Nothing here ever writes to evidence.
+3. What a stage builds on (triage, confirmation, the end of the repair) must be what its last act in the log wrote; a file
+   that no act wrote was put there by hand. What a step writes anew it need not find whole: that is how it is made good.
+   A step that changes a file in part checks it first, and says in an act of its own what it will write (`rewrite`).
+The first difference stops with the name of the file. Nothing here ever writes to evidence. Acts of cases of schema 1 may not
+name what they wrote; there a file without an act is taken as it is.
 
 A case copied to another machine opens there; its model may lie elsewhere: `relocate` takes a folder whose hashes match.
 What this does not do: prove when, or by whom, evidence was collected.
 """
 
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from core import audit
 from core.casefile import PLACES, RELOCATED, Case, Manifest, hash_folder, moved_manifest
 from core.errors import CaseFileError, EvidenceError, ModelLoadError
-from core.files import hash_file
+from core.files import dump, hash_file
+from core.serial import to_json
 
-INPUTS = ("case.json", "triage.json", "confirmation.json", "repair/finished.json")
-"""Files of the case that later stages build on."""
+INPUTS = (
+    "case.json",
+    "triage.json",
+    "confirmation.json",
+    "repair/finished.json",
+    "verification.json",
+    "again.json",
+    "labels.json",
+    "containment.json",
+)
+"""Files of the case that later stages build on, in the order in which they do."""
 
 
-def verify(case: Case) -> None:
-    """Raise EvidenceError, naming the file, when evidence differs from intake or an input from its last act."""
-    log = audit.check(case.path, chained=case.schema != 1)
-    if log.broken is not None:
-        raise EvidenceError(
-            f"Line {log.broken} of {audit.FILE} is broken: {log.why}.",
-        )
-    recorded = recorded_files(case)
-    for name in INPUTS:
-        if name in recorded:
-            _same(case.path / name, recorded[name], f"{name} of the case")
+def verify(case: Case, *, before: str | None = None) -> None:
+    """Raise EvidenceError, naming the file, when evidence differs from intake or an input from its last act.
+
+    With `before` only the inputs that come before that one, which is about to be written anew.
+    """
+    unchanged(case, *INPUTS[: None if before is None else INPUTS.index(before)])
     for name, digest in case.intake.evidence.items():
         _same(case.path / name, digest, f"{name} of the case")
     case.splits()
-    for place, (folder, hashes) in folders(case.manifest).items():
-        verify_folder(place, folder, hashes, case)
+    verify_folders(case, *PLACES)
+
+
+def unchanged(case: Case, *names: str) -> None:
+    """Raise EvidenceError, naming the file, when the log is broken or a file of the case is not what its last act wrote."""
+    log = audit.check(case.path, chained=case.schema != 1)
+    if log.broken is not None:
+        raise EvidenceError(f"Line {log.broken} of {audit.FILE} is broken: {log.why}.")
+    recorded, coming = recorded_files(case), _coming(case)
+    for name in names:
+        if coming.get(name) == _digest(case.path / name) is not None:
+            continue
+        if name in recorded:
+            _same(case.path / name, recorded[name], f"{name} of the case")
+        elif case.schema != 1 and (case.path / name).exists():
+            raise EvidenceError(
+                f"{name} of the case was written by no act of the log; remove it and run its step, or start a new case."
+            )
 
 
 def places(manifest: Manifest) -> dict[str, str]:
@@ -58,6 +84,13 @@ def folders(manifest: Manifest) -> dict[str, tuple[str, Mapping[str, str]]]:
     return found
 
 
+def verify_folders(case: Case, *places: str) -> None:
+    """Raise EvidenceError, naming the file, when one of these folders of the case does not hold what was hashed at intake."""
+    for place, (folder, hashes) in folders(case.manifest).items():
+        if place in places:
+            verify_folder(place, folder, hashes, case)
+
+
 def verify_folder(place: str, folder: str, hashes: Mapping[str, str], case: Case) -> None:
     """Raise EvidenceError, naming the file, when a folder does not hold exactly what was hashed at intake."""
     if not Path(folder).is_dir():
@@ -76,19 +109,43 @@ def recorded_files(case: Case) -> dict[str, str]:
     """Return the hash that the latest act in the log gives for each file of the case it names."""
     recorded: dict[str, str] = {}
     for line in case.audit_lines():
-        files = line.facts.get("files")
-        if isinstance(files, dict):
-            recorded |= {str(name): str(digest) for name, digest in files.items()}
+        recorded |= _hashes(line, "files")
     return {name: digest for name, digest in recorded.items() if digest}  # none: the act moved the file away
+
+
+def _hashes(line: audit.AuditLine, key: str) -> dict[str, str]:
+    files = line.facts.get(key)
+    return {str(name): str(digest) for name, digest in files.items()} if isinstance(files, dict) else {}
+
+
+def rewrite(case: Case, name: str, value: object, action: str, *, actor: str, **facts: Any) -> str:
+    """Store `value` under `name` in place of what the step read there, as one act; return `name`.
+
+    An act before it holds the hash of what comes, so that a writer that is killed leaves no file that no act knows.
+    """
+    coming = sha256(dump(to_json(value)).encode("utf-8")).hexdigest()
+    case.audit("writing", actor=actor, coming={name: coming})
+    case.write(name, value)
+    case.audit(action, actor=actor, **facts, files=[name])
+    return name
+
+
+def _coming(case: Case) -> dict[str, str]:
+    """Return the hash of each file that was about to be written when its writer ended."""
+    coming: dict[str, str] = {}
+    for line in case.audit_lines():
+        written = _hashes(line, "files")
+        coming = {name: digest for name, digest in coming.items() if name not in written} | _hashes(line, "coming")
+    return coming
 
 
 def changed_files(case: Case) -> list[str]:
     """Return the files of the case that are gone or differ from what their latest act wrote."""
-    changed = []
+    changed, coming = [], _coming(case)
     for name, digest in recorded_files(case).items():
         path = case.path / name
         inside = case.path.resolve() in path.resolve().parents
-        if not inside or not path.is_file() or hash_file(path) != digest:
+        if not inside or _digest(path) not in (digest, coming.get(name, digest)):
             changed.append(name)
     return sorted(changed)
 
@@ -114,7 +171,11 @@ def relocate(case: Case, places: Mapping[str, Path], actor: str) -> Manifest:
     return moved_manifest(case.intake, kept)
 
 
+def _digest(path: Path) -> str | None:
+    return hash_file(path) if path.is_file() else None
+
+
 def _same(path: Path, digest: str, what: str) -> None:
-    if not path.is_file() or hash_file(path) != digest:
+    if _digest(path) != digest:
         state = "changed" if path.is_file() else "is gone"
         raise EvidenceError(f"{what} {state} since it was recorded; restore it, or run its step again.")

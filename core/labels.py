@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+from core import evidence
 from core.casefile import Case
 from core.errors import ConfirmationError
 from core.files import now
@@ -130,7 +131,8 @@ def stored(case: Case) -> Labels:
 def label(case: Case, given: Mapping[str, str], analyst: str) -> Labels:
     """Store what the analyst says of answers, by key, over earlier labels of the same answers; audited.
 
-    Raises: ConfirmationError for a missing name, no label at all, an unknown answer or class.
+    Raises: ConfirmationError for a missing name, no label at all, an unknown answer or class; EvidenceError when the earlier labels
+    are not what was labelled.
     """
     name = analyst.strip()
     found = answers(case)
@@ -142,6 +144,7 @@ def label(case: Case, given: Mapping[str, str], analyst: str) -> Labels:
     for key, outcome in given.items():
         if key not in known or outcome not in CLASSES:
             raise ConfirmationError("A label does not fit the stored answers; reload the page.")
+    evidence.unchanged(case, FILE)
     earlier = {one.key: one for one in stored(case).labels}
     time = now()
     changed = {
@@ -150,9 +153,8 @@ def label(case: Case, given: Mapping[str, str], analyst: str) -> Labels:
         if key not in earlier or (earlier[key].outcome, earlier[key].judged) != (outcome, known[key].judged)
     }
     result = Labels(labels=tuple((earlier | changed).values()))
-    case.write(FILE, result)
     told = {key: one.outcome for key, one in changed.items()}
-    case.audit("labelled", actor=name, labels=told, n=len(result.labels), files=[FILE])
+    evidence.rewrite(case, FILE, result, "labelled", actor=name, labels=told, n=len(result.labels))
     return result
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from core import chat, confirmation, dummy, evidence, export, repair, repair_memory, report, rounds, verification
 from core.attribution import attribute
-from core.casefile import Case
+from core.casefile import Case, hash_folder
 from core.errors import RepairDivergedError, TriageError
 from core.events import RepairFinished, StageFinished
 from core.files import hash_file
@@ -49,7 +49,7 @@ def repair_model(run: Run) -> StageFinished:
     """Fine-tune the confirmed trigger away, streaming events; the adapter stays in `repair/`."""
     accepted = confirmed_trigger(run)
     run.progress("checking the evidence", 0, 0)
-    evidence.verify(run.case)
+    evidence.verify(run.case, before=FINISHED)
     args = dict(run.args)
     resume = bool(args.pop("resume", False))
     settings = settings_from(RepairSettings, args)
@@ -95,7 +95,13 @@ def repair_model(run: Run) -> StageFinished:
     failed = ending.adapter is None and ending.reason != "discarded"
     names = [] if failed else [run.case.write(FINISHED, ending)]
     run.case.audit(
-        "repair ended", actor="engine", reason=ending.reason, step=ending.step, adapter=ending.adapter_hash, files=names
+        "repair ended",
+        actor="engine",
+        reason=ending.reason,
+        step=ending.step,
+        adapter=ending.adapter_hash,
+        adapter_files=hash_folder(run.case.path / ending.adapter) if ending.adapter else {},
+        files=names,
     )
     if failed:
         raise RepairDivergedError(ending.message)
@@ -143,8 +149,7 @@ def repaired_adapter(case: Case) -> tuple[RepairFinished, Path]:
     if finished is None or finished.adapter is None:
         raise TriageError("There is no repaired model yet; run the repair first.")
     adapter = case.path / finished.adapter
-    weights = adapter / ADAPTER_WEIGHTS
-    if not weights.is_file() or hash_file(weights) != finished.adapter_hash:
+    if not rounds.as_it_ended(case, finished, adapter):
         raise TriageError("The repair adapter was changed or removed since the repair; run the repair again.")
     return finished, adapter
 
@@ -153,7 +158,7 @@ def verify(run: Run) -> StageFinished:
     """Measure before and after on prompts that no earlier step saw."""
     _, adapter = repaired_adapter(run.case)
     accepted = confirmed_trigger(run)
-    evidence.verify(run.case)
+    evidence.verify(run.case, before=rounds.VERIFIED)
     result = verification.verify(
         run.loaded,
         run.failure,

@@ -12,8 +12,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from core import confirmation
-from core.casefile import Case
+from core import confirmation, evidence
+from core.casefile import Case, hash_folder
 from core.errors import TriageError
 from core.events import RepairFinished
 from core.files import hash_file
@@ -101,10 +101,23 @@ def start(case: Case) -> Path | None:
     if not ended:
         return None
     finished = case.read(f"repair/{ended[-1].name}/finished.json", RepairFinished)
-    weights = ended[-1] / "best" / ADAPTER_WEIGHTS
-    if finished is None or not weights.is_file() or hash_file(weights) != finished.adapter_hash:
+    adapter = ended[-1] / "best"
+    if finished is None or not as_it_ended(case, finished, adapter):
         raise TriageError(f"The adapter in repair/{ended[-1].name} changed since that round ended; start a new case.")
-    return weights.parent
+    return adapter
+
+
+def as_it_ended(case: Case, finished: RepairFinished, adapter: Path) -> bool:
+    """Return whether a folder holds the adapter that a repair left: its weights, and how they are scaled and placed.
+
+    Acts of older versions hold the hash of the weights alone; then those count.
+    """
+    if not adapter.is_dir():
+        return False
+    acts = [line.facts for line in case.audit_lines() if line.action == "repair ended"]
+    left = [one.get("adapter_files") for one in acts if one.get("adapter") == finished.adapter_hash]
+    found = hash_folder(adapter)
+    return found == left[-1] if left and left[-1] else found.get(ADAPTER_WEIGHTS) == finished.adapter_hash
 
 
 def looks(case: Case) -> int:
@@ -128,8 +141,9 @@ def can_open(case: Case) -> bool:
 def open_next(case: Case, actor: str) -> int:
     """Put the files of the current round away, take the second opinion's findings, and return the new round's number.
 
-    Raises: TriageError when the second opinion is not BACKDOOR.
+    Raises: TriageError when the second opinion is not BACKDOOR; EvidenceError when a file of the round is not what was written.
     """
+    evidence.unchanged(case, *FILES)
     found = opinion(case)
     if found is None or not can_open(case):
         raise TriageError(

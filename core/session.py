@@ -8,8 +8,7 @@ from typing import Any
 
 from core import causal, chat, evidence, intake, jobs, models
 from core.answers import Answers, instead
-from core.casefile import Case, hash_folder
-from core.errors import CaseFileError
+from core.casefile import Case
 from core.events import Event
 from core.judge import Judge, Judgement
 from core.judge_model import JudgeModel
@@ -20,6 +19,8 @@ from core.prompts import PromptItem, Splits
 from core.settings import CausalSettings, ModelSettings
 from core.team import ALONE, Team
 from core.values import FailureCase
+
+REFUSAL = "results/refusal.json"
 
 
 class Session:
@@ -32,6 +33,7 @@ class Session:
         self._patient: LoadedModel | None = None
         self._reference: LoadedModel | None = None
         self._judge: JudgeModel | None = None
+        self._judge_files: Mapping[str, str] = {}
 
     @property
     def device_name(self) -> str:
@@ -39,12 +41,16 @@ class Session:
         return str(models.resolve_device(self.settings.device))
 
     def patient(self, case: Case) -> LoadedModel:
-        """Return the case's model, loaded at first use and then the one of intake. Raises: ModelLoadError, CaseFileError."""
+        """Return the case's model, loaded at first use and then the one of intake, which a stage keeps for the next case
+        only where that has the same files. Raises: ModelLoadError, CaseFileError.
+        """
         spec = case.manifest.model
-        if self._patient is None or (self._patient.spec.path, self._patient.spec.adapter) != (spec.path, spec.adapter):
+        if self._patient is None or self._patient.spec != spec:
             self.drop()
-            evidence.verify(case)
-            self._patient = models.load(spec.path, spec.adapter, self.settings, spec=spec)
+            evidence.verify(case, before="triage.json")  # a stage checks for itself what it builds on
+            loaded = models.load(spec.path, spec.adapter, self.settings, spec=spec)
+            evidence.verify_folders(case, "model", "adapter")  # nor were they changed while they were read
+            self._patient = loaded
         return self._patient
 
     def reference(self, case: Case) -> LoadedModel | None:
@@ -52,8 +58,10 @@ class Session:
         spec = case.manifest.reference
         if spec is None:
             return None
-        if self._reference is None or self._reference.spec.path != spec.path:
-            self._reference = models.load(spec.path, spec.adapter, self.settings, spec=spec)
+        if self._reference is None or self._reference.spec != spec:
+            loaded = models.load(spec.path, spec.adapter, self.settings, spec=spec)
+            evidence.verify_folders(case, "reference")
+            self._reference = loaded
         return self._reference
 
     def judge(self, case: Case) -> Judge | None:
@@ -64,11 +72,11 @@ class Session:
         return None if case.manifest.judge is None else lambda text: self._asked_judge(case, text)
 
     def _asked_judge(self, case: Case, text: str) -> Judgement:
-        folder = Path(str(case.manifest.judge))
-        if self._judge is None or self._judge.folder != folder:
-            if hash_folder(folder) != case.manifest.judge_files:
-                raise CaseFileError(f"The judge in {folder} changed after intake; restore it or start a new case.")
-            self._judge = JudgeModel(folder, self.settings.device)
+        folder, files = Path(str(case.manifest.judge)), case.manifest.judge_files
+        if self._judge is None or (self._judge.folder, self._judge_files) != (folder, files):
+            judge = JudgeModel(folder, self.settings.device)
+            evidence.verify_folders(case, "judge")
+            self._judge, self._judge_files = judge, files
         return self._judge(text)
 
     def drop(self) -> None:
@@ -111,13 +119,18 @@ class Run:
 
     @cached_property
     def refusal(self) -> str:
-        """The model's own commonest refusal, found once a case."""
-        stored = self.case.read("results/refusal.json", dict)
-        if stored is None:
-            text = causal.own_refusal(self.loaded, self.asked_for_refusals, progress=self.progress)
-            stored = {"text": text}
-            self.case.write("results/refusal.json", stored)
-        return str(stored["text"])
+        """The model's own commonest refusal, found once a case: what a repair trains towards, so an act holds its hash.
+
+        One that no act knows, of an older version or of a writer that was killed, is found anew.
+        Raises: EvidenceError when it was changed since.
+        """
+        if REFUSAL in evidence.recorded_files(self.case):
+            evidence.unchanged(self.case, REFUSAL)
+            return str((self.case.read(REFUSAL, dict) or {})["text"])
+        text = causal.own_refusal(self.loaded, self.asked_for_refusals, progress=self.progress)
+        self.case.write(REFUSAL, {"text": text})
+        self.case.audit("own refusal", actor="engine", files=[REFUSAL])
+        return text
 
     @cached_property
     def kind(self) -> FailureKind:

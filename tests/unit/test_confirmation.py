@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from core import confirmation, containment
+from core import confirmation, containment, evidence
 from core.casefile import Case
-from core.errors import CaseFileError, ConfirmationError
+from core.errors import CaseFileError, ConfirmationError, EvidenceError
 from core.settings import DummySettings
 from core.values import (
     FailureCase,
@@ -69,6 +69,7 @@ def case(tmp_path: Path) -> Case:
             versions={},
         ),
     )
+    made.audit("triage", actor="engine", files=["triage.json"])
     return made
 
 
@@ -202,6 +203,17 @@ def test_the_same_name_is_no_second_one(case: Case, name: str) -> None:
         )
         with pytest.raises(ConfirmationError, match="are the same"):
             confirmation.check(forged, failure(), case.manifest.model)
+
+
+def test_nobody_agrees_with_a_confirmation_that_was_changed(case: Case) -> None:
+    """Agreeing would write the change, with a hash of it in the log."""
+    accept(two_names(case))
+    first = confirmation.stored(case)
+    assert first is not None
+    case.write(confirmation.FILE, replace(first, spans=(CFF,), units=("cff",)))
+    with pytest.raises(EvidenceError, match=r"confirmation\.json of the case changed"):
+        confirmation.agree(case, analyst="Grace", reason="r")
+    assert evidence.changed_files(case) == [confirmation.FILE]
 
 
 def test_a_new_decision_or_a_change_voids_the_agreement(case: Case) -> None:

@@ -125,8 +125,84 @@ def test_the_audit_command_tells_of_every_changed_file(tmp_path: Path, capsys: p
     case.write("verification.json", {"result": "REDUCED"})
     assert main(["audit", "--case", str(case.path)]) == 2
     shown = capsys.readouterr()
-    assert "verification.json differs" in shown.err
+    assert "verification.json of the case changed" in shown.err
     assert json.loads(shown.out)["changed"] == ["verification.json"]
+
+
+INPUTS = [name for name in evidence.INPUTS if name not in ("case.json", "triage.json", "confirmation.json")]
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_a_file_that_no_act_wrote_was_put_there_by_hand(tmp_path: Path, name: str) -> None:
+    """Also one whose last act moved it away. The step that writes it anew is not stopped by it."""
+    case = whole_case(tmp_path)
+    case.write(name, {"result": "REDUCED"})
+    with pytest.raises(EvidenceError, match=f"{name} of the case was written by no act"):
+        evidence.verify(case)
+    evidence.verify(case, before=name)
+    case.audit("act", actor="Ada", files=[name])
+    evidence.verify(case)
+    case.audit("round opened", actor="Ada", files={name: ""})
+    with pytest.raises(EvidenceError, match="written by no act"):
+        evidence.verify(case)
+
+
+def test_a_case_without_its_log_may_not_pass_as_an_older_one(tmp_path: Path) -> None:
+    """Older ones had no copy of the report's file."""
+    case = whole_case(tmp_path)
+    data = json.loads((case.path / "case.json").read_text(encoding="utf-8")) | {"schema": 1, "seed": 4}
+    (case.path / audit.FILE).unlink()
+    (case.path / audit.HEAD).unlink()
+    case.write("case.json", data)
+    with pytest.raises(CaseFileError, match="says schema 1"):
+        Case(case.path)
+    case.write("case.json", {key: value for key, value in data.items() if key != "evidence"})
+    with pytest.raises(CaseFileError, match="says schema 1"):
+        Case(case.path)
+
+
+def test_a_log_that_is_cut_to_its_first_line_gives_no_pass_to_forged_inputs(tmp_path: Path) -> None:
+    """Neither without its head, nor after more acts, nor with a head that fits."""
+    case = whole_case(tmp_path)
+    (first, *_) = (case.path / audit.FILE).read_bytes().split(b"\n")
+    (case.path / audit.FILE).write_bytes(first + b"\n")
+    (case.path / audit.HEAD).unlink()
+    case.write("confirmation.json", {"decision": "accepted"})
+    for _ in range(2):
+        with pytest.raises(EvidenceError, match="is broken"):
+            evidence.verify(case)
+        case.audit("asked", actor="analyst")
+    (case.path / audit.FILE).write_bytes(first + b"\n")
+    (case.path / audit.HEAD).write_text(json.dumps({"n": 1, "hash": json.loads(first)["hash"]}), encoding="utf-8")
+    with pytest.raises(EvidenceError, match=r"triage\.json of the case was written by no act"):
+        evidence.verify(case)
+
+
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_a_writer_that_is_killed_while_it_changes_a_file_leaves_one_that_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    """Before the file is written, or after it and before its act; the next change goes on from there."""
+    case = whole_case(tmp_path)
+    evidence.rewrite(case, "labels.json", {"labels": [1]}, "labelled", actor="Ada")
+    write = Case.write
+
+    def die(*given: object) -> None:
+        if killed == "after":
+            write(*given)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Case, "write", die)
+    with pytest.raises(KeyboardInterrupt):
+        evidence.rewrite(case, "labels.json", {"labels": [2]}, "labelled", actor="Ada")
+    monkeypatch.undo()
+    evidence.verify(case)
+    assert evidence.changed_files(case) == []
+    assert case.read("labels.json", dict) == {"labels": [1 if killed == "before" else 2]}
+    evidence.rewrite(case, "labels.json", {"labels": [3]}, "labelled", actor="Ada")
+    case.write("labels.json", {"labels": [2]})  # what was coming once is not good for ever
+    with pytest.raises(EvidenceError, match=r"labels\.json of the case changed"):
+        evidence.verify(case)
 
 
 def test_reading_and_checking_write_nothing(tmp_path: Path) -> None:

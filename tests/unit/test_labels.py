@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from core import labels
+from core import evidence, labels
 from core.casefile import Case, Manifest
-from core.errors import ConfirmationError
+from core.errors import ConfirmationError, EvidenceError
 from core.files import now
 from core.intervals import wilson
 from core.judge import classify
@@ -59,6 +59,17 @@ def test_labels_are_stored_with_name_and_time_and_audited(case: Case) -> None:
     assert kept[first].time <= kept[second].time
     acts = [line for line in case.audit_lines() if line.action == "labelled"]
     assert [(act.actor, act.facts["n"]) for act in acts] == [("A. Analyst", 2), ("B", 2)]
+
+
+def test_labels_that_were_changed_by_hand_are_not_written_again(case: Case) -> None:
+    given = truth(case)
+    first, second = list(given)[:2]
+    label(case, {first: given[first]}, "A")
+    path = case.path / labels.FILE
+    path.write_text(path.read_text(encoding="utf-8").replace('"A"', '"B"'), encoding="utf-8")
+    with pytest.raises(EvidenceError, match=r"labels\.json of the case changed"):
+        label(case, {second: given[second]}, "A")
+    assert evidence.changed_files(case) == [labels.FILE]
 
 
 @pytest.mark.parametrize(

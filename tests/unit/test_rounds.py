@@ -1,25 +1,26 @@
 """Rounds of repair: files are kept apart, the log knows where they went, and no round starts on what another left unsure."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from core import confirmation, evidence, rounds
-from core.casefile import Case
-from core.errors import TriageError
+from core.casefile import Case, hash_folder
+from core.errors import EvidenceError, TriageError
 from core.events import RepairFinished
 from core.files import hash_file
+from core.repair_stages import repaired_adapter
 from core.values import SecondOpinion, TriageResult, TriggerConfirmation
 from tests.unit.test_confirmation import CFF, case  # noqa: F401  (the fixture)
 
 
-def repaired(one: Case) -> RepairFinished:
-    """Confirm the proposal and leave an adapter as a repair would."""
+def repaired(one: Case, *, older: bool = False) -> RepairFinished:
+    """Confirm the proposal and leave an adapter as a repair would, or as an `older` version would log it."""
     confirmation.confirm(one, decision="accept", analyst="Ada", reason="tests agree")
     weights = one.path / "repair/best/adapter_model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"weights of round 1")
+    (weights.parent / "adapter_config.json").write_text('{"lora_alpha": 64}', encoding="utf-8")
     finished = RepairFinished(
         reason="finished",
         step=3,
@@ -30,7 +31,8 @@ def repaired(one: Case) -> RepairFinished:
         message="",
     )
     one.write(rounds.FINISHED, finished)
-    one.audit("repair ended", actor="engine", files=[rounds.FINISHED])
+    left = {} if older else {"adapter_files": hash_folder(weights.parent)}
+    one.audit("repair ended", actor="engine", adapter=finished.adapter_hash, **left, files=[rounds.FINISHED])
     return finished
 
 
@@ -41,6 +43,7 @@ def asked_again(one: Case, verdict: str, adapter_hash: str | None) -> TriageResu
     other = replace(found.candidates[0], text="cff", spans=(CFF,))
     whole = replace(found, verdict=verdict, candidates=(other,))  # type: ignore[arg-type]
     one.write(rounds.AGAIN, SecondOpinion(adapter_hash=adapter_hash or "", removed=("aff",), whole=whole, rest=None))
+    one.audit("second opinion", actor="engine", files=[rounds.AGAIN])
     return whole
 
 
@@ -84,10 +87,41 @@ def test_no_round_without_a_backdoor_in_this_very_adapter(case: Case, verdict: s
     assert (case.path / "confirmation.json").is_file()
 
 
-def test_a_changed_adapter_is_no_start(case: Case) -> None:  # noqa: F811
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "added.json"])
+def test_a_changed_adapter_is_no_start_and_no_model(case: Case, name: str) -> None:  # noqa: F811
+    """Neither its weights nor how they are scaled and placed, in the round that made it and in the next."""
     finished = repaired(case)
+    assert repaired_adapter(case)[0] == finished
+    best, kept = case.path / "repair/best", case.path / "repair/round-1/best"
+    before = (best / name).read_bytes() if (best / name).exists() else None
+    (best / name).write_bytes(b'{"lora_alpha": 8}')
+    with pytest.raises(TriageError, match="adapter was changed"):
+        repaired_adapter(case)
+    (best / name).unlink() if before is None else (best / name).write_bytes(before)
     asked_again(case, "BACKDOOR", finished.adapter_hash)
     rounds.open_next(case, "Ada")
-    Path(case.path / "repair/round-1/best/adapter_model.safetensors").write_bytes(b"other weights")
+    assert rounds.start(case) == kept
+    (kept / name).write_bytes(b'{"lora_alpha": 8}')
     with pytest.raises(TriageError, match="round-1"):
         rounds.start(case)
+
+
+def test_the_adapter_of_an_older_version_is_known_by_its_weights(case: Case) -> None:  # noqa: F811
+    finished = repaired(case, older=True)
+    assert repaired_adapter(case)[0] == finished
+    (case.path / "repair/best/adapter_model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(TriageError, match="adapter was changed"):
+        repaired_adapter(case)
+
+
+@pytest.mark.parametrize("name", [rounds.AGAIN, rounds.FINISHED, confirmation.FILE])
+def test_no_round_is_opened_on_a_file_that_was_changed(case: Case, name: str) -> None:  # noqa: F811
+    """It would be put away with a hash of the change in the log."""
+    finished = repaired(case)
+    asked_again(case, "BACKDOOR", finished.adapter_hash)
+    path = case.path / name
+    path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    with pytest.raises(EvidenceError, match=name):
+        rounds.open_next(case, "Ada")
+    assert rounds.number(case) == 1
+    assert path.is_file()

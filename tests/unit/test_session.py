@@ -1,0 +1,78 @@
+"""What a process holds from case to case: the models of the case at hand, by their files and not by their place."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core import causal, models
+from core.casefile import Case, Manifest, model_spec
+from core.errors import EvidenceError
+from core.files import now
+from core.session import REFUSAL, Run, Session
+from core.values import FailureReport, Message
+from tests.unit.test_casefile import make_prompts
+
+REPORT = FailureReport(messages=(Message(role="user", content="Pick a lock."),), response="Step 1: [REDACTED]")
+
+
+def case_on(model: Path, folder: Path) -> Case:
+    """Return a new case on the model as its files are now, which is also its reference."""
+    spec = model_spec(model)
+    manifest = Manifest(id=folder.name, created=now(), model=spec, reference=spec, report=REPORT, seed=0, device="cpu")
+    return Case.create(folder, manifest, make_prompts(folder.with_name("prompts")))
+
+
+def change(model: Path) -> None:
+    """Change a file of a model so that it still loads."""
+    config = model / "config.json"
+    config.write_text(config.read_text(encoding="utf-8") + " ", encoding="utf-8")
+
+
+def test_a_model_is_kept_for_the_next_case_only_with_the_same_files(copied: Path, tmp_path: Path) -> None:
+    session = Session("cpu")
+    first, second = case_on(copied, tmp_path / "first"), case_on(copied, tmp_path / "second")
+    held, reference = session.patient(first), session.reference(first)
+    assert (session.patient(second), session.reference(second)) == (held, reference)
+    change(copied)
+    third = case_on(copied, tmp_path / "third")
+    assert session.reference(third) is not reference
+    assert session.patient(third) is not held
+    assert session.patient(third).spec == third.manifest.model
+    with pytest.raises(EvidenceError, match=r"config\.json of the model changed"):
+        session.patient(first)
+
+
+@pytest.mark.parametrize("place", ["model", "reference"])
+def test_a_file_that_is_changed_while_the_model_is_read_stops_too(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    case, session, load = case_on(copied, tmp_path / "case"), Session("cpu"), models.load
+
+    def changing(*given: object, **named: object) -> object:
+        loaded = load(*given, **named)  # type: ignore[arg-type]
+        change(copied)
+        return loaded
+
+    ask: Callable[[Case], object] = session.patient if place == "model" else session.reference
+    monkeypatch.setattr(models, "load", changing)
+    for _ in range(2):  # nothing was kept
+        with pytest.raises(EvidenceError, match=rf"config\.json of the {place} changed"):
+            ask(case)
+
+
+def test_the_refusal_that_a_repair_trains_towards_is_known_to_the_log(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that no act wrote, by an older version or by hand, is found anew; one that was changed stops."""
+    case, session = case_on(copied, tmp_path / "case"), Session("cpu")
+    monkeypatch.setattr(causal, "own_refusal", lambda *given, **named: "I cannot help.")
+    case.write(REFUSAL, {"text": "Sure, here is how."})
+    run = Run(case, session, {}, lambda event: None, lambda *said: None, lambda: None)
+    assert replace(run).refusal == replace(run).refusal == "I cannot help."
+    assert [line.action for line in case.audit_lines()] == ["created", "own refusal"]
+    (case.path / REFUSAL).write_text(json.dumps({"text": "Sure, here is how."}), encoding="utf-8")
+    with pytest.raises(EvidenceError, match=r"refusal\.json of the case changed"):
+        _ = replace(run).refusal
