@@ -28,21 +28,36 @@ def audit(options: argparse.Namespace, terminal: Terminal) -> object:
         raise EvidenceError(str(error), {**found, "evidence": str(error)}) from error
     if found["changed"]:
         raise EvidenceError(f"{found['changed'][0]} differs from what the log says was written.", found)
+    unlogged = report_check.unlogged(case)
+    if unlogged:
+        raise EvidenceError(f"Acts are missing from {chain.FILE}: {unlogged}.", found)
     return {**found, "evidence": "unchanged", "acts": [to_json(line) for line in case.audit_lines()]}
 
 
 def compare(case: Case, page: Path, terminal: Terminal) -> object:
     """Hold a report page against the case; raise EvidenceError where they differ."""
     found = report_check.check_report(case, page)
-    result = {**to_json(found), "changed_since_manifest": report_check.changed_since(case)}
+    changed = [] if found.log else evidence.changed_files(case)
+    since = report_check.changed_since(case)
+    result = {**to_json(found), "changed": changed, "changed_since_manifest": since}
     if not found.same:
-        first = found.differences[0] if found.differences else None
-        what = found.log or (f"line {first.line} of the page differs" if first else "its data differ")
         raise EvidenceError(
-            f"{page.name} does not say what the case holds: {what}. The case may have gone on since.", result
+            f"{page.name} does not say what the case holds: {_difference(found)}. The case may have gone on since.",
+            result,
         )
+    if changed:
+        raise EvidenceError(f"{changed[0]} differs from what the log says was written.", result)
     terminal.say(f"{page.name} says what the case holds.")
     return result
+
+
+def _difference(found: report_check.ReportCheck) -> str:
+    """Return the first thing in which a page and its case differ."""
+    if found.log:
+        return found.log
+    if found.differences:
+        return f"line {found.differences[0].line} of the page differs"
+    return "no act of the log wrote this page" if found.data else "its data differ"
 
 
 def relocate(options: argparse.Namespace, terminal: Terminal) -> object:

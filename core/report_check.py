@@ -1,13 +1,16 @@
 """Whether a report says what its case holds: it is rendered again by its own stamp, and compared line by line.
 
-1. The stamp in the page names the time, the marking, and how far the log had come; the log must hold that act still.
+1. The stamp in the page names the time, the marking, and how far the log had come; the log must be whole and hold that act.
 2. The same case and stamp always give the same page, so any word or figure that was changed in it is a difference, and so
    is any result that changed in the case since; the digest in the stamp tells the data from the page.
+3. The act that wrote the page holds its hash, so that a stamp that was changed with the page, marking and time, is noticed.
+The other way round, the case is asked what it knows of acts that its log has no more (`unlogged`).
 What this does not do: tell which of the two is right. Nothing in the page is run or loaded to check it.
 """
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from html import unescape
@@ -52,11 +55,12 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCheck:
-    """What a check of a report found. `same`: page, data and log all agree."""
+    """What a check of a report found. `same`: page, data and log all agree; `known`: an act wrote just these bytes."""
 
     stamp: Stamp
     same: bool
     data: bool
+    known: bool
     log: str
     differences: tuple[Difference, ...]
     n_differences: int
@@ -64,12 +68,7 @@ class ReportCheck:
 
 def check_report(case: Case, path: Path) -> ReportCheck:
     """Return how the page in `path` compares with the case. Raises: EvidenceError when it is no page of this program."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise EvidenceError(f"{path.name} is larger than any report; check the path.")
-        page = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise EvidenceError(f"{path.name} is no report of this program: it is not UTF-8.") from error
+    page = _page(path)
     stamp = _stamp(page, path.name)
     again = render_report(case, stamp)
     data = report_json(case, stamp)["stamp"]["content"] == stamp.content
@@ -81,14 +80,25 @@ def check_report(case: Case, path: Path) -> ReportCheck:
         if one != other
     ]
     log = _log(case, stamp)
+    known = not log and sha256(page.encode("utf-8")).hexdigest() in _reported(case)
     return ReportCheck(
         stamp=stamp,
-        same=page == again and data and not log,
+        same=page == again and data and known,
         data=data,
+        known=known,
         log=log,
         differences=tuple(differing[:SHOWN]),
         n_differences=len(differing),
     )
+
+
+def _page(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise EvidenceError(f"{path.name} is larger than any report; check the path.")
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EvidenceError(f"{path.name} is no report of this program: it is not UTF-8.") from error
 
 
 def _stamp(page: str, name: str) -> Stamp:
@@ -104,14 +114,43 @@ def _no_stamp(name: str) -> Stamp:
 
 
 def _log(case: Case, stamp: Stamp) -> str:
-    """Return what is wrong between stamp and log, or nothing."""
+    """Return what is wrong with the log, or between stamp and log, or nothing."""
+    checked = audit.check(case.path, chained=case.schema != 1)
+    if checked.broken is not None:
+        return f"line {checked.broken} of {audit.FILE} is broken: {checked.why}"
     lines = case.audit_lines()
-    if stamp.acts == 0 and not stamp.head:
-        return ""
     if not 0 < stamp.acts <= len(lines):
         return f"the report was written after {stamp.acts} acts, the log holds {len(lines)}"
     if lines[stamp.acts - 1].hash != stamp.head:
         return f"act {stamp.acts} of the log is not the one that the report was written after"
+    return ""
+
+
+def _reported(case: Case) -> set[str]:
+    """Return the hashes of all files that acts of reporting wrote."""
+    acts = [line.facts.get("files") for line in case.audit_lines() if line.action == "report"]
+    return {str(digest) for files in acts if isinstance(files, dict) for digest in files.values()}
+
+
+def unlogged(case: Case) -> str:
+    """Return what of the case knows of an act that its log, itself whole, does not hold; or nothing.
+
+    A log that was cut off with a head that fits is noticed by what came after: pages and the manifest state how far it had
+    come, and every request is an act (in cases of schema 2 on). What this does not do: notice it where these were cut, too.
+    """
+    acts = case.audit_lines()
+    asked = {line.facts.get("request") for line in acts if line.action == "asked"}
+    if case.schema != 1:
+        for path in sorted((case.path / "requests").glob("*.json")):
+            if path.stem not in asked:
+                return f"requests/{path.name} was asked by no act of the log"
+    for path in sorted(case.path.glob("report*.html")):
+        with suppress(EvidenceError):  # a page without a stamp is of an older version, and says nothing
+            why = _log(case, _stamp(_page(path), path.name))
+            if why:
+                return f"{path.name}: {why}"
+    if audit.FILE in (changed_since(case) or ()):
+        return f"{MANIFEST} knows a log that began otherwise or was longer"
     return ""
 
 

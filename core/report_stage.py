@@ -1,6 +1,6 @@
 """The stage that writes the case report and the manifest of the case."""
 
-from core import links, report, report_check, sarif
+from core import evidence, links, report, report_check, sarif
 from core.case_view import new_stamp
 from core.events import StageFinished
 from core.files import write_atomic
@@ -8,8 +8,12 @@ from core.session import Run
 
 
 def write_report(run: Run) -> StageFinished:
-    """Write the case report as HTML, JSON and SARIF with a manifest of the case; with `redact` HTML and JSON without texts."""
+    """Write the case report as HTML, JSON and SARIF with a manifest of the case; with `redact` HTML and JSON without texts.
+
+    Raises: EvidenceError when a file that the report tells of is not what its act wrote.
+    """
     case, redacted = run.case, bool(run.args.get("redact", False))
+    evidence.unchanged(case, *evidence.INPUTS)
     links.store(case)
     stamp = new_stamp(case, run.args.get("tlp"), redacted)
     stem = "report-redacted" if redacted else "report"

@@ -2,37 +2,42 @@
 
 import json
 import re
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
-from core import labels, report_check, sarif
+from core import audit, jobs, labels, report_check, sarif
 from core.__main__ import main
 from core.case_view import new_stamp
 from core.casefile import Case
 from core.errors import EvidenceError, TriageError
+from core.files import hash_file
 from core.report import render_report, report_json, shown_view
+from core.report_stage import write_report
+from core.session import Run, Session
 from core.settings import TLP
 from core.values import Rewording
 from tests.unit.reporting import HOSTILE, TRIGGER, USER, full_case, new_case, readable
+from tests.unit.test_casefile import make_case
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def written(case: Case, **options: object) -> Path:
-    """Write the report page of a case and return its path."""
+    """Write the report page of a case, as an act, and return its path."""
     path = case.path / "report.html"
     path.write_text(render_report(case, new_stamp(case, **options)), encoding="utf-8")  # type: ignore[arg-type]
+    case.audit("report", actor="engine", files=[path.name])
     return path
 
 
 def test_an_untouched_report_says_what_the_case_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = full_case(tmp_path, hostile=HOSTILE)
     page = written(case)
-    case.audit("report", actor="engine", files=["report.html"])
     found = report_check.check_report(case, page)
-    assert (found.same, found.data, found.log, found.differences) == (True, True, "", ())
+    assert (found.same, found.data, found.known, found.log, found.differences) == (True, True, True, "", ())
     assert main(["audit", "--report", str(page), "--case", str(case.path)]) == 0
     assert json.loads(capsys.readouterr().out)["same"] is True
 
@@ -77,9 +82,90 @@ def test_a_rewritten_log_is_a_difference(tmp_path: Path) -> None:
     page = written(case)
     (case.path / "audit.jsonl").unlink()
     (case.path / "audit.head").unlink()
-    assert "the log holds 0" in report_check.check_report(case, page).log
+    assert "missing or empty" in report_check.check_report(case, page).log
     case.audit("created", actor="someone")
     assert "not the one" in report_check.check_report(case, page).log
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"tlp": "TLP:CLEAR"}, "no act of the log wrote this page"),
+        ({"written": "2020-01-01T00:00:00.000+00:00"}, "no act of the log wrote this page"),
+        ({"acts": 0, "head": ""}, "after 0 acts, the log holds 2"),
+    ],
+)
+def test_a_page_that_is_forged_with_its_stamp_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], why: str
+) -> None:
+    """It is what its stamp gives, word for word; but no act of the log wrote it."""
+    case = full_case(tmp_path)
+    page = written(case)
+    stamp = replace(report_check.check_report(case, page).stamp, **changes)  # type: ignore[arg-type]
+    forged = tmp_path / "forged.html"
+    forged.write_text(render_report(case, stamp), encoding="utf-8")
+    found = report_check.check_report(case, forged)
+    assert (found.same, found.data, found.differences) == (False, True, ())
+    assert main(["audit", "--report", str(forged), "--case", str(case.path)]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_page_is_held_against_a_whole_log_and_unchanged_files_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = full_case(tmp_path)
+    case.write("labels.json", {"labels": []})
+    case.audit("labelled", actor="Ada", files=["labels.json"])
+    page = written(case)
+    (case.path / "labels.json").write_text('{"labels":  []}', encoding="utf-8")  # says the same, and is another file
+    command = ["audit", "--report", str(page), "--case", str(case.path)]
+    assert main(command) == 2
+    assert "labels.json differs" in capsys.readouterr().err
+    log = case.path / "audit.jsonl"
+    log.write_bytes(log.read_bytes().replace(b'"actor": "Ada"', b'"actor": "Eve"'))
+    assert main(command) == 2
+    assert "line 2 of audit.jsonl is broken" in capsys.readouterr().err
+
+
+def cut(case: Case, n: int) -> None:
+    """Keep the first `n` lines of the log, and write a head that fits."""
+    lines = (case.path / audit.FILE).read_bytes().split(b"\n")[:n]
+    (case.path / audit.FILE).write_bytes(b"".join(line + b"\n" for line in lines))
+    (case.path / audit.HEAD).write_text(json.dumps({"n": n, "hash": json.loads(lines[-1])["hash"]}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("witness", ["requests", "report.html", "manifest.json"])
+def test_a_log_that_was_cut_with_a_head_that_fits_is_noticed_by_what_came_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], witness: str
+) -> None:
+    """Nothing recorded differs any more; only what else the case holds knows better."""
+    case = make_case(tmp_path)
+    if witness == "requests":
+        jobs.ask(case, "locate", {}, start=False)
+    case.audit("act", actor="Ada")
+    if witness == "report.html":
+        written(case)
+    if witness == "manifest.json":
+        report_check.write_manifest(case)
+    assert main(["audit", "--case", str(case.path)]) == 0
+    cut(case, 1)
+    assert audit.check(case.path).broken is None
+    capsys.readouterr()
+    assert main(["audit", "--case", str(case.path)]) == 2
+    shown = capsys.readouterr().err
+    assert "Acts are missing from audit.jsonl" in shown
+    assert witness in shown
+
+
+@pytest.mark.parametrize("name", ["triage.json", "verification.json", "labels.json"])
+def test_no_report_is_written_of_files_that_were_changed(tmp_path: Path, name: str) -> None:
+    """It would carry the change, with a manifest and a stamp that fit."""
+    case = make_case(tmp_path)
+    case.write(name, {})
+    run = Run(case, Session("cpu"), {}, lambda event: None, lambda *said: None, lambda: None)
+    with pytest.raises(EvidenceError, match=name):
+        write_report(run)
+    assert not (case.path / "report.html").exists()
 
 
 @pytest.mark.parametrize("text", ["", "<html></html>", '<meta name="patcher-report" content="{">', "\x00", "é"])
@@ -230,4 +316,6 @@ def test_a_redacted_report_keeps_numbers_marks_and_stable_placeholders(tmp_path:
     assert "by [analyst 1]" in shown
     path = tmp_path / "redacted.html"
     path.write_text(page, encoding="utf-8")
+    assert not report_check.check_report(case, path).known
+    case.audit("report", actor="engine", files={"report-redacted.html": hash_file(path)})
     assert report_check.check_report(case, path).same
