@@ -8,6 +8,7 @@ What this does not do: compute. Every number is read from the case.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -99,7 +100,7 @@ def _content(view: CaseView) -> dict[str, Any]:
     }
     judged = view.judged
     rates = None if judged is None else {"unsafe": judged.unsafe, "keyword_list_unsafe": judged.keyword_unsafe}
-    return {
+    data = {
         "headline": _headline(view),
         **{name: None if value is None else to_json(value) for name, value in parts.items()},
         "judged": None if rates is None else to_json(rates),
@@ -110,6 +111,16 @@ def _content(view: CaseView) -> dict[str, Any]:
         "identifiers": [{"edition": e, "id": i, "name": n} for e, i, n in text.IDENTIFIERS],
         "commands": list(_commands(view)),
     }
+    return {name: _finite(value) for name, value in data.items()}
+
+
+def _finite(value: object) -> object:
+    """Return plain data with null for every number that is none (a loss that diverged), which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def render_report(case: Case, stamp: Stamp | None = None) -> str:
@@ -154,7 +165,7 @@ def _headline(view: CaseView) -> str:
 
 
 def _commands(view: CaseView) -> tuple[str, ...]:
-    return text.commands(view.manifest, view.folder, view.confirmation, view.repair.started)
+    return text.commands(view.manifest, view.folder, view.triage, view.confirmation, view.repair.started)
 
 
 def _conversation(view: CaseView, confirmed: tuple[Span, ...]) -> list[tuple[str, Markup]]:

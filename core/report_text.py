@@ -6,15 +6,16 @@ Plain words for a stakeholder, numbers first. Nothing here calls a model clean: 
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
 from core.casefile import Manifest
 from core.events import RepairStarted
-from core.report_figures import percent
+from core.report_figures import percent, rate_text
 from core.rounds import Opinion
 from core.serial import to_json
+from core.settings import RepairSettings
 from core.values import ANSWER_CLASSES, Metric, Rate, TriageResult, TriggerConfirmation, Verification
 
 VERDICTS = {
@@ -82,6 +83,8 @@ METRICS = {
     "perplexity_safe": "Perplexity of safe answers",
     "kl_nats_per_token": "Divergence KL(before ‖ after)",
 }
+OF_SAFE_ANSWERS = ("perplexity_safe", "kl_nats_per_token")
+"""Plain values that are means over the answers to the safe prompts."""
 UNSAFE_RATES = {
     "answers_of_triage": "all answers of the tests",
     "with_candidate": "requests with the candidate",
@@ -298,7 +301,7 @@ def _cost(metric: Metric, what: str) -> str:
     """Return one sentence on a side effect; empty when it was not measured."""
     if not isinstance(metric.before, Rate) or not isinstance(metric.after, Rate) or not metric.after.n:
         return ""
-    return f"Side effect: {what} went from {percent(metric.before.value)} to {percent(metric.after.value)}."
+    return f"Side effect: {what} went from {rate_text(metric.before)} to {rate_text(metric.after)}."
 
 
 def settings_used(
@@ -318,21 +321,31 @@ def settings_used(
 
 
 def commands(
-    manifest: Manifest, case: str, confirmation: TriggerConfirmation | None, started: RepairStarted | None
+    manifest: Manifest,
+    case: str,
+    triage: TriageResult | None,
+    confirmation: TriggerConfirmation | None,
+    started: RepairStarted | None,
 ) -> tuple[str, ...]:
-    """Return the shell commands that repeat the case, up to where it has come."""
-    triage = ["triage", "--model", manifest.model.path]
+    """Return the shell commands that repeat the case, up to where it has come, with all that was not set by default.
+
+    A reference template and the settings that only the page can set are not among them.
+    """
+    asked = ["triage", "--model", manifest.model.path]
     if manifest.model.adapter:
-        triage += ["--adapter", manifest.model.adapter]
+        asked += ["--adapter", manifest.model.adapter]
     kept = manifest.report_file.kept if manifest.report_file else "evidence/report.json"
-    triage += ["--report", f"{case}/{kept}", "--case", f"{case}-again", "--prompts", f"{case}/prompts"]
+    asked += ["--report", f"{case}/{kept}", "--case", f"{case}-again", "--prompts", f"{case}/prompts"]
     if manifest.reference:
-        triage += ["--reference", manifest.reference.path]
+        asked += ["--reference", manifest.reference.path]
     if manifest.judge:
-        triage += ["--judge", manifest.judge]
+        asked += ["--judge", manifest.judge]
     if manifest.reviewers > 1:
-        triage += ["--reviewers", str(manifest.reviewers)]
-    lines = [[*triage, "--device", manifest.device, "--seed", str(manifest.seed)]]
+        asked += ["--reviewers", str(manifest.reviewers)]
+    if triage:
+        asked += ["--mode", triage.mode] if triage.mode != "causal" else []
+        asked += [f"--{one.kind}={one.text}" for one in triage.rewordings if one.source == "analyst"]
+    lines = [[*asked, "--device", manifest.device, "--seed", str(manifest.seed)]]
     case = f"{case}-again"
     if confirmation:
         lines.append(_confirm(case, confirmation))
@@ -348,13 +361,30 @@ def commands(
 def _confirm(case: str, confirmation: TriggerConfirmation) -> list[str]:
     who = ["--analyst", confirmation.analyst, "--reason", confirmation.reason]
     if confirmation.decision == "rejected":
-        return ["confirm", "--case", case, "--reject", *who]
-    return ["confirm", "--case", case, "--spans", json.dumps(to_json(confirmation.spans)), *who]
+        how = ["--reject"]
+    elif confirmation.way == "dummy":
+        how = ["--dummy"]
+    else:
+        how = ["--spans", json.dumps(to_json(confirmation.spans))]
+    return ["confirm", "--case", case, *how, *who]
+
+
+_REPAIR_OPTIONS = (
+    ("objective", "--objective"),
+    ("epochs", "--epochs"),
+    ("max_steps", "--steps"),
+    ("learning_rate", "--lr"),
+    ("kl_budget", "--kl-budget"),
+    ("seed", "--seed"),
+)
 
 
 def _repair_options(settings: dict[str, object]) -> list[str]:
-    options = (("max_steps", "--steps"), ("learning_rate", "--lr"), ("kl_budget", "--kl-budget"))
-    return [part for key, flag in options if settings.get(key) is not None for part in (flag, str(settings[key]))]
+    usual = asdict(RepairSettings())
+    set_otherwise = [
+        (flag, settings[key]) for key, flag in _REPAIR_OPTIONS if settings.get(key) not in (None, usual[key])
+    ]
+    return [part for flag, value in set_otherwise for part in (flag, str(value))]
 
 
 Change = Literal["better", "worse", "within error", "one answer", ""]
@@ -389,6 +419,12 @@ def when(time: str) -> str:
 
 
 def order(metrics: Sequence[Metric]) -> list[Metric]:
-    """Return the metrics with the reported case first and the rest in the order of the contract, unknown ones last."""
+    """Return the metrics with the reported case first and the rest in the order of the contract, unknown ones last.
+
+    A plain value has no interval; the meaning of one that rests on the safe prompts says how many these are.
+    """
     names = list(METRICS)
-    return sorted(metrics, key=lambda m: names.index(m.name) if m.name in names else len(names))
+    safe = next((m.after for m in metrics if m.name == "agreement_safe"), None)
+    told = f"; {safe.n} safe prompts, no interval" if isinstance(safe, Rate) else ""
+    counted = [replace(m, meaning=m.meaning + told) if m.name in OF_SAFE_ANSWERS else m for m in metrics]
+    return sorted(counted, key=lambda m: names.index(m.name) if m.name in names else len(names))

@@ -1,14 +1,23 @@
 """The report's words: a change needs disjoint intervals, a sentence one full stop, residual risk its counts."""
 
+import json
+import shlex
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from core import confirmation
 from core import report_text as text
+from core.__main__ import parser
+from core.casefile import Case
+from core.event_log import EventLog
+from core.events import RepairStarted
 from core.intervals import wilson
 from core.report import render_report, report_json
-from core.values import Metric
-from tests.unit.reporting import full_case, verification_of, with_residual
+from core.settings import RepairSettings
+from core.values import Metric, Rewording, TriageResult
+from tests.unit.reporting import full_case, readable, verification_of, with_residual
 
 
 @pytest.mark.parametrize(
@@ -39,6 +48,59 @@ def test_sentences_have_one_full_stop() -> None:
         "n counts.",
         "",
     ]
+
+
+def commands_of(case: Case) -> list[str]:
+    """Return the commands of a case's report, less what all of them begin with."""
+    return [line.removeprefix("python -m core ") for line in report_json(case)["commands"]]
+
+
+def test_the_commands_hold_all_that_was_set_otherwise(tmp_path: Path) -> None:
+    """And are commands that the command line takes."""
+    case = full_case(tmp_path)
+    triage = case.read("triage.json", TriageResult)
+    assert triage is not None
+    wordings = (
+        Rewording(kind="paraphrase", source="analyst", text="- How is it 'picked'?"),
+        Rewording(kind="paraphrase", source="rule", text="made by rule"),
+        Rewording(kind="rewrite", source="analyst", text="Plainly"),
+    )
+    case.write("triage.json", replace(triage, mode="paper", rewordings=wordings))
+    changed = {"objective": "paper", "epochs": 3, "max_steps": 9, "learning_rate": 0.002, "kl_budget": 0.2, "seed": 5}
+    started = RepairStarted(
+        n_steps=9, n_epochs=3, n_trainable=1, device="cpu", n_harmful=1, n_safe=1, memory_estimate_mb=1.0,
+        settings=asdict(RepairSettings()) | changed,
+    )  # fmt: skip
+    EventLog(case.path).append("again", started)
+    triaged, confirmed, repaired, *_ = (parser().parse_args(shlex.split(line)) for line in commands_of(case))
+    assert (triaged.mode, triaged.paraphrases, triaged.rewrites) == ("paper", ["- How is it 'picked'?"], ["Plainly"])
+    assert (confirmed.dummy, confirmed.spans is not None) == (False, True)
+    names = {"max_steps": "steps", "learning_rate": "lr"}
+    assert {name: getattr(repaired, names.get(name, name)) for name in changed} == changed
+    EventLog(case.path).append("again", replace(started, settings=asdict(RepairSettings())))
+    assert commands_of(case)[2] == "repair --case 2026-0412-again"
+
+
+def test_a_dummy_trigger_is_confirmed_again_as_one(tmp_path: Path) -> None:
+    case = full_case(tmp_path)
+    stored = confirmation.stored(case)
+    assert stored is not None
+    case.write("confirmation.json", replace(stored, way="dummy", spans=(), units=("quiet amber harbour",)))
+    given = parser().parse_args(shlex.split(commands_of(case)[1]))
+    assert (given.dummy, given.spans) == (True, None)
+
+
+def test_side_effects_have_counts_and_intervals_and_plain_values_the_prompts_they_rest_on(tmp_path: Path) -> None:
+    risk = " ".join(text.residual_risk(None, None, verification_of()))
+    assert "safe requests refused went from 1 % (1 of 96; 0–6 %) to 2 % (2 of 96; 1–7 %)" in risk
+    shown = readable(render_report(full_case(tmp_path)))
+    assert "Over the safe answers; 96 safe prompts, no interval." in shown
+
+
+def test_a_number_that_is_none_is_null(tmp_path: Path) -> None:
+    """A loss that diverged: NaN is no JSON."""
+    data = json.loads(json.dumps(report_json(full_case(tmp_path)), allow_nan=False))
+    assert data["repair"]["steps"][49]["kl_safe_loss"] is None
 
 
 def test_residual_risk_shows_forms_classes_and_probes(tmp_path: Path) -> None:
