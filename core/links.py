@@ -15,6 +15,8 @@ from core.casefile import Case
 FILE = "results/links.json"
 MAX_CASES = 200
 """Cases looked at, the newest first. Source: unverified choice."""
+MAX_BYTES = 2**26
+"""A larger file of another case is left alone. Source: unverified choice (a triage of a long prompt takes some megabytes)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ def find(case: Case) -> tuple[Link, ...]:
     own = _marks(case.path, True)
     named = bool(own["trigger text"])
     found = []
-    paths = [path.parent for path in case.path.resolve().parent.glob("*/case.json")]
+    paths = [path.parent for path in case.path.resolve().parent.glob("[!.]*/case.json")]
     paths.sort(key=lambda path: (path / "case.json").stat().st_mtime, reverse=True)
     for path in paths[:MAX_CASES]:
         if path == case.path.resolve():
@@ -96,6 +98,8 @@ def _list(value: object) -> list[Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:  # reading a pipe would wait for ever
+            return {}
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}

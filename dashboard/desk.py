@@ -44,6 +44,7 @@ class Session:
     """What one browser tab looks at: an id and choices, nothing that is not in the case folder."""
 
     case: str = ""
+    """The name of the case's folder."""
     browser: str = ""
     """A random id that the browser keeps; it tells two analysts' pages apart (see core/lease.py)."""
     analyst: str = ""
@@ -350,7 +351,7 @@ def bar(view: View) -> dict[str, object]:
     confirmed = view.case.read("confirmation.json", TriggerConfirmation)
     idle = status.state == "failed" and view.stopped()
     return tables.status(
-        case=view.case.manifest.id,
+        case=view.case.path.name,
         model=f"{opened.model_name} ({wording.size(opened.n_parameters)}, {opened.dtype})" if opened else "",
         device=opened.device if opened else "",
         analyst=confirmed.analyst if confirmed else "",

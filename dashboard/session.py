@@ -49,7 +49,10 @@ class DemoCase:
 
 
 def find_case(roots: Roots, case_id: str | None) -> Case:
-    """Return the case of that id. Raises: CaseFileError when the id is not a plain name or there is none."""
+    """Return the case in the folder of that name, whatever its `case.json` calls itself: that text is evidence.
+
+    Raises: CaseFileError when the name is not a plain one or there is no such case.
+    """
     if not case_id or not CASE_ID.fullmatch(case_id):
         raise CaseFileError("This is not a case id; choose a case from the list.")
     path = roots.cases / case_id

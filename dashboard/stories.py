@@ -152,11 +152,11 @@ def trust(result: LocateResult, gap_warning: float) -> Value:
     }
 
 
-def containment(made: RuleFile | None, case_id: str) -> Value:
-    """Step 4: the rule file of the confirmed trigger, to download."""
+def containment(made: RuleFile | None, folder: str) -> Value:
+    """Step 4: the rule file of the confirmed trigger, to download; `folder` is the name of the case's folder."""
     if made is None:
         return {}
-    link: Value = {"text": wording_confirm.RULE_FILE, "href": f"/case/{case_id}/{RULES}", "download": True}
+    link: Value = {"text": wording_confirm.RULE_FILE, "href": f"/case/{folder}/{RULES}", "download": True}
     return {"line": wording_confirm.contained(len(made.rules), len(made.tested), made.missed), "links": [link]}
 
 
@@ -309,7 +309,7 @@ def residual(result: Verification, running: str | None, failure: str | None) -> 
 
 def exports(manifest: Manifest, folder: Path, verification: Verification | None) -> Value:
     """Step 6: what has been written, as links, and the card that reproduces it."""
-    base = f"/case/{manifest.id}"
+    base = f"/case/{folder.name}"
     links: list[Value] = []
     for name, text in wording_verify.DOWNLOADS.items():
         if (folder / name).is_file():

@@ -106,7 +106,7 @@ def _begin(case: Case, session: Session) -> None:
 def _open_demo(desk: Desk, fields: Fields, demo_id: str, session: Session) -> Next:
     case = intake.create_demo(desk.roots, demo_id)
     _begin(case, session)
-    return Next(session=session.at(case.manifest.id), tab="reproduce", updates=_prefill(desk, fields, case))
+    return Next(session=session.at(case.path.name), tab="reproduce", updates=_prefill(desk, fields, case))
 
 
 def _prefill(desk: Desk, fields: Fields, case: Case) -> Updates:
@@ -122,7 +122,7 @@ def _resume(desk: Desk, fields: Fields, session: Session, case_id: str | None) -
     if lease.may_write(case, session.analyst, session.browser):
         lease.take(case, session.analyst, session.browser)
         jobs.ask(case, "open")
-    return Next(session=session.at(case.manifest.id), tab=reached(case), updates=_prefill(desk, fields, case))
+    return Next(session=session.at(case.path.name), tab=reached(case), updates=_prefill(desk, fields, case))
 
 
 def _uploaded(pasted: gr.Textbox, session: Session, path: str | None) -> Next:
@@ -151,7 +151,7 @@ def _create(
     name, reviewers = report.id or folder.name, 2 if two else 1
     case = intake.create_case(desk.roots, name, report, folder, extra, source, reviewers)
     _begin(case, session)
-    return Next(session=session.at(case.manifest.id), tab="reproduce", updates=_prefill(desk, fields, case))
+    return Next(session=session.at(case.path.name), tab="reproduce", updates=_prefill(desk, fields, case))
 
 
 def _attach(
@@ -179,7 +179,7 @@ def _attach(
         return Next(session=session, updates=updates, say=str(error))
     step = query.get("step", [""])[0]
     tab = step if step in STEP_IDS else reached(case)
-    return Next(session=session.at(case.manifest.id), tab=tab, updates=updates | _prefill(desk, fields, case), say=None)
+    return Next(session=session.at(case.path.name), tab=tab, updates=updates | _prefill(desk, fields, case), say=None)
 
 
 STEP_IDS = ("case", "reproduce", "locate", "confirm", "repair", "verify")

@@ -390,6 +390,6 @@ def _show_containment(view: View, parts: Parts) -> Updates:
     scans = [one for one in scanning.scans(view.case) if stored is not None and one.trigger == stored.units]
     return {
         parts.contain: gr.update(visible=made is None),
-        parts.rules: gr.update(value=stories.containment(made, view.case.manifest.id)),
+        parts.rules: gr.update(value=stories.containment(made, view.case.path.name)),
         parts.scan: gr.update(value=tables.scan_table(scans[-1] if scans else None), visible=bool(scans)),
     }

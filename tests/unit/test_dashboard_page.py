@@ -1,6 +1,7 @@
 """The page as a whole: no heavy library, no public endpoint, only what has changed is sent, errors are sentences."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from dashboard import stories, wording_repair
 from dashboard.app import build
 from dashboard.desk import Desk, Session, View, address, bar, explain
 from dashboard.session import Roots, create_case, read_intake
+from dashboard.steps import case as case_step
 from dashboard.steps.case import reached
 from dashboard.steps.locate import target_of
 from dashboard.steps.repair import ADVANCED, FEW, changed_settings
@@ -138,6 +140,22 @@ def test_a_case_that_was_removed_is_a_sentence(roots: Roots) -> None:
     page = build(roots)
     updates = page.desk.redraw(Session(case="gone"), {}, [box.value for box in page.desk.choices.values()])
     assert "There is no case gone" in updates[page.desk.strip]["value"]["headline"]
+
+
+def test_a_case_is_found_again_by_its_folder_whatever_it_calls_itself(roots: Roots, case: Case) -> None:
+    """A folder that claims another case's id, or a report's, opens itself: resumed, re-attached, linked to, named."""
+    evil = Case(shutil.copytree(case.path, roots.cases / "evil"))
+    assert evil.manifest.id == case.path.name
+    desk = build(roots).desk
+    lease.take(evil, "Ada", "hers")  # who only reads starts no worker
+    resumed = case_step._resume(desk, (desk.address, desk.address), Session(browser="mine"), "evil")
+    lists = (desk.address, desk.address, desk.address)
+    attached = case_step._attach(desk, lists, lists[:2], Session(), "?case=evil", "mine")
+    assert [found.session.case for found in (resumed, attached) if found.session] == ["evil", "evil"]
+    assert [link["href"] for link in stories.exports(evil.manifest, evil.path, None)["links"]] == [
+        "/case/evil/audit.jsonl"
+    ]
+    assert redraw(roots, Session(case="evil"), {})[0]["status"]["value"]["case"] == "evil"
 
 
 def test_our_faults_are_shown_as_a_reference_only() -> None:

@@ -1,7 +1,11 @@
 """Linked cases: the same weights or trigger text in another case of the folder."""
 
+import os
 import shutil
+import sys
 from pathlib import Path
+
+import pytest
 
 from core import links
 from core.casefile import Case
@@ -58,3 +62,14 @@ def test_a_damaged_neighbour_does_no_harm(tmp_path: Path) -> None:
         assert links.find(first) == ()
     links.store(first)
     assert links.stored(first) == ()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no named pipes in folders")
+def test_a_neighbour_that_is_a_pipe_or_without_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, other = cases(tmp_path)
+    monkeypatch.setattr(links, "MAX_BYTES", 10)
+    assert links.find(first) == ()
+    monkeypatch.undo()
+    (other.path / "case.json").unlink()
+    os.mkfifo(other.path / "case.json")
+    assert links.find(first) == ()
