@@ -20,7 +20,7 @@ from core import audit as chain
 from core.errors import CaseFileError, EvidenceError, ModelLoadError
 from core.event_log import current_events, read_events
 from core.events import Line
-from core.files import dump, hash_file, write_atomic
+from core.files import dump, hash_file, refuse_links, write_atomic
 from core.prompts import Splits, copy_folder, read_folder, split
 from core.serial import from_json, to_json
 from core.values import Attribution, FailureReport, ModelSpec
@@ -157,11 +157,12 @@ class Case:
     """A case folder that exists. Reading is safe from any process at any time."""
 
     def __init__(self, path: Path | str) -> None:
-        """Open an existing case. Raises: CaseFileError."""
+        """Open an existing case. Raises: CaseFileError, also for one with links in it."""
         self.path = Path(path)
         source = self.path / "case.json"
         if not source.is_file():
             raise CaseFileError(f"{self.path} is not a case folder (no case.json); run `triage` first.")
+        refuse_links(self.path)
         try:
             data = json.loads(source.read_text(encoding="utf-8"))
         except (ValueError, OSError, RecursionError) as error:

@@ -40,6 +40,23 @@ def cannot_write(name: str, error: OSError) -> CaseFileError:
     return CaseFileError(f"Cannot write {name}: {error.strerror or error}. Free space or choose another folder.")
 
 
+def refuse_links(folder: Path) -> None:
+    """Raise CaseFileError when `folder` holds, at any depth, anything but plain files and folders.
+
+    Whoever copied it here may have left a link, by which other files would be read or overwritten, or a pipe, which is waited
+    for without end. A file that goes while this looks does no harm.
+    """
+    waiting = [str(folder)]
+    while waiting:
+        with suppress(FileNotFoundError, PermissionError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
+                    name = os.path.relpath(entry.path, folder)
+                    raise CaseFileError(f"{name!a} in {folder} is a link or no file; put a plain copy in its place.")
+
+
 def dump(data: object, *, indent: int | None = 1) -> str:
     """Return JSON text that can be written as UTF-8 and reads as the same value; half surrogate pairs become escapes.
 

@@ -8,6 +8,7 @@ the two and from the worker's lock, never stored: an open request with a free lo
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,8 @@ INPUTS = {
     ),
 }
 """Files whose content is part of a question, by stage."""
+REQUEST_ID = re.compile(r"[0-9a-f]{16}-[0-9]+")
+"""What `ask` names a request. Ids are used as file names, and a case that was copied may hold any text."""
 LOCK, STARTING, LOG = "worker.lock", "worker.starting", "worker.log"
 STOP_GRACE_SECONDS = 15.0
 """A worker that has not stopped by then is killed. Source: design.md section 2."""
@@ -123,13 +126,18 @@ def request_key(case: Case, stage: str, args: Mapping[str, Any]) -> str:
 
 
 def requests(case: Case) -> list[Request]:
-    """Return every request ever made, oldest first."""
+    """Return every request ever made, oldest first; files that `ask` did not name so are left alone."""
     found = []
     for path in (case.path / "requests").glob("*.json"):
         try:
-            found.append(from_json(Request, json.loads(path.read_text(encoding="utf-8"))))
+            request = from_json(Request, json.loads(path.read_text(encoding="utf-8")))
         except (OSError, RecursionError, ValueError, TriageError):
-            log.warning("request %s cannot be read and is left alone", path.name)
+            log.warning("request %a cannot be read and is left alone", path.name)
+            continue
+        if REQUEST_ID.fullmatch(request.id) and request.id == path.stem:
+            found.append(request)
+        else:
+            log.warning("request %a is not named by its id and is left alone", path.name)
     return sorted(found, key=lambda request: (request.time, request.attempt))
 
 
@@ -205,12 +213,16 @@ def stop(case: Case, request: str, how: How, actor: str = "") -> None:
     """Ask the worker to end `request`: `keep` the best checkpoint or `discard` everything; `actor` is who asks."""
     if how not in ("keep", "discard"):
         raise TriageError(f"Stop either keeps or discards, not {how!r}.")
+    if not REQUEST_ID.fullmatch(request):
+        raise TriageError(f"{request!a} is not the id of a request; stop one that `status` names.")
     write_atomic(case.path / "control" / request, how)
     case.audit("stop", actor=actor or lease.writer(case), request=request, how=how)
 
 
 def stop_asked(case: Case, request: str) -> How | None:
     """Return how `request` was asked to end, or None."""
+    if not REQUEST_ID.fullmatch(request):
+        return None
     try:
         text = (case.path / "control" / request).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -303,7 +315,7 @@ def _marked_process(case: Case) -> psutil.Process | None:
     try:
         marker = json.loads((case.path / STARTING).read_text(encoding="utf-8"))
         process = psutil.Process(marker["pid"])
-        same = marker["created"] is None or abs(process.create_time() - marker["created"]) < 1
+        same = marker["created"] is not None and abs(process.create_time() - marker["created"]) < 1
         same = same or str(case.path.resolve()) in process.cmdline()  # the start time moves with a clock that is set
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (OSError, RecursionError, ValueError, KeyError, TypeError, psutil.Error):

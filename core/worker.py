@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from core import jobs
 from core.casefile import Case
-from core.errors import BusyError, Stopped, TriageError
+from core.errors import BusyError, CaseFileError, Stopped, TriageError
 from core.event_log import EventLog
 from core.events import Event, Progress, StageFailed, StageStarted
 from core.files import cannot_write
@@ -173,6 +173,7 @@ def answer(case: Case, request: jobs.Request, events: EventLog, session: Session
 
     emit(StageStarted(stage=request.stage))
     try:
+        _check_out(case, request)
         device.acquire(progress)
         emit(
             run_stage(
@@ -201,6 +202,13 @@ def answer(case: Case, request: jobs.Request, events: EventLog, session: Session
     except Exception:
         return _ours(request, emit)
     return True
+
+
+def _check_out(case: Case, request: jobs.Request) -> None:
+    """Raise CaseFileError for an export that leads out of the case: the page asks for none, a copied case may hold one."""
+    root, out = case.path.resolve(), Path(str(request.args.get("out") or "export"))
+    if root not in (root / out).resolve().parents:
+        raise CaseFileError(f"The worker writes in the case only, not to {out}; use `python -m core export --out`.")
 
 
 def _ours(request: jobs.Request, emit: Callable[[Event], None]) -> bool:

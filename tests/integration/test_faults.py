@@ -163,7 +163,7 @@ def _read_only(case: Case) -> None:
     acts = (
         lambda: jobs.ask(case, "report"),
         lambda: jobs.ensure_worker(case),
-        lambda: jobs.stop(case, "0-0", "keep"),
+        lambda: jobs.stop(case, "0123456789abcdef-0", "keep"),
         lambda: jobs.take_lock(case),
         lambda: killing.confirm(case),
         lambda: lease.take(case, "A. Nalyst", "browser"),

@@ -1,6 +1,8 @@
 """The case folder: what is written comes back, what was changed is noticed, half-written things do no harm."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -225,3 +227,25 @@ def test_attributions_gather_in_one_archive(tmp_path: Path) -> None:
         assert stored["score:occlusion-contrast-12"].tolist() == [3.0, 1.0]
         assert stored["profile:paper-response"].shape == (1, 2)
         assert stored["token_ids"].tolist() == [5, 6]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there, and pipes lie elsewhere")
+def test_a_case_with_a_link_or_a_pipe_in_it_is_refused_and_nothing_outside_is_touched(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (case.path / "results").rmdir()
+    plants = (
+        lambda: (case.path / "results").symlink_to(outside),
+        lambda: (case.path / "results").symlink_to(tmp_path / "nowhere"),
+        lambda: os.mkfifo(case.path / "results"),
+        lambda: (case.path / "repair" / "finished.json").symlink_to(case.path / "case.json"),
+    )
+    for plant in plants:
+        plant()
+        with pytest.raises(CaseFileError, match="is a link or no file; put a plain copy"):
+            Case(case.path)
+        (case.path / "results").unlink(missing_ok=True)
+    (case.path / "repair" / "finished.json").unlink()
+    (tmp_path / "linked").symlink_to(case.path)
+    assert Case(tmp_path / "linked").report == case.report, "the folder itself may be named by a link"

@@ -165,11 +165,15 @@ def test_our_faults_are_shown_as_a_reference_only() -> None:
     assert "Reference" in text
 
 
+REQUEST = "0123456789abcdef-0"
+
+
 def lines_of(*events: object) -> tuple:
     from core.events import Line
 
     return tuple(
-        Line(seq=i, time="2026-01-01T00:00:00.000+00:00", request="r", event=event) for i, event in enumerate(events)
+        Line(seq=i, time="2026-01-01T00:00:00.000+00:00", request=REQUEST, event=event)
+        for i, event in enumerate(events)
     )
 
 
@@ -179,7 +183,7 @@ def test_what_the_analyst_stopped_is_no_failure(case: Case) -> None:
     view = View(session=Session(), case=case, status=status, lines=lines, choices={})
     assert not view.stopped()
     assert bar(view)["state"] == "failed"
-    stop(case, "r", "discard")
+    stop(case, REQUEST, "discard")
     assert view.stopped()
     assert (bar(view)["state"], bar(view)["stage"]) == ("idle", "")
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from core import event_log, jobs, pipeline
+from core.__main__ import main
 from core.casefile import Case
 from core.errors import BusyError, TriageError
 from core.event_log import EventLog
@@ -202,6 +203,39 @@ def test_a_stop_asked_before_the_clock_went_back_is_still_enforced(
     clock(jobs.STOP_GRACE_SECONDS + 1)
     assert jobs.enforce_stop(case)
     holder.wait(timeout=5)
+
+
+def planted(case: Case, name: str, **changed: object) -> None:
+    """Put a request into the case that `ask` did not make."""
+    request = {"id": name, "stage": "open", "args": {}, "time": "2026-01-01T00:00:00.000+00:00", "attempt": 0} | changed
+    (case.path / "requests" / f"{name}.json").write_text(dump(request), encoding="utf-8")
+
+
+def test_a_request_that_was_planted_names_no_other_file(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+    """An id is a file name: one that leads elsewhere, or is not its file's, is left alone, and said without driving a terminal."""
+    outside = case.path.parent / "outside"
+    outside.write_text("mine", encoding="utf-8")
+    key = "0123456789abcdef-0"
+    planted(case, key, id="../../outside")
+    planted(case, "0123456789abcdef-1", id=key)
+    planted(case, "\x1b[2Jcleared", id="\x1b[2Jcleared")
+    (case.path / "requests" / "\x1b[31m.json").write_text("{", encoding="utf-8")
+    assert jobs.requests(case) == []
+    assert jobs.status(case).state == "idle"
+    assert main(["status", "--case", str(case.path)]) == 0
+    assert "\x1b" not in "".join(capfd.readouterr())
+    for request in ("../../outside", "..", "", f"{key}/../../outside"):
+        with pytest.raises(TriageError, match="not the id of a request"):
+            jobs.stop(case, request, "keep")
+        assert jobs.stop_asked(case, request) is None
+    assert outside.read_text(encoding="utf-8") == "mine"
+    planted(case, key)
+    assert [request.id for request in jobs.requests(case)] == [key]
+
+
+def test_a_marker_without_a_start_time_kills_nobody_else(case: Case, holder: subprocess.Popen[bytes]) -> None:
+    write_atomic(case.path / jobs.STARTING, dump({"pid": os.getppid(), "created": None}))
+    assert jobs._marked_process(case) is None
 
 
 def test_names_of_attributions_differ_by_target() -> None:
