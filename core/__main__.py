@@ -168,11 +168,8 @@ def writing(options: argparse.Namespace) -> Iterator[None]:
     except (OSError, KeyError, ImportError):
         user = "terminal"
     case, holder = Case(path), f"terminal {user}@{socket.gethostname()} {os.getpid()}"
-    lease.take(case, getattr(options, "analyst", None) or user, holder, over=options.take_over)
-    try:
+    with lease.held(case, getattr(options, "analyst", None) or user, holder, over=options.take_over):
         yield
-    finally:
-        lease.release(case, holder)
 
 
 def inert(text: str) -> str:

@@ -1,20 +1,23 @@
 """Who writes a case: one analyst at a time, in one browser or terminal; everyone else reads on and sees who.
 
-1. The first act takes the lease; every further act, and the open page, renew it. A closed page gives it back.
+1. The first act takes the lease; every further act, the open page and a running command renew it. A closed page gives it back.
 2. Another analyst is refused, with the name and the time, until the lease is given back, is stale, or is taken over.
 3. The same name in another browser is the same analyst and takes the lease along.
 `lease.json` holds it, changed under a lock; taking over from someone stands in the log. Stopping what runs needs no lease.
 What this does not do: keep anyone out. Names and browser ids are what a client says; it orders honest work, no more.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from threading import Event, Thread
 
 from filelock import FileLock
 
 from core.casefile import Case
 from core.confirmation import same_name
-from core.errors import BusyError, CaseFileError
+from core.errors import BusyError, CaseFileError, TriageError
 from core.files import cannot_write, now
 
 FILE, LOCK = "lease.json", "lease.lock"
@@ -23,7 +26,7 @@ STALE_SECONDS = 120.0
 NAME_LENGTH = 120
 """Characters of a name that are kept here."""
 RENEW_SECONDS = 20.0
-"""An open page renews its lease this often. Source: unverified choice."""
+"""An open page, and a command that runs, renew their lease this often. Source: unverified choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +98,32 @@ def _take(case: Case, analyst: str, holder: str, over: bool) -> Lease:
     return made
 
 
+@contextmanager
+def held(case: Case, analyst: str, holder: str, *, over: bool = False) -> Iterator[None]:
+    """Hold the lease while a command runs; a thread renews it, since loading a model says nothing for minutes.
+
+    Raises: as `take`.
+    """
+    take(case, analyst, holder, over=over)
+    done = Event()
+
+    def renew() -> None:
+        while not done.wait(RENEW_SECONDS):
+            with suppress(TriageError, OSError):  # a full disk is for the command to report
+                keep(case, holder)
+
+    thread = Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        release(case, holder)
+
+
 def keep(case: Case, holder: str) -> None:
-    """Renew the lease of an open page, when it is time; of nobody else."""
+    """Renew the lease of this holder, when it is time; of nobody else."""
     found = current(case)
     if found is None or found.holder != holder or 0 <= _age(found.seen) < RENEW_SECONDS:
         return

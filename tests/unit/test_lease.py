@@ -1,13 +1,15 @@
 """One analyst writes a case; the others see who, and are refused in the engine and in every handler."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from core import lease
+from core import case_commands, lease
 from core.__main__ import main
 from core.casefile import Case
 from core.errors import BusyError
@@ -97,3 +99,36 @@ def test_the_command_line_is_a_writer_like_any_other(case: Case, capsys: pytest.
     assert main([*reject, "--take-over"]) == 2
     assert "has not been opened" in capsys.readouterr().err  # it got past the lease
     assert lease.current(case) is None
+
+
+def test_a_command_that_says_nothing_for_long_keeps_its_lease(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But never renews someone else's."""
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.01)
+    with lease.held(case, "Ada", "terminal 1"):
+        age(case, lease.STALE_SECONDS - 1)
+        aged = lease.current(case)
+        assert aged is not None
+        deadline = time.monotonic() + 20
+        while (found := lease.current(case)) is not None and found.seen == aged.seen:
+            assert time.monotonic() < deadline, "nobody renewed it"
+        assert found is not None
+        lease.take(case, "Grace", "browser-b", over=True)
+    found = lease.current(case)
+    assert found is not None
+    assert found.analyst == "Grace"
+
+
+def test_a_command_holds_the_lease_while_it_runs(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def rules(options: object, terminal: object) -> str:
+        """Look while it runs."""
+        assert lease.current(case) is not None
+        threads.extend(one.name for one in threading.enumerate())
+        return "done"
+
+    monkeypatch.setattr(case_commands, "rules", rules)
+    assert main(["rules", "--case", str(case.path)]) == 0
+    assert "lease" in threads
+    assert lease.current(case) is None
+    assert "lease" not in [one.name for one in threading.enumerate()]
