@@ -56,15 +56,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--case", type=Path, metavar="DIR")
     p.add_argument("--cases", type=Path, metavar="ROOT")
     p.add_argument("--mode", choices=("causal", "paper"), default="causal")
-    p.add_argument("--prompts", type=Path, default=PROMPTS, metavar="DIR")
+    p.add_argument("--prompts", type=Path, metavar="DIR")
     p.add_argument("--reference", type=Path, metavar="DIR")
     p.add_argument("--reference-template", type=Path, metavar="FILE")
     for flag, name in (("--paraphrase", "paraphrases"), ("--rewrite", "rewrites")):
         p.add_argument(flag, dest=name, action="append", metavar="TEXT")
     p.add_argument("--judge", type=Path, metavar="DIR")
-    p.add_argument("--reviewers", type=int, choices=(1, 2), default=1, help="names a confirmation needs before repair")
+    p.add_argument("--reviewers", type=int, choices=(1, 2), help="names a confirmation needs before repair")
     p.add_argument("--device", default="auto")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int)
     p = add("confirm", case_commands.confirm)
     how = p.add_mutually_exclusive_group(required=True)
     how.add_argument("--accept", action="store_true")
@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     p = add("demo", demo_command.demo, case=False)
     p.add_argument("--case", type=Path, metavar="DIR")
     p.add_argument("--device", default="auto")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int)
     return top
 
 

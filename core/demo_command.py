@@ -11,7 +11,7 @@ from core.errors import TriageError
 from core.files import hash_file
 from core.headless import Headless, Terminal
 from core.serial import to_json
-from core.shipped import DEMO, PROMPTS
+from core.shipped import DEMO
 from core.triage_commands import make_case
 from core.values import TriageResult, Verification
 
@@ -27,8 +27,8 @@ def demo(options: argparse.Namespace, terminal: Terminal) -> object:
         judge=None,
         seed=options.seed,
         device=options.device,
-        prompts=PROMPTS,
-        reviewers=1,
+        prompts=None,
+        reviewers=None,
     )
     file = DEMO / entry["report"]
     case = make_case(given, intake.read_report(file), path, Source(name=file.name, data=intake.file_bytes(file)))

@@ -6,9 +6,11 @@ from pathlib import Path
 from core import evidence, intake, rounds
 from core.casefile import Case, Manifest, Source, hash_folder, model_spec
 from core.errors import CaseFileError, TriageError
-from core.files import now
+from core.files import hash_file, now
 from core.headless import Headless, Terminal
+from core.prompts import FILES
 from core.serial import to_json
+from core.shipped import PROMPTS
 from core.values import FailureReport, TriageResult
 
 
@@ -50,7 +52,10 @@ def triage(options: argparse.Namespace, terminal: Terminal) -> object:
 
 
 def make_case(options: argparse.Namespace, report: FailureReport, path: Path, source: Source | None = None) -> Case:
-    """Create or reopen the case of one report, which came in `source`."""
+    """Create or reopen the case of one report, which came in `source`.
+
+    Raises: CaseFileError, also when an option was given that an existing case was made without.
+    """
     manifest = Manifest(
         id=report.id or path.name,
         created=now(),
@@ -59,11 +64,18 @@ def make_case(options: argparse.Namespace, report: FailureReport, path: Path, so
         judge=str(options.judge.resolve()) if options.judge else None,
         judge_files=hash_folder(options.judge) if options.judge else {},
         report=report,
-        seed=options.seed,
+        seed=options.seed or 0,
         device=options.device,
-        reviewers=options.reviewers,
+        reviewers=options.reviewers or 1,
     )
-    case = Case.create(path, manifest, options.prompts, source)
+    case = Case.create(path, manifest, options.prompts or PROMPTS, source)
+    other = [
+        flag for flag, (given, known) in _settled(options, manifest, case.intake).items() if given not in (None, known)
+    ]
+    if other:
+        raise CaseFileError(
+            f"{path} was made with another {', '.join(other)}; leave it out or choose a new --case folder."
+        )
     if case.intake.judge_files != manifest.judge_files or (case.intake.judge is None) != (manifest.judge is None):
         raise CaseFileError(f"{path} was judged by another judge; choose a new --case folder.")
     here, known = evidence.places(manifest), evidence.places(case.manifest)
@@ -71,6 +83,22 @@ def make_case(options: argparse.Namespace, report: FailureReport, path: Path, so
     if moved:
         evidence.relocate(case, moved, "command line")
     return case
+
+
+def _settled(options: argparse.Namespace, new: Manifest, known: Manifest) -> dict[str, tuple[object, object]]:
+    """Return what a case settles for good, by option: as given now (None: not given), and as the case has it.
+
+    Cases of the first versions know no hashes of their prompts; any folder of prompts is then taken for theirs.
+    """
+    prompts = None
+    if options.prompts and known.prompt_files:
+        prompts = {file.name: hash_file(file) for file in options.prompts.glob("*.jsonl") if file.stem in FILES}
+    return {
+        "--seed": (options.seed, known.seed),
+        "--reviewers": (options.reviewers, known.reviewers),
+        "--reference": (new.reference and new.reference.files, known.reference and known.reference.files),
+        "--prompts": (prompts, known.prompt_files),
+    }
 
 
 def case_name(report: FailureReport, index: int) -> str:
