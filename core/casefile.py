@@ -11,6 +11,8 @@ is imported: the page reads cases too.
 import hashlib
 import json
 import os
+import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -193,6 +195,7 @@ class Case:
     def create(cls, path: Path | str, manifest: Manifest, prompts: Path, source: Source | None = None) -> "Case":
         """Create the case, or open it when it holds the same report and model. `source` is the file the report came in.
 
+        A new folder is there whole or not at all; one that is there empty is written in place, and removed when that fails.
         Raises: CaseFileError when the folder holds another case or other files; PromptFolderError.
         """
         path = Path(path)
@@ -209,6 +212,19 @@ class Case:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise CaseFileError(f"{path} exists and is not a case folder; choose a new or empty --case folder.")
         read_folder(prompts)  # refuse a bad prompt folder before anything is written
+        made = path if path.is_dir() else path.with_name(f".new-{uuid.uuid4().hex[:8]}")
+        try:
+            cls._fill(made, manifest, prompts, source)
+            if made != path:
+                made.rename(path)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        return cls(path)
+
+    @classmethod
+    def _fill(cls, path: Path, manifest: Manifest, prompts: Path, source: Source | None) -> None:
+        """Write a new case into `path`."""
         for name in ("requests", "control", "results", "repair", "evidence"):
             (path / name).mkdir(parents=True, exist_ok=True)
         copy_folder(prompts, path / "prompts")
@@ -235,7 +251,6 @@ class Case:
             template=manifest.template,
             files=["case.json", kept.kept, *(f"prompts/{name}" for name in files)],
         )
-        return case
 
     @property
     def report(self) -> FailureReport:

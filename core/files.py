@@ -40,6 +40,11 @@ def cannot_write(name: str, error: OSError) -> CaseFileError:
     return CaseFileError(f"Cannot write {name}: {error.strerror or error}. Free space or choose another folder.")
 
 
+def cannot_work(error: OSError) -> CaseFileError:
+    """Return the error for whatever the machine refused in the middle of something, named by its file where there is one."""
+    return cannot_write(Path(os.fsdecode(error.filename)).name if error.filename else "the case", error)
+
+
 def refuse_links(folder: Path) -> None:
     """Raise CaseFileError when `folder` holds, at any depth, anything but plain files and folders.
 

@@ -74,6 +74,10 @@ STOP_GRACE_SECONDS = 15.0
 START_GRACE_SECONDS = 60.0
 """A worker that holds no lock by then has failed to start. Source: stack.md (imports take 5-9 s), with a margin."""
 LOG_TAIL_LINES = 12
+_TRACEBACK = re.compile(
+    r"^[^\n]*Traceback \(most recent call last\):$.*?(?=^\d{4}-\d\d-\d\d |\Z)", re.MULTILINE | re.DOTALL
+)
+"""From the head of a traceback to the next record of the log."""
 LEAST_FREE_BYTES = 2**16
 """With less, the disk counts as full. Source: unverified choice (an event or a result is smaller)."""
 LOCK_WAIT_SECONDS = 1.0
@@ -342,12 +346,12 @@ def kill_worker(case: Case) -> None:
 
 
 def log_tail(case: Case) -> str:
-    """Return the last lines of the worker's log."""
+    """Return the last lines of the worker's log, for the page: each traceback is a word on where it stands."""
     try:
         text = (case.path / LOG).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return ""
-    return "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
+    return "\n".join(_TRACEBACK.sub(f"(details in {LOG} of the case)\n", text).splitlines()[-LOG_TAIL_LINES:])
 
 
 def status(case: Case) -> CaseStatus:

@@ -21,7 +21,7 @@ from core.casefile import Case
 from core.errors import BusyError, CaseFileError, Stopped, TriageError
 from core.event_log import EventLog
 from core.events import Event, Progress, StageFailed, StageStarted
-from core.files import cannot_write
+from core.files import cannot_work
 from core.loaded import is_device_lost
 from core.locate_stage import redraw_pictures
 from core.offline import forbid_other_hosts
@@ -190,9 +190,7 @@ def answer(case: Case, request: jobs.Request, events: EventLog, session: Session
         emit(StageFailed(stage=request.stage, message=str(error)))
     except OSError as error:
         log.exception("request %s could not read or write", request.id)
-        emit(
-            StageFailed(stage=request.stage, message=str(cannot_write(Path(error.filename or "the case").name, error)))
-        )
+        emit(StageFailed(stage=request.stage, message=str(cannot_work(error))))
     except RuntimeError as error:
         if not is_device_lost(error):
             return _ours(request, emit)

@@ -20,6 +20,7 @@ from core import jobs, lease
 from core.casefile import Case
 from core.errors import TriageError
 from core.events import Line, StageFailed, StageFinished, StageStarted
+from core.files import cannot_work
 from core.jobs import CaseStatus
 from core.values import OpenResult, TriggerConfirmation
 from dashboard import stories, tables, wording
@@ -141,9 +142,12 @@ class Panel:
 
 
 def explain(error: Exception) -> str:
-    """Return the sentence for an error: its own for a user's fault, a reference to the log for ours."""
+    """Return the sentence for an error: its own for a user's fault, the machine's for its, a reference to the log for ours."""
     if isinstance(error, TriageError):
         return str(error)
+    if isinstance(error, OSError):
+        LOG.error("the machine refused", exc_info=error)
+        return str(cannot_work(error))
     reference = uuid.uuid4().hex[:8]
     LOG.error("reference %s", reference, exc_info=error)
     return wording.our_fault(reference)

@@ -249,3 +249,21 @@ def test_a_case_with_a_link_or_a_pipe_in_it_is_refused_and_nothing_outside_is_to
     (case.path / "repair" / "finished.json").unlink()
     (tmp_path / "linked").symlink_to(case.path)
     assert Case(tmp_path / "linked").report == case.report, "the folder itself may be named by a link"
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_case_that_could_not_be_made_leaves_nothing_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: bool
+) -> None:
+    if empty:
+        (tmp_path / "case").mkdir()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "case.json")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Case, "audit", full)
+        with pytest.raises(OSError, match="No space"):
+            make_case(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "prompts"]
+    assert [line.action for line in make_case(tmp_path).audit_lines()] == ["created"]

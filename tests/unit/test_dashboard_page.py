@@ -165,6 +165,16 @@ def test_our_faults_are_shown_as_a_reference_only() -> None:
     assert "Reference" in text
 
 
+def test_what_the_machine_refuses_is_a_sentence(roots: Roots, caplog: pytest.LogCaptureFixture) -> None:
+    """A case that cannot be written ends in no fault of ours; the log has more."""
+    roots.cases.write_text("a file where the cases would lie", encoding="utf-8")
+    with pytest.raises(OSError) as caught:
+        create_case(roots, "case", read_intake(json.dumps(REPORT), None), roots.models / "model", None)
+    text = explain(caught.value)
+    assert text == f"Cannot write cases: {caught.value.strerror}. Free space or choose another folder."
+    assert "the machine refused" in caplog.text
+
+
 REQUEST = "0123456789abcdef-0"
 
 

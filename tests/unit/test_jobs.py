@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -236,6 +237,20 @@ def test_a_request_that_was_planted_names_no_other_file(case: Case, capfd: pytes
 def test_a_marker_without_a_start_time_kills_nobody_else(case: Case, holder: subprocess.Popen[bytes]) -> None:
     write_atomic(case.path / jobs.STARTING, dump({"pid": os.getppid(), "created": None}))
     assert jobs._marked_process(case) is None
+
+
+def test_the_log_is_shown_without_tracebacks(case: Case) -> None:
+    try:
+        try:
+            (case.path / "nothing" / "here").write_text("")
+        except OSError as error:
+            raise RuntimeError("two\nlines") from error
+    except RuntimeError:
+        raised = traceback.format_exc()
+    record = "2026-01-01 00:00:00,000 ERROR core.worker: request 1 could not read or write"
+    (case.path / jobs.LOG).write_text(f"Killed\n{record}\n{raised}{record}\n{raised}", encoding="utf-8")
+    told = "(details in worker.log of the case)"
+    assert jobs.log_tail(case) == "\n".join(["Killed", record, told, record, told])
 
 
 def test_names_of_attributions_differ_by_target() -> None:
