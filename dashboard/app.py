@@ -1,6 +1,6 @@
 """Composes the six steps into one page. Draws and connects; every number comes from the case folder."""
 
-from dashboard.server import POLICY, launch_options  # isort: skip  (sets the environment before gradio is imported)
+from dashboard.server import POLICY, UPLOAD_SECONDS, launch_options  # isort: skip  (sets the environment before gradio is imported)
 
 import gradio as gr
 
@@ -52,7 +52,8 @@ def theme() -> gr.themes.Base:
 
 def build(roots: Roots) -> gr.Blocks:
     """Return the page for these folders."""
-    with gr.Blocks(title=wording.TITLE, analytics_enabled=False, fill_width=True) as page:
+    cache = (UPLOAD_SECONDS, UPLOAD_SECONDS)
+    with gr.Blocks(title=wording.TITLE, analytics_enabled=False, fill_width=True, delete_cache=cache) as page:
         desk = Desk(roots)
         typed = confirm.fields()
         desk.choices["analyst"] = typed[0]

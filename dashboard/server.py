@@ -16,6 +16,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read once, when gradio is im
 os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"  # what it remembers of past calls; a tick is one
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -71,6 +72,11 @@ MAX_BROWSER_ID = 64
 """Bytes of the id by which a page gives its case back."""
 MAX_UPLOAD = "8mb"
 """Gradio refuses larger uploads. Source: unverified choice (a report of 5 MB must reach the intake check)."""
+TOO_LARGE = "This is more than the page takes at once; give a smaller report."
+MAX_BODY = 2**24
+"""Bytes of a request's body. Source: unverified choice (twice an upload: a pasted report is sent as JSON, with its escapes)."""
+UPLOAD_SECONDS = 3_600
+"""Age at which an uploaded file is deleted, and how often that is looked at. A case keeps its own copy. Source: unverified choice."""
 MAX_SESSIONS = 24
 """Browser tabs whose state is held. Gradio keeps what it drew for each, some megabytes, also after a tab is closed; over this number
 the tab that was longest silent is forgotten, and an open one is never silent for long. Source: tests/bench/LOG.md, soak."""
@@ -109,14 +115,14 @@ def check_address(host: str, auth: object) -> None:
 
 
 class Guard:
-    """ASGI middleware: adds the security headers and refuses requests that another site's page makes."""
+    """ASGI middleware: adds the security headers, refuses requests that another site's page makes, and bodies without end."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         """Wrap `app`."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 403 to another site's page and to what gradio would fetch from elsewhere; add the headers to all."""
+        """Answer 403 to another site's page and to what gradio would fetch from elsewhere, 413 to what is too large; add the headers."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -135,7 +141,20 @@ class Guard:
                 scope, receive, add_headers
             )
             return
-        await self._app(scope, receive, add_headers)
+        if int(headers.get(b"content-length", b"0")) > MAX_BODY:  # the server itself refuses one that is no number
+            await PlainTextResponse(TOO_LARGE, 413)(scope, receive, add_headers)
+            return
+        n_bytes = 0
+
+        async def count() -> MutableMapping[str, Any]:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > MAX_BODY:
+                raise HTTPException(413, TOO_LARGE)
+            return message
+
+        await self._app(scope, count, add_headers)
 
 
 def _signed_in(request: Request) -> bool:

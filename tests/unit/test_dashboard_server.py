@@ -4,6 +4,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from core.casefile import SCHEMA, Case, Manifest
 from core.errors import TriageError
 from core.files import now
 from core.values import FailureReport, Message, ModelSpec
-from dashboard.app import serve
-from dashboard.server import check_address, is_loopback, read_auth
+from dashboard import server
+from dashboard.app import build, serve
+from dashboard.server import MAX_BODY, UPLOAD_SECONDS, check_address, is_loopback, read_auth
 from dashboard.session import Roots
 
 SECRET = "not for a browser"
@@ -129,6 +131,32 @@ def test_a_page_that_is_left_gives_back_its_own_lease_only(url: str, root: Path)
     assert lease.current(case) == held
     assert get(where, post=b"browser-a")[0] == 204
     assert lease.current(case) is None
+
+
+def raw(url: str, head: str, body: bytes) -> bytes:
+    """Return the first line that a hand-written request is answered with."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as link:
+        with suppress(OSError):  # who is refused early may be hung up on
+            link.sendall(f"POST /gradio_api/queue/join HTTP/1.1\r\nHost: {host}:{port}\r\n{head}\r\n".encode() + body)
+        with suppress(OSError):
+            return link.makefile("rb").readline()
+    return b""
+
+
+def test_a_body_without_end_is_not_read(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that says how large it is nor one that does not; a smaller one goes through to gradio, which knows better."""
+    kind = "Content-Type: application/json\r\nConnection: close\r\n"
+    assert b" 413 " in raw(url, f"{kind}Content-Length: {MAX_BODY + 1}\r\n", b"")
+    monkeypatch.setattr(server, "MAX_BODY", 1000)
+    chunk = b"1f4\r\n" + b" " * 500 + b"\r\n"
+    assert b" 413 " in raw(url, f"{kind}Transfer-Encoding: chunked\r\n", 3 * chunk + b"0\r\n\r\n")
+    assert b" 422 " in raw(url, f"{kind}Transfer-Encoding: chunked\r\n", chunk + b"2\r\n{}\r\n0\r\n\r\n")
+
+
+def test_uploads_are_deleted_after_a_while(root: Path) -> None:
+    roots = Roots(cases=root / "cases", models=root / "models", demo=root / "demo", prompts=root / "prompts")
+    assert build(roots).delete_cache == (UPLOAD_SECONDS, UPLOAD_SECONDS)
 
 
 def test_gradio_gives_no_list_of_calls(url: str) -> None:
