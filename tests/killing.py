@@ -179,15 +179,30 @@ class Prepared:
 
 
 def new_case(model: Path, folder: Path) -> Case:
-    """Return a case on `model` in `folder`, with a small copy of the shipped prompts."""
+    """Return a case on `model` in `folder`, with a small copy of the shipped prompts; one that is there is opened."""
     prompts = folder / "prompts"
-    prompts.mkdir(parents=True)
-    for source in (ROOT / "assets" / "prompts").glob("*.jsonl"):
-        with open(source, encoding="utf-8") as lines:
-            (prompts / source.name).write_text("".join(islice(lines, N_PROMPTS)), encoding="utf-8")
+    if not prompts.is_dir():
+        prompts.mkdir(parents=True)
+        for source in (ROOT / "assets" / "prompts").glob("*.jsonl"):
+            with open(source, encoding="utf-8") as lines:
+                (prompts / source.name).write_text("".join(islice(lines, N_PROMPTS)), encoding="utf-8")
     report = FailureReport(messages=(Message(role="user", content=TEXT),), response="Step 1: [REDACTED]")
     manifest = Manifest(schema=SCHEMA, id="killed", created=now(), model=model_spec(model), report=report, seed=0)
     return Case.create(folder / "killed", manifest, prompts)
+
+
+def killed_making(model: Path, folder: Path, n: int) -> bool:
+    """Make a case in a process that is killed just before its `n`-th change of a file; return whether that came."""
+    process = _context.Process(target=_make, args=(model, folder, KillAtWrite(folder, n)), daemon=True)
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return process.exitcode != 0
+
+
+def _make(model: Path, folder: Path, fault: Callable[[], object]) -> None:
+    fault()
+    new_case(model, folder)
 
 
 def prepare(model: Path, folder: Path, only: Sequence[str] = tuple(STAGES)) -> Prepared:
@@ -230,13 +245,13 @@ class Trial:
     problems: list[str] = field(default_factory=list)
 
 
-def run_trial(prepared: Prepared, number: int, folder: Path, seed: int = 0, *, writes: bool = True) -> Trial:
-    """Kill number `number`: every stage in turn, at a moment drawn from the whole time it takes, or with `writes` at a write."""
+def run_trial(prepared: Prepared, number: int, folder: Path, seed: int = 0) -> Trial:
+    """Kill number `number`: every stage in turn, at a moment drawn from the whole time it takes, every other one at a write."""
     stages = [*STAGES, PAGE]
     stage = stages[number % len(stages)]
     rng = random.Random(f"{seed}:{number}")
     trial = Trial(number, stage, round(rng.uniform(0.0, prepared.seconds[stage]), 3))
-    if writes and stage != PAGE and number % 2:
+    if stage != PAGE and number % 2:
         trial.at_write = rng.randint(1, prepared.events[stage] + OTHER_WRITES)
     case = prepared.copy(stage, folder / f"trial-{number}")
     try:

@@ -1,6 +1,8 @@
 """Workers and pages killed at random points: nothing that was seen is lost, no file is broken, the same question is answered."""
 
+import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,8 @@ def prepared(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPa
     return killing.prepare(tiny_folder("llama"), tmp_path_factory.mktemp("kills"))
 
 
-def check(prepared: Prepared, numbers: range, folder: Path, *, writes: bool) -> None:
-    trials = [killing.run_trial(prepared, number, folder, writes=writes) for number in numbers]
+def check(prepared: Prepared, numbers: range, folder: Path) -> None:
+    trials = [killing.run_trial(prepared, number, folder) for number in numbers]
     assert [trial for trial in trials if trial.problems] == []
     assert max(trial.status_seconds for trial in trials) < HONEST_SECONDS
     assert sum(not trial.ended_before for trial in trials) >= len(trials) // 4  # or they were killed too late to tell
@@ -27,9 +29,29 @@ def check(prepared: Prepared, numbers: range, folder: Path, *, writes: bool) -> 
 
 @pytest.mark.slow
 def test_twenty_kills(prepared: Prepared, tmp_path: Path) -> None:
-    check(prepared, range(QUICK), tmp_path, writes=False)
+    check(prepared, range(QUICK), tmp_path)
 
 
 @pytest.mark.long
 def test_two_hundred_kills(prepared: Prepared, tmp_path: Path) -> None:
-    check(prepared, range(LONG), tmp_path, writes=True)
+    check(prepared, range(LONG), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_case_whose_making_is_killed_is_not_there_or_whole(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Before every change of a file that making a case takes; what is left stands in no one's way."""
+    model = tiny_folder("llama")
+    killing.new_case(model, tmp_path / "first")
+    for n in count(1):
+        folder = tmp_path / str(n)
+        shutil.copytree(tmp_path / "first" / "prompts", folder / "prompts")
+        killed = killing.killed_making(model, folder, n)
+        assert (folder / "killed").exists() == (folder / "killed" / "case.json").exists()
+        case = killing.new_case(model, folder)
+        assert killing.readable(case) == []
+        assert [line.action for line in case.audit_lines()] == ["created"]
+        if not killed:
+            break
+    assert n > 10, "it was killed at its writes"
