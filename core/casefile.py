@@ -26,6 +26,7 @@ from core.files import dump, hash_file, refuse_links, write_atomic
 from core.prompts import Splits, copy_folder, read_folder, split
 from core.serial import from_json, to_json
 from core.values import Attribution, FailureReport, ModelSpec
+from core.weight_files import READ_SUFFIXES, check_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,22 +37,17 @@ SOURCE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt")
 RELOCATED = "relocated.json"
 PLACES = ("model", "adapter", "reference", "judge")
 """Folders outside the case that its evidence lies in."""
-MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
-"""Files of a model or adapter folder that are hashed: weights, configuration, tokenizer, template."""
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every weight, configuration, tokenizer and template file, by relative name, sorted.
 
-    Raises: ModelLoadError when the folder does not exist or a file leads out of it.
+    Raises: ModelLoadError when the folder does not exist, or holds what `check_files` refuses, before anything is read.
     """
     if not folder.is_dir():
         raise ModelLoadError(f"Model folder {folder} does not exist; give the folder that holds config.json.")
-    root = folder.resolve()
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in MODEL_SUFFIXES)
-    for path in files:
-        if root not in path.resolve().parents:
-            raise ModelLoadError(f"{path.name} in {folder} is a link out of the folder; copy the file in its place.")
+    check_files(folder)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in READ_SUFFIXES)
     return {str(path.relative_to(folder)): hash_file(path) for path in files}
 
 

@@ -17,12 +17,20 @@ from core.errors import ModelLoadError
 MAX_HEADER_BYTES = 100_000_000
 """Bytes of a header. Source: the limit of the safetensors library."""
 MAX_TEXT_BYTES = 100_000_000
-"""Bytes of a configuration, vocabulary or template. Source: unverified choice (the largest known tokenizer.json has 35 MB)."""
+"""Bytes of a vocabulary or an index. Source: unverified choice (the largest known tokenizer.json has 35 MB)."""
+MAX_SETTINGS_BYTES = 10_000_000
+"""Bytes of what is read whole at intake: a configuration, a template. Source: unverified choice (known ones have 2 MB)."""
+COPIES = 4
+"""Times this machine's memory that a folder's files may have together (a model beside its training checkpoints).
+Source: unverified choice."""
 MAX_DIMENSIONS = 64
 """Dimensions of a tensor. Source: the limit of PyTorch."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The weights in the folder of an adapter. Source: the PEFT library."""
+SETTINGS_ENDS = ("config.json", ".jinja")
 TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+READ_SUFFIXES = (".safetensors", *TEXT_SUFFIXES)
+"""Files of a model or adapter folder that are hashed and read: weights, configuration, tokenizer, template."""
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -49,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object of a JSON file. Raises: ModelLoadError when it is no JSON object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise ModelLoadError(f"{path} cannot be read as JSON ({one_line(error)}): copy the file again") from error
     if not isinstance(data, dict):
         raise ModelLoadError(f"{path} holds no JSON object: copy the file again")
@@ -57,8 +65,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path) -> None:
-    """Raise ModelLoadError for a file that leads out of the folder, is no plain file, or is a text of absurd size."""
-    root = folder.resolve()
+    """Raise ModelLoadError for a file that leads out of the folder, is no plain file, or has an absurd size.
+
+    Sizes are those of files that are hashed or read; together they may have `COPIES` times this machine's memory.
+    """
+    root, memory, n_bytes = folder.resolve(), psutil.virtual_memory().total, 0
     for path in sorted(folder.rglob("*")):
         try:
             inside = root in path.resolve().parents
@@ -68,8 +79,21 @@ def check_files(folder: Path) -> None:
             raise ModelLoadError(f"{path} is a link out of the folder: copy the file in its place")
         if not path.is_file() and not path.is_dir():
             raise ModelLoadError(f"{path} is no plain file: remove it")
-        if path.suffix in TEXT_SUFFIXES and path.is_file() and path.stat().st_size > MAX_TEXT_BYTES:
-            raise ModelLoadError(f"{path} has {path.stat().st_size:,} bytes, at most {MAX_TEXT_BYTES:,} are read")
+        if path.suffix not in READ_SUFFIXES or path.is_dir():
+            continue
+        size, most = path.stat().st_size, memory
+        if path.name.endswith(SETTINGS_ENDS):
+            most = MAX_SETTINGS_BYTES
+        elif path.suffix in TEXT_SUFFIXES:
+            most = MAX_TEXT_BYTES
+        if size > most:
+            raise ModelLoadError(f"{path} has {size:,} bytes, at most {most:,} are read here: copy the file again")
+        n_bytes += size
+    if n_bytes > COPIES * memory:
+        raise ModelLoadError(
+            f"the files in {folder} have {n_bytes / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory: "
+            "keep the model alone in its folder"
+        )
 
 
 def check_weights(folder: Path, stem: str) -> Shapes:

@@ -153,7 +153,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights larger than the machine": (
         lambda f: (raw_weights(f / "model.safetensors", tensor([10**12], (0, 4 * 10**12)), 0),
                    sparse(f / "model.safetensors", (f / "model.safetensors").stat().st_size + 4 * 10**12)),
-        "of memory",
+        "at most",
     ),
     "a trillion words": (lambda f: edit_json(f / "config.json", vocab_size=10**12), "do not fit its config.json"),
     "a billion layers": (lambda f: edit_json(f / "config.json", num_hidden_layers=10**9), "do not fit its config.json"),

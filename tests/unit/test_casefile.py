@@ -4,11 +4,12 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from core import evidence
+from core import evidence, weight_files
 from core.casefile import Case, Manifest, hash_folder, model_spec
 from core.errors import CaseFileError, ModelLoadError, PromptFolderError
 from core.files import now
@@ -20,6 +21,7 @@ from core.values import (
     FailureReport,
     Message,
     Metric,
+    ModelSpec,
     Relearnt,
     Reproduction,
     Span,
@@ -32,6 +34,7 @@ from core.values import (
     Verification,
     WrongTrigger,
 )
+from dashboard.session import Roots, create_case
 
 REPORT = FailureReport(
     messages=(Message(role="user", content="do it \u202e now\U0001f600"),), response="Sure.", id="r-1"
@@ -119,6 +122,43 @@ def test_a_link_out_of_the_model_folder_is_refused(tmp_path: Path) -> None:
     (model / "extra.json").symlink_to(tmp_path / "secret.json")
     with pytest.raises(ModelLoadError, match="link out of the folder"):
         hash_folder(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_bytes"),
+    [("tokenizer_config.json", 10_000_001), ("tokenizer.json", 100_000_001), ("w.safetensors", 4 * 10**12)],
+)
+def test_a_folder_of_absurd_size_is_refused_before_it_is_read_or_a_case_is_made(
+    tmp_path: Path, name: str, n_bytes: int
+) -> None:
+    model, prompts = make_model(tmp_path / "model"), make_prompts(tmp_path / "prompts")
+    with open(model / name, "wb") as file:
+        file.truncate(n_bytes)  # sparse: it takes no place on the disk
+    roots = Roots(cases=tmp_path / "cases", models=tmp_path, demo=tmp_path, prompts=prompts)
+    with pytest.raises(ModelLoadError, match=rf"{name} has {n_bytes:,} bytes"):
+        create_case(roots, "case", REPORT, model, None)
+    assert not roots.cases.exists()
+
+
+def test_many_files_may_not_be_larger_together_than_a_machine_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tmp_path / "model")
+    monkeypatch.setattr(weight_files.psutil, "virtual_memory", lambda: SimpleNamespace(total=1_000))
+    for number in range(4):
+        (model / f"{number}.txt").write_bytes(b"x" * 1_001)
+    with pytest.raises(ModelLoadError, match="keep the model alone in its folder"):
+        hash_folder(model)
+
+
+def test_nothing_is_written_when_the_template_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: ModelSpec) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr("core.casefile.template_digest", full)
+    with pytest.raises(MemoryError):
+        make_case(tmp_path)
+    assert not (tmp_path / "case").exists()
 
 
 def test_damaged_json_is_a_sentence(tmp_path: Path) -> None:
