@@ -1,14 +1,14 @@
 """This process talks to no other host: an audit hook of the interpreter refuses look-ups and connections to any.
 
-The page, the worker and the command line set it as they start. Libraries that would fetch something (a model, a version
-check, a file that a browser names by its address) get a PermissionError instead.
+The page, the worker, the command line and the process that renders chat templates set it as they start. Libraries that
+would fetch something (a model, a version check, a file that a browser names by its address) get a PermissionError instead.
 What this does not do: stop compiled code that opens sockets by itself (the collectives of a distributed repair).
 """
 
 import ipaddress
 import sys
 
-_ADDRESSED = {"socket.connect": 1, "socket.sendto": 1, "socket.sendmsg": 1}
+_ADDRESSED = {"socket.connect": 1, "socket.sendto": 1, "socket.sendmsg": 1, "socket.getnameinfo": 0}
 _NAMED = {"socket.getaddrinfo": 0, "socket.gethostbyname": 0, "socket.gethostbyaddr": 0}
 """Audit events and the place of the address or the name in their arguments."""
 

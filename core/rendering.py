@@ -6,6 +6,7 @@ library's own function and sandbox, so the text is the one `apply_chat_template`
 * Time: the system ends the child by its processor time, even in a loop that never returns to Python, so that a busy machine is
   not held against a template; a watchdog thread in C (`faulthandler`) ends it by the clock, much later.
 * Memory: a limit on its address space, where the system has such a limit (not on Windows).
+* Network: no look-up of, and no connection to, another host (offline.py).
 
 What this does not do: judge the text, or keep a template from being slow within the limits.
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from core.errors import TokenMismatchError
+from core.offline import forbid_other_hosts
 
 SECONDS = 10.0
 """Processor time one rendering may take; an honest one takes a millisecond. Source: unverified choice."""
@@ -196,4 +198,5 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    forbid_other_hosts()
     serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -298,6 +298,7 @@ udp = lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 ways = [
     lambda: socket.create_connection(("192.0.2.1", 80), 1), lambda: socket.getaddrinfo("canary.example", 80),
     lambda: socket.gethostbyname("canary.example"), lambda: socket.gethostbyaddr("192.0.2.1"),
+    lambda: socket.getnameinfo(("192.0.2.1", 80), 0),
     lambda: udp().sendto(b"x", ("192.0.2.1", 53)), lambda: udp().connect(("192.0.2.1", 53)),
     lambda: socket.socket().connect_ex(("192.0.2.1", 80)), lambda: socket.socket(socket.AF_INET6).connect(("2001:db8::1", 80)),
     lambda: urllib.request.urlopen("http://canary.example/", timeout=1), lambda: udp().sendmsg([b"x"], [], 0, ("192.0.2.1", 53)),
@@ -307,6 +308,18 @@ here = socket.socket(); here.bind(("127.0.0.1", 0)); here.listen()
 socket.create_connection(here.getsockname(), 5); socket.getaddrinfo("localhost", 80)
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_process_that_renders_templates_talks_to_nobody() -> None:
+    program = (
+        "import runpy, socket; runpy.run_module('core.rendering', run_name='__main__')\n"
+        "try: socket.getaddrinfo('canary.example', 80)\n"
+        "except PermissionError: print('refused')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, text=True
+    )
+    assert done.stdout == "refused\n", done.stderr
 
 
 def test_the_engine_runs_with_every_socket_closed(tmp_path: Path, tiny_folder, tiny_adapter: Path) -> None:
