@@ -11,14 +11,13 @@ What it does not do: load quantised weights, or merge adapters. Running a model 
 """
 
 import inspect
-import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -26,21 +25,17 @@ from torch import nn
 from core import rendering
 from core.errors import ModelLoadError
 from core.loaded import REPORTED, LoadedModel
+from core.model_size import bounded, check_size
 from core.quantised import quantisation_of
 from core.settings import ModelSettings
 from core.values import ModelSpec
-from core.weight_files import ADAPTER_WEIGHTS, Shapes, check_files, check_weights, one_line, read_json
+from core.weight_files import ADAPTER_WEIGHTS, Shapes, check_files, check_names, check_weights, one_line, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 _FORWARD_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "inputs_embeds", "logits_to_keep"}
-_MOST_WEIGHTS, _SPARE_WEIGHTS = 4, 10_000_000
-"""A configuration may describe so many times the values that the files hold, and so many more (tables that are computed,
-tied weights, packed values). Source: unverified choice."""
-_LAYERS = 1000
-"""Layers below which a configuration may name more than there are tensors (parts that are not used)."""
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", None)
 """Ways of starting a LoRA that leave the base weights alone (PEFT's pissa, olora, corda, loftq change them)."""
 SPREAD = "cuda:all"
@@ -60,7 +55,7 @@ def load(
     settings = settings or ModelSettings()
     device = resolve_device(settings.device)
     folder, shapes = _check_model_folder(Path(model))
-    adapter_folder = None if adapter is None else _check_adapter_folder(Path(adapter))
+    adapter_folder, adapter_shapes = (None, {}) if adapter is None else _check_adapter_folder(Path(adapter))
     tokenizer, said = _load_tokenizers(folder, adapter_folder)
     rendering.start()  # its own imports run while the weights are read
     spread = settings.device == SPREAD
@@ -71,7 +66,9 @@ def load(
     weights = weights if spread else _to_device(weights, device)
     _check_finite(weights, folder)
     if adapter_folder is not None:
-        attached = _attach_adapter(weights, adapter_folder)  # PEFT puts each part where the layer it belongs to is
+        attached = _attach_adapter(
+            weights, adapter_folder, adapter_shapes
+        )  # PEFT puts each part where the layer it belongs to is
         weights = attached if spread else _to_device(attached, device)
         _check_finite(weights, adapter_folder)
     gpu = device_warning() if device.type == "cpu" else None
@@ -159,8 +156,8 @@ def _check_model_folder(folder: Path) -> tuple[Path, Shapes]:
     return folder, check_weights(folder, "model")
 
 
-def _check_adapter_folder(folder: Path) -> Path:
-    """Return the absolute folder of a LoRA adapter that can be switched on and off."""
+def _check_adapter_folder(folder: Path) -> tuple[Path, Shapes]:
+    """Return the absolute folder of a LoRA adapter that can be switched on and off, and the shapes of its tensors."""
     if not folder.is_dir():
         raise ModelLoadError(f"the adapter folder {folder} does not exist: give the path of a local PEFT adapter")
     folder = folder.resolve()
@@ -182,8 +179,9 @@ def _check_adapter_folder(folder: Path) -> Path:
             f"{folder} may also change weights of the base model ({odd[0]}={str(config[odd[0]])[:40]!r}), so it cannot be "
             "switched off: convert it to a plain LoRA adapter, or merge it and give the merged model"
         )
-    check_weights(folder, "adapter_model")
-    return folder
+    shapes = check_weights(folder, "adapter_model")
+    check_names(folder, config, len(shapes))
+    return folder, shapes
 
 
 @contextmanager
@@ -244,33 +242,6 @@ def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def _check_size(folder: Path, shapes: Shapes, kind: type) -> None:
-    """Raise ModelLoadError when config.json describes far more weights than the files hold, before any are made."""
-    from transformers import AutoConfig
-
-    n_layers, n_held = _layers(read_json(folder / "config.json")), sum(math.prod(shape) for shape in shapes.values())
-    if n_layers > max(len(shapes), _LAYERS):
-        raise ModelLoadError(
-            f"the weights in {folder} do not fit its config.json ({n_layers} layers, {len(shapes)} tensors): "
-            "copy the model again"
-        )
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        planned = kind.from_config(config, trust_remote_code=False)  # type: ignore[attr-defined]
-    n_planned = sum(one.numel() for one in [*planned.parameters(), *planned.buffers()])
-    if n_planned > _MOST_WEIGHTS * n_held + _SPARE_WEIGHTS:
-        raise ModelLoadError(
-            f"the weights in {folder} do not fit its config.json (it describes {n_planned:,} values, the files hold "
-            f"{n_held:,}): copy the model again"
-        )
-
-
-def _layers(config: Mapping[str, Any]) -> int:
-    """Return the largest number that a configuration, or a part of it, gives under a name with "layer"."""
-    inner = [_layers(value) for value in config.values() if isinstance(value, dict)]
-    return max([0, *inner, *(value for key, value in config.items() if "layer" in key and type(value) is int)])
-
-
 def _load_weights(
     folder: Path, shapes: Shapes, dtype: torch.dtype, classifier: bool = False, device_map: str | None = None
 ) -> tuple[nn.Module, list[str]]:
@@ -281,7 +252,7 @@ def _load_weights(
     what = "a sequence classifier" if classifier else "a causal language model"
     try:
         with _quiet():
-            _check_size(folder, shapes, kind)
+            check_size(folder, shapes, kind)
             weights, info = kind.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype,
                 output_loading_info=True, ignore_mismatched_sizes=True, device_map=device_map,
@@ -342,7 +313,7 @@ def _check_finite(weights: nn.Module, folder: Path) -> None:
             )
 
 
-def _attach_adapter(weights: nn.Module, folder: Path) -> nn.Module:
+def _attach_adapter(weights: nn.Module, folder: Path, shapes: Shapes) -> nn.Module:
     """Return the model with the folder's adapter attached, every tensor of which must have found its place."""
     from peft import LoraConfig, PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -353,8 +324,12 @@ def _attach_adapter(weights: nn.Module, folder: Path) -> nn.Module:
         with _quiet():
             config = LoraConfig.from_pretrained(str(folder), local_files_only=True)
             config.inference_mode = True
-            model = PeftModel(weights, config, adapter_name=REPORTED)
+            config.init_lora_weights = True  # every value comes from the file; other ways to start may cost rank x rank
+            with bounded(folder / "adapter_config.json", shapes):
+                model = PeftModel(weights, config, adapter_name=REPORTED)
             result = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS), REPORTED)
+    except ModelLoadError:
+        raise
     except Exception as error:  # any library may raise anything on a hostile folder
         raise ModelLoadError(f"{fault} ({one_line(error)}): {remedy}") from error
     unfilled = [name for name in result.missing_keys if f".{REPORTED}." in name]

@@ -7,6 +7,8 @@ What this does not do: read a weight.
 
 import json
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -31,6 +33,14 @@ SETTINGS_ENDS = ("config.json", ".jinja")
 TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 READ_SUFFIXES = (".safetensors", *TEXT_SUFFIXES)
 """Files of a model or adapter folder that are hashed and read: weights, configuration, tokenizer, template."""
+_NAMING = (
+    "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern", "target_parameters",
+    "trainable_token_indices", "rank_pattern", "alpha_pattern",
+)  # fmt: skip
+"""Entries of an adapter's configuration that PEFT compares with every module, most of them as regular expressions."""
+_PLAIN_NAME = re.compile(r"\^?[\w.-]+")
+MAX_NAMES = 1_000
+"""Names that such an entry may hold, where the adapter has fewer tensors. Source: unverified choice."""
 BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -125,6 +135,21 @@ def check_weights(folder: Path, stem: str) -> Shapes:
             "use a machine that holds them"
         )
     return shapes
+
+
+def check_names(folder: Path, config: Mapping[str, Any], n_tensors: int) -> None:
+    """Raise ModelLoadError unless an adapter's configuration names modules plainly, and not far more than it has tensors."""
+    for key in _NAMING:
+        value = config.get(key)
+        names = [value] if isinstance(value, str) else list(value) if isinstance(value, list | dict) else []
+        if len(names) > max(n_tensors, MAX_NAMES):
+            raise ModelLoadError(f"{folder} holds {len(names):,} entries under {key}: copy adapter_config.json again")
+        patterns = [str(name)[:40] for name in names if not _PLAIN_NAME.fullmatch(str(name))]
+        if patterns:
+            raise ModelLoadError(
+                f"{folder} names modules by a pattern, which may never end ({key}: {patterns[0]!r}): list there the plain "
+                "names of the modules"
+            )
 
 
 def header(path: Path) -> Shapes:

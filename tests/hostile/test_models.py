@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from core import chat, rendering
 from core.errors import ModelLoadError, TokenMismatchError, TriageError
 from core.judge_model import JudgeModel
+from core.model_size import bounded
 from core.models import load
 from core.values import Message
 from core.weight_files import header
@@ -157,6 +159,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a trillion words": (lambda f: edit_json(f / "config.json", vocab_size=10**12), "do not fit its config.json"),
     "a billion layers": (lambda f: edit_json(f / "config.json", num_hidden_layers=10**9), "do not fit its config.json"),
+    "a billion blocks": (lambda f: edit_json(f / "config.json", num_blocks=10**9), "do not fit its config.json"),
+    "a billion labels": (lambda f: edit_json(f / "config.json", num_labels=10**9), "do not fit its config.json"),
+    "a billion layers in a list": (
+        lambda f: edit_json(f / "config.json", attention_types=[[["global"], 10**9]]), "do not fit its config.json"),
     "a trillion wide": (lambda f: edit_json(f / "config.json", hidden_size=10**12), "config.json"),
     "negative width": (lambda f: edit_json(f / "config.json", hidden_size=-32), "config.json"),
     "no heads": (lambda f: edit_json(f / "config.json", num_attention_heads=0), "config.json"),
@@ -226,6 +232,61 @@ def test_adapters_and_judges_pass_the_same_checks(
     raw_weights(other / f"{stem}.safetensors", tensor([-1]))
     with pytest.raises(ModelLoadError, match="whole numbers"):
         load(folder, other) if where == "adapter" else JudgeModel(other)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.nn.ModuleList(torch.nn.Identity() for _ in range(50_000)),
+        lambda: torch.nn.Linear(10_000, 10_000, device="meta"),
+    ],
+)
+def test_modules_without_end_are_stopped_as_they_are_made(tmp_path: Path, make: Callable[[], object]) -> None:
+    """Whatever name the number had in the configuration; after the block nothing is watched any more."""
+    fault = pytest.raises(ModelLoadError, match=r"fit its config\.json \(it describes .* modules and more")
+    with fault as caught, bounded(tmp_path / "config.json", {"w": (4,)}):
+        make()
+    assert len(str(caught.value).splitlines()) == 1
+    make()
+
+
+EVIL = r"((\w+\.?)+)+!"
+ADAPTERS: dict[str, tuple[dict[str, object], str]] = {
+    "a target that never ends": ({"target_modules": EVIL}, "names modules by a pattern"),
+    "a target in a list": ({"target_modules": ["q_proj", EVIL]}, "names modules by a pattern"),
+    "an exclusion that never ends": ({"exclude_modules": EVIL}, "names modules by a pattern"),
+    "a saved module that never ends": ({"modules_to_save": [EVIL]}, "names modules by a pattern"),
+    "layers that never end": ({"layers_to_transform": [0], "layers_pattern": EVIL}, "names modules by a pattern"),
+    "a rank that never ends": ({"rank_pattern": {EVIL: 4}}, "names modules by a pattern"),
+    "an alpha that never ends": ({"alpha_pattern": {EVIL: 4}}, "names modules by a pattern"),
+    "a million ranks": ({"rank_pattern": {f"m{i}": 4 for i in range(100_000)}}, "100,000 entries under rank_pattern"),
+    "a rank of millions": ({"r": 2_000_000}, "do not fit its adapter_config.json"),
+    "a rank of millions in a pattern": ({"rank_pattern": {"q_proj": 2_000_000}}, "do not fit its adapter_config.json"),
+    "a rank beyond 64 bits": ({"r": 10**30}, "does not fit this model"),
+    "a start that takes rank times rank": ({"r": 100_000, "init_lora_weights": "orthogonal"}, "fit"),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_hostile_adapter_is_refused_in_one_line(folder: Path, tiny_adapter: Path, name: str) -> None:
+    changes, words = ADAPTERS[name]
+    adapter = Path(shutil.copytree(tiny_adapter, folder.parent / "adapter"))
+    edit_json(adapter / "adapter_config.json", **changes)
+    begun = time.monotonic()
+    with pytest.raises(ModelLoadError) as caught:
+        load(folder, adapter)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert time.monotonic() - begun < 60
+
+
+def test_honest_numbers_and_names_are_taken(folder: Path, tiny_adapter: Path) -> None:
+    edit_json(folder / "config.json", vocab_size_per_layer_input=262_144)
+    adapter = Path(shutil.copytree(tiny_adapter, folder.parent / "adapter"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    name = sorted(config["target_modules"])[0]
+    edit_json(adapter / "adapter_config.json", rank_pattern={f"^model.layers.0.self_attn.{name}": config["r"]})
+    assert load(folder, adapter).has_reference
 
 
 # templates ------------------------------------------------------------------------------------------------------------
