@@ -31,7 +31,8 @@ def demo(options: argparse.Namespace, terminal: Terminal) -> object:
         reviewers=None,
     )
     file = DEMO / entry["report"]
-    case = make_case(given, intake.read_report(file), path, Source(name=file.name, data=intake.file_bytes(file)))
+    source = Source(name=file.name, data=intake.file_bytes(file))
+    case = make_case(given, intake.read_report(source.data, source.name), path, source)
     headless = Headless(options.device, terminal)
     begun = time.monotonic()
     headless.run(case, "triage", {"mode": "causal"})

@@ -71,6 +71,16 @@ def dump(data: object, *, indent: int | None = 1) -> str:
     return _HALF_PAIR.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object (as `object_pairs_hook`); ValueError for a name that stands twice, which readers take differently."""
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name {name[:40]!r} stands twice in one object")
+        found[name] = value
+    return found
+
+
 def digest(data: object) -> str:
     """Return the SHA-256 of plain JSON data, whatever the order of its keys, as hex."""
     text = json.dumps(data, ensure_ascii=False, sort_keys=True)

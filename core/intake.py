@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from core.errors import ReportError
+from core.files import unique
 from core.values import FailureCase, FailureReport, Message, Role, Sample, Sampling
 
 MAX_FILE_BYTES = 64_000_000
@@ -34,12 +35,12 @@ _HEADERS = (("prompt", "response"), ("instruction", "output"), ("question", "ans
 _KEYS = ("messages", "response", "id", "source", "note", "expected", "response_ids", "sampling", "second")
 
 
-def read_report(source: str | bytes | Path) -> FailureReport:
-    """Return the one report in a file (`Path`), or in text or bytes given directly.
+def read_report(source: str | bytes | Path, name: str = "") -> FailureReport:
+    """Return the one report in a file (`Path`), or in text or bytes given directly, which came in a file of that `name`.
 
     Of a list, a JSON-lines file or a CSV there must be exactly one row. Raises: ReportError.
     """
-    reports = _read(source, MAX_REPORT_BYTES)
+    reports = _read(source, MAX_REPORT_BYTES, name)
     if len(reports) != 1:
         raise ReportError(
             f"this holds {len(reports)} reports, one is wanted here: give them with --reports, or keep one of them"
@@ -52,17 +53,17 @@ def read_reports(source: str | bytes | Path) -> list[FailureReport]:
     return _read(source, MAX_FILE_BYTES)
 
 
-def _read(source: str | bytes | Path, limit: int) -> list[FailureReport]:
-    """Return the reports in a file or a text; the kind of a text is seen from its first character."""
-    is_csv = isinstance(source, Path) and source.suffix.lower() in (".csv", ".tsv")
+def _read(source: str | bytes | Path, limit: int, name: str = "") -> list[FailureReport]:
+    """Return the reports in a file or a text; the kind is seen from the file's name, else from the first character."""
+    suffix = (source if isinstance(source, Path) else Path(name)).suffix.lower()
     text = _text(source, limit)
     if not text.strip():
         raise ReportError("the report is empty: give messages and the response that should not have come")
     first = text.lstrip()[0]
-    if is_csv or first not in "{[":
-        return _from_csv(text, "\t" if isinstance(source, Path) and source.suffix.lower() == ".tsv" else ",")
+    if suffix in (".csv", ".tsv") or first not in "{[":
+        return _from_csv(text, "\t" if suffix == ".tsv" else ",")
     try:
-        data = json.loads(text)
+        data = _json(text)
     except RecursionError as error:
         raise ReportError("the report is nested too deeply: give a flat JSON object") from error
     except ValueError as error:
@@ -111,9 +112,14 @@ def _check_size(n_bytes: int, limit: int) -> None:
         )
 
 
+def _json(text: str) -> object:
+    """Return the value of a JSON text in which no name stands twice: two readers could see two reports in it."""
+    return json.loads(text, object_pairs_hook=unique)
+
+
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        _json(text)
     except (ValueError, RecursionError):
         return False
     return True
@@ -122,9 +128,11 @@ def _is_json(text: str) -> bool:
 def _loads(line: str, number: int) -> object:
     """Return the value of one JSON line."""
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ReportError(f"line {number} is not valid JSON: write one report a line") from error
+        return _json(line)
+    except RecursionError as error:
+        raise ReportError(f"line {number} is nested too deeply: give a flat JSON object") from error
+    except ValueError as error:
+        raise ReportError(f"line {number} is not valid JSON ({_where(error)}): write one report a line") from error
 
 
 def _where(error: ValueError) -> str:

@@ -28,9 +28,8 @@ def triage(options: argparse.Namespace, terminal: Terminal) -> object:
         if options.case is None:
             raise TriageError("--report needs --case, the folder to write.")
         source = Source(name=options.report.name, data=intake.file_bytes(options.report))
-        pairs: list[tuple[FailureReport, Path, Source | None]] = [
-            (intake.read_report(options.report), options.case, source)
-        ]
+        report = intake.read_report(source.data, source.name)
+        pairs: list[tuple[FailureReport, Path, Source | None]] = [(report, options.case, source)]
     else:
         if options.cases is None:
             raise TriageError("--reports needs --cases, the folder the case folders are written to.")

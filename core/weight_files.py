@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import psutil
 
 from core.errors import ModelLoadError
+from core.files import unique
 
 MAX_HEADER_BYTES = 100_000_000
 """Bytes of a header. Source: the limit of the safetensors library."""
@@ -161,7 +162,7 @@ def header(path: Path) -> Shapes:
             raise _damaged(path, f"the header says it has {length:,} bytes of the file's {size:,}")
         raw = file.read(length)
     try:
-        data = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        data = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its header is not JSON, {one_line(error)}") from error
     if not isinstance(data, dict):
@@ -184,14 +185,6 @@ def header(path: Path) -> Shapes:
 
 def _damaged(path: Path, why: str) -> ModelLoadError:
     return ModelLoadError(f"{path} is damaged or cut short ({why}): copy it again")
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return the object of a header; a name that stands twice could mean another tensor to another reader."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
-    return found
 
 
 def _entry(path: Path, name: str, entry: object) -> tuple[tuple[int, ...], int, int]:

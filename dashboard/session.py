@@ -127,7 +127,8 @@ def create_demo(roots: Roots, demo_id: str) -> Case:
             adapter = roots.demo / demo.adapter if demo.adapter else None
             file = roots.demo / demo.report
             source = Source(name=file.name, data=file_bytes(file))
-            return create_case(roots, demo.id, read_report(file), roots.demo / demo.model, adapter, source)
+            report = read_report(source.data, source.name)
+            return create_case(roots, demo.id, report, roots.demo / demo.model, adapter, source)
     raise CaseFileError("There is no such demo case; build the demo model first (see README).")
 
 
@@ -174,8 +175,9 @@ def intake_source(pasted: str, upload: str | None) -> Source:
     if upload:
         file = Path(upload)
         try:
-            if dump(to_json(read_report(file))) == pasted:
-                return Source(name=file.name, data=file_bytes(file))
+            source = Source(name=file.name, data=file_bytes(file))
+            if dump(to_json(read_report(source.data, source.name))) == pasted:
+                return source
         except ReportError:
             LOG.warning("an uploaded report is gone or cannot be read; the text of the page is kept instead")
     return Source(name="", data=pasted.encode("utf-8", "surrogatepass"))

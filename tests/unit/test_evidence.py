@@ -281,13 +281,18 @@ def test_a_case_of_an_unknown_version_is_refused(tmp_path: Path, schema: object)
         Case(case.path)
 
 
-def test_the_page_keeps_the_uploaded_bytes_unless_the_text_was_edited(tmp_path: Path) -> None:
+def test_the_page_keeps_the_uploaded_bytes_unless_the_text_was_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from core.intake import read_report
 
     file = tmp_path / "from customer.json"
     file.write_bytes(RAW)
     text = dump(to_json(read_report(file)))
     assert intake_source(text, str(file)) == Source(name="from customer.json", data=RAW)
+    monkeypatch.setattr("dashboard.session.file_bytes", lambda _: RAW.replace(b"do it", b"do that"))
+    assert intake_source(text, str(file)) == Source(name="", data=text.encode()), "what is kept is what was read"
+    monkeypatch.undo()
     edited = text.replace("do it", "do that")
     assert intake_source(edited, str(file)) == Source(name="", data=edited.encode())
     roots = Roots(cases=tmp_path / "cases", models=tmp_path / "models", prompts=make_prompts(tmp_path / "prompts"))

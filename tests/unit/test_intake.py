@@ -154,6 +154,10 @@ def test_bad_report_is_one_line(data: dict, words: str) -> None:
         ("[1]", "no JSON object"),
         ('{"a": ' + "9" * 5_000 + "}", "not valid JSON"),
         (json.dumps(GOOD) + "\n{bad", "line 2 is not valid JSON"),
+        ('{"response": "SAFE", ' + json.dumps(GOOD)[1:], "the name 'response' stands twice"),
+        (b'{"response": "SAFE",\n' + json.dumps(GOOD).encode()[1:], "the name 'response' stands twice"),
+        (json.dumps(GOOD) + '\n{"id": "1", ' + json.dumps(GOOD)[1:-1] + ', "id": "2"}', "the name 'id' stands twice"),
+        ('{"messages": [{"role": "user", "content": "a", "content": "b"}], "response": "c"}', "'content' stands twice"),
         (json.dumps([GOOD, with_(response="")]), "report 2: the response is empty"),
         (json.dumps([GOOD, GOOD]), "2 reports"),
         ("prompt,response\n", "no report"),
@@ -174,6 +178,14 @@ def test_bad_source_is_one_line(source: str | bytes | Path, words: str) -> None:
         read_report(source)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_bytes_are_read_as_the_file_they_came_in() -> None:
+    """A caller that keeps a file's bytes reads just these, not the file again."""
+    assert read_report(b"x\ty", "a.TSV") == parse_report(
+        {"messages": [{"role": "user", "content": "x"}], "response": "y"}
+    )
+    assert read_report(b'"{",y', "a.csv").messages[0].content == "{"
 
 
 def test_large_file_is_not_read(tmp_path: Path) -> None:
