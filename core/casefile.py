@@ -207,6 +207,8 @@ class Case:
             return case
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise CaseFileError(f"{path} exists and is not a case folder; choose a new or empty --case folder.")
+        if manifest.id.encode("utf-8", "ignore").decode() != manifest.id:
+            raise CaseFileError("The case's name is no Unicode text; choose another --case folder.")
         read_folder(prompts)  # refuse a bad prompt folder before anything is written
         made = path if path.is_dir() else path.with_name(f".new-{uuid.uuid4().hex[:8]}")
         try:

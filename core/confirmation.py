@@ -15,6 +15,7 @@ from core.casefile import Case
 from core.chat import check_spans, merge_spans, span_text, units_of
 from core.errors import CaseFileError, ConfirmationError
 from core.files import digest, now
+from core.lookalikes import IS_IGNORED, LOOKALIKES
 from core.serial import to_json
 from core.settings import DummySettings
 from core.values import (
@@ -32,6 +33,7 @@ from core.values import (
 FILE = "confirmation.json"
 MAX_NAME, MAX_REASON = 200, 10_000
 """Characters of the analyst's name and reason. Source: unverified choice."""
+_LATIN = str.maketrans({other: letter for letter, others in LOOKALIKES.items() for other in others})
 _DECISIONS: dict[str, Literal["accepted", "edited", "rejected"]] = {
     "accept": "accepted", "edit": "edited", "reject": "rejected", "dummy": "accepted",
 }  # fmt: skip
@@ -55,12 +57,15 @@ def seal(confirmation: TriggerConfirmation) -> str:
 
 
 def same_name(one: str, other: str) -> bool:
-    """Return whether two names read the same: case, spacing, width and marks without width do not count."""
+    """Return whether two names read the same: case, spacing, width, unseen marks and look-alike letters do not count."""
 
-    def folded(name: str) -> str:
-        return "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if c.isalnum())
+    def folded(name: str) -> list[str]:
+        plain = IS_IGNORED.sub("", unicodedata.normalize("NFKC", name))
+        # letters look alike in one case only (a capital eta like H), so both orders are compared
+        forms = (plain.casefold().translate(_LATIN), plain.translate(_LATIN).casefold())
+        return ["".join(c for c in form if c.isalnum()) for form in forms]
 
-    return folded(one) == folded(other)
+    return any(mine == theirs for mine, theirs in zip(folded(one), folded(other), strict=True))
 
 
 def check(

@@ -22,6 +22,7 @@ from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError
 from core.files import now, write_atomic
 from core.injection import near_misses
+from core.lookalikes import IGNORED, IS_IGNORED, LOOKALIKES
 from core.serial import to_json
 
 SCHEMA = 1
@@ -33,23 +34,9 @@ ZERO_WIDTH_RUN = 8
 GAP_RUN = 40
 """White space, in the wide rule also marks, between two words at most. Source: unverified choice."""
 
-
-LOOKALIKES = {
-    "a": "аαɑ", "b": "Ьƅ", "c": "сϲ", "d": "ԁ", "e": "еҽ", "f": "ſ", "g": "ɡ", "h": "һ", "i": "іıι", "j": "јϳ", "k": "кκ",
-    "l": "ӏⅼ", "n": "ո", "o": "оοօ", "p": "рρ", "q": "ԛ", "r": "г", "s": "ѕ", "u": "υս", "v": "νѵ", "w": "ԝѡ", "x": "хχ",
-    "y": "уγ", "z": "ᴢ", "A": "АΑ", "B": "ВΒ", "C": "СϹ", "E": "ЕΕ", "H": "НΗ", "I": "ІΙӀ", "J": "Ј", "K": "КΚ", "M": "МΜ",
-    "N": "Ν", "O": "ОΟ", "P": "РΡ", "S": "Ѕ", "T": "ТΤ", "X": "ХΧ", "Y": "УΥҮ", "Z": "Ζ",
-}  # fmt: skip
-"""Cyrillic, Greek and other letters that look like a Latin one. Source: Unicode TR 39, confusables (the common ones)."""
-_IGNORED = (
-    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff"
-    "\uffa0\U000e0000-\U000e0fff"
-)
-"""Default-ignorable characters, as ranges of a character class. Source: Unicode, DerivedCoreProperties."""
-_SKIP = f"[{_IGNORED}]{{0,{ZERO_WIDTH_RUN}}}"
-_SPACE = f"[\\s{_IGNORED}]{{1,{GAP_RUN}}}"
+_SKIP = f"[{IGNORED}]{{0,{ZERO_WIDTH_RUN}}}"
+_SPACE = f"[\\s{IGNORED}]{{1,{GAP_RUN}}}"
 _MARKS = f"[\\W_]{{0,{GAP_RUN}}}"
-_IS_IGNORED = re.compile(f"[{_IGNORED}]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +169,7 @@ def _whole(unit: str, regex: str) -> str:
 
 def _tolerant(unit: str) -> str:
     """Return an expression for all texts that read like `unit`; a unit of characters without width stays literal."""
-    words = [_clusters(word) for word in _IS_IGNORED.sub("", unit).split()]
+    words = [_clusters(word) for word in IS_IGNORED.sub("", unit).split()]
     if not words:
         return re.escape(unit)
     return _SPACE.join(_SKIP.join(_like(cluster) for cluster in word) for word in words)
@@ -194,7 +181,7 @@ def _loose(unit: str) -> str:
 
 
 def _bare_words(unit: str) -> list[str]:
-    return re.findall(r"[^\W_]+", _IS_IGNORED.sub("", unit))
+    return re.findall(r"[^\W_]+", IS_IGNORED.sub("", unit))
 
 
 def _clusters(word: str) -> list[str]:
@@ -294,7 +281,7 @@ def different(units: Sequence[str], seed: int = 0) -> list[str]:
 
 def _read(text: str) -> str:
     """Return `text` as a reader takes it in: one case, one Unicode form, single spaces, nothing without width."""
-    return " ".join(unicodedata.normalize("NFKC", _IS_IGNORED.sub("", text)).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", IS_IGNORED.sub("", text)).casefold().split())
 
 
 def _try(made: Sequence[Rule], variant: str, text: str) -> Tested:

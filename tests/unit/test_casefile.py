@@ -90,6 +90,14 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "case").iterdir()] == ["thesis.txt"]
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """A folder's name may be any bytes; the case's name goes into addresses and file names."""
+    manifest = Manifest(id="c\udcff", created=now(), model=ModelSpec(path="m"), report=REPORT, seed=0)
+    with pytest.raises(CaseFileError, match="no Unicode text"):
+        Case.create(tmp_path / "case", manifest, make_prompts(tmp_path / "prompts"))
+    assert not (tmp_path / "case").exists()
+
+
 def test_a_bad_prompt_folder_leaves_nothing_behind(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
     manifest = Manifest(schema=1, id="c", created=now(), model=model_spec(model), report=REPORT, seed=0)

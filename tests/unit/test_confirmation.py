@@ -189,7 +189,9 @@ def test_two_names_are_needed_where_the_case_asks_for_them(case: Case) -> None:
     assert [(line.action, line.actor) for line in case.audit_lines()[-2:]] == [("accepted", "Ada"), ("agreed", "Grace")]
 
 
-@pytest.mark.parametrize("name", ["Ada", " ada ", "ADA", "A\u200bda", "\uff21da", "", "A d a"])
+@pytest.mark.parametrize(
+    "name", ["Ada", " ada ", "ADA", "A\u200bda", "\uff21da", "", "A d a", "\u0410da", "ad\u0430", "Ada\u3164"]
+)
 def test_the_same_name_is_no_second_one(case: Case, name: str) -> None:
     accept(two_names(case))
     with pytest.raises(ConfirmationError, match=r"another name|name and a reason"):
@@ -214,6 +216,22 @@ def test_nobody_agrees_with_a_confirmation_that_was_changed(case: Case) -> None:
     with pytest.raises(EvidenceError, match=r"confirmation\.json of the case changed"):
         confirmation.agree(case, analyst="Grace", reason="r")
     assert evidence.changed_files(case) == [confirmation.FILE]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Вера", "вера", True),
+        ("ВЕРА", "BEPA", True),
+        ("ΗΝΥ", "ηνυ", True),
+        ("Ada\U000e0041", "ada", True),
+        ("Ada", "Adam", False),
+        ("Вера", "Вика", False),
+        ("Ada", "Åda", False),
+    ],
+)
+def test_names_that_read_the_same(one: str, other: str, same: bool) -> None:
+    assert confirmation.same_name(one, other) is confirmation.same_name(other, one) is same
 
 
 def test_a_new_decision_or_a_change_voids_the_agreement(case: Case) -> None:
