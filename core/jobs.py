@@ -14,8 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +68,8 @@ INPUTS = {
     ),
 }
 """Files whose content is part of a question, by stage."""
+KEPT_REQUESTS = 4096
+"""Requests that a process keeps. Source: unverified choice."""
 REQUEST_ID = re.compile(r"[0-9a-f]{16}-[0-9]+")
 """What `ask` names a request. Ids are used as file names, and a case that was copied may hold any text."""
 LOCK, STARTING, LOG = "worker.lock", "worker.starting", "worker.log"
@@ -133,16 +137,23 @@ def requests(case: Case) -> list[Request]:
     """Return every request ever made, oldest first; files that `ask` did not name so are left alone."""
     found = []
     for path in (case.path / "requests").glob("*.json"):
-        try:
-            request = from_json(Request, json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, RecursionError, ValueError, TriageError):
-            log.warning("request %a cannot be read and is left alone", path.name)
-            continue
-        if REQUEST_ID.fullmatch(request.id) and request.id == path.stem:
-            found.append(request)
-        else:
-            log.warning("request %a is not named by its id and is left alone", path.name)
-    return sorted(found, key=lambda request: (request.time, request.attempt))
+        with suppress(OSError):  # gone meanwhile, or not to be read now
+            found.append(_request(path, path.stat().st_mtime_ns))
+    return sorted(filter(None, found), key=lambda request: (request.time, request.attempt))
+
+
+@lru_cache(maxsize=KEPT_REQUESTS)
+def _request(path: Path, written: int) -> Request | None:
+    """Return the request in a file as it was at `written` (ns); a page asks for all of them every second."""
+    try:
+        request = from_json(Request, json.loads(path.read_text(encoding="utf-8")))
+    except (RecursionError, ValueError, TriageError):
+        log.warning("request %a cannot be read and is left alone", path.name)
+        return None
+    if REQUEST_ID.fullmatch(request.id) and request.id == path.stem:
+        return request
+    log.warning("request %a is not named by its id and is left alone", path.name)
+    return None
 
 
 def ends(case: Case) -> dict[str, AnyEvent]:
