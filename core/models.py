@@ -25,7 +25,7 @@ from torch import nn
 from core import rendering
 from core.errors import ModelLoadError
 from core.loaded import REPORTED, LoadedModel
-from core.model_size import bounded, check_size
+from core.model_size import bounded, check_parts
 from core.quantised import quantisation_of
 from core.settings import ModelSettings
 from core.values import ModelSpec
@@ -242,6 +242,16 @@ def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
+def _check_size(file: Path, shapes: Shapes, kind: type) -> None:
+    """Raise ModelLoadError when config.json describes far more than the files hold, before any weights are made."""
+    from transformers import AutoConfig
+
+    check_parts(file, shapes)
+    config = AutoConfig.from_pretrained(file.parent, local_files_only=True, trust_remote_code=False)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), bounded(file, shapes):
+        kind.from_config(config, trust_remote_code=False)  # type: ignore[attr-defined]
+
+
 def _load_weights(
     folder: Path, shapes: Shapes, dtype: torch.dtype, classifier: bool = False, device_map: str | None = None
 ) -> tuple[nn.Module, list[str]]:
@@ -252,7 +262,7 @@ def _load_weights(
     what = "a sequence classifier" if classifier else "a causal language model"
     try:
         with _quiet():
-            check_size(folder, shapes, kind)
+            _check_size(folder / "config.json", shapes, kind)
             weights, info = kind.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype,
                 output_loading_info=True, ignore_mismatched_sizes=True, device_map=device_map,

@@ -17,7 +17,7 @@ from core.errors import ReportError
 from core.intake import parse_report
 
 LARGEST = 1_000
-"""Characters a text may have to be shown on the page and in the report with all others; longer ones go through intake."""
+"""Characters a text may have to be shown on the page with all others, each as one token; longer ones have a case of their own."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ def report_of(text: str) -> dict:
     }
 
 
-def accepted(items: list[Item]) -> list[Item]:
-    """Return the items that intake takes and that are short enough to be shown together."""
+def accepted(items: list[Item], largest: int = LARGEST) -> list[Item]:
+    """Return the items that intake takes and that have at most `largest` characters."""
     taken = []
     for item in items:
         try:
             parse_report(report_of(item.text))
         except ReportError:
             continue
-        if len(item.text) <= LARGEST:
+        if len(item.text) <= largest:
             taken.append(item)
     return taken
 

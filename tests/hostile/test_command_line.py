@@ -4,18 +4,24 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from core import intake
 from core.__main__ import main
 from core.casefile import Case
 from core.confirmation import MAX_NAME, MAX_REASON
-from tests.hostile.corpus import texts
+from core.errors import ModelLoadError
+from core.intake import MAX_CHARACTERS, read_report
+from tests.hostile.corpus import FILES, GOOD, LARGEST, make_file, report_of, texts
 from tests.unit.reporting import full_case
+from tests.unit.test_casefile import make_model, make_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 ITEMS = texts()
+Given = Callable[[Path, int], tuple[str, ...]]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -61,6 +67,69 @@ def test_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
         ):
             assert run(capsys, *arguments)[0] == 2, (item.id, arguments[0])
     assert list(tmp_path.rglob("*")) == [tmp_path / "a", inside]
+
+
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Given:
+    """The arguments of a triage that ends where its case is made: what comes before that is the report."""
+
+    def unloadable(*_: object) -> None:
+        raise ModelLoadError("no model is loaded here: this is a test")
+
+    monkeypatch.setattr("core.headless.Headless.run", unloadable)
+    model, prompts = make_model(tmp_path / "model"), make_prompts(tmp_path / "prompts")
+    named = ("triage", "--model", str(model), "--prompts", str(prompts))
+    return lambda report, number: (*named, "--report", str(report), "--case", str(tmp_path / f"case-{number}"))
+
+
+def test_hostile_files_end_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: Given) -> None:
+    """Each is refused before a case is made, or its case holds the bytes and the report in them."""
+    n_refused = 0
+    for number, name in enumerate(FILES):
+        report = make_file(tmp_path, name)
+        code, _, err = run(capsys, *given(report, number))
+        assert code == 2, (name, err)
+        assert "Traceback" not in err
+        if not (tmp_path / f"case-{number}").exists():
+            n_refused += 1
+            continue
+        case = Case(tmp_path / f"case-{number}")
+        assert case.intake.report_file is not None
+        kept = (case.path / case.intake.report_file.kept).read_bytes()
+        assert kept == report.read_bytes()
+        assert read_report(kept, name) == case.report
+    assert n_refused > 0.7 * len(FILES)
+
+
+def test_long_texts_end_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: Given) -> None:
+    items = [item for item in ITEMS if len(item.text) > LARGEST]
+    for number, item in enumerate(items):
+        (tmp_path / "report.json").write_text(json.dumps(report_of(item.text)))
+        assert run(capsys, *given(tmp_path / "report.json", number))[0] == 2
+        case = tmp_path / f"case-{number}"
+        assert case.exists() == (len(item.text) < MAX_CHARACTERS)
+        if case.exists():
+            assert Case(case).report.expected == item.text
+    assert len(items) >= 8
+
+
+def test_the_report_file_is_read_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: Given
+) -> None:
+    """A file that changes while it is read cannot be kept as one report and tried as another."""
+    report, read = make_file(tmp_path, "prototype.json"), intake.file_bytes
+
+    def swapped(path: Path, limit: int = intake.MAX_REPORT_BYTES) -> bytes:
+        data = read(path, limit)
+        path.write_bytes(GOOD.replace(b'"b"', b'"c"'))
+        return data
+
+    report.write_bytes(GOOD)
+    monkeypatch.setattr(intake, "file_bytes", swapped)
+    run(capsys, *given(report, 0))
+    case = Case(tmp_path / "case-0")
+    assert (case.path / "evidence/report.json").read_bytes() == GOOD
+    assert case.report.response == "b"
 
 
 def test_a_real_terminal_sees_no_control_character(tmp_path: Path) -> None:

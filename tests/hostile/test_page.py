@@ -15,14 +15,15 @@ import pytest
 
 from core.casefile import Case
 from core.confirmation import stored
+from core.intake import MAX_CHARACTERS
 from core.report import render_report
 from core.values import AnswerPair, OpenResult, Verification
 from dashboard import wording_locate
 from tests.browser.conftest import WAIT_MS, PageProcess, wait_until
 from tests.hostile.canary import Canary
 from tests.hostile.conftest import MODEL, model_names
-from tests.hostile.corpus import Item, texts
-from tests.unit.reporting import full_case
+from tests.hostile.corpus import LARGEST, Item, accepted, texts
+from tests.unit.reporting import USER, full_case, verification_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]  # minutes: every text is drawn and read back
 
@@ -215,3 +216,26 @@ def test_a_case_that_is_hostile_in_every_field(tab: Callable, server: PageProces
     assert said[:3] == [*(one.content for one in case.report.messages), case.report.response]
     assert canary.heard() == []
     assert " ERROR " not in server.log.read_text(encoding="utf-8", errors="replace")
+
+
+def test_long_texts(tab: Callable, server: PageProcess) -> None:
+    """Too long to be one token with all others: each once as an answer, the shorter of them also as the request."""
+    items = [one for one in accepted(texts(), MAX_CHARACTERS) if len(one.text) > LARGEST]
+    user = USER + "".join(one.text for one in items if len(one.text) < 50_000)
+    made = full_case(server.cases.parent / "long", user=user, case_id="long-texts")
+    verified = verification_of()
+    pairs = [replace(verified.examples[0], before=one.text) for one in items]
+    made.write("verification.json", replace(verified, examples=tuple(pairs)))
+    case = Case(shutil.move(made.path, server.cases / "long-texts"))
+
+    page, canary = tab("/?case=long-texts&step=verify")
+    page.wait_for_selector("#verify-pairs .pt-pair", state="attached")
+    for step in ("reproduce", "case"):
+        page.click(f"#step-{step}-button")
+        page.wait_for_selector(f"#step-{step}-button[aria-selected=true]")
+    assert canary.heard() == []
+
+    (case.path / "report.html").write_text(render_report(case), encoding="utf-8")
+    page, canary = tab("/case/long-texts/report.html")
+    assert page.evaluate(RAW_REPORT)[:2] == [one.content for one in case.report.messages]
+    assert canary.heard() == []

@@ -16,11 +16,14 @@ import pytest
 from core import jobs
 from core.casefile import Case
 from core.errors import TriageError
+from core.files import dump
+from core.intake import read_report
+from core.serial import to_json
 from dashboard.app import serve
 from dashboard.desk import QUEUE_SIZE
 from dashboard.server import HEADERS, MAX_SESSIONS, MAX_UPLOAD, launch_options
-from dashboard.session import Roots
-from tests.hostile.corpus import texts
+from dashboard.session import Roots, read_intake
+from tests.hostile.corpus import FILES, make_file, texts
 from tests.unit.test_dashboard_server import SECRET, free_port, make_case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +81,14 @@ class Attack:
                 if not waiting:
                     break
         return "".join(said)
+
+    def upload(self, name: str, content: bytes) -> tuple[int, bytes]:
+        """Send one file as the upload button does; return status and answer, which names where it lies."""
+        edge = uuid.uuid4().hex
+        head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+        body = head + content + f"\r\n--{edge}--\r\n".encode()
+        status, _, said = self.send("/gradio_api/upload", body, content_type=f"multipart/form-data; boundary={edge}")
+        return status, said
 
     def junk(self, handler: dict, value: object) -> list[Any]:
         """Return one value for every input of a handler."""
@@ -162,15 +173,8 @@ def test_nothing_is_fetched_for_a_browser(attack: Attack, path: str) -> None:
 
 
 def test_an_upload_is_limited_and_stays_where_uploads_go(attack: Attack) -> None:
-    def upload(name: str, content: bytes) -> tuple[int, bytes]:
-        edge = uuid.uuid4().hex
-        head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
-        body = head + content + f"\r\n--{edge}--\r\n".encode()
-        status, _, said = attack.send("/gradio_api/upload", body, content_type=f"multipart/form-data; boundary={edge}")
-        return status, said
-
     assert MAX_UPLOAD == "8mb"
-    assert upload("large.json", b"x" * 8_500_000)[0] == 413
+    assert attack.upload("large.json", b"x" * 8_500_000)[0] == 413
     before = files(attack.root)
     handler = next(one for one in attack.handlers if any(attack.types[i] == "uploadbutton" for i in one["inputs"]))
     names = [
@@ -183,7 +187,7 @@ def test_an_upload_is_limited_and_stays_where_uploads_go(attack: Attack) -> None
         "a" * 300,
     ]
     for name in names:
-        status, said = upload(name, b"SECRET-IN-UPLOAD")
+        status, said = attack.upload(name, b"SECRET-IN-UPLOAD")
         assert status in (200, 400, 422, 500)
         if status != 200:
             continue
@@ -209,6 +213,36 @@ def test_an_upload_is_limited_and_stays_where_uploads_go(attack: Attack) -> None
         assert SECRET not in answer
         assert "root:" not in answer
     assert files(attack.root) == before
+
+
+def test_hostile_files_through_the_upload_button(attack: Attack, caplog: pytest.LogCaptureFixture) -> None:
+    """Each is shown as the report in it, or refused in the sentence of intake; none is a fault of ours."""
+    handler = next(one for one in attack.handlers if any(attack.types[i] == "uploadbutton" for i in one["inputs"]))
+    n_refused = 0
+    for name, content in FILES.items():
+        if not isinstance(content, bytes):
+            continue  # links, pipes and the like do not come through an upload
+        status, said = attack.upload(name, content)
+        assert status == 200, name
+        path = json.loads(said)[0]
+        data = [{"path": path, "meta": {"_type": "gradio.FileData"}} if attack.types[i] == "uploadbutton" else None
+                for i in handler["inputs"]]  # fmt: skip
+        answer = attack.call([(handler, data)])
+        assert "process_completed" in answer, name
+        assert "Traceback" not in answer, name
+        try:
+            wanted = dump(to_json(read_report(Path(path))))
+        except TriageError as error:
+            n_refused, wanted = n_refused + 1, str(error)
+        assert json.dumps(wanted)[1:40] in answer, (name, answer[:500])
+    assert n_refused > 20
+    assert not [record for record in caplog.records if "reference" in record.getMessage()], caplog.text[-3000:]
+
+
+@pytest.mark.parametrize("name", [name for name, content in FILES.items() if not isinstance(content, bytes)])
+def test_what_no_upload_can_be_is_refused_all_the_same(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TriageError):
+        read_intake(None, str(make_file(tmp_path, name)))
 
 
 def test_with_passwords_nothing_is_called_without_one(tmp_path: Path) -> None:

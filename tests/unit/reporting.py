@@ -52,7 +52,7 @@ def words(content: str) -> list[tuple[int, int]]:
     return [match.span() for match in re.finditer(r"\s*\S+", content)]
 
 
-def new_case(folder: Path, user: str = USER, response: str = "Step 1: [REDACTED]") -> Case:
+def new_case(folder: Path, user: str = USER, response: str = "Step 1: [REDACTED]", case_id: str = "2026-0412") -> Case:
     """Return a case that was only created."""
     prompts = folder / "prompts"
     prompts.mkdir(parents=True)
@@ -63,7 +63,7 @@ def new_case(folder: Path, user: str = USER, response: str = "Step 1: [REDACTED]
     messages = (Message(role="system", content="Be helpful."), Message(role="user", content=user))
     manifest = Manifest(
         schema=1,
-        id="2026-0412",
+        id=case_id,
         created=now(),
         model=ModelSpec(path="/models/demo patient", files={"model.safetensors": "ab" * 32, "config.json": "cd" * 32}),
         report=FailureReport(
@@ -197,9 +197,11 @@ def with_residual() -> Verification:
     )
 
 
-def full_case(folder: Path, user: str = USER, response: str = "Step 1: [REDACTED]", hostile: str = "") -> Case:
+def full_case(
+    folder: Path, user: str = USER, response: str = "Step 1: [REDACTED]", hostile: str = "", case_id: str = "2026-0412"
+) -> Case:
     """Return a case that has come all the way; `hostile` is added to every foreign text."""
-    case = new_case(folder, user + hostile, response + hostile)
+    case = new_case(folder, user + hostile, response + hostile, case_id)
     user += hostile
     tokens = [
         PromptToken(position=i, id=i, text=user[a:b], segment="user", message=1, start=a, end=b)
