@@ -5,7 +5,7 @@ from dashboard.wording import beside, duration
 
 METHOD = "Method"
 TARGET = "Explain"
-FIRST_K = "Answer tokens explained"
+FIRST_K = "First tokens"
 PICK_TOKENS = "Choose the tokens of the answer to explain, then press Explain."
 EXPLAIN = "Explain"
 TEST_CANDIDATES = "Test all candidates"
@@ -44,7 +44,7 @@ TOKEN_COLUMNS = [
     {"key": "score", "label": "score", "kind": "number"},
     {"key": "rank", "label": "rank", "kind": "number"},
     {"key": "cluster", "label": "cluster", "kind": "text"},
-    {"key": "adaptive", "label": "all methods", "kind": "text", "title": "adaptive clusters of all methods run so far"},
+    {"key": "adaptive", "label": "adaptive", "kind": "text", "title": "adaptive clusters of all methods run so far"},
 ]
 CANDIDATES = "Candidates"
 CANDIDATE_COLUMNS = [
@@ -82,8 +82,8 @@ def cluster_word(label: int) -> str:
 def picture(located: LocateResult) -> str:
     """The picture's method, and what its rings mean where it has any."""
     name = {"umap": "UMAP of response profiles", "pca": "PCA of response profiles"}.get(located.projection)
-    ringed = "; ringed: stands out by all methods together" if 1 in located.adaptive_labels else ""
-    return f"{name}: near means alike{ringed}" if name else f"by position{ringed}"
+    ringed = "; ringed: adaptive cluster" if 1 in located.adaptive_labels else ""
+    return f"{name}, near: alike{ringed}" if name else f"by position{ringed}"
 
 
 def score_axis(located: LocateResult) -> str:

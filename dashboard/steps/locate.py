@@ -60,7 +60,7 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
             value="contrast",
             label=wording_locate.TARGET,
             elem_id="locate-target",
-            min_width=304,
+            min_width=280,
             scale=0,
         )
         k = gr.Number(
@@ -69,7 +69,7 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
             precision=0,
             minimum=1,
             elem_id="locate-k",
-            min_width=120,
+            min_width=96,
             scale=0,
         )
     desk.choices |= {"method": method, "target": target, "k": k}

@@ -58,7 +58,7 @@ def main() -> int:
             dark = browser.new_page(viewport=SIZE, color_scheme="dark")
             dark.set_default_timeout(300_000)
             dark.goto(address)
-            dark.wait_for_selector("#verify-story .pt-note")
+            dark.wait_for_selector("#verify-story .pt-note", state="attached")
             for step in STEPS:
                 dark.click(f"#step-{step}-button")
                 take(dark, f"{step}-dark")

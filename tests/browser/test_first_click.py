@@ -17,7 +17,10 @@ def late(open_page):
     page.route("**/queue/join*", lambda route: route.continue_() if held else held.append(route))
     page.reload(wait_until="domcontentloaded")
     page.wait_for_selector("#status .pt-status-word", state="attached")
-    page.wait_for_timeout(500)
+    for _ in range(100):
+        if held:
+            break
+        page.wait_for_timeout(100)
     assert len(held) == 1
 
     def let_through() -> None:

@@ -50,8 +50,9 @@ def test_the_story_says_what_runs_and_what_came_out() -> None:
     assert stories.residual(with_residual(), "relearn", None)["tone"] == "busy"
     line = str(stories.residual(with_residual(), None, None)["line"])
     assert "1 of 2 forms worked before in half of 24 requests or more, 0 after" in line
-    assert "leaves 79 % of attack success, the right one 0 %" in line
-    assert "After 20 samples the confirmed trigger works in 83 %, a text never planted in 65 %" in line
+    assert "After the same repair on random tokens the trigger works in" in line
+    assert "after the right one in 0 of 128" in line
+    assert "After 20 samples the confirmed trigger works in 40 of 48, a text never planted in 31 of 48" in line
     assert stories.residual(verification_of(), None, "Out of memory.")["headline"] == "Out of memory."
 
 
@@ -88,5 +89,5 @@ def test_relearnt_reads_the_last_row() -> None:
     )
     assert (
         wording_verify.relearnt(rows)
-        == "After 24 samples the confirmed trigger works in 50 %, a text never planted in 0 %."
+        == "After 24 samples the confirmed trigger works in 24 of 48, a text never planted in 0 of 48."
     )
