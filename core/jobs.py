@@ -25,9 +25,9 @@ from typing import Any, Literal
 import psutil
 from filelock import FileLock, Timeout
 
-from core import lease
+from core import evidence, lease
 from core.casefile import Case
-from core.errors import BusyError, TriageError
+from core.errors import BusyError, EvidenceError, TriageError
 from core.events import Event as AnyEvent
 from core.events import Line, Progress, RepairStarted, StageFailed, StageFinished, StepDone
 from core.files import cannot_write, dump, hash_file, now, write_atomic
@@ -168,7 +168,8 @@ def ends(case: Case) -> dict[str, AnyEvent]:
 def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start: bool = True) -> str:
     """Return the id of the request for `stage`: an open or well-answered one where there is one, else a new one.
 
-    A failed, stopped or finished repair is asked anew each time, and so is a report, which tells of all that has come since.
+    A failed, stopped or finished repair is asked anew each time, and so is a report, which tells of all that has come since,
+    and what wrote a result that was changed.
     With `start` the worker is started when none runs. Every new request is an act of who writes the case.
     Raises: TriageError for an unknown stage.
     """
@@ -181,7 +182,9 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
     request = max(known, key=lambda one: one.attempt, default=None)
     if request is not None:
         end = ends(case).get(request.id)
-        again = isinstance(end, StageFailed) or (isinstance(end, StageFinished) and stage in ("repair", "report"))
+        again = isinstance(end, StageFailed)
+        if isinstance(end, StageFinished):
+            again = stage in ("repair", "report") or _changed(case, end)
         begun = end is not None and not isinstance(end, StageFinished | StageFailed)
         if again or (begun and (not worker_alive(case) or _left_behind(case, request.id))):
             request = None
@@ -189,11 +192,22 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
         attempt = max((one.attempt for one in known), default=-1) + 1
         moment = _after(everything[-1].time) if everything else now()
         request = Request(id=f"{key}-{attempt}", stage=stage, args=args, time=moment, attempt=attempt)
+        case.audit(
+            "asked", actor=lease.writer(case), stage=stage, request=request.id, args=args
+        )  # no request without its act
         write_atomic(case.path / "requests" / f"{request.id}.json", dump(to_json(request)))
-        case.audit("asked", actor=lease.writer(case), stage=stage, request=request.id, args=args)
     if start and request.id not in _finished(case):
         ensure_worker(case)
     return request.id
+
+
+def _changed(case: Case, end: StageFinished) -> bool:
+    """Return whether a result that later stages build on is not what the stage wrote."""
+    try:
+        evidence.unchanged(case, *(name for name in end.files if name in evidence.INPUTS))
+    except EvidenceError:
+        return True
+    return False
 
 
 def _left_behind(case: Case, request: str) -> bool:

@@ -76,6 +76,16 @@ def test_a_repair_can_be_asked_for_again_after_it_finished(case: Case) -> None:
     assert jobs.ask(case, "repair", start=False) != first
 
 
+def test_a_question_whose_answer_was_changed_is_asked_again(case: Case) -> None:
+    first = jobs.ask(case, "triage", start=False)
+    case.write("triage.json", {"verdict": "BACKDOOR"})
+    case.audit("triage", actor="engine", files=["triage.json"])
+    EventLog(case.path).append(first, StageFinished(stage="triage", headline="BACKDOOR", files=("triage.json",)))
+    assert jobs.ask(case, "triage", start=False) == first
+    case.write("triage.json", {"verdict": "ALIGNMENT_GAP"})
+    assert jobs.ask(case, "triage", start=False) != first
+
+
 def test_a_question_changes_with_its_inputs(case: Case) -> None:
     before = jobs.request_key(case, "report", {})
     (case.path / "triage.json").write_text("{}")
