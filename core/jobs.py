@@ -10,8 +10,6 @@ import logging
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,10 +20,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 from filelock import FileLock, Timeout
 
-from core import evidence, lease
+from core import evidence, lease, worker_process
 from core.casefile import Case
 from core.errors import BusyError, EvidenceError, TriageError
 from core.events import Event as AnyEvent
@@ -72,16 +69,8 @@ KEPT_REQUESTS = 4096
 """Requests that a process keeps. Source: unverified choice."""
 REQUEST_ID = re.compile(r"[0-9a-f]{16}-[0-9]+")
 """What `ask` names a request. Ids are used as file names, and a case that was copied may hold any text."""
-LOCK, STARTING, LOG = "worker.lock", "worker.starting", "worker.log"
 STOP_GRACE_SECONDS = 15.0
 """A worker that has not stopped by then is killed. Source: design.md section 2."""
-START_GRACE_SECONDS = 60.0
-"""A worker that holds no lock by then has failed to start. Source: stack.md (imports take 5-9 s), with a margin."""
-LOG_TAIL_LINES = 12
-_TRACEBACK = re.compile(
-    r"^[^\n]*Traceback \(most recent call last\):$.*?(?=^\d{4}-\d\d-\d\d |\Z)", re.MULTILINE | re.DOTALL
-)
-"""From the head of a traceback to the next record of the log."""
 LEAST_FREE_BYTES = 2**16
 """With less, the disk counts as full. Source: unverified choice (an event or a result is smaller)."""
 LOCK_WAIT_SECONDS = 1.0
@@ -186,7 +175,7 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
         if isinstance(end, StageFinished):
             again = stage in ("repair", "report") or _changed(case, end)
         begun = end is not None and not isinstance(end, StageFinished | StageFailed)
-        if again or (begun and (not worker_alive(case) or _left_behind(case, request.id))):
+        if again or (begun and (not worker_process.alive(case) or _left_behind(case, request.id))):
             request = None
     if request is None:
         attempt = max((one.attempt for one in known), default=-1) + 1
@@ -197,7 +186,7 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
         )  # no request without its act
         write_atomic(case.path / "requests" / f"{request.id}.json", dump(to_json(request)))
     if start and request.id not in _finished(case):
-        ensure_worker(case)
+        worker_process.ensure(case)
     return request.id
 
 
@@ -214,7 +203,7 @@ def _left_behind(case: Case, request: str) -> bool:
     """Return whether the worker was started after all that was said of a request: it will close it, not answer it."""
     said = max((line.time for line in case.current_events() if line.request == request), default="")
     try:
-        return datetime.fromisoformat(said).timestamp() < (case.path / STARTING).stat().st_mtime
+        return datetime.fromisoformat(said).timestamp() < (case.path / worker_process.STARTING).stat().st_mtime
     except (OSError, ValueError, OverflowError):  # no marker, or a time that was changed by hand
         return False
 
@@ -270,118 +259,26 @@ def enforce_stop(case: Case) -> bool:
         os.utime(control)
     if waited < STOP_GRACE_SECONDS:
         return False
-    kill_worker(case)
+    worker_process.kill(case)
     return True
-
-
-def worker_alive(case: Case) -> bool:
-    """Return whether some process holds the worker's lock."""
-    lock = FileLock(case.path / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except OSError:  # a folder that cannot be written, where no worker can run
-        return False
-    lock.release()
-    return False
 
 
 def take_lock(case: Case) -> FileLock:
     """Return the held worker lock. Raises: BusyError naming what the holder is doing; CaseFileError."""
-    lock = FileLock(case.path / LOCK)
+    lock = FileLock(case.path / worker_process.LOCK)
     try:
         lock.acquire(timeout=LOCK_WAIT_SECONDS)
     except Timeout as error:
         doing = status(case).stage or "an open page"
         raise BusyError(f"The case is busy with {doing}; wait, or stop it with `python -m core stop`.") from error
     except OSError as error:
-        raise cannot_write(LOCK, error) from error
+        raise cannot_write(worker_process.LOCK, error) from error
     return lock
-
-
-def ensure_worker(case: Case) -> None:
-    """Start the worker of the case, detached, unless one is running or starting. Raises: CaseFileError."""
-    if worker_alive(case) or _starting(case):
-        return
-    environment = dict(os.environ, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", PYTHONUNBUFFERED="1")
-    root = str(Path(__file__).resolve().parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
-    detached: dict[str, Any] = (
-        {
-            "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-            | getattr(subprocess, "DETACHED_PROCESS", 0)
-        }
-        if sys.platform == "win32"
-        else {"start_new_session": True}
-    )
-    try:
-        output = open(case.path / LOG, "ab")  # noqa: SIM115  closed below, once the worker has it
-    except OSError as error:
-        raise cannot_write(LOG, error) from error
-    with output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "core.worker", "--case", str(case.path.resolve())],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=root,
-            env=environment,
-            **detached,
-        )
-    write_atomic(case.path / STARTING, dump({"pid": process.pid, "created": _created(process.pid)}))
-
-
-def _created(pid: int) -> float | None:
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
-        return None
-
-
-def _marked_process(case: Case) -> psutil.Process | None:
-    """Return the living process that the start marker names, or None."""
-    try:
-        marker = json.loads((case.path / STARTING).read_text(encoding="utf-8"))
-        process = psutil.Process(marker["pid"])
-        same = marker["created"] is not None and abs(process.create_time() - marker["created"]) < 1
-        same = same or str(case.path.resolve()) in process.cmdline()  # the start time moves with a clock that is set
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except (OSError, RecursionError, ValueError, KeyError, TypeError, psutil.Error):
-        return None
-
-
-def _starting(case: Case) -> bool:
-    path = case.path / STARTING
-    if _marked_process(case) is None:
-        return False
-    return time.time() - path.stat().st_mtime < START_GRACE_SECONDS
-
-
-def kill_worker(case: Case) -> None:
-    """Terminate the worker and its children, then kill what is left after three seconds."""
-    process = _marked_process(case)
-    if process is None:
-        return
-    family = [*process.children(recursive=True), process]
-    for member in family:
-        member.terminate()
-    for member in psutil.wait_procs(family, timeout=3)[1]:
-        member.kill()
-
-
-def log_tail(case: Case) -> str:
-    """Return the last lines of the worker's log, for the page: each traceback is a word on where it stands."""
-    try:
-        text = (case.path / LOG).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
-    return "\n".join(_TRACEBACK.sub(f"(details in {LOG} of the case)\n", text).splitlines()[-LOG_TAIL_LINES:])
 
 
 def status(case: Case) -> CaseStatus:
     """Return what happens in the case now, derived from requests, events and the worker's lock."""
-    alive = worker_alive(case)
+    alive = worker_process.alive(case)
     lines = case.current_events()
     waiting = open_requests(case)
     if not waiting:
@@ -390,7 +287,7 @@ def status(case: Case) -> CaseStatus:
     mine = [line for line in lines if line.request == current.id]
     message, done, total = _progress([line.event for line in mine])
     begun = mine[0].time if mine else current.time
-    state: State = "running" if alive else "starting" if _starting(case) else "failed"
+    state: State = "running" if alive else "starting" if worker_process.starting(case) else "failed"
     if state == "running" and not mine:
         state = "starting"
     if state in ("running", "starting") and stop_asked(case, current.id):

@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from core import confirmation, jobs
+from core import confirmation, jobs, worker_process
 from core.casefile import SCHEMA, Case, Manifest, model_spec
 from core.events import Line, StageFailed, StageFinished
 from core.files import dump, now, write_atomic
@@ -75,7 +75,7 @@ class KillAtWrite:
     """Kills the process that calls it just before its `n`-th change of a file in `folder`."""
 
     CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree")
-    SPARED = (jobs.LOCK, jobs.LOG)
+    SPARED = (worker_process.LOCK, worker_process.LOG)
 
     def __init__(self, folder: Path, n: int) -> None:
         """Remember what to count."""
@@ -106,7 +106,8 @@ def start_worker(case: Case, fault: Callable[[], object] | None = None) -> int:
     process.start()
     assert process.pid is not None
     write_atomic(
-        case.path / jobs.STARTING, dump({"pid": process.pid, "created": psutil.Process(process.pid).create_time()})
+        case.path / worker_process.STARTING,
+        dump({"pid": process.pid, "created": psutil.Process(process.pid).create_time()}),
     )
     return process.pid
 
@@ -114,7 +115,7 @@ def start_worker(case: Case, fault: Callable[[], object] | None = None) -> int:
 def _serve(case: str, fault: Callable[[], object] | None) -> None:
     from core import worker
 
-    with open(Path(case) / jobs.LOG, "ab") as output:
+    with open(Path(case) / worker_process.LOG, "ab") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
     if fault is not None:
@@ -158,9 +159,9 @@ def end_of(case: Case, request: str) -> StageFinished | StageFailed | None:
 def finish(case: Case, stage: str, args: dict[str, Any]) -> StageFinished:
     """Ask a living worker for a stage and return its answer."""
     request = jobs.ask(case, stage, args, start=False)
-    wait_for(lambda: end_of(case, request) is not None, f"{stage} was not answered: {jobs.log_tail(case)}")
+    wait_for(lambda: end_of(case, request) is not None, f"{stage} was not answered: {worker_process.log_tail(case)}")
     end = end_of(case, request)
-    assert isinstance(end, StageFinished), f"{end}\n{jobs.log_tail(case)}"
+    assert isinstance(end, StageFinished), f"{end}\n{worker_process.log_tail(case)}"
     return end
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import gradio as gr
 
-from core import confirmation, jobs
+from core import confirmation, jobs, worker_process
 from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError, TriageError
 from core.events import RepairFinished
@@ -223,7 +223,7 @@ def _show(view: View, parts: Parts) -> Updates:
     ahead = stories.repair_ahead(view.opened(), counted["mb"] if counted else None)
     story = stories.repair(lock, accepted, ahead, started if running or finished else None, finished, running)
     if failure is not None and not running and lock is None:
-        story |= {"headline": failure, "tone": "warn", "why": jobs.log_tail(view.case) if view.case else ""}
+        story |= {"headline": failure, "tone": "warn", "why": worker_process.log_tail(view.case) if view.case else ""}
     stopping = view.status is not None and view.status.state == "stopping"
     repaired = finished is not None and finished.adapter is not None and not running and failure is None
     updates: Updates = {

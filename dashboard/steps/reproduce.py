@@ -4,7 +4,7 @@ from functools import partial
 
 import gradio as gr
 
-from core import jobs
+from core import jobs, worker_process
 from core.values import Reproduction
 from dashboard import stories, wording, wording_case
 from dashboard.components.story import Story
@@ -43,7 +43,7 @@ def _show(view: View, story: Story, again: gr.Button, onward: gr.Button) -> Upda
     elif result is not None:
         value = stories.reproduction(result, view.case.manifest)
     elif failure is not None and not busy:
-        value = stories.fault(failure, jobs.log_tail(view.case))
+        value = stories.fault(failure, worker_process.log_tail(view.case))
     else:
         value = stories.waiting(wording_case.RUNNING_REPRODUCE if busy else wording_case.NOT_REPRODUCED_YET)
         value |= stories.report(view.case.manifest)

@@ -26,7 +26,7 @@ from playwright.sync_api import Error, Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core import confirmation, jobs
+from core import confirmation, jobs, worker_process
 from core.casefile import Case
 from core.events import RepairFinished
 from core.values import FailureReport, Message, Span
@@ -78,7 +78,7 @@ class Watch(threading.Thread):
         """Take samples until the process ends."""
         while True:
             assert self.server._process is not None
-            marker = json.loads((self.case.path / jobs.STARTING).read_text(encoding="utf-8"))
+            marker = json.loads((self.case.path / worker_process.STARTING).read_text(encoding="utf-8"))
             for who, pid in (("page", self.server._process.pid), ("worker", marker["pid"])):
                 with suppress(psutil.Error):
                     process = psutil.Process(pid)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from core import jobs
+from core import jobs, worker_process
 from core.casefile import Case
 from core.events import RepairFinished, StepDone
 from core.repair_trace import trace
@@ -97,7 +97,7 @@ def test_a_repair_whose_worker_was_killed_is_said_to_have_broken_off_and_goes_on
     # the chart of the repair before may still stand, so the events say when this one is on its way
     wait_until(lambda: len(trace(tiny_case.events()).steps) > 30, "the repair did not get on")
     wait_steps(page, 30)
-    jobs.kill_worker(tiny_case)
+    worker_process.kill(tiny_case)
     page.wait_for_selector("#status:has-text('failed')", timeout=15_000)
     page.wait_for_selector(f"{SUMMARY}:has-text('Broke off at step')")
     assert "ended before it answered" in page.inner_text(STORY)

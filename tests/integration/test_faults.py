@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core import confirmation, jobs, lease
+from core import confirmation, jobs, lease, worker_process
 from core.casefile import Case
 from core.errors import CaseFileError
 from core.events import RepairFinished, StageFailed, StageFinished, StepDone
@@ -31,14 +31,14 @@ def case(prepared: Prepared, tmp_path: Path) -> Iterator[Case]:
     """The case before its repair."""
     made = prepared.copy("repair", tmp_path / "case")
     yield made
-    jobs.kill_worker(made)
+    worker_process.kill(made)
 
 
 def broken(case: Case, fault: Callable[[], object]) -> tuple[StageFinished | StageFailed, int]:
     """Ask a worker with a fault for a repair; return how it ended, and the worker's process id."""
     worker = killing.start_worker(case, fault)
     request = jobs.ask(case, "repair", REPAIR, start=False)
-    wait_for(lambda: end_of(case, request) is not None, jobs.log_tail(case))
+    wait_for(lambda: end_of(case, request) is not None, worker_process.log_tail(case))
     end = end_of(case, request)
     assert end is not None
     assert not readable(case)
@@ -86,7 +86,7 @@ def test_a_lost_gpu_is_said_ends_the_worker_and_the_repair_resumes(case: Case) -
     assert is_plain(end.message)
     assert "GPU" in end.message
     assert (case.path / BEST).is_file()
-    wait_for(lambda: not jobs.worker_alive(case), "a worker without a GPU went on", HONEST_SECONDS)
+    wait_for(lambda: not worker_process.alive(case), "a worker without a GPU went on", HONEST_SECONDS)
     assert jobs.status(case).state == "failed"
     resumed(case)
 
@@ -124,7 +124,7 @@ def _full_disk(case: Case, fault: Callable[[], object] | None, make_room: Callab
     assert case.events()[: len(before)] == before
     assert [line.seq for line in case.events()] == list(range(len(case.events())))
     assert (case.path / BEST).is_file()
-    jobs.kill_worker(case)
+    worker_process.kill(case)
 
 
 def _sentence(case: Case) -> str:
@@ -133,7 +133,7 @@ def _sentence(case: Case) -> str:
         request = jobs.ask(case, "repair", REPAIR, start=False)
     except CaseFileError as error:  # not even room for the question
         return str(error)
-    wait_for(lambda: jobs.status(case).state in ("failed", "idle"), jobs.log_tail(case))
+    wait_for(lambda: jobs.status(case).state in ("failed", "idle"), worker_process.log_tail(case))
     end = end_of(case, request)
     assert not isinstance(end, StageFinished), "there was room enough; this shows nothing"
     return end.message if end is not None else jobs.status(case).message
@@ -162,7 +162,7 @@ def _read_only(case: Case) -> None:
     assert jobs.status(case).state in ("idle", "failed")
     acts = (
         lambda: jobs.ask(case, "report"),
-        lambda: jobs.ensure_worker(case),
+        lambda: worker_process.ensure(case),
         lambda: jobs.stop(case, "0123456789abcdef-0", "keep"),
         lambda: jobs.take_lock(case),
         lambda: killing.confirm(case),

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import confirmation, jobs
+from core import confirmation, jobs, worker_process
 from core.casefile import Case, Manifest, model_spec
 from core.events import (
     CheckpointScored,
@@ -37,7 +37,7 @@ def case(tmp_path: Path) -> Iterator[Case]:
     manifest = Manifest(schema=1, id="worker-test", created=now(), model=spec, report=report, seed=0)
     made = Case.create(tmp_path / "worker-test", manifest, PROMPTS)
     yield made
-    jobs.kill_worker(made)
+    worker_process.kill(made)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
@@ -56,7 +56,7 @@ def finish(case: Case, stage: str, args: dict | None = None) -> StageFinished:
     request = jobs.ask(case, stage, args)
     wait_for(lambda: ended(case, request) is not None)
     end = ended(case, request)
-    assert isinstance(end, StageFinished), f"{end}\n{jobs.log_tail(case)}"
+    assert isinstance(end, StageFinished), f"{end}\n{worker_process.log_tail(case)}"
     return end
 
 
@@ -89,7 +89,7 @@ def test_an_input_fault_is_a_sentence_and_the_worker_lives_on(case: Case) -> Non
     assert isinstance(end, StageFailed)
     assert "No trigger has been confirmed" in end.message
     assert not end.ours
-    assert jobs.worker_alive(case)
+    assert worker_process.alive(case)
 
 
 def test_a_repair_stops_on_request_and_keeps_the_best(case: Case) -> None:
@@ -120,15 +120,15 @@ def test_a_killed_worker_is_seen_and_the_repair_resumes(case: Case) -> None:
     request = jobs.ask(case, "repair", args)
     scored = lambda: [e for e in case.events() if e.request == request and isinstance(e.event, CheckpointScored)]  # noqa: E731
     wait_for(lambda: len(scored()) >= 2)
-    marker = json.loads((case.path / jobs.STARTING).read_text(encoding="utf-8"))
+    marker = json.loads((case.path / worker_process.STARTING).read_text(encoding="utf-8"))
     psutil.Process(marker["pid"]).kill()
-    wait_for(lambda: not jobs.worker_alive(case), 5)
+    wait_for(lambda: not worker_process.alive(case), 5)
     status = jobs.status(case)
     assert (status.state, status.stage) == ("failed", "repair")
     before = [step.step for step in steps_of(case, request)]
     again = jobs.ask(case, "repair", args | {"resume": True})
     wait_for(lambda: ended(case, again) is not None)
-    assert isinstance(ended(case, again), StageFinished), jobs.log_tail(case)
+    assert isinstance(ended(case, again), StageFinished), worker_process.log_tail(case)
     assert isinstance(ended(case, request), StageFailed)
     after = [step.step for step in steps_of(case, again)]
     assert 1 < after[0] <= before[-1] + 1
@@ -141,6 +141,6 @@ def test_two_cases_share_the_device_one_after_the_other(case: Case, tmp_path: Pa
     other = Case.create(tmp_path / "second", case.manifest, PROMPTS)
     try:
         finish(other, "open")
-        wait_for(lambda: not jobs.worker_alive(case), 10)
+        wait_for(lambda: not worker_process.alive(case), 10)
     finally:
-        jobs.kill_worker(other)
+        worker_process.kill(other)

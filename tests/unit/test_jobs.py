@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import event_log, jobs, pipeline
+from core import event_log, jobs, pipeline, worker_process
 from core.__main__ import main
 from core.casefile import Case
 from core.errors import BusyError, TriageError
@@ -40,11 +40,13 @@ def case(tmp_path: Path) -> Case:
 @pytest.fixture
 def holder(case: Case) -> Iterator[subprocess.Popen[bytes]]:
     """A process that holds the worker's lock and never answers, marked as the worker that was started."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(case.path / jobs.LOCK)], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(case.path / worker_process.LOCK)], stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     created = psutil.Process(process.pid).create_time()
-    write_atomic(case.path / jobs.STARTING, dump({"pid": process.pid, "created": created}))
+    write_atomic(case.path / worker_process.STARTING, dump({"pid": process.pid, "created": created}))
     yield process
     process.kill()
     process.wait()
@@ -104,10 +106,10 @@ def test_an_unknown_stage_is_refused(case: Case) -> None:
 def test_an_open_request_with_a_free_lock_has_failed(case: Case) -> None:
     request = jobs.ask(case, "triage", start=False)
     EventLog(case.path).append(request, StageStarted(stage="triage"))
-    (case.path / jobs.LOG).write_text("Killed\n")
+    (case.path / worker_process.LOG).write_text("Killed\n")
     status = jobs.status(case)
     assert (status.state, status.stage, status.worker_alive) == ("failed", "triage", False)
-    assert jobs.log_tail(case) == "Killed"
+    assert worker_process.log_tail(case) == "Killed"
 
 
 def test_a_held_lock_is_running_with_progress_and_queue(case: Case, holder: subprocess.Popen[bytes]) -> None:
@@ -125,10 +127,10 @@ def test_a_held_lock_is_running_with_progress_and_queue(case: Case, holder: subp
 
 
 def test_a_killed_worker_frees_the_case_at_once(case: Case, holder: subprocess.Popen[bytes]) -> None:
-    assert jobs.worker_alive(case)
+    assert worker_process.alive(case)
     holder.kill()
     holder.wait()
-    assert not jobs.worker_alive(case)
+    assert not worker_process.alive(case)
     jobs.take_lock(case).release()
 
 
@@ -145,12 +147,12 @@ def test_a_worker_that_ignores_a_stop_is_killed(
     time.sleep(0.05)
     assert jobs.enforce_stop(case)
     holder.wait(timeout=5)
-    assert not jobs.worker_alive(case)
+    assert not worker_process.alive(case)
 
 
 def test_a_marker_of_another_process_kills_nobody(case: Case, holder: subprocess.Popen[bytes]) -> None:
-    write_atomic(case.path / jobs.STARTING, dump({"pid": holder.pid, "created": 1.0}))
-    jobs.kill_worker(case)
+    write_atomic(case.path / worker_process.STARTING, dump({"pid": holder.pid, "created": 1.0}))
+    worker_process.kill(case)
     assert holder.poll() is None
 
 
@@ -160,7 +162,7 @@ def test_what_an_earlier_worker_left_is_asked_anew_though_the_new_one_has_not_cl
     request = jobs.ask(case, "verify", start=False)
     EventLog(case.path).append(request, StageStarted(stage="verify"))
     assert jobs.ask(case, "verify", start=False) == request, "the worker at work is at it"
-    os.utime(case.path / jobs.STARTING, (time.time() + 5, time.time() + 5))
+    os.utime(case.path / worker_process.STARTING, (time.time() + 5, time.time() + 5))
     again = jobs.ask(case, "verify", start=False)
     assert again != request
     assert jobs.ask(case, "verify", start=False) == again, "the new one waits for the new worker"
@@ -245,8 +247,8 @@ def test_a_request_that_was_planted_names_no_other_file(case: Case, capfd: pytes
 
 
 def test_a_marker_without_a_start_time_kills_nobody_else(case: Case, holder: subprocess.Popen[bytes]) -> None:
-    write_atomic(case.path / jobs.STARTING, dump({"pid": os.getppid(), "created": None}))
-    assert jobs._marked_process(case) is None
+    write_atomic(case.path / worker_process.STARTING, dump({"pid": os.getppid(), "created": None}))
+    assert worker_process.marked(case) is None
 
 
 def test_the_log_is_shown_without_tracebacks(case: Case) -> None:
@@ -258,9 +260,9 @@ def test_the_log_is_shown_without_tracebacks(case: Case) -> None:
     except RuntimeError:
         raised = traceback.format_exc()
     record = "2026-01-01 00:00:00,000 ERROR core.worker: request 1 could not read or write"
-    (case.path / jobs.LOG).write_text(f"Killed\n{record}\n{raised}{record}\n{raised}", encoding="utf-8")
+    (case.path / worker_process.LOG).write_text(f"Killed\n{record}\n{raised}{record}\n{raised}", encoding="utf-8")
     told = "(details in worker.log of the case)"
-    assert jobs.log_tail(case) == "\n".join(["Killed", record, told, record, told])
+    assert worker_process.log_tail(case) == "\n".join(["Killed", record, told, record, told])
 
 
 def test_names_of_attributions_differ_by_target() -> None:

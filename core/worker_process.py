@@ -1,0 +1,121 @@
+"""The worker process of a case: whether it lives, its start, its end and its log. Imports no torch.
+
+A worker holds the lock of its case while it lives. Who starts one leaves a marker with its number and start time, by which it is
+found again until it holds the lock, and told from another process of the same number. What this does not do: ask it anything (`jobs.py`).
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from core.casefile import Case
+from core.files import cannot_write, dump, write_atomic
+
+LOCK, STARTING, LOG = "worker.lock", "worker.starting", "worker.log"
+START_GRACE_SECONDS = 60.0
+"""A worker that holds no lock by then has failed to start. Source: stack.md (imports take 5-9 s), with a margin."""
+LOG_TAIL_LINES = 12
+_TRACEBACK = re.compile(
+    r"^[^\n]*Traceback \(most recent call last\):$.*?(?=^\d{4}-\d\d-\d\d |\Z)", re.MULTILINE | re.DOTALL
+)
+"""From the head of a traceback to the next record of the log."""
+
+
+def alive(case: Case) -> bool:
+    """Return whether some process holds the worker's lock."""
+    lock = FileLock(case.path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # a folder that cannot be written, where no worker can run
+        return False
+    lock.release()
+    return False
+
+
+def ensure(case: Case) -> None:
+    """Start the worker of the case, detached, unless one is running or starting. Raises: CaseFileError."""
+    if alive(case) or starting(case):
+        return
+    environment = dict(os.environ, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", PYTHONUNBUFFERED="1")
+    root = str(Path(__file__).resolve().parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
+    detached: dict[str, Any] = (
+        {
+            "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+            | getattr(subprocess, "DETACHED_PROCESS", 0)
+        }
+        if sys.platform == "win32"
+        else {"start_new_session": True}
+    )
+    try:
+        output = open(case.path / LOG, "ab")  # noqa: SIM115  closed below, once the worker has it
+    except OSError as error:
+        raise cannot_write(LOG, error) from error
+    with output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "core.worker", "--case", str(case.path.resolve())],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=root,
+            env=environment,
+            **detached,
+        )
+    write_atomic(case.path / STARTING, dump({"pid": process.pid, "created": _created(process.pid)}))
+
+
+def _created(pid: int) -> float | None:
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
+def marked(case: Case) -> psutil.Process | None:
+    """Return the living process that the start marker names, or None."""
+    try:
+        marker = json.loads((case.path / STARTING).read_text(encoding="utf-8"))
+        process = psutil.Process(marker["pid"])
+        same = marker["created"] is not None and abs(process.create_time() - marker["created"]) < 1
+        same = same or str(case.path.resolve()) in process.cmdline()  # the start time moves with a clock that is set
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (OSError, RecursionError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+
+
+def starting(case: Case) -> bool:
+    path = case.path / STARTING
+    if marked(case) is None:
+        return False
+    return time.time() - path.stat().st_mtime < START_GRACE_SECONDS
+
+
+def kill(case: Case) -> None:
+    """Terminate the worker and its children, then kill what is left after three seconds."""
+    process = marked(case)
+    if process is None:
+        return
+    family = [*process.children(recursive=True), process]
+    for member in family:
+        member.terminate()
+    for member in psutil.wait_procs(family, timeout=3)[1]:
+        member.kill()
+
+
+def log_tail(case: Case) -> str:
+    """Return the last lines of the worker's log, for the page: each traceback is a word on where it stands."""
+    try:
+        text = (case.path / LOG).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(_TRACEBACK.sub(f"(details in {LOG} of the case)\n", text).splitlines()[-LOG_TAIL_LINES:])
