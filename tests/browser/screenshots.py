@@ -51,14 +51,14 @@ def main() -> int:
             page.wait_for_selector("#demo-trigger-in-the-middle")
             page.wait_for_selector("#case-summary .pt-headline")
             walk(page, lambda step: step == "case" or take(page, step))
+            address = page.url
             page.click("#step-case-button")
             take(page, "case")
-            address = page.url
             page.goto("about:blank")  # gives the case back, so that the next browser may write it
             dark = browser.new_page(viewport=SIZE, color_scheme="dark")
             dark.set_default_timeout(300_000)
             dark.goto(address)
-            dark.wait_for_selector("#verify-story .pt-note", state="attached")
+            dark.wait_for_selector("#verify-story .pt-note")
             for step in STEPS:
                 dark.click(f"#step-{step}-button")
                 take(dark, f"{step}-dark")
