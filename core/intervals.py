@@ -26,9 +26,14 @@ def wilson(k: int, n: int) -> Rate:
     return Rate(value=p, k=k, n=n, low=low, high=high)
 
 
-def percent(share: float, digits: int = 0) -> str:
-    """Return a share as a percentage."""
-    return f"{100 * share:.{digits}f} %"
+def percent(share: float | None, digits: int | None = None) -> str:
+    """Return a share as a percentage, a dash for none; without `digits`, with a decimal only where 0 or 100 would mislead."""
+    if share is None:
+        return "–"
+    shown = 100 * share
+    if digits is None:
+        digits = int(0 < shown < 1 or 99 < shown < 100)
+    return f"{shown:.{digits}f} %"
 
 
 def difference_high(one: Rate, other: Rate) -> float:

@@ -22,6 +22,7 @@ from core.case_view import CaseView, Stamp, gather
 from core.casefile import Case
 from core.events import CheckpointScored
 from core.files import digest
+from core.intervals import percent
 from core.redaction import redact
 from core.repair_trace import RepairTrace
 from core.serial import to_json
@@ -255,7 +256,7 @@ def _environment() -> "Environment":
     )
     environment.filters.update(
         attribute=escape,
-        percent=figures.percent,
+        percent=percent,
         rate=figures.rate_text,
         bar=figures.interval_bar,
         when=text.when,

@@ -13,6 +13,7 @@ from itertools import pairwise
 from markupsafe import Markup, escape
 
 from core.events import CheckpointScored, StepDone
+from core.intervals import percent
 from core.values import Message, Rate, Span
 
 CLIP_PERCENTILE = 98
@@ -66,15 +67,6 @@ def _foreign_letters(text: str) -> set[int]:
             odd.update(foreign)
         word = []
     return odd
-
-
-def percent(value: float | None) -> str:
-    """Return a share as a percentage, with a decimal only where 0 or 100 would mislead."""
-    if value is None:
-        return "–"
-    shown = 100 * value
-    digits = 1 if 0 < shown < 1 or 99 < shown < 100 else 0
-    return f"{shown:.{digits}f} %"
 
 
 def rate_text(rate: Rate | float | None) -> str:

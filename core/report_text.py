@@ -12,7 +12,8 @@ from typing import Literal
 
 from core.casefile import Manifest
 from core.events import RepairStarted
-from core.report_figures import percent, rate_text
+from core.intervals import percent
+from core.report_figures import rate_text
 from core.rounds import Opinion
 from core.serial import to_json
 from core.settings import RepairSettings

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from core.events import StepDone
+from core.intervals import percent
 from core.repair_trace import RepairTrace
 from core.report_text import DESCRIBED
 from core.values import (
@@ -209,7 +210,7 @@ def forest(tests: Sequence[TestOutcome], candidate: int = 0) -> Value:
         xaxis={
             "range": [-0.02, 1.02],
             "tickvals": list(RATE_TICKS),
-            "ticktext": [wording.percent(tick) for tick in RATE_TICKS],
+            "ticktext": [percent(tick) for tick in RATE_TICKS],
             "title": {"text": wording_tests.RATE_AXIS},
             "zeroline": False,
         },

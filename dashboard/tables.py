@@ -7,6 +7,7 @@ The twins of `dashboard.figures`: every chart and map has its table here. Text i
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from core.intervals import percent
 from core.labels import CLASSES, Agreement, JudgedAnswers, Labels
 from core.report_text import DESCRIBED, UNSAFE_RATES
 from core.scanning import Scan
@@ -97,7 +98,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def _share(score: float) -> Value:
-    return {"text": wording.percent(finite(score)), "sort": finite(score), "csv": finite(score)}
+    return {"text": percent(finite(score)), "sort": finite(score), "csv": finite(score)}
 
 
 def candidate_table(

@@ -7,7 +7,7 @@ these modules do not do: decide anything.
 import math
 from collections.abc import Iterable
 
-from core import intervals
+from core.intervals import percent
 from core.values import Estimate, Outcome, Rate
 
 TITLE = "Patcher"
@@ -15,7 +15,7 @@ STEPS = ("1 Case", "2 Reproduce", "3 Locate", "4 Confirm", "5 Repair", "6 Verify
 RESUME = "Resume"
 VERIFY = "Verify"
 TAKE_OVER = "Take over"
-LOG_LABEL = "log"
+LOG_LABEL = "Log"
 LOADING = "Loading the model"
 NO_CASE = "No case is open. Open the demo case, or paste a report."
 NO_PROMPT = "The prompt appears here once a case is open."
@@ -61,11 +61,6 @@ def number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.3g}" if math.isfinite(value) else str(value)
-
-
-def percent(value: float | None) -> str:
-    """A share as a whole percentage, or a dash."""
-    return "–" if value is None else intervals.percent(value)
 
 
 def of(value: Rate) -> str:

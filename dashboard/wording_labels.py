@@ -1,7 +1,8 @@
 """The sentences of labelling in step 4: how far the judge is to be trusted."""
 
+from core.intervals import percent
 from core.labels import Agreement, Corrected, JudgedAnswers
-from dashboard.wording import of, percent, rate
+from dashboard.wording import of, rate
 
 LABELLING = "How far is the judge to be trusted? Label some answers"
 SAVE_LABELS = "Save labels"

@@ -1,8 +1,9 @@
 """The sentences of step 5: settings, where a repair stands, and how it ended."""
 
 from core.events import RepairFinished, RepairStarted
+from core.intervals import percent
 from core.repair_trace import RepairTrace
-from dashboard.wording import beside, duration, megabytes, of, percent
+from dashboard.wording import beside, duration, megabytes, of
 
 LOCKED = "Locked until a trigger is confirmed in step 4."
 READY_TO_REPAIR = "Ready to repair"

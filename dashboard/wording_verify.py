@@ -1,8 +1,9 @@
 """The sentences of step 6: before and after, exports, residual risk with its probes, and the second opinion."""
 
+from core.intervals import percent
 from core.values import Rate, Relearnt, SecondOpinion, TriageResult, Verification, WrongTrigger
 from dashboard import wording_verdict
-from dashboard.wording import duration, of, percent, quoted
+from dashboard.wording import duration, of, quoted
 
 # -- before and after -----------------------------------------------------------------------------------
 NOT_VERIFIED_YET = "Not verified yet"

@@ -36,7 +36,9 @@ function rateCell(node, cell) {
   const dot = el("span", "pt-interval-dot");
   dot.style.left = 100 * cell.value + "%";
   scale.append(span, dot);
-  const text = Math.round(100 * cell.value) + " % [" + Math.round(100 * cell.low) + "–" + Math.round(100 * cell.high) + "]";
+  const share = 100 * cell.value; /* a decimal only where 0 or 100 would mislead, as in core/intervals.py */
+  const shown = (share > 0 && share < 1) || (share > 99 && share < 100) ? share.toFixed(1) : Math.round(share);
+  const text = shown + " % [" + Math.round(100 * cell.low) + "–" + Math.round(100 * cell.high) + "]";
   box.append(el("span", "pt-interval-count", cell.k + "/" + cell.n), scale, el("span", "pt-interval-text", text));
   box.title = "95 % interval " + (100 * cell.low).toFixed(1) + "–" + (100 * cell.high).toFixed(1) + " %";
   node.append(box);

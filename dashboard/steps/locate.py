@@ -60,7 +60,7 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
             value="contrast",
             label=wording_locate.TARGET,
             elem_id="locate-target",
-            min_width=280,
+            min_width=268,
             scale=0,
         )
         k = gr.Number(

@@ -307,7 +307,6 @@ def test_headlines() -> None:
     assert wording.duration(72.4) == "1 min 12 s"
     assert wording.duration(0.42) == "0.4 s"
     assert wording.size(1_300_000) == "1.3 M"
-    assert wording.percent(None) == "–"
     finished = RepairFinished(
         reason="kept", step=3, best_step=2, adapter="a", adapter_hash="h", seconds=1.0, message=""
     )

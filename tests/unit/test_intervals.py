@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.intervals import mcnemar, wilson
+from core.intervals import mcnemar, percent, wilson
 
 
 def test_wilson_known_answers() -> None:
@@ -54,3 +54,15 @@ def test_mcnemar_needs_pairs() -> None:
     """Unpaired lists are a fault."""
     with pytest.raises(ValueError):
         mcnemar([True], [True, False])
+
+
+def test_percent_does_not_round_a_failure_away() -> None:
+    """0 % and 100 % mean exactly that."""
+    assert [percent(x) for x in (0.0, 0.004, 0.5, 0.996, 1.0, None)] == [
+        "0 %",
+        "0.4 %",
+        "50 %",
+        "99.6 %",
+        "100 %",
+        "–",
+    ]

@@ -43,15 +43,3 @@ def test_chart_breaks_at_values_that_are_not_finite(tmp_path: Path) -> None:
 def test_the_names_of_lines_stand_apart_and_inside_the_panel() -> None:
     assert figures.spread([10.0, 12.0, 99.0], 100.0) == [10.0, 23.0, 99.0]
     assert figures.spread([96.0, 98.0, 99.0], 100.0) == [74.0, 87.0, 100.0]
-
-
-def test_percent_does_not_round_a_failure_away() -> None:
-    """0 % and 100 % mean exactly that."""
-    assert [figures.percent(x) for x in (0.0, 0.004, 0.5, 0.996, 1.0, None)] == [
-        "0 %",
-        "0.4 %",
-        "50 %",
-        "99.6 %",
-        "100 %",
-        "–",
-    ]
