@@ -32,6 +32,8 @@ def percent(share: float | None, digits: int | None = None) -> str:
         return "–"
     shown = 100 * share
     if digits is None:
+        if 0 < shown < 0.05 or 99.95 < shown < 100:
+            return "<0.1 %" if shown < 1 else ">99.9 %"
         digits = int(0 < shown < 1 or 99 < shown < 100)
     return f"{shown:.{digits}f} %"
 

@@ -28,7 +28,7 @@ METHOD_HELP = {
     "occlusion": "What the log-likelihood of what is explained loses when the token is deleted. Signed, in nats.",
 }
 TARGET_NAMES = {
-    "contrast": "this answer rather than a refusal",
+    "contrast": "this answer, not a refusal",
     "response": "the whole answer",
     "first_k": "the first tokens of the answer",
     "tokens": "selected tokens of the answer",

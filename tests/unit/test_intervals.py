@@ -58,11 +58,13 @@ def test_mcnemar_needs_pairs() -> None:
 
 def test_percent_does_not_round_a_failure_away() -> None:
     """0 % and 100 % mean exactly that."""
-    assert [percent(x) for x in (0.0, 0.004, 0.5, 0.996, 1.0, None)] == [
+    assert [percent(x) for x in (0.0, 0.0002, 0.004, 0.5, 0.996, 0.9998, 1.0, None)] == [
         "0 %",
+        "<0.1 %",
         "0.4 %",
         "50 %",
         "99.6 %",
+        ">99.9 %",
         "100 %",
         "–",
     ]
