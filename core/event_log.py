@@ -67,7 +67,7 @@ def current_events(folder: Path) -> tuple[Line, ...]:
     with _lock:
         kept = _kept.pop(path, _Read())
         read = _read_on(path, kept)
-        if any(isinstance(line.event, ENDS) for line in read.lines[len(kept.lines) if read.n > kept.n else 0 :]):
+        if read is not kept and any(isinstance(line.event, ENDS) for line in read.lines[len(kept.lines) :]):
             read = replace(read, lines=_standing(read.lines))
         _kept[path] = read
         while len(_kept) > KEPT_CASES:
