@@ -45,6 +45,11 @@ class AuditLine:
     previous: str = ""
     hash: str = ""
 
+    def hashes(self, key: str = "files") -> dict[str, str]:
+        """Return the hashes of files that the act names under `key`, by file; nothing where it names none."""
+        files = self.facts.get(key)
+        return {str(name): str(digest) for name, digest in files.items()} if isinstance(files, dict) else {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Head:

@@ -54,7 +54,7 @@ def unchanged(case: Case, *names: str) -> None:
     log = audit.check(case.path, chained=case.schema != 1)
     if log.broken is not None:
         raise EvidenceError(f"Line {log.broken} of {audit.FILE} is broken: {log.why}.")
-    recorded, coming = recorded_files(case), _coming(case)
+    recorded, coming = _written(case)
     for name in names:
         if coming.get(name) == _digest(case.path / name) is not None:
             continue
@@ -107,15 +107,18 @@ def verify_folder(place: str, folder: str, hashes: Mapping[str, str], case: Case
 
 def recorded_files(case: Case) -> dict[str, str]:
     """Return the hash that the latest act in the log gives for each file of the case it names."""
+    return _written(case)[0]
+
+
+def _written(case: Case) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the hash of each file as its latest act wrote it, and of each that was about to be written when its writer ended."""
     recorded: dict[str, str] = {}
+    coming: dict[str, str] = {}
     for line in case.audit_lines():
-        recorded |= _hashes(line, "files")
-    return {name: digest for name, digest in recorded.items() if digest}  # none: the act moved the file away
-
-
-def _hashes(line: audit.AuditLine, key: str) -> dict[str, str]:
-    files = line.facts.get(key)
-    return {str(name): str(digest) for name, digest in files.items()} if isinstance(files, dict) else {}
+        written = line.hashes()
+        recorded |= written
+        coming = {name: digest for name, digest in coming.items() if name not in written} | line.hashes("coming")
+    return {name: digest for name, digest in recorded.items() if digest}, coming  # none: the act moved the file away
 
 
 def rewrite(case: Case, name: str, value: object, action: str, *, actor: str, **facts: Any) -> str:
@@ -130,19 +133,10 @@ def rewrite(case: Case, name: str, value: object, action: str, *, actor: str, **
     return name
 
 
-def _coming(case: Case) -> dict[str, str]:
-    """Return the hash of each file that was about to be written when its writer ended."""
-    coming: dict[str, str] = {}
-    for line in case.audit_lines():
-        written = _hashes(line, "files")
-        coming = {name: digest for name, digest in coming.items() if name not in written} | _hashes(line, "coming")
-    return coming
-
-
 def changed_files(case: Case) -> list[str]:
     """Return the files of the case that are gone or differ from what their latest act wrote."""
-    changed, coming = [], _coming(case)
-    for name, digest in recorded_files(case).items():
+    changed, (recorded, coming) = [], _written(case)
+    for name, digest in recorded.items():
         path = case.path / name
         inside = case.path.resolve() in path.resolve().parents
         if not inside or _digest(path) not in (digest, coming.get(name, digest)):

@@ -128,8 +128,7 @@ def _log(case: Case, stamp: Stamp) -> str:
 
 def _reported(case: Case) -> set[str]:
     """Return the hashes of all files that acts of reporting wrote."""
-    acts = [line.facts.get("files") for line in case.audit_lines() if line.action == "report"]
-    return {str(digest) for files in acts if isinstance(files, dict) for digest in files.values()}
+    return {digest for line in case.audit_lines() if line.action == "report" for digest in line.hashes().values()}
 
 
 def unlogged(case: Case) -> str:
