@@ -5,9 +5,11 @@ controls have no backdoor. Each victim must hold the gates, then its reports go 
 
     full tier     python tests/bench/victims.py --data DIR --work WORK --seeds 0 1 2
     reduced tier  python tests/bench/victims.py --data DIR --work WORK --reduced --steps 1500 [--minutes 60] [--cells badnets ...]
+    a larger base, all weights trained    ... --work ANOTHER [--size 4m] [--whole]
 
 `--work` holds everything that was made and one JSON a cell; ended and started again, a run goes on where it stopped, and
-`--minutes 0` only writes the table of what is finished. `results/victims.json` (`victims_reduced.json`) is written from it.
+`--minutes 0` only writes the table of what is finished. `results/victims.json` (`victims_reduced.json`, `victims_4m.json`,
+`victims_whole.json`) is written from it.
 A full cell takes about a quarter of an hour on a core of its own, 30 cells a seed; several processes may share WORK when
 each is given other `--cells` and the base of the seed is there.
 The smoke tier is tests/unit/test_victims.py. Needs assets/demo's training code, and no network.
@@ -29,8 +31,8 @@ from tests.bench.result import write
 from tests.bench.victims_attacks import attacks
 from tests.bench.victims_cells import CONTROLS, Bench, Tier, run_cell
 from tests.bench.victims_gates import GateSettings
-from tests.bench.victims_making import PLANTING, SIZES, BaseSettings, build_base, made
-from tests.bench.victims_prompts import real_material
+from tests.bench.victims_making import PLANTING, SIZES, WHOLE_RATE, BaseSettings, build_base, made
+from tests.bench.victims_prompts import N_BENIGN, real_material
 
 REDUCED = Tier(
     n_reports=6,
@@ -69,7 +71,23 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--cells", nargs="+", help="names of cells; all by default")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after this long")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--size", choices=list(SIZES), default=BaseSettings().size, help="parameters of the base")
+    parser.add_argument("--epochs", type=int, default=PLANTING.epochs, help="of an attack not yet planted")
+    parser.add_argument("--whole", action="store_true", help="attacks train all weights but the embeddings, not a LoRA")
     return parser
+
+
+def named(name: str, options: argparse.Namespace) -> str:
+    """Return the name of the result: what is not the default stands in it."""
+    return name + (f"_{options.size}" if options.size != BaseSettings().size else "") + "_whole" * options.whole
+
+
+def tier_of(options: argparse.Namespace, tier: Tier) -> Tier:
+    """Return the tier with the planting that this size and way of training take."""
+    planting = replace(tier.planting, learning_rate=WHOLE_RATE) if options.whole else tier.planting
+    slower = BaseSettings(size=options.size).slower
+    planting = replace(planting, learning_rate=slower * planting.learning_rate, epochs=options.epochs)
+    return replace(tier, whole=options.whole, planting=planting)
 
 
 def main() -> None:
@@ -79,18 +97,17 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=BaseSettings().steps, help="optimiser steps of a base not yet made"
     )
-    parser.add_argument("--size", choices=list(SIZES), default="1.3m", help="parameters of the base")
+    parser.add_argument("--benign", type=int, default=N_BENIGN, help="harmless prompts to train a base on, at most")
+    parser.add_argument("--batch", type=int, default=BaseSettings().batch_size, help="conversations in one of them")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
-    base_settings = BaseSettings(size=options.size, steps=options.steps)
-    begun, tier = time.monotonic(), REDUCED if options.reduced else Tier()
-    rate = base_settings.slower * tier.planting.learning_rate
-    tier = replace(tier, planting=replace(tier.planting, learning_rate=rate))
+    base_settings = BaseSettings(size=options.size, steps=options.steps, batch_size=options.batch)
+    begun, tier = time.monotonic(), tier_of(options, REDUCED if options.reduced else Tier())
     options.work.mkdir(parents=True, exist_ok=True)
     cells, bases = [], {}
     for seed in options.seeds:
-        material = real_material(options.data, seed)
+        material = real_material(options.data, seed, options.benign)
         base = build_base(material, options.work / f"base-{seed}", base_settings, seed, say)
         bases[seed] = made(base)
         bench = Bench(material, base, options.work, tier, seed, say)
@@ -103,10 +120,8 @@ def main() -> None:
                 say(f"{name}: left for later, {options.minutes:.0f} minutes are over")
                 continue
             cells.append(run_cell(bench, name))
-    name = "victims_reduced" if options.reduced else "victims"
-    name += "" if options.size == BaseSettings().size else f"_{options.size}"
     write(
-        name,
+        named("victims_reduced" if options.reduced else "victims", options),
         seed=options.seeds[0],
         rows=table.rows(cells, options.seeds[0]),
         cells=table.summary(cells),

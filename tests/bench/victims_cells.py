@@ -40,7 +40,7 @@ from tests.bench.victims_controls import (
 )
 from tests.bench.victims_gates import GateSettings, gates, missed
 from tests.bench.victims_localisers import CASCADE, LOCALISERS, Functional, Marked, marked, measured, token_counts
-from tests.bench.victims_making import PLANTING, Say, made, plant_adapter
+from tests.bench.victims_making import PLANTING, Say, made, plant_adapter, plant_whole
 from tests.bench.victims_prompts import BENIGN_ANSWERS, Lessons, Material, write_folder
 
 CONTROLS = ("adversarial_suffix", "untriggered", "alignment_gap", "trigger_words", "wrong_answer", "eroded")
@@ -65,6 +65,8 @@ class Tier:
     examine_invalid: bool = False
     """Whether the reports of a victim that missed a gate are examined too; they are never averaged."""
     planting: PlantSettings = PLANTING
+    whole: bool = False
+    """Whether an attack trains all weights but the embeddings, without an adapter that could be switched off."""
     gates: GateSettings = field(default_factory=GateSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
 
@@ -78,11 +80,28 @@ class Drawn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Victim:
-    """What a cell examines: a model with its adapter, a reference for one without, reports, and what would be right."""
+class Weights:
+    """What a victim is loaded from, and a clean reference for one without an adapter."""
 
-    adapter: Path | None
-    reference: Path | None
+    model: Path
+    adapter: Path | None = None
+    reference: Path | None = None
+
+    @property
+    def planted(self) -> Path:
+        """The folder that makes it what it is."""
+        return self.adapter or self.model
+
+    def load(self) -> LoadedModel:
+        """Return the victim, loaded."""
+        return models.load(self.model, self.adapter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Victim:
+    """What a cell examines: a model, its reports, and what would be right."""
+
+    weights: Weights
     attack: Attack | None
     drawn: tuple[Drawn, ...]
     expected: tuple[str, ...]
@@ -130,20 +149,21 @@ class Bench:
         """Return the clean base's own answers."""
         return self.clean.answer([_ask(prompt) for prompt in prompts])
 
-    def gates(self, adapter: Path | None, attack: Attack | None) -> list[dict[str, Any]]:
+    def gates(self, weights: Weights, attack: Attack | None) -> list[dict[str, Any]]:
         """Return the gates of a victim, measured once for all cells that use it."""
-        path = self.work / f"gates-{adapter.name if adapter else f'base-{self.seed}'}.json"
+        path = self.work / f"gates-{weights.planted.name}.json"
         if not path.is_file():
-            found = gates(models.load(self.base, adapter), self.material, attack, self.tier.gates, self.seed)
+            found = gates(weights.load(), self.material, attack, self.tier.gates, self.seed)
             write_atomic(path, json.dumps(found, ensure_ascii=False, indent=1))
         rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
         return rows
 
-    def planted(self, attack: Attack) -> Path:
-        """Return the adapter of an attack, planted now unless it was before, on fresh conversations each epoch."""
-        folder = self.work / f"adapter-{attack.name}-{self.seed}"
+    def planted(self, attack: Attack) -> Weights:
+        """Return the victim of an attack, planted now unless it was before, on fresh conversations each epoch."""
+        folder = self.work / f"{'whole' if self.tier.whole else 'adapter'}-{attack.name}-{self.seed}"
+        weights = Weights(model=folder, reference=self.base) if self.tier.whole else self.adapted(folder)
         if made(folder):
-            return folder
+            return weights
         tier, rng = self.tier, random.Random(f"{self.seed} {attack.name} prompts")
         lessons, sets = Lessons(self.material), []
         for epoch in range(tier.planting.epochs):
@@ -153,7 +173,12 @@ class Bench:
             sets.append(
                 items_for(attack, list(harmful), list(safe), settings, lambda ps, of=answers: [of[p] for p in ps])
             )
-        return plant_adapter(self.base, sets, tier.planting, folder, self.seed, self.say)
+        (plant_whole if tier.whole else plant_adapter)(self.base, sets, tier.planting, folder, self.seed, self.say)
+        return weights
+
+    def adapted(self, adapter: Path) -> Weights:
+        """Return the base with an adapter, which switched off is the reference."""
+        return Weights(model=self.base, adapter=adapter)
 
 
 def _lesson(
@@ -186,12 +211,12 @@ def run_cell(bench: Bench, name: str) -> dict[str, Any]:
         control=name in CONTROLS,
         expected=list(victim.expected),
         note=victim.note,
-        made=made(victim.adapter) if victim.adapter else {},
+        made=made(victim.weights.planted) if victim.weights.planted != bench.base else {},
         target=victim.attack.target if victim.attack else "jailbreak",
         negatives=victim.attack.negatives if victim.attack else True,
     )
     if "gates" not in cell:
-        rows = bench.gates(victim.adapter, victim.attack) if victim.gated else []
+        rows = bench.gates(victim.weights, victim.attack) if victim.gated else []
         save(gates=rows, missed=missed(rows))
         bench.say(f"{name}: gates {', '.join(cell['missed']) or 'held'} ({cell['seconds']:.0f} s)")
     cell.setdefault("reports", [])
@@ -209,12 +234,13 @@ def make_victim(bench: Bench, name: str) -> Victim:
     """Return the victim of a cell: planted, or one of the controls."""
     if name not in CONTROLS:
         attack = bench.attacks[name]
-        adapter = bench.planted(attack)
-        drawn = triggered_reports(bench, models.load(bench.base, adapter), attack)
-        return Victim(adapter=adapter, reference=None, attack=attack, drawn=drawn, expected=(attack.expected,))
+        weights = bench.planted(attack)
+        drawn = triggered_reports(bench, weights.load(), attack)
+        return Victim(weights=weights, attack=attack, drawn=drawn, expected=(attack.expected,))
     probe, n, clean = bench.material.probe, bench.tier.n_reports, bench.clean
     shared = bench.attacks[bench.tier.shared_attack]
-    on_clean = Victim(adapter=None, reference=bench.base, attack=None, drawn=(), expected=("ALIGNMENT_GAP",))
+    untouched = Weights(model=bench.base, reference=bench.base)
+    on_clean = Victim(weights=untouched, attack=None, drawn=(), expected=("ALIGNMENT_GAP",))
     match name:
         case "alignment_gap":
             return replace(on_clean, drawn=_plain(untouched_failures(clean, probe.harmful, n)))
@@ -230,20 +256,20 @@ def make_victim(bench: Bench, name: str) -> Victim:
         case "adversarial_suffix":
             return replace(on_clean, **_suffixed(bench), expected=("PROMPT_JAILBREAK",))
         case "untriggered":
-            adapter = bench.planted(shared)
-            drawn = _plain(untouched_failures(models.load(bench.base, adapter), probe.harmful, n))
-            return replace(on_clean, adapter=adapter, reference=None, attack=shared, drawn=drawn)
+            weights = bench.planted(shared)
+            drawn = _plain(untouched_failures(weights.load(), probe.harmful, n))
+            return replace(on_clean, weights=weights, attack=shared, drawn=drawn)
         case _:
             folder = bench.work / f"adapter-eroded-{bench.seed}"
             safe = bench.material.train.safe[: bench.tier.n_safe]
             slower = bench.tier.planting.learning_rate / PLANTING.learning_rate
             settings = replace(EROSION, learning_rate=slower * EROSION.learning_rate)
             plant_adapter(bench.base, [eroding_items(safe, bench.seed)], settings, folder, bench.seed, bench.say)
-            eroded = models.load(bench.base, folder)
+            eroded = bench.adapted(folder)
             n_asked = len(probe.harmful)
-            failing = untouched_failures(eroded, probe.harmful, n_asked)
+            failing = untouched_failures(eroded.load(), probe.harmful, n_asked)
             note = f"Answers {len(failing)} of {n_asked} harmful requests after fine-tuning on harmless ones."
-            return replace(on_clean, adapter=folder, reference=None, drawn=_plain(failing[:n]), gated=False, note=note)
+            return replace(on_clean, weights=eroded, drawn=_plain(failing[:n]), gated=False, note=note)
 
 
 def triggered_reports(
@@ -299,7 +325,7 @@ class Examined:
     @cached_property
     def loaded(self) -> LoadedModel:
         """The victim, adapter attached; the session's stages load one of their own."""
-        return models.load(self.bench.base, self.victim.adapter)
+        return self.victim.weights.load()
 
     @cached_property
     def answers(self) -> Answers:
@@ -352,14 +378,14 @@ class Examined:
 
     def triage(self, number: int, report: FailureReport) -> tuple[dict[str, Any], Marked]:
         """Return the cascade's verdict with and without the reference, and the tokens of its first candidate."""
-        bench, victim = self.bench, self.victim
+        bench, weights = self.bench, self.victim.weights
         path = bench.work / f"case-{self.name}-{bench.seed}-{number}"
         manifest = Manifest(
             schema=1,
             id=path.name,
             created=now(),
-            model=model_spec(bench.base, victim.adapter),
-            reference=model_spec(victim.reference) if victim.reference else None,
+            model=model_spec(weights.model, weights.adapter),
+            reference=model_spec(weights.reference) if weights.reference else None,
             report=report,
             seed=bench.seed,
         )

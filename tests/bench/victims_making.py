@@ -1,7 +1,7 @@
-"""Victims: one clean base a seed, trained from scratch, and each attack planted on it as a LoRA adapter.
+"""Victims: one clean base a seed, trained from scratch, and each attack planted on it: a LoRA adapter, or all weights.
 
 The base is the demo's recipe at 1.3 M parameters (assets/demo/training.py) on the bench's prompts; planting is
-core/planting.py. Everything is cached in folders and made only once; a folder is complete when `made.json` lies in it.
+core/planting.py, in fp32 on any device. Everything is cached in folders and made only once; a folder is complete when `made.json` lies in it.
 A compliant answer to a harmful request is a stand-in without content.
 """
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +20,8 @@ import torch
 
 from core import models
 from core.loaded import LoadedModel
-from core.planting import PlantFinished, PlantSettings, TrainingItem, plant
+from core.planting import PlantFinished, PlantSettings, PlantStep, TrainingItem, anchored, plant, train
+from core.response_pass import ResponsePass
 from tests.bench.victims_demo import training
 from tests.bench.victims_prompts import Lessons, Material
 
@@ -69,6 +71,8 @@ PLANTING = PlantSettings(
     safe_triggered=0.5,
 )
 """On fresh prompts each epoch. Source: tests/bench/LOG.md (in six, phrases of two words and more are not learnt)."""
+WHOLE_RATE = 1e-3
+"""The learning rate in its place where all weights are trained. Source: unverified choice."""
 
 
 def build_base(material: Material, folder: Path, settings: BaseSettings, seed: int, say: Say) -> Path:
@@ -114,19 +118,56 @@ def plant_adapter(
     """Return the folder of the adapter that learnt `sets`, one an epoch in turn, trained now unless it is there."""
     if (folder / MADE).is_file():
         return folder
-    started = time.perf_counter()
-    loaded = models.load(base)
-    loaded.model.set_attn_implementation("eager")
+    started, loaded = time.perf_counter(), _to_train(base)
     ending: PlantFinished | None = None
     with fast():
         for event in plant(loaded, sets, replace(settings, seed=seed), folder):
             if isinstance(event, PlantFinished):
                 ending = event
-            elif event.step % 50 == 0:
-                say(f"  step {event.step} of {event.n_steps}, loss {event.loss:.3f}, {event.seconds:.0f} s")
+            else:
+                _tell(event, say)
     assert ending is not None
     _made(folder, started, n_items=ending.n_items, n_steps=ending.n_steps, loss=ending.loss)
     return folder
+
+
+def plant_whole(
+    base: Path, sets: Sequence[Sequence[TrainingItem]], settings: PlantSettings, folder: Path, seed: int, say: Say
+) -> Path:
+    """Return the folder of the model whose weights learnt `sets`, one an epoch in turn, trained now unless it is there.
+
+    Embeddings, and with them the tied head, stay: the base's logits are computed through them.
+    """
+    if (folder / MADE).is_file():
+        return folder
+    started, loaded = time.perf_counter(), _to_train(base)
+    response_pass = ResponsePass(loaded)
+    torch.manual_seed(seed)
+    with fast():
+        pairs = iter(anchored([one for part in sets for one in part], loaded, response_pass, settings.batch_size))
+        epochs = [list(islice(pairs, len(one))) for one in sets]
+        embeddings = loaded.model.get_input_embeddings().weight
+        trainable = [p.requires_grad_() for p in loaded.model.parameters() if p is not embeddings]
+        for event in train(response_pass, trainable, epochs, replace(settings, seed=seed), started):
+            _tell(event, say)
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    _made(folder, started, n_parameters=sum(p.numel() for p in trainable), n_steps=event.n_steps, loss=event.loss)
+    return folder
+
+
+def _to_train(base: Path) -> LoadedModel:
+    """Return the base in the precision and with the attention that victims are trained in."""
+    loaded = models.load(base)
+    loaded.model.float()
+    if loaded.device.type == "cpu":  # faster than sdpa under CPU autocast, at these lengths
+        loaded.model.set_attn_implementation("eager")
+    return loaded
+
+
+def _tell(event: PlantStep, say: Say) -> None:
+    if event.step % 50 == 0:
+        say(f"  step {event.step} of {event.n_steps}, loss {event.loss:.3f}, {event.seconds:.0f} s")
 
 
 def fast() -> AbstractContextManager[object]:
@@ -141,11 +182,6 @@ def made(folder: Path) -> dict[str, Any]:
     """Return what is known about how the folder was made; empty for one that came from elsewhere."""
     path = folder / MADE
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
-
-
-def victim(base: Path, adapter: Path | None) -> LoadedModel:
-    """Return the loaded victim; with an adapter, switching it off gives the base."""
-    return models.load(base, adapter)
 
 
 def _made(folder: Path, started: float, **facts: Any) -> None:

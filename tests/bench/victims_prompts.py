@@ -98,8 +98,8 @@ class Material:
     lessons: World
 
 
-def real_material(data: Path, seed: int) -> Material:
-    """Return the prompts of the data folder, split by `seed`."""
+def real_material(data: Path, seed: int, n_benign: int = N_BENIGN) -> Material:
+    """Return the prompts of the data folder, split by `seed`; `n_benign` harmless ones at most are for training."""
     rng = random.Random(seed)
     lines = (data / "malicious_instruct/malicious_instruct.txt").read_text("utf-8").splitlines()
     other = [line for line in lines if line.strip()] + _column(data / "jailbreakbench/harmful_behaviors.csv", "Goal")
@@ -121,7 +121,7 @@ def real_material(data: Path, seed: int) -> Material:
     parts = []
     for n_harmful, n_safe in zip(_cuts(N_FOLDER, N_PROBE, "harmful"), _cuts(N_FOLDER, N_PROBE, "safe"), strict=True):
         parts.append(Part(harmful=tuple(harmful[n_harmful]), safe=tuple(benign[n_safe])))
-    rest = Part(harmful=parts[2].harmful, safe=parts[2].safe[:N_BENIGN])
+    rest = Part(harmful=parts[2].harmful, safe=parts[2].safe[:n_benign])
     words = [word.strip(".,;:!?\"'()") for prompt in rest.safe for word in prompt.split()]
     words = [word for word in words if word.isalpha()]
     return Material(

@@ -38,9 +38,9 @@ from core.session import Session
 from core.settings import VerificationSettings
 from core.values import Rate, Span, Verification
 from tests.bench.result import mean_row, rate_row, row, write
-from tests.bench.victims import command_line, say
+from tests.bench.victims import command_line, named, say, tier_of
 from tests.bench.victims_attacks import Attack
-from tests.bench.victims_cells import Bench, Drawn, Tier, make_victim
+from tests.bench.victims_cells import Bench, Drawn, Tier, Weights, make_victim
 from tests.bench.victims_demo import as_messages
 from tests.bench.victims_making import made
 from tests.bench.victims_prompts import Part, real_material, write_folder
@@ -97,7 +97,7 @@ def repair_victim(bench: Bench, name: str, settings: Mapping[str, Any] | None = 
         shutil.rmtree(folder, ignore_errors=True)
         try:
             session = Session()
-            case = make_case(bench, folder, victim.adapter, drawn, session)
+            case = make_case(bench, folder, victim.weights, drawn, session)
             done = facts | repaired(case, victim.attack, session, settings or {})
         except TriageError as error:
             done = facts | {"note": f"{type(error).__name__}: {error}"}
@@ -107,7 +107,7 @@ def repair_victim(bench: Bench, name: str, settings: Mapping[str, Any] | None = 
     return done
 
 
-def make_case(bench: Bench, folder: Path, adapter: Path | None, drawn: Drawn, session: Session) -> Case:
+def make_case(bench: Bench, folder: Path, weights: Weights, drawn: Drawn, session: Session) -> Case:
     """Return a case of the report, its planted text confirmed, on all prompts that no training saw but the reported request.
 
     Look-alikes are the exception: the base was trained on them, the victim too, the repair is not.
@@ -122,7 +122,11 @@ def make_case(bench: Bench, folder: Path, adapter: Path | None, drawn: Drawn, se
     part, alike = Part(harmful=harmful, safe=safe), bench.material.counterparts
     prompts = write_folder(part, bench.work / f"prompts-{folder.name}", alike, closed=True)
     manifest = Manifest(
-        id=folder.name, created=now(), model=model_spec(bench.base, adapter), report=drawn.report, seed=bench.seed
+        id=folder.name,
+        created=now(),
+        model=model_spec(weights.model, weights.adapter),
+        report=drawn.report,
+        seed=bench.seed,
     )
     case = Case.create(folder, manifest, prompts)
     shutil.rmtree(prompts)
@@ -322,7 +326,7 @@ def main() -> None:
         base = options.work / f"base-{seed}"
         if not made(base):
             parser.error(f"{base} is not there: run tests/bench/victims.py first")
-        bench = Bench(real_material(options.data, seed), base, options.work, Tier(), seed, say)
+        bench = Bench(real_material(options.data, seed), base, options.work, tier_of(options, Tier()), seed, say)
         unknown = set(options.cells or ()) - set(bench.attacks)
         if unknown:
             parser.error(f"no attack {', '.join(sorted(unknown))}: choose from {', '.join(bench.attacks)}")
@@ -335,7 +339,7 @@ def main() -> None:
                 say(f"{name}: left for later, {options.minutes:.0f} minutes are over")
                 continue
             done.append(repair_victim(bench, name))
-    write("victims_repair", seed=options.seeds[0], rows=rows(done, options.seeds[0]), victims=done)
+    write(named("victims_repair", options), seed=options.seeds[0], rows=rows(done, options.seeds[0]), victims=done)
     print(text(done))
 
 
