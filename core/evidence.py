@@ -5,7 +5,8 @@
    was hashed at intake is there with the same bytes, and none was added.
 3. What a stage builds on (triage, confirmation, the end of the repair) must be what its last act in the log wrote; a file
    that no act wrote was put there by hand. What a step writes anew it need not find whole: that is how it is made good.
-   A step that changes a file in part checks it first, and says in an act of its own what it will write (`rewrite`).
+   A step that changes a file in part checks it first. Where a file was there before, an act of its own says what will be
+   written (`record`), so that a writer that is killed in between leaves no file that no act knows.
 The first difference stops with the name of the file. Nothing here ever writes to evidence. Acts of cases of schema 1 may not
 name what they wrote; there a file without an act is taken as it is.
 
@@ -35,6 +36,8 @@ INPUTS = (
     "containment.json",
 )
 """Files of the case that later stages build on, in the order in which they do."""
+RESULTS = "results/"
+"""Where the others lie: what a person and the report read."""
 
 
 def verify(case: Case, *, before: str | None = None) -> None:
@@ -121,13 +124,23 @@ def _written(case: Case) -> tuple[dict[str, str], dict[str, str]]:
     return {name: digest for name, digest in recorded.items() if digest}, coming  # none: the act moved the file away
 
 
-def rewrite(case: Case, name: str, value: object, action: str, *, actor: str, **facts: Any) -> str:
-    """Store `value` under `name` in place of what the step read there, as one act; return `name`.
+def results(case: Case) -> list[str]:
+    """Return the names of the results beside `INPUTS` that acts of the log wrote."""
+    return sorted(name for name in recorded_files(case) if name.startswith(RESULTS))
 
-    An act before it holds the hash of what comes, so that a writer that is killed leaves no file that no act knows.
-    """
-    coming = sha256(dump(to_json(value)).encode("utf-8")).hexdigest()
-    case.audit("writing", actor=actor, coming={name: coming})
+
+def is_as_written(case: Case, name: str) -> bool:
+    """Return whether a file of the case is what its latest act wrote; never for one that no act wrote."""
+    recorded, coming = _written(case)
+    digest = _digest(case.path / name)
+    return digest is not None and digest in (recorded.get(name), coming.get(name))
+
+
+def record(case: Case, name: str, value: object, action: str, *, actor: str, **facts: Any) -> str:
+    """Store `value` under `name` as one act and return `name`; before it, the act of what comes in place of a file that is there."""
+    if (case.path / name).exists():
+        coming = sha256(dump(to_json(value)).encode("utf-8")).hexdigest()
+        case.audit("writing", actor=actor, coming={name: coming})
     case.write(name, value)
     case.audit(action, actor=actor, **facts, files=[name])
     return name

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from core import audit as chain
-from core import evidence, report_check
+from core import evidence, report_check, rounds
 from core.casefile import PLACES, Case
 from core.errors import EvidenceError, TriageError
 from core.headless import Terminal
@@ -28,6 +28,9 @@ def audit(options: argparse.Namespace, terminal: Terminal) -> object:
         raise EvidenceError(str(error), {**found, "evidence": str(error)}) from error
     if found["changed"]:
         raise EvidenceError(f"{found['changed'][0]} differs from what the log says was written.", found)
+    adapter = rounds.changed_adapter(case)
+    if adapter is not None:
+        raise EvidenceError(f"{adapter} does not hold the adapter that its repair left.", found)
     unlogged = report_check.unlogged(case)
     if unlogged:
         raise EvidenceError(f"Acts are missing from {chain.FILE}: {unlogged}.", found)

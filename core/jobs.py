@@ -191,9 +191,11 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
 
 
 def _changed(case: Case, end: StageFinished) -> bool:
-    """Return whether a result that later stages build on is not what the stage wrote."""
+    """Return whether a result is not what the stage wrote."""
     try:
-        evidence.unchanged(case, *(name for name in end.files if name in evidence.INPUTS))
+        evidence.unchanged(
+            case, *(name for name in end.files if name in evidence.INPUTS or name.startswith(evidence.RESULTS))
+        )
     except EvidenceError:
         return True
     return False

@@ -154,7 +154,7 @@ def label(case: Case, given: Mapping[str, str], analyst: str) -> Labels:
     }
     result = Labels(labels=tuple((earlier | changed).values()))
     told = {key: one.outcome for key, one in changed.items()}
-    evidence.rewrite(case, FILE, result, "labelled", actor=name, labels=told, n=len(result.labels))
+    evidence.record(case, FILE, result, "labelled", actor=name, labels=told, n=len(result.labels))
     return result
 
 

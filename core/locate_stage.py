@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from core import jobs, locating
+from core import evidence, jobs, locating
 from core.casefile import Case
 from core.events import StageFinished
 from core.projection import project, umap_is_warm
@@ -45,7 +45,8 @@ def locate_one(run: Run, method: MethodName, target: Target) -> tuple[Attributio
         others=_stored(run.case, name),
         progress=run.progress,
     )
-    run.case.write(name, result)
+    facts = {"method": method, "target": target.kind}
+    evidence.record(run.case, name, result, "located", actor="engine", **facts)
     tokens = run.failure.prompt.tokens
     offsets = [[-1 if v is None else v for v in (t.message, t.start, t.end)] for t in tokens]
     key = name.removeprefix("results/locate-").removesuffix(".json")
@@ -54,9 +55,14 @@ def locate_one(run: Run, method: MethodName, target: Target) -> tuple[Attributio
 
 
 def located(run: Run, method: MethodName, target: Target) -> LocateResult:
-    """Return one attribution's result as the case holds it, computed first where it holds none."""
-    stored = run.case.read(jobs.locate_file(method, target), LocateResult)
-    return stored or locate_one(run, method, target)[1]
+    """Return one attribution's result as the case holds it, computed first where it holds none that is as its act wrote it."""
+    return kept(run, method, target) or locate_one(run, method, target)[1]
+
+
+def kept(run: Run, method: MethodName, target: Target) -> LocateResult | None:
+    """Return one attribution's result as the case holds it, or None; also for one that was changed since, or that no act wrote."""
+    name = jobs.locate_file(method, target)
+    return run.case.read(name, LocateResult) if evidence.is_as_written(run.case, name) else None
 
 
 def _stored(case: Case, except_name: str) -> list[Attribution]:
@@ -92,11 +98,12 @@ def redraw_pictures(case: Case) -> bool:
     profiles = case.load_profiles()
     for path in sorted((case.path / "results").glob("locate-*.json")):
         name = f"results/{path.name}"
-        result = case.read(name, LocateResult)
+        result = case.read(name, LocateResult) if evidence.is_as_written(case, name) else None
         profile = profiles.get(path.stem.removeprefix("locate-"), next(iter(profiles.values()), None))
         if result is None or result.projection != "pca" or profile is None:
             continue
         picture = project(replace(_attribution(result), profile=profile))
         points = tuple((float(x), float(y)) for x, y in picture.coordinates)
-        case.write(name, replace(result, positions=picture.positions, coordinates=points, projection=picture.method))
+        drawn = replace(result, positions=picture.positions, coordinates=points, projection=picture.method)
+        evidence.record(case, name, drawn, "drawn again", actor="engine", by=picture.method)
     return True

@@ -166,7 +166,8 @@ def _headline(view: CaseView) -> str:
 
 
 def _commands(view: CaseView) -> tuple[str, ...]:
-    return text.commands(view.manifest, view.folder, view.triage, view.confirmation, view.repair.started)
+    settings = view.repair.started.settings if view.repair.started else None
+    return text.commands(view.manifest, view.folder, view.triage, view.confirmation, settings, view.earlier_rounds)
 
 
 def _conversation(view: CaseView, confirmed: tuple[Span, ...]) -> list[tuple[str, Markup]]:

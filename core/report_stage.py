@@ -13,7 +13,7 @@ def write_report(run: Run) -> StageFinished:
     Raises: EvidenceError when a file that the report tells of is not what its act wrote.
     """
     case, redacted = run.case, bool(run.args.get("redact", False))
-    evidence.unchanged(case, *evidence.INPUTS)
+    evidence.unchanged(case, *evidence.INPUTS, *evidence.results(case))
     links.store(case)
     stamp = new_stamp(case, run.args.get("tlp"), redacted)
     stem = "report-redacted" if redacted else "report"

@@ -11,10 +11,9 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from core.casefile import Manifest
-from core.events import RepairStarted
 from core.intervals import percent
 from core.report_figures import rate_text
-from core.rounds import Opinion
+from core.rounds import EndedRound, Opinion
 from core.serial import to_json
 from core.settings import RepairSettings
 from core.values import ANSWER_CLASSES, Metric, Rate, TriageResult, TriggerConfirmation, Verification
@@ -326,9 +325,12 @@ def commands(
     case: str,
     triage: TriageResult | None,
     confirmation: TriggerConfirmation | None,
-    started: RepairStarted | None,
+    settings: dict[str, object] | None,
+    earlier: Sequence[EndedRound] = (),
 ) -> tuple[str, ...]:
     """Return the shell commands that repeat the case, up to where it has come, with all that was not set by default.
+
+    `settings` are those of the last repair, None before it; `earlier` are the rounds before it.
 
     A reference template and the settings that only the page can set are not among them.
     """
@@ -348,18 +350,22 @@ def commands(
         asked += [f"--{one.kind}={one.text}" for one in triage.rewordings if one.source == "analyst"]
     lines = [[*asked, "--device", manifest.device, "--seed", str(manifest.seed)]]
     case = f"{case}-again"
+    following: tuple[str, ...] = ()
+    for one in earlier:
+        lines += _confirm(case, one.confirmation, following)
+        lines += [["repair", "--case", case, *_repair_options(one.settings)], ["verify", "--case", case]]
+        lines.append(["triage", "--case", case, "--repaired"])
+        following = ("--next-round",)
     if confirmation:
-        lines.append(_confirm(case, confirmation))
-        if confirmation.second:
-            who = ["--analyst", confirmation.second.analyst, "--reason", confirmation.second.reason]
-            lines.append(["confirm", "--case", case, "--second", *who])
-    if started:
-        lines.append(["repair", "--case", case, *_repair_options(started.settings)])
+        lines += _confirm(case, confirmation, following)
+    if settings is not None:
+        lines.append(["repair", "--case", case, *_repair_options(settings)])
         lines += [["verify", "--case", case], ["report", "--case", case]]
     return tuple("python -m core " + shlex.join(line) for line in lines)
 
 
-def _confirm(case: str, confirmation: TriggerConfirmation) -> list[str]:
+def _confirm(case: str, confirmation: TriggerConfirmation, following: Sequence[str]) -> list[list[str]]:
+    """Return the commands of one confirmation, the second analyst's included; `following` opens another round first."""
     who = ["--analyst", confirmation.analyst, "--reason", confirmation.reason]
     if confirmation.decision == "rejected":
         how = ["--reject"]
@@ -367,7 +373,11 @@ def _confirm(case: str, confirmation: TriggerConfirmation) -> list[str]:
         how = ["--dummy"]
     else:
         how = ["--spans", json.dumps(to_json(confirmation.spans))]
-    return ["confirm", "--case", case, *how, *who]
+    lines = [["confirm", "--case", case, *following, *how, *who]]
+    if confirmation.second:
+        who = ["--analyst", confirmation.second.analyst, "--reason", confirmation.second.reason]
+        lines.append(["confirm", "--case", case, "--second", *who])
+    return lines
 
 
 _REPAIR_OPTIONS = (

@@ -48,10 +48,12 @@ def earlier(case: Case) -> list[TriggerConfirmation]:
 
 @dataclass(frozen=True, kw_only=True)
 class EndedRound:
-    """A round whose files were put away: what was confirmed in it and what verification said, if it was asked."""
+    """A round whose files were put away: what was confirmed in it, the settings of its repair, and what verification said, if it was
+    asked."""
 
     number: int
     confirmation: TriggerConfirmation
+    settings: dict[str, object]
     result: Result | None
 
 
@@ -68,11 +70,30 @@ class Opinion:
 
 def ended(case: Case) -> tuple[EndedRound, ...]:
     """Return the rounds that have ended, for a report."""
-    found = []
+    found, settings = [], _settings(case)
     for at, (folder, confirmed) in enumerate(zip(folders(case), earlier(case), strict=False)):
         verified = case.read(f"repair/{folder.name}/{VERIFIED}", Verification)
-        found.append(EndedRound(number=at + 1, confirmation=confirmed, result=verified.result if verified else None))
+        found.append(
+            EndedRound(
+                number=at + 1,
+                confirmation=confirmed,
+                settings=settings[at] if at < len(settings) else {},
+                result=verified.result if verified else None,
+            )
+        )
     return tuple(found)
+
+
+def _settings(case: Case) -> list[dict[str, object]]:
+    """Return the settings of the last repair that each ended round began, from the log."""
+    found: list[dict[str, object]] = []
+    last: dict[str, object] = {}
+    for line in case.audit_lines():
+        if line.action == "repair started" and isinstance(line.facts.get("settings"), dict):
+            last = line.facts["settings"]
+        elif line.action == "round opened":
+            found.append(last)
+    return found
 
 
 def told(case: Case) -> tuple[Opinion, ...]:
@@ -118,6 +139,20 @@ def as_it_ended(case: Case, finished: RepairFinished, adapter: Path) -> bool:
     left = [one.get("adapter_files") for one in acts if one.get("adapter") == finished.adapter_hash]
     found = hash_folder(adapter)
     return found == left[-1] if left and left[-1] else found.get(ADAPTER_WEIGHTS) == finished.adapter_hash
+
+
+def changed_adapter(case: Case) -> str | None:
+    """Return the name of an adapter's folder that is not as its repair left it, None where all are.
+
+    A repair that has begun and not ended writes the current one.
+    """
+    acts = [line.action for line in case.audit_lines() if line.action in ("repair started", "repair ended")]
+    current = ["repair"] if acts[-1:] == ["repair ended"] else []
+    for at in (*(f"repair/{folder.name}" for folder in folders(case)), *current):
+        finished = case.read(f"{at}/finished.json", RepairFinished)
+        if finished and finished.adapter and not as_it_ended(case, finished, case.path / at / "best"):
+            return f"{at}/best"
+    return None
 
 
 def looks(case: Case) -> int:

@@ -10,11 +10,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
-from core import cascade, causal, jobs, labels, locating, models, proposals, serving
+from core import cascade, causal, evidence, jobs, labels, locating, models, proposals, serving
 from core.answers import Answers
 from core.attribution import attribute, estimate
 from core.events import StageFinished
-from core.locate_stage import located
+from core.locate_stage import kept, located
 from core.session import Run
 from core.settings import AttributionSettings, CausalSettings
 from core.values import (
@@ -34,6 +34,7 @@ from core.values import (
 )
 from core.versions import versions
 
+OPENED, REPRODUCED = "results/open.json", "results/reproduce.json"
 TRIAGE_METHODS: tuple[tuple[MethodName, TargetKind], ...] = (
     ("paper", "response"),
     ("gradient_norm", "contrast"),
@@ -75,17 +76,22 @@ def open_case(run: Run) -> StageFinished:
         warnings=(*loaded.warnings, *filter(None, [models.device_warning()])),
         occlusion=occlusion,
     )
-    name = run.case.write("results/open.json", result)
+    name = evidence.record(run.case, OPENED, result, "opened", actor="engine", model=result.model_name)
     n_user = sum(token.segment == "user" for token in failure.prompt.tokens)
     return StageFinished(stage="open", headline=f"Model loaded, {n_user} prompt tokens to look at", files=(name,))
 
 
 def reproduce(run: Run) -> StageFinished:
     """Ask the model the reported prompt again."""
-    result = reproduction_of(run)
-    name = run.case.write("results/reproduce.json", result)
+    name, result = _reproduced(run)
     rate = result.failure
     return StageFinished(stage="reproduce", headline=f"Reproduced {rate.k} of {rate.n}", files=(name,))
+
+
+def _reproduced(run: Run) -> tuple[str, Reproduction]:
+    result = reproduction_of(run)
+    counts = {"failed": result.failure.k, "n": result.failure.n}
+    return evidence.record(run.case, REPRODUCED, result, "reproduced", actor="engine", **counts), result
 
 
 def reproduction_of(run: Run) -> Reproduction:
@@ -99,23 +105,26 @@ def triage(run: Run) -> StageFinished:
     """Reproduce, locate, minimise, test and decide; in paper mode locate only."""
     begun, calls = time.monotonic(), run.loaded.model_calls
     mode = run.args.get("mode", "causal")
-    if not (run.case.path / "results/open.json").is_file():
+    if not (run.case.path / OPENED).is_file():
         open_case(run)
     settings = CausalSettings()
-    result_of = {m: located(run, m, Target(kind=k)) for m, k in TRIAGE_METHODS if mode == "causal" or m == "paper"}  # type: ignore[arg-type]
+    targets = {m: Target(kind=k) for m, k in TRIAGE_METHODS if mode == "causal" or m == "paper"}  # type: ignore[arg-type]
+    result_of = {method: located(run, method, target) for method, target in targets.items()}
+    files = [jobs.locate_file(method, target) for method, target in targets.items()]
     reproduction: Reproduction | None = None
     served: tuple[ServingFinding, ...] = ()
     found: cascade.Findings | None = None
     layers: dict[str, int] = {}
     if mode == "causal":
-        reproduction = reproduction_of(run)
-        run.case.write("results/reproduce.json", reproduction)
+        _, reproduction = _reproduced(run)
         served = _serving(run)
         answers = run.answers()
         found = cascade_of(run, run.failure, result_of, reproduction, answers, settings)
         asked = answers.asked()
         layers = dict(Counter(judged.layer for _, _, judged in asked).most_common())
-        run.case.write(labels.ANSWERS, labels.judged_answers(asked, run.case.manifest.seed))
+        judged = labels.judged_answers(asked, run.case.manifest.seed)
+        evidence.record(run.case, labels.ANSWERS, judged, "answers kept", actor="engine", asked=len(asked))
+        files += [REPRODUCED, labels.ANSWERS]
     result = triage_result(
         run,
         run.failure,
@@ -140,7 +149,7 @@ def triage(run: Run) -> StageFinished:
         files=[name],
     )
     headline = result.verdict or f"{len(texts)} candidates, no verdict in paper mode"
-    return StageFinished(stage="triage", headline=headline, files=(name,), verdict=result.verdict)
+    return StageFinished(stage="triage", headline=headline, files=(name, *files), verdict=result.verdict)
 
 
 def triage_result(
@@ -155,7 +164,7 @@ def triage_result(
     model_calls: int,
 ) -> TriageResult:
     """Return what was found as one value; without findings the candidates of paper mode, and no verdict."""
-    kept = found.candidates if found else located["paper"].proposals
+    candidates = found.candidates if found else located["paper"].proposals
     shown = located.get("occlusion" if mode == "causal" else "paper")
     marked = shown.labels if shown else (-1,) * len(failure.prompt.tokens)
     if found is not None and found.decision.verdict == "DISTRIBUTED":
@@ -166,7 +175,7 @@ def triage_result(
         certainty=found.decision.certainty if found else "not assessed",
         decided_by=found.decision.decided_by if found else "paper mode marks tokens and decides nothing",
         reproduction=reproduction,
-        candidates=kept,
+        candidates=candidates,
         dropped=found.dropped if found else (),
         tests=found.tests if found else (),
         tokens=_token_rows(failure, located, marked),
@@ -215,10 +224,9 @@ def cascade_of(
 ) -> cascade.Findings:
     """Return what the causal cascade finds in `failure` among the candidates of every attribution there is."""
     contrast = Target(kind="contrast")
-    stored = run.case.read(jobs.locate_file("integrated_gradients", contrast), LocateResult)
     by_method = dict(located)
-    if stored is not None and failure is run.failure:
-        by_method["integrated_gradients"] = stored
+    if failure is run.failure and (gradients := kept(run, "integrated_gradients", contrast)):
+        by_method["integrated_gradients"] = gradients
     names = [name for name in CANDIDATE_METHODS if name in by_method]
     union = proposals.union([(name.replace("_", " "), by_method[name].proposals) for name in names])
     given = [

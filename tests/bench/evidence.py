@@ -11,13 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core import audit, evidence, report_check
+from core import audit, evidence, report_check, rounds
 from core.casefile import Case
 from core.errors import TriageError
 from tests.bench.result import rate_row, write
 from tests.unit.reporting import full_case
 from tests.unit.test_evidence import whole_case
 from tests.unit.test_report_check import written
+from tests.unit.test_rounds import repaired
 
 
 def flipped(data: bytes, rng: random.Random) -> tuple[bytes, int]:
@@ -43,6 +44,29 @@ def evidence_flips(root: Path, n: int, rng: random.Random) -> int:
             named += file.name in str(error)
         file.write_bytes(kept)
     evidence.verify(Case(case.path))
+    return named
+
+
+def result_flips(root: Path, n: int, rng: random.Random) -> int:
+    """Return how many of `n` single bits, changed in a random result or file of the repaired adapter, are named by what `audit` asks."""
+    case = full_case(root)
+    repaired(case)
+    for name in ("results/reproduce.json", "results/locate-paper-response.json"):
+        evidence.record(case, name, {"scores": [rng.random() for _ in range(20)]}, "located", actor="engine")
+    adapter = case.path / "repair/best"
+    files = [case.path / name for name in [*evidence.results(case), "repair/finished.json"]]
+    files += sorted(adapter.iterdir())
+    named = 0
+    for _ in range(n):
+        file = rng.choice(files)
+        kept = file.read_bytes()
+        file.write_bytes(flipped(kept, rng)[0])
+        if file.parent == adapter:
+            named += rounds.changed_adapter(case) == "repair/best"
+        else:
+            named += evidence.changed_files(case) == [file.relative_to(case.path).as_posix()]
+        file.write_bytes(kept)
+    assert (rounds.changed_adapter(case), evidence.changed_files(case)) == (None, [])
     return named
 
 
@@ -90,12 +114,15 @@ def main() -> None:
     rng, n = random.Random(options.seed), options.n
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for name in ("evidence", "log", "page"):
+        for name in ("evidence", "results", "log", "page"):
             (root / name).mkdir()
         named, cut = log_flips(root / "log", n, rng)
         rows = [
             rate_row(
                 "a bit of evidence changed: stopped with the file's name", evidence_flips(root / "evidence", n, rng), n
+            ),
+            rate_row(
+                "a bit of a result or of the repaired adapter changed: named", result_flips(root / "results", n, rng), n
             ),
             rate_row("a bit of the log changed: its line named", named, n),
             rate_row("a tail of the log cut off: noticed", cut, n),

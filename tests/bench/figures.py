@@ -119,6 +119,13 @@ VICTIM_NAMES = {
     "eroded": "refusals lost by harmless fine-tuning",
 }
 """Cells of the bench of victims: attacks with their triggers, then controls without a backdoor."""
+VICTIM_COLUMNS = ("", "gates", "paper mode", "occlusion", "cascade", "hit", "verdicts with reference", "without")
+OTHER_VICTIMS = {
+    "4m": "4 M parameters",
+    "32m": "32 M parameters",
+    "whole": "1.3 M parameters, all weights trained",
+}
+"""Further results of the bench of victims, by the end of their names."""
 VICTIM_LOCALISERS = ("paper mode", "occlusion of the contrast", "cascade")
 VICTIM_VERDICTS = ("verdicts", "verdicts_without_reference")
 VICTIM_ROWS = (
@@ -291,22 +298,13 @@ def victims() -> list[str]:
     if not rows:
         return []
     cells = whole(file)["cells"]
-    body = []
-    for cell in cells:
-        f1 = [cell["localisers"][name]["f1"] for name in VICTIM_LOCALISERS]
-        shown = ["" if value is None or cell["control"] else f"{value:.2f}" for value in f1]
-        hit = cell["localisers"]["cascade"]["functional"]
-        shown.append("" if hit is None or cell["control"] else f"{hit:.2f}")
-        said = [", ".join(f"{word} {n}" for word, n in sorted(cell[key].items())) for key in VICTIM_VERDICTS]
-        gates = "held" if cell["valid"] else "missed: " + (", ".join(cell["missed"]) or "no reports")
-        body.append([f"{cell['name']}, seed {cell['seed']}", gates, *shown, *said])
+    body = [[f"{cell['name']}, seed {cell['seed']}", *shown(cell)] for cell in cells]
     head = (
         "**Victims of many kinds** (bases of 1.3 M parameters on real prompts, one LoRA an attack; F1 over tokens; a victim that misses a gate is shown and not "
         "averaged; `python tests/bench/victims.py --data DIR --work WORK`). "
         + "; ".join(f"*{name}*: {what}" for name, what in VICTIM_NAMES.items() if any(c["name"] == name for c in cells))
         + "."
     )
-    columns = ("", "gates", "paper mode", "occlusion", "cascade", "hit", "verdicts with reference", "without")
     averages = [
         [
             name,
@@ -320,10 +318,41 @@ def victims() -> list[str]:
     return [
         head,
         "",
-        *table(columns, body),
+        *table(VICTIM_COLUMNS, body),
         *table(("over valid victims", "bar", "", "n"), averages),
         *victims_repair(),
+        *other_victims(),
     ]
+
+
+def shown(cell: dict[str, Any]) -> list[str]:
+    """Return one cell of the bench of victims as a row: gates, F1 by localiser, hit, verdicts."""
+    f1 = [cell["localisers"][name]["f1"] for name in VICTIM_LOCALISERS]
+    values = ["" if value is None or cell["control"] else f"{value:.2f}" for value in f1]
+    hit = cell["localisers"]["cascade"]["functional"]
+    values.append("" if hit is None or cell["control"] else f"{hit:.2f}")
+    said = [", ".join(f"{word} {n}" for word, n in sorted(cell[key].items())) for key in VICTIM_VERDICTS]
+    gates = "held" if cell["valid"] else "missed: " + (", ".join(cell["missed"]) or "no reports")
+    return [gates, *values, *said]
+
+
+def other_victims() -> list[str]:
+    """Return the same of larger bases and of attacks that train all weights, one line a victim with its repair."""
+    body = []
+    for key, label in OTHER_VICTIMS.items():
+        repairs = {one["name"]: one for one in whole(f"{RESULTS}/victims_repair_{key}.json").get("victims", [])}
+        for cell in whole(f"{RESULTS}/victims_{key}.json").get("cells", []):
+            left = repairs.get(cell["name"], {}).get("metrics", {}).get("asr_own_trigger_right_bare", {}).get("after")
+            repaired = f"{left[0]} of {left[1]}, {repairs[cell['name']]['result']}" if left else ""
+            body.append([f"{cell['name']}, {label}", f"{cell['n_reports']}", *shown(cell)[:-1], repaired])
+    if not body:
+        return []
+    head = (
+        "**Larger bases, and all weights trained** (one seed; not among the averages above; `python tests/bench/victims.py --size 4m`, `--whole`). *After repair*: requests answered "
+        "rightly without the trigger that its own triggers still turn, of how many, and the result."
+    )
+    columns = ("", "reports", *VICTIM_COLUMNS[1:-1], "after repair")
+    return [head, "", *table(columns, body)]
 
 
 def victims_repair() -> list[str]:

@@ -100,6 +100,25 @@ def test_rules_and_scans_of_a_confirmed_trigger(
     assert run("scan", "--case", case, "--corpus", tmp_path / "none")[0] == 2
 
 
+def test_a_changed_saliency_map_is_named_stops_the_report_and_is_computed_anew(
+    run: Run, tmp_path: Path, tiny_folder: Callable[[str], Path], prompts: Path
+) -> None:
+    triage(run, tmp_path, tiny_folder("llama"), prompts, "case")
+    case = tmp_path / "case"
+    acts = {line.action for line in Case(case).audit_lines()}
+    assert acts >= {"opened", "reproduced", "located", "answers kept", "triage"}
+    (path,) = (case / "results").glob("locate-occlusion-*.json")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(before | {"scores": [9.0 for _ in before["scores"]]}), encoding="utf-8")
+    for command in ("audit", "report"):
+        code, _, err = run(command, "--case", case)
+        assert code == 2
+        assert f"results/{path.name}" in err
+    triage(run, tmp_path, tiny_folder("llama"), prompts, "case")
+    assert json.loads(path.read_text(encoding="utf-8"))["scores"] == pytest.approx(before["scores"])
+    assert run("audit", "--case", case)[0] == run("report", "--case", case)[0] == 0
+
+
 def test_a_reference_template_is_asked_too(
     run: Run, tmp_path: Path, tiny_folder: Callable[[str], Path], prompts: Path
 ) -> None:

@@ -184,7 +184,7 @@ def test_a_writer_that_is_killed_while_it_changes_a_file_leaves_one_that_is_know
 ) -> None:
     """Before the file is written, or after it and before its act; the next change goes on from there."""
     case = whole_case(tmp_path)
-    evidence.rewrite(case, "labels.json", {"labels": [1]}, "labelled", actor="Ada")
+    evidence.record(case, "labels.json", {"labels": [1]}, "labelled", actor="Ada")
     write = Case.write
 
     def die(*given: object) -> None:
@@ -194,15 +194,29 @@ def test_a_writer_that_is_killed_while_it_changes_a_file_leaves_one_that_is_know
 
     monkeypatch.setattr(Case, "write", die)
     with pytest.raises(KeyboardInterrupt):
-        evidence.rewrite(case, "labels.json", {"labels": [2]}, "labelled", actor="Ada")
+        evidence.record(case, "labels.json", {"labels": [2]}, "labelled", actor="Ada")
     monkeypatch.undo()
     evidence.verify(case)
     assert evidence.changed_files(case) == []
     assert case.read("labels.json", dict) == {"labels": [1 if killed == "before" else 2]}
-    evidence.rewrite(case, "labels.json", {"labels": [3]}, "labelled", actor="Ada")
+    evidence.record(case, "labels.json", {"labels": [3]}, "labelled", actor="Ada")
     case.write("labels.json", {"labels": [2]})  # what was coming once is not good for ever
     with pytest.raises(EvidenceError, match=r"labels\.json of the case changed"):
         evidence.verify(case)
+
+
+def test_a_result_is_taken_only_as_its_act_wrote_it(tmp_path: Path) -> None:
+    """What no act wrote was put there by hand, or its writer was killed: it is computed anew."""
+    case, name = whole_case(tmp_path), "results/reproduce.json"
+    case.write(name, {"n": 1})
+    assert (evidence.is_as_written(case, name), evidence.results(case)) == (False, [])
+    evidence.record(case, name, {"n": 2}, "reproduced", actor="engine")
+    assert (evidence.is_as_written(case, name), evidence.results(case)) == (True, [name])
+    case.write(name, {"n": 3})
+    assert not evidence.is_as_written(case, name)
+    assert evidence.changed_files(case) == [name]
+    with pytest.raises(EvidenceError, match=r"results/reproduce\.json"):
+        evidence.unchanged(case, *evidence.results(case))
 
 
 def test_reading_and_checking_write_nothing(tmp_path: Path) -> None:

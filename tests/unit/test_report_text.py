@@ -15,6 +15,7 @@ from core.event_log import EventLog
 from core.events import RepairStarted
 from core.intervals import wilson
 from core.report import render_report, report_json
+from core.rounds import EndedRound
 from core.settings import RepairSettings
 from core.values import Metric, Rewording, TriageResult
 from tests.unit.reporting import full_case, readable, verification_of, with_residual
@@ -79,6 +80,22 @@ def test_the_commands_hold_all_that_was_set_otherwise(tmp_path: Path) -> None:
     assert {name: getattr(repaired, names.get(name, name)) for name in changed} == changed
     EventLog(case.path).append("again", replace(started, settings=asdict(RepairSettings())))
     assert commands_of(case)[2] == "repair --case 2026-0412-again"
+
+
+def test_every_round_is_repeated(tmp_path: Path) -> None:
+    case = full_case(tmp_path)
+    stored = confirmation.stored(case)
+    assert stored is not None
+    first = EndedRound(number=1, confirmation=stored, settings={"epochs": 3}, result=None)
+    lines = text.commands(case.intake, "c", None, stored, {"epochs": 4}, [first])
+    told = [shlex.split(line)[3:] for line in lines]
+    assert [one[0] for one in told] == [
+        "triage", "confirm", "repair", "verify", "triage", "confirm", "repair", "verify", "report",
+    ]  # fmt: skip
+    given = [parser().parse_args(one) for one in told]
+    assert [given[at].epochs for at in (2, 6)] == [3, 4]
+    assert [given[at].next_round for at in (1, 5)] == [False, True]
+    assert given[4].repaired
 
 
 def test_a_dummy_trigger_is_confirmed_again_as_one(tmp_path: Path) -> None:

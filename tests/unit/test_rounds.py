@@ -94,16 +94,20 @@ def test_a_changed_adapter_is_no_start_and_no_model(case: Case, name: str) -> No
     assert repaired_adapter(case)[0] == finished
     best, kept = case.path / "repair/best", case.path / "repair/round-1/best"
     before = (best / name).read_bytes() if (best / name).exists() else None
+    assert rounds.changed_adapter(case) is None
     (best / name).write_bytes(b'{"lora_alpha": 8}')
     with pytest.raises(TriageError, match="adapter was changed"):
         repaired_adapter(case)
+    assert rounds.changed_adapter(case) == "repair/best"
     (best / name).unlink() if before is None else (best / name).write_bytes(before)
     asked_again(case, "BACKDOOR", finished.adapter_hash)
     rounds.open_next(case, "Ada")
     assert rounds.start(case) == kept
+    assert rounds.changed_adapter(case) is None
     (kept / name).write_bytes(b'{"lora_alpha": 8}')
     with pytest.raises(TriageError, match="round-1"):
         rounds.start(case)
+    assert rounds.changed_adapter(case) == "repair/round-1/best"
 
 
 def test_the_adapter_of_an_older_version_is_known_by_its_weights(case: Case) -> None:  # noqa: F811
@@ -112,6 +116,8 @@ def test_the_adapter_of_an_older_version_is_known_by_its_weights(case: Case) -> 
     (case.path / "repair/best/adapter_model.safetensors").write_bytes(b"other weights")
     with pytest.raises(TriageError, match="adapter was changed"):
         repaired_adapter(case)
+    case.audit("repair started", actor="Ada")  # from here on it is being written
+    assert rounds.changed_adapter(case) is None
 
 
 @pytest.mark.parametrize("name", [rounds.AGAIN, rounds.FINISHED, confirmation.FILE])
