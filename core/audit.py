@@ -111,15 +111,13 @@ def _write_head(folder: Path, head: Head) -> None:
     write_atomic(folder / HEAD, json.dumps(asdict(head)))
 
 
-def lines(folder: Path) -> list[AuditLine]:
-    """Return every act, oldest first. Raises: CaseFileError when a line cannot be read."""
-    found = []
+def lines(folder: Path) -> Iterator[AuditLine]:
+    """Yield every act, oldest first. Raises: CaseFileError when a line cannot be read."""
     for number, text in enumerate(_lines(folder), start=1):
         line = _parsed(text)
         if line is None:
             raise CaseFileError(f"Line {number} of {FILE} cannot be read; run `audit` on the case.")
-        found.append(line)
-    return found
+        yield line
 
 
 def stored_head(folder: Path) -> Head | None:
@@ -196,12 +194,12 @@ def _before(data: bytes, head: Head | None) -> Head:
 
     Chained lines without any head are followed by a gap: nobody can tell how many there were.
     """
-    texts = data.split(b"\n")[:-1]
-    last = _parsed(texts[-1]) if texts else None
+    n = data.count(b"\n")
+    last = _parsed(data[data.rfind(b"\n", 0, -1) + 1 : -1]) if n else None
     if last is None or not last.hash:
-        found = Head(n=len(texts), hash=hashlib.sha256(data).hexdigest())
+        found = Head(n=n, hash=hashlib.sha256(data).hexdigest())
     else:
-        found = Head(n=len(texts), hash=last.hash if head is not None else "")
+        found = Head(n=n, hash=last.hash if head is not None else "")
     if head is None or head == found:
         return found
     uncounted = last is not None and found.n == head.n + 1 and last.previous == head.hash
@@ -209,12 +207,11 @@ def _before(data: bytes, head: Head | None) -> Head:
 
 
 def _lines(folder: Path) -> Iterator[bytes]:
-    """Yield the finished lines of the log, without their ends."""
-    try:
-        data = (folder / FILE).read_bytes()
-    except FileNotFoundError:
-        return
-    yield from data.split(b"\n")[:-1]
+    """Yield the finished lines of the log, without their ends; one at a time, since the log of a long case is large."""
+    with suppress(FileNotFoundError), open(folder / FILE, "rb") as file:
+        for text in file:
+            if text.endswith(b"\n"):
+                yield text[:-1]
 
 
 def _parsed(text: bytes) -> AuditLine | None:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -324,6 +324,10 @@ class Case:
             names = {name: hash_file(self.path / name) for name in names}
         chain.append(self.path, action, actor, to_json(facts | ({"files": names} if names else {})))
 
+    def acts(self) -> Iterator[chain.AuditLine]:
+        """Yield every act, oldest first. Raises: CaseFileError when a line cannot be read."""
+        return chain.lines(self.path)
+
     def audit_lines(self) -> list[chain.AuditLine]:
         """Return every act, oldest first. Raises: CaseFileError when a line cannot be read."""
-        return chain.lines(self.path)
+        return list(self.acts())

@@ -117,7 +117,7 @@ def _written(case: Case) -> tuple[dict[str, str], dict[str, str]]:
     """Return the hash of each file as its latest act wrote it, and of each that was about to be written when its writer ended."""
     recorded: dict[str, str] = {}
     coming: dict[str, str] = {}
-    for line in case.audit_lines():
+    for line in case.acts():
         written = line.hashes()
         recorded |= written
         coming = {name: digest for name, digest in coming.items() if name not in written} | line.hashes("coming")

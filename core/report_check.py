@@ -128,7 +128,7 @@ def _log(case: Case, stamp: Stamp) -> str:
 
 def _reported(case: Case) -> set[str]:
     """Return the hashes of all files that acts of reporting wrote."""
-    return {digest for line in case.audit_lines() if line.action == "report" for digest in line.hashes().values()}
+    return {digest for line in case.acts() if line.action == "report" for digest in line.hashes().values()}
 
 
 def unlogged(case: Case) -> str:
@@ -137,8 +137,7 @@ def unlogged(case: Case) -> str:
     A log that was cut off with a head that fits is noticed by what came after: pages and the manifest state how far it had
     come, and every request is an act (in cases of schema 2 on). What this does not do: notice it where these were cut, too.
     """
-    acts = case.audit_lines()
-    asked = {line.facts.get("request") for line in acts if line.action == "asked"}
+    asked = {line.facts.get("request") for line in case.acts() if line.action == "asked"}
     if case.schema != 1:
         for path in sorted((case.path / "requests").glob("*.json")):
             if path.stem not in asked:

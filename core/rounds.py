@@ -88,7 +88,7 @@ def _settings(case: Case) -> list[dict[str, object]]:
     """Return the settings of the last repair that each ended round began, from the log."""
     found: list[dict[str, object]] = []
     last: dict[str, object] = {}
-    for line in case.audit_lines():
+    for line in case.acts():
         if line.action == "repair started" and isinstance(line.facts.get("settings"), dict):
             last = line.facts["settings"]
         elif line.action == "round opened":
@@ -135,7 +135,7 @@ def as_it_ended(case: Case, finished: RepairFinished, adapter: Path) -> bool:
     """
     if not adapter.is_dir():
         return False
-    acts = [line.facts for line in case.audit_lines() if line.action == "repair ended"]
+    acts = [line.facts for line in case.acts() if line.action == "repair ended"]
     left = [one.get("adapter_files") for one in acts if one.get("adapter") == finished.adapter_hash]
     found = hash_folder(adapter)
     return found == left[-1] if left and left[-1] else found.get(ADAPTER_WEIGHTS) == finished.adapter_hash
@@ -146,7 +146,7 @@ def changed_adapter(case: Case) -> str | None:
 
     A repair that has begun and not ended writes the current one.
     """
-    acts = [line.action for line in case.audit_lines() if line.action in ("repair started", "repair ended")]
+    acts = [line.action for line in case.acts() if line.action in ("repair started", "repair ended")]
     current = ["repair"] if acts[-1:] == ["repair ended"] else []
     for at in (*(f"repair/{folder.name}" for folder in folders(case)), *current):
         finished = case.read(f"{at}/finished.json", RepairFinished)

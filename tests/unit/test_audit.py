@@ -29,7 +29,7 @@ def test_an_honest_log_holds(tmp_path: Path) -> None:
     assert (found.acts, found.broken, found.unchained, found.note) == (4, None, 0, "")
     assert found.head == audit.stored_head(tmp_path)
     assert [line.facts["number"] for line in audit.lines(tmp_path)] == [0, 1, 2, 3]
-    assert audit.lines(tmp_path)[0].actor == "Ada \u202e\ud800"
+    assert next(audit.lines(tmp_path)).actor == "Ada \u202e\ud800"
     assert all(32 <= byte < 127 for line in lines for byte in line)
 
 
