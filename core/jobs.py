@@ -250,12 +250,22 @@ def stop_asked(case: Case, request: str) -> How | None:
     return "keep" if text == "keep" else "discard"
 
 
+def begin(case: Case, request: str) -> None:
+    """Let the grace time of a stop that was asked while the request waited begin now, as the worker takes the request up."""
+    with suppress(FileNotFoundError):
+        os.utime(case.path / "control" / request)
+
+
 def enforce_stop(case: Case) -> bool:
-    """Kill the worker when it has not reacted to a stop within the grace time; return whether it was killed."""
+    """Kill the worker when it has not reacted to a stop within the grace time; return whether it was killed.
+
+    Never for a request that still waits, or that an earlier worker left: the one that runs now cannot have heard of that stop.
+    """
     status_now = status(case)
-    if status_now.state != "stopping" or status_now.request is None:
+    request = status_now.request
+    if status_now.state != "stopping" or request is None or not _worked_on(case, request):
         return False
-    control = case.path / "control" / status_now.request
+    control = case.path / "control" / request
     waited = time.time() - control.stat().st_mtime
     if waited < 0:  # the clock went back: the grace time begins anew
         os.utime(control)
@@ -263,6 +273,12 @@ def enforce_stop(case: Case) -> bool:
         return False
     worker_process.kill(case)
     return True
+
+
+def _worked_on(case: Case, request: str) -> bool:
+    """Return whether the worker that runs now has begun a request."""
+    begun = any(line.request == request for line in case.current_events())
+    return begun and not _left_behind(case, request)
 
 
 def take_lock(case: Case) -> FileLock:

@@ -171,6 +171,7 @@ def answer(case: Case, request: jobs.Request, events: EventLog, session: Session
     def emit(event: Event) -> None:
         events.append(request.id, event)
 
+    jobs.begin(case, request.id)
     emit(StageStarted(stage=request.stage))
     try:
         _check_out(case, request)

@@ -298,7 +298,10 @@ def victims() -> list[str]:
     if not rows:
         return []
     cells = whole(file)["cells"]
-    body = [[f"{cell['name']}, seed {cell['seed']}", *shown(cell)] for cell in cells]
+    body = [[f"{cell['name']}, seed {cell['seed']}", *shown(cell)] for cell in cells if cell["n_reports"]]
+    unexamined = [
+        f"{c['name']}, seed {c['seed']} ({', '.join(c['missed'])})" for c in cells if c["missed"] and not c["n_reports"]
+    ]
     head = (
         "**Victims of many kinds** (bases of 1.3 M parameters on real prompts, one LoRA an attack; F1 over tokens; a victim that misses a gate is shown and not "
         "averaged; `python tests/bench/victims.py --data DIR --work WORK`). "
@@ -319,6 +322,7 @@ def victims() -> list[str]:
         head,
         "",
         *table(VICTIM_COLUMNS, body),
+        *([f"Not examined, since a gate was missed: {'; '.join(unexamined)}.", ""] if unexamined else []),
         *table(("over valid victims", "bar", "", "n"), averages),
         *victims_repair(),
         *other_victims(),

@@ -150,6 +150,37 @@ def test_a_worker_that_ignores_a_stop_is_killed(
     assert not worker_process.alive(case)
 
 
+def test_a_stop_of_a_request_that_waits_kills_nobody_and_its_grace_time_begins_with_the_request(
+    case: Case, holder: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue may take longer than the grace time."""
+    monkeypatch.setattr(jobs, "STOP_GRACE_SECONDS", 5.0)
+    request = jobs.ask(case, "repair", start=False)
+    jobs.stop(case, request, "keep")
+    control = case.path / "control" / request
+    os.utime(control, (time.time() - 60, time.time() - 60))
+    assert not jobs.enforce_stop(case)
+    jobs.begin(case, request)
+    EventLog(case.path).append(request, StageStarted(stage="repair"))
+    assert not jobs.enforce_stop(case)
+    os.utime(control, (time.time() - 60, time.time() - 60))
+    assert jobs.enforce_stop(case)
+
+
+def test_a_worker_that_comes_after_a_kill_is_not_killed_for_the_same_stop(
+    case: Case, holder: subprocess.Popen[bytes]
+) -> None:
+    """Not while it imports, nor before it has closed what the one before it left."""
+    request = jobs.ask(case, "repair", start=False)
+    EventLog(case.path).append(request, StageStarted(stage="repair"))
+    jobs.stop(case, request, "keep")
+    os.utime(case.path / "control" / request, (time.time() - 60, time.time() - 60))
+    os.utime(case.path / worker_process.STARTING, (time.time() + 1, time.time() + 1))  # started after all that was said
+    assert jobs.status(case).state == "stopping"
+    assert not jobs.enforce_stop(case)
+    assert holder.poll() is None
+
+
 def test_a_marker_of_another_process_kills_nobody(case: Case, holder: subprocess.Popen[bytes]) -> None:
     write_atomic(case.path / worker_process.STARTING, dump({"pid": holder.pid, "created": 1.0}))
     worker_process.kill(case)
