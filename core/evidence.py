@@ -17,7 +17,7 @@ What this does not do: prove when, or by whom, evidence was collected.
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from core import audit
 from core.casefile import PLACES, RELOCATED, Case, Manifest, hash_folder, moved_manifest
@@ -57,12 +57,12 @@ def unchanged(case: Case, *names: str) -> None:
     log = audit.check(case.path, chained=case.schema != 1)
     if log.broken is not None:
         raise EvidenceError(f"Line {log.broken} of {audit.FILE} is broken: {log.why}.")
-    recorded, coming = _written(case)
+    written = _written(case)
     for name in names:
-        if coming.get(name) == _digest(case.path / name) is not None:
+        if _fits(case, name, *written):
             continue
-        if name in recorded:
-            _same(case.path / name, recorded[name], f"{name} of the case")
+        if name in written[0]:
+            _differs(case.path / name, f"{name} of the case")
         elif case.schema != 1 and (case.path / name).exists():
             raise EvidenceError(
                 f"{name} of the case was written by no act of the log; remove it and run its step, or start a new case."
@@ -131,7 +131,11 @@ def results(case: Case) -> list[str]:
 
 def is_as_written(case: Case, name: str) -> bool:
     """Return whether a file of the case is what its latest act wrote; never for one that no act wrote."""
-    recorded, coming = _written(case)
+    return _fits(case, name, *_written(case))
+
+
+def _fits(case: Case, name: str, recorded: Mapping[str, str], coming: Mapping[str, str]) -> bool:
+    """Return whether a file is there with the hash that was written, or was to be."""
     digest = _digest(case.path / name)
     return digest is not None and digest in (recorded.get(name), coming.get(name))
 
@@ -148,11 +152,10 @@ def record(case: Case, name: str, value: object, action: str, *, actor: str, **f
 
 def changed_files(case: Case) -> list[str]:
     """Return the files of the case that are gone or differ from what their latest act wrote."""
-    changed, (recorded, coming) = [], _written(case)
-    for name, digest in recorded.items():
-        path = case.path / name
-        inside = case.path.resolve() in path.resolve().parents
-        if not inside or _digest(path) not in (digest, coming.get(name, digest)):
+    changed, written = [], _written(case)
+    for name in written[0]:
+        inside = case.path.resolve() in (case.path / name).resolve().parents
+        if not inside or not _fits(case, name, *written):
             changed.append(name)
     return sorted(changed)
 
@@ -184,5 +187,9 @@ def _digest(path: Path) -> str | None:
 
 def _same(path: Path, digest: str, what: str) -> None:
     if _digest(path) != digest:
-        state = "changed" if path.is_file() else "is gone"
-        raise EvidenceError(f"{what} {state} since it was recorded; restore it, or run its step again.")
+        _differs(path, what)
+
+
+def _differs(path: Path, what: str) -> NoReturn:
+    state = "changed" if path.is_file() else "is gone"
+    raise EvidenceError(f"{what} {state} since it was recorded; restore it, or run its step again.")

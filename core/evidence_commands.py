@@ -34,7 +34,7 @@ def audit(options: argparse.Namespace, terminal: Terminal) -> object:
     unlogged = report_check.unlogged(case)
     if unlogged:
         raise EvidenceError(f"Acts are missing from {chain.FILE}: {unlogged}.", found)
-    return {**found, "evidence": "unchanged", "acts": [to_json(line) for line in case.audit_lines()]}
+    return {**found, "evidence": "unchanged", "acts": [to_json(line) for line in case.acts()]}
 
 
 def compare(case: Case, page: Path, terminal: Terminal) -> object:

@@ -11,6 +11,7 @@ nothing harmful is ever trained. Without near-misses the model learns a shorter 
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -248,9 +249,7 @@ def plant(
     started = time.perf_counter()
     model = loaded.model
     response_pass = ResponsePass(loaded)
-    items = [item for one in sets for item in one]
-    pairs = iter(anchored(items, loaded, response_pass, settings.batch_size))
-    epochs = [list(islice(pairs, len(one))) for one in sets]
+    epochs = anchored_sets(sets, loaded, response_pass, settings.batch_size)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -281,7 +280,7 @@ def plant(
         yield PlantFinished(
             adapter=str(out),
             n_steps=len(losses),
-            n_items={kind: sum(i.kind == kind for i in items) for kind in sorted({i.kind for i in items})},
+            n_items=dict(sorted(Counter(item.kind for one in sets for item in one).items())),
             n_trainable=sum(p.numel() for p in trainable),
             loss=sum(last_epoch) / len(last_epoch),
             seconds=time.perf_counter() - started,
@@ -320,6 +319,14 @@ def anchored(
         Pair(encoded[item.messages, item.response], known[anchor] if anchor else None, item.kind)
         for item, anchor in zip(items, anchors, strict=True)
     ]
+
+
+def anchored_sets(
+    sets: Sequence[Sequence[TrainingItem]], loaded: "LoadedModel", response_pass: "ResponsePass", batch_size: int
+) -> list[list[Pair]]:
+    """Return each set as `anchored` does; an anchor that several sets share is computed once."""
+    pairs = iter(anchored([item for one in sets for item in one], loaded, response_pass, batch_size))
+    return [list(islice(pairs, len(one))) for one in sets]
 
 
 def train(

@@ -83,15 +83,16 @@ def open_case(run: Run) -> StageFinished:
 
 def reproduce(run: Run) -> StageFinished:
     """Ask the model the reported prompt again."""
-    name, result = _reproduced(run)
-    rate = result.failure
-    return StageFinished(stage="reproduce", headline=f"Reproduced {rate.k} of {rate.n}", files=(name,))
+    rate = _reproduced(run).failure
+    return StageFinished(stage="reproduce", headline=f"Reproduced {rate.k} of {rate.n}", files=(REPRODUCED,))
 
 
-def _reproduced(run: Run) -> tuple[str, Reproduction]:
+def _reproduced(run: Run) -> Reproduction:
+    """Return what `reproduction_of` measures, kept in the case."""
     result = reproduction_of(run)
     counts = {"failed": result.failure.k, "n": result.failure.n}
-    return evidence.record(run.case, REPRODUCED, result, "reproduced", actor="engine", **counts), result
+    evidence.record(run.case, REPRODUCED, result, "reproduced", actor="engine", **counts)
+    return result
 
 
 def reproduction_of(run: Run) -> Reproduction:
@@ -116,7 +117,7 @@ def triage(run: Run) -> StageFinished:
     found: cascade.Findings | None = None
     layers: dict[str, int] = {}
     if mode == "causal":
-        _, reproduction = _reproduced(run)
+        reproduction = _reproduced(run)
         served = _serving(run)
         answers = run.answers()
         found = cascade_of(run, run.failure, result_of, reproduction, answers, settings)

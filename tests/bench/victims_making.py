@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,7 +19,7 @@ import torch
 
 from core import models
 from core.loaded import LoadedModel
-from core.planting import PlantFinished, PlantSettings, PlantStep, TrainingItem, anchored, plant, train
+from core.planting import PlantFinished, PlantSettings, PlantStep, TrainingItem, anchored_sets, plant, train
 from core.response_pass import ResponsePass
 from tests.bench.victims_demo import training
 from tests.bench.victims_prompts import Lessons, Material
@@ -142,10 +141,8 @@ def plant_whole(
         return folder
     started, loaded = time.perf_counter(), _to_train(base)
     response_pass = ResponsePass(loaded)
-    torch.manual_seed(seed)
     with fast():
-        pairs = iter(anchored([one for part in sets for one in part], loaded, response_pass, settings.batch_size))
-        epochs = [list(islice(pairs, len(one))) for one in sets]
+        epochs = anchored_sets(sets, loaded, response_pass, settings.batch_size)
         embeddings = loaded.model.get_input_embeddings().weight
         trainable = [p.requires_grad_() for p in loaded.model.parameters() if p is not embeddings]
         for event in train(response_pass, trainable, epochs, replace(settings, seed=seed), started):
