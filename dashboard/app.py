@@ -7,6 +7,7 @@ import gradio as gr
 from dashboard import wording
 from dashboard.components import PLOTLY_URL, page_head
 from dashboard.desk import QUEUE_SIZE, Desk
+from dashboard.memory import forget_replaced
 from dashboard.session import Roots
 from dashboard.steps import case, confirm, labelling, locate, repair, reproduce, verify
 
@@ -89,6 +90,7 @@ def serve(
 ) -> tuple[gr.Blocks, str]:
     """Launch the page; return it with its address, at once unless `wait`. Raises: TriageError for an open address."""
     options = launch_options(roots, host=host, port=port, auth=auth)
+    forget_replaced()
     page = build(roots)
     page.queue(max_size=QUEUE_SIZE, api_open=False)
     meta = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
