@@ -10,13 +10,12 @@ is imported: the page reads cases too.
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from core import audit as chain
 from core.errors import CaseFileError, EvidenceError, ModelLoadError
@@ -25,11 +24,8 @@ from core.events import Line
 from core.files import dump, hash_file, refuse_links, write_atomic
 from core.prompts import Splits, copy_folder, read_folder, split
 from core.serial import from_json, to_json
-from core.values import Attribution, FailureReport, ModelSpec
+from core.values import FailureReport, ModelSpec
 from core.weight_files import READ_SUFFIXES, check_files
-
-if TYPE_CHECKING:
-    import numpy as np
 
 T = TypeVar("T")
 SCHEMA = 2
@@ -277,33 +273,9 @@ class Case:
         return from_json(cls, data)
 
     def write(self, name: str, value: object) -> str:
-        """Store `value` under `name`, atomically; return `name`."""
-        write_atomic(self.path / name, dump(to_json(value)))
+        """Store `value` under `name`, atomically, bytes as they are; return `name`."""
+        write_atomic(self.path / name, value if isinstance(value, bytes) else dump(to_json(value)))
         return name
-
-    def save_attributions(
-        self, attributions: dict[str, Attribution], token_ids: list[int], offsets: list[list[int]]
-    ) -> None:
-        """Store scores by method with token ids and (message, start, end) offsets (-1 for template) in `attribution.npz`."""
-        import numpy as np
-
-        arrays = {f"score:{key}": attribution.scores for key, attribution in attributions.items()}
-        arrays |= {f"profile:{k}": a.profile for k, a in attributions.items() if a.profile is not None}
-        if (self.path / "attribution.npz").is_file():
-            with np.load(self.path / "attribution.npz", allow_pickle=False) as stored:
-                arrays = {k: stored[k] for k in stored.files if k not in ("token_ids", "offsets")} | arrays
-        temporary = self.path / ".attribution.tmp.npz"
-        np.savez_compressed(temporary, token_ids=np.array(token_ids), offsets=np.array(offsets), **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, self.path / "attribution.npz")
-
-    def load_profiles(self) -> dict[str, "np.ndarray"]:
-        """Return the response profiles in `attribution.npz` by attribution name."""
-        import numpy as np
-
-        if not (self.path / "attribution.npz").is_file():
-            return {}
-        with np.load(self.path / "attribution.npz", allow_pickle=False) as stored:
-            return {k.removeprefix("profile:"): stored[k] for k in stored.files if k.startswith("profile:")}
 
     # events -----------------------------------------------------------------------------------------------------------
 

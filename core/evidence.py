@@ -38,6 +38,8 @@ INPUTS = (
 """Files of the case that later stages build on, in the order in which they do."""
 RESULTS = "results/"
 """Where the others lie: what a person and the report read."""
+ARRAYS = "attribution.npz"
+"""What the results of attribution were drawn from; `core/locate_stage.py` says what is in it."""
 
 
 def verify(case: Case, *, before: str | None = None) -> None:
@@ -126,12 +128,18 @@ def _written(case: Case) -> tuple[dict[str, str], dict[str, str]]:
 
 def results(case: Case) -> list[str]:
     """Return the names of the results beside `INPUTS` that acts of the log wrote."""
-    return sorted(name for name in recorded_files(case) if name.startswith(RESULTS))
+    return sorted(name for name in recorded_files(case) if name.startswith(RESULTS) or name == ARRAYS)
+
+
+def as_written(case: Case, *names: str) -> list[str]:
+    """Return those files of the case that are what their latest acts wrote; never one that no act wrote."""
+    written = _written(case)
+    return [name for name in names if _fits(case, name, *written)]
 
 
 def is_as_written(case: Case, name: str) -> bool:
     """Return whether a file of the case is what its latest act wrote; never for one that no act wrote."""
-    return _fits(case, name, *_written(case))
+    return as_written(case, name) == [name]
 
 
 def _fits(case: Case, name: str, recorded: Mapping[str, str], coming: Mapping[str, str]) -> bool:
@@ -140,13 +148,27 @@ def _fits(case: Case, name: str, recorded: Mapping[str, str], coming: Mapping[st
     return digest is not None and digest in (recorded.get(name), coming.get(name))
 
 
-def record(case: Case, name: str, value: object, action: str, *, actor: str, **facts: Any) -> str:
-    """Store `value` under `name` as one act and return `name`; before it, the act of what comes in place of a file that is there."""
-    if (case.path / name).exists():
-        coming = sha256(dump(to_json(value)).encode("utf-8")).hexdigest()
-        case.audit("writing", actor=actor, coming={name: coming})
-    case.write(name, value)
-    case.audit(action, actor=actor, **facts, files=[name])
+def record(
+    case: Case,
+    name: str,
+    value: object,
+    action: str,
+    *,
+    actor: str,
+    also: Mapping[str, bytes] | None = None,
+    **facts: Any,
+) -> str:
+    """Store `value` under `name`, and what `also` names, as one act; return `name`.
+
+    Before it, the act of what comes in place of files that are there.
+    """
+    files = {name: dump(to_json(value)).encode("utf-8")} | dict(also or {})
+    coming = {one: sha256(data).hexdigest() for one, data in files.items() if (case.path / one).exists()}
+    if coming:
+        case.audit("writing", actor=actor, coming=coming)
+    for one, data in files.items():
+        case.write(one, data)
+    case.audit(action, actor=actor, **facts, files=list(files))
     return name
 
 

@@ -3,6 +3,7 @@
 A picture is drawn by PCA while UMAP compiles; `redraw_pictures` draws it again afterwards.
 """
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -45,12 +46,9 @@ def locate_one(run: Run, method: MethodName, target: Target) -> tuple[Attributio
         others=_stored(run.case, name),
         progress=run.progress,
     )
+    also = {evidence.ARRAYS: _archive(run, name, attribution)}
     facts = {"method": method, "target": target.kind}
-    evidence.record(run.case, name, result, "located", actor="engine", **facts)
-    tokens = run.failure.prompt.tokens
-    offsets = [[-1 if v is None else v for v in (t.message, t.start, t.end)] for t in tokens]
-    key = name.removeprefix("results/locate-").removesuffix(".json")
-    run.case.save_attributions({key: attribution}, run.failure.prompt.ids, offsets)
+    evidence.record(run.case, name, result, "located", actor="engine", also=also, **facts)
     return attribution, result, name
 
 
@@ -66,15 +64,52 @@ def kept(run: Run, method: MethodName, target: Target) -> LocateResult | None:
 
 
 def _stored(case: Case, except_name: str) -> list[Attribution]:
-    """Return the attributions this case already holds, other than `except_name`."""
-    profiles = case.load_profiles()
-    found = []
-    for path in sorted((case.path / "results").glob("locate-*.json")):
-        name = f"results/{path.name}"
-        result = case.read(name, LocateResult) if name != except_name else None
-        if result is not None:
-            found.append(replace(_attribution(result), profile=profiles.get(path.stem.removeprefix("locate-"))))
-    return found
+    """Return the attributions this case holds as their acts wrote them, other than `except_name`."""
+    profiles = _profiles(case)
+    return [
+        replace(_attribution(result), profile=profiles.get(key))
+        for name, key, result in _results(case)
+        if name != except_name
+    ]
+
+
+def _results(case: Case) -> list[tuple[str, str, LocateResult]]:
+    """Return name, key and value of every attribution's result that is as its act wrote it."""
+    names = [evidence.RESULTS + path.name for path in sorted((case.path / "results").glob("locate-*.json"))]
+    found = [(name, case.read(name, LocateResult)) for name in evidence.as_written(case, *names)]
+    return [(name, _key(name), result) for name, result in found if result is not None]
+
+
+def _key(name: str) -> str:
+    """Return what an attribution's result is called in the archive."""
+    return name.removeprefix("results/locate-").removesuffix(".json")
+
+
+def _arrays(case: Case) -> dict[str, np.ndarray]:
+    """Return what the archive holds, nothing when it is not as its act wrote it."""
+    if not evidence.is_as_written(case, evidence.ARRAYS):
+        return {}
+    with np.load(case.path / evidence.ARRAYS, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _profiles(case: Case) -> dict[str, np.ndarray]:
+    """Return the response profiles in the archive by key."""
+    return {name.removeprefix("profile:"): one for name, one in _arrays(case).items() if name.startswith("profile:")}
+
+
+def _archive(run: Run, name: str, attribution: Attribution) -> bytes:
+    """Return the archive with one attribution more: scores and response profiles by key, token ids, and their (message, start,
+    end) offsets, -1 for template.
+    """
+    prompt = run.failure.prompt
+    offsets = [[-1 if v is None else v for v in (t.message, t.start, t.end)] for t in prompt.tokens]
+    arrays = _arrays(run.case) | {f"score:{_key(name)}": attribution.scores}
+    if attribution.profile is not None:
+        arrays[f"profile:{_key(name)}"] = attribution.profile
+    data = io.BytesIO()
+    np.savez_compressed(data, **arrays | {"token_ids": np.array(prompt.ids), "offsets": np.array(offsets)})  # type: ignore[arg-type]
+    return data.getvalue()
 
 
 def _attribution(result: LocateResult) -> Attribution:
@@ -95,12 +130,10 @@ def redraw_pictures(case: Case) -> bool:
     """
     if not umap_is_warm():
         return False
-    profiles = case.load_profiles()
-    for path in sorted((case.path / "results").glob("locate-*.json")):
-        name = f"results/{path.name}"
-        result = case.read(name, LocateResult) if evidence.is_as_written(case, name) else None
-        profile = profiles.get(path.stem.removeprefix("locate-"), next(iter(profiles.values()), None))
-        if result is None or result.projection != "pca" or profile is None:
+    profiles = _profiles(case)
+    for name, key, result in _results(case):
+        profile = profiles.get(key, next(iter(profiles.values()), None))
+        if result.projection != "pca" or profile is None:
             continue
         picture = project(replace(_attribution(result), profile=profile))
         points = tuple((float(x), float(y)) for x, y in picture.coordinates)

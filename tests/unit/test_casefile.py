@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from core import evidence, weight_files
@@ -16,7 +15,6 @@ from core.files import now
 from core.intervals import wilson
 from core.serial import from_json, to_json
 from core.values import (
-    Attribution,
     ClassCounts,
     FailureReport,
     Message,
@@ -25,7 +23,6 @@ from core.values import (
     Relearnt,
     Reproduction,
     Span,
-    Target,
     TestOutcome,
     TokenRow,
     TriageResult,
@@ -257,24 +254,6 @@ VALUES = [
 @pytest.mark.parametrize("value", VALUES, ids=lambda v: type(v).__name__)
 def test_saved_values_round_trip_through_json_text(value: object) -> None:
     assert from_json(type(value), json.loads(json.dumps(to_json(value)))) == value
-
-
-def test_attributions_gather_in_one_archive(tmp_path: Path) -> None:
-    case = make_case(tmp_path)
-
-    def one(value: float) -> Attribution:
-        scores = np.array([value, 1.0])
-        return Attribution(
-            method="paper", target=Target(), scores=scores, scored=scores > 0, signed=False, profile=scores[None]
-        )
-
-    case.save_attributions({"paper-response": one(2.0)}, [5, 6], [[0, 0, 1], [-1, -1, -1]])
-    case.save_attributions({"occlusion-contrast-12": one(3.0)}, [5, 6], [[0, 0, 1], [-1, -1, -1]])
-    with np.load(case.path / "attribution.npz", allow_pickle=False) as stored:
-        assert stored["score:paper-response"].tolist() == [2.0, 1.0]
-        assert stored["score:occlusion-contrast-12"].tolist() == [3.0, 1.0]
-        assert stored["profile:paper-response"].shape == (1, 2)
-        assert stored["token_ids"].tolist() == [5, 6]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there, and pipes lie elsewhere")
