@@ -153,9 +153,10 @@ def record(
     name: str,
     value: object,
     action: str,
+    also: Mapping[str, bytes] | None = None,
+    /,
     *,
     actor: str,
-    also: Mapping[str, bytes] | None = None,
     **facts: Any,
 ) -> str:
     """Store `value` under `name`, and what `also` names, as one act; return `name`.

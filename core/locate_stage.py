@@ -47,8 +47,7 @@ def locate_one(run: Run, method: MethodName, target: Target) -> tuple[Attributio
         progress=run.progress,
     )
     also = {evidence.ARRAYS: _archive(run, name, attribution)}
-    facts = {"method": method, "target": target.kind}
-    evidence.record(run.case, name, result, "located", actor="engine", also=also, **facts)
+    evidence.record(run.case, name, result, "located", also, actor="engine", method=method, target=target.kind)
     return attribution, result, name
 
 
