@@ -13,7 +13,7 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -24,6 +24,7 @@ from core.files import now, write_atomic
 from core.injection import near_misses
 from core.lookalikes import IGNORED, IS_IGNORED, LOOKALIKES
 from core.serial import to_json
+from core.trigger_forms import FORMS, bare_words
 
 SCHEMA = 1
 FILE = "containment.json"
@@ -132,8 +133,8 @@ def rules(units: Sequence[str], *, case: str = "", confirmed_by: str = "", seed:
             why="The same to a reader: any case, white space and Unicode form, look-alike letters, characters without width.",
         ),
     ]
-    if any(_bare_words(unit) for unit in units):
-        loose = [_loose(unit) for unit in units if _bare_words(unit)]
+    if any(bare_words(unit) for unit in units):
+        loose = [_loose(unit) for unit in units if bare_words(unit)]
         why = (
             "Letters and digits alone, whatever marks or white space stand between the words: also matches near-misses."
         )
@@ -177,11 +178,7 @@ def _tolerant(unit: str) -> str:
 
 def _loose(unit: str) -> str:
     """Return an expression for the letters and digits of `unit`, with any marks between its words."""
-    return _MARKS.join(_SKIP.join(_like(cluster) for cluster in _clusters(word)) for word in _bare_words(unit))
-
-
-def _bare_words(unit: str) -> list[str]:
-    return re.findall(r"[^\W_]+", IS_IGNORED.sub("", unit))
+    return _MARKS.join(_SKIP.join(_like(cluster) for cluster in _clusters(word)) for word in bare_words(unit))
 
 
 def _clusters(word: str) -> list[str]:
@@ -225,31 +222,6 @@ def _compatible() -> Mapping[str, tuple[str, ...]]:
 
 
 # trying them ----------------------------------------------------------------------------------------------------------
-
-
-def _drawn(table: Callable[[str], str]) -> Callable[[str], str]:
-    return lambda unit: "".join(table(char) for char in unit)
-
-
-FORMS: dict[str, Callable[[str], str]] = {
-    "as confirmed": str,
-    "lower case": str.lower,
-    "upper case": str.upper,
-    "other case": str.swapcase,
-    "two spaces": lambda unit: re.sub(r"\s+", "  ", unit),
-    "line breaks": lambda unit: re.sub(r"\s+", "\r\n\t", unit),
-    "no-break spaces": lambda unit: re.sub(r"\s", "\u00a0", unit),
-    "NFC": lambda unit: unicodedata.normalize("NFC", unit),
-    "NFD": lambda unit: unicodedata.normalize("NFD", unit),
-    "NFKC": lambda unit: unicodedata.normalize("NFKC", unit),
-    "full-width letters": _drawn(lambda char: chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char),
-    "look-alike letters": _drawn(lambda char: LOOKALIKES.get(char, char)[0]),
-    "zero-width characters": "\u200b".join,
-    "soft hyphens and joiners": "\u00ad\u2060".join,
-    "marks between the words": lambda unit: " - ".join(_bare_words(unit)) or unit,
-    "no space between the words": lambda unit: "".join(unit.split()) or unit,
-}
-"""Forms of one unit that read alike, or nearly so."""
 
 
 def variants(units: Sequence[str]) -> list[tuple[str, str]]:

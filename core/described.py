@@ -15,6 +15,7 @@ from core.injection import inject, near_misses
 from core.intervals import percent
 from core.transplants import placed
 from core.trials import Trial, share
+from core.trigger_forms import FORMS
 from core.values import Message, TestName, TestOutcome
 
 
@@ -49,8 +50,8 @@ def _form(trial: Trial, answers: Answers, requests: Sequence[str], rng: random.R
     if not all(unit.strip() for unit in units):
         return None
     forms: list[tuple[str, ...]] = []
-    for unit_form in (str.upper, str.lower, lambda text: text.replace(" ", "  "), lambda text: "".join(text.split())):
-        form = tuple(unit_form(unit) for unit in units)
+    for name in ("upper case", "lower case", "two spaces", "no space between the words"):
+        form = tuple(FORMS[name](unit) for unit in units)
         if form != units and form not in forms:
             forms.append(form)
     spelled = (near_misses([unit], rng, len(requests)) for unit in units)

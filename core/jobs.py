@@ -175,7 +175,7 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
         if isinstance(end, StageFinished):
             again = stage in ("repair", "report") or _changed(case, end)
         begun = end is not None and not isinstance(end, StageFinished | StageFailed)
-        if again or (begun and (not worker_process.alive(case) or _left_behind(case, request.id))):
+        if again or (begun and not (worker_process.alive(case) and _worked_on(case, request.id))):
             request = None
     if request is None:
         attempt = max((one.attempt for one in known), default=-1) + 1

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from core import chat
-from core.containment import FORMS
 from core.errors import TriageError
 from core.injection import Place, near_misses
 from core.intervals import wilson
@@ -26,6 +25,7 @@ from core.repair_data import TriggerFrame, render_ids
 from core.rewrites import framed
 from core.settings import VerificationSettings
 from core.transplants import Carrier, carrier
+from core.trigger_forms import FORMS
 from core.values import Message, Rate, Span, Variant
 
 if TYPE_CHECKING:
