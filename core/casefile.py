@@ -158,7 +158,8 @@ class Case:
             raise CaseFileError(f"{self.path} is not a case folder (no case.json); run `triage` first.")
         refuse_links(self.path)
         try:
-            data = json.loads(source.read_text(encoding="utf-8"))
+            text = source.read_bytes()
+            data = json.loads(text.decode("utf-8"))
         except (ValueError, OSError, RecursionError) as error:
             raise CaseFileError(f"{source} cannot be read ({error}); restore it or start a new case.") from error
         schema = data.get("schema") if isinstance(data, dict) else None
@@ -171,6 +172,8 @@ class Case:
                 f"{source} says schema 1, which had no copy of the report's file, and the case has one; restore {source.name}."
             )
         self.schema: int = schema
+        self.read_as = hashlib.sha256(text).hexdigest()
+        """SHA-256 of `case.json` as it was when this was read from it."""
         self.intake = replace(from_json(Manifest, data), schema=SCHEMA)
 
     @property
@@ -252,11 +255,16 @@ class Case:
         return self.intake.report
 
     def splits(self) -> Splits:
-        """Return the four disjoint prompt splits of this case's own copy. Raises: EvidenceError when it was changed."""
-        for name, digest in self.intake.prompt_files.items():
-            path = self.path / "prompts" / name
-            if not path.is_file() or hash_file(path) != digest:
-                raise EvidenceError(f"prompts/{name} was changed after intake; restore it or start a new case.")
+        """Return the four disjoint prompt splits of this case's own copy.
+
+        Raises: EvidenceError naming the first file that was changed, removed or added.
+        """
+        known = self.intake.prompt_files
+        found = {path.name: hash_file(path) for path in (self.path / "prompts").glob("*.jsonl")} if known else {}
+        for name in sorted(known.keys() | found.keys()):
+            if known.get(name) != found.get(name):
+                what = "changed" if name in known and name in found else "added" if name in found else "removed"
+                raise EvidenceError(f"prompts/{name} was {what} after intake; restore the folder or start a new case.")
         return split(read_folder(self.path / "prompts"), seed=self.intake.seed)
 
     # values -----------------------------------------------------------------------------------------------------------

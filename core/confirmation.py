@@ -144,6 +144,7 @@ def confirm(
     if decision not in _DECISIONS:
         raise ConfirmationError(f"Unknown decision {decision!r}; one of {', '.join(_DECISIONS)}.")
     _check_typed(analyst, reason)
+    evidence.unchanged(case, "triage.json", "results/open.json")
     triage = case.read("triage.json", TriageResult)
     opened = case.read("results/open.json", OpenResult)
     if opened is None:

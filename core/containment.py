@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from core import confirmation
+from core import confirmation, evidence
 from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError
 from core.files import now, write_atomic
@@ -88,6 +88,7 @@ def write_rules(case: Case) -> RuleFile:
 
     Raises: ConfirmationError, saying what to do, without a confirmation that holds.
     """
+    evidence.unchanged(case, confirmation.FILE)
     stored, void = confirmation.stored(case), confirmation.validity(case)
     if stored is None or void is not None:
         why = void or "No trigger has been confirmed."
@@ -97,7 +98,7 @@ def write_rules(case: Case) -> RuleFile:
             "There is no trigger to make rules of: a dummy trigger is unlearnt, the real one is unknown."
         )
     made = rules(stored.units, case=case.manifest.id, confirmed_by=stored.analyst)
-    before = stored_rules(case)
+    before = stored_rules(case) if evidence.is_as_written(case, FILE) else None
     if before is not None and replace(before, written="") == replace(made, written=""):
         return before
     write_atomic(case.path / FILE, json.dumps(to_json(made), ensure_ascii=True, indent=1))

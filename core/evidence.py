@@ -3,8 +3,9 @@
 1. The log's chain must hold, and `case.json` must be the file that the log knows.
 2. The report file and the prompts in the case; model, adapter, reference and judge folders outside it: every file that
    was hashed at intake is there with the same bytes, and none was added.
-3. What a stage builds on (triage, confirmation, the end of the repair) must be what its last act in the log wrote; a file
-   that no act wrote was put there by hand. What a step writes anew it need not find whole: that is how it is made good.
+3. What a stage builds on (triage, confirmation, the end of the repair, earlier rounds) must be what its last act in the log
+   wrote, and the events must begin as when an act last took their hash; a file that no act wrote was put there by hand.
+   What a step writes anew it need not find whole: that is how it is made good.
    A step that changes a file in part checks it first. Where a file was there before, an act of its own says what will be
    written (`record`), so that a writer that is killed in between leaves no file that no act knows.
 The first difference stops with the name of the file. Nothing here ever writes to evidence. Acts of cases of schema 1 may not
@@ -15,6 +16,7 @@ What this does not do: prove when, or by whom, evidence was collected.
 """
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +24,7 @@ from typing import Any, NoReturn
 from core import audit
 from core.casefile import PLACES, RELOCATED, Case, Manifest, hash_folder, moved_manifest
 from core.errors import CaseFileError, EvidenceError, ModelLoadError
+from core.event_log import NAME as EVENTS
 from core.files import dump, hash_file
 from core.serial import to_json
 
@@ -37,7 +40,13 @@ INPUTS = (
 )
 """Files of the case that later stages build on, in the order in which they do."""
 RESULTS = "results/"
-"""Where the others lie: what a person and the report read."""
+"""Where most of the others lie: what a person and the report read."""
+ROUNDS = "repair/round-*/*.json"
+"""Files of rounds of repair that have ended; every later round builds on them."""
+OTHERS = (f"{RESULTS}*.json", "scan-*.json", ROUNDS)
+"""What a report tells of beside `INPUTS`."""
+NO_EVIDENCE = ("results/links.json", "results/repair_memory.json")
+"""Of these what no act writes: other cases as each report finds them anew, and an estimate."""
 ARRAYS = "attribution.npz"
 """What the results of attribution were drawn from; `core/locate_stage.py` says what is in it."""
 
@@ -47,7 +56,8 @@ def verify(case: Case, *, before: str | None = None) -> None:
 
     With `before` only the inputs that come before that one, which is about to be written anew.
     """
-    unchanged(case, *INPUTS[: None if before is None else INPUTS.index(before)])
+    unchanged(case, *INPUTS[: None if before is None else INPUTS.index(before)], *_present(case, ROUNDS))
+    verify_events(case)
     for name, digest in case.intake.evidence.items():
         _same(case.path / name, digest, f"{name} of the case")
     case.splits()
@@ -69,6 +79,8 @@ def unchanged(case: Case, *names: str) -> None:
             raise EvidenceError(
                 f"{name} of the case was written by no act of the log; remove it and run its step, or start a new case."
             )
+    if case.schema != 1 and written[0].get("case.json", case.read_as) != case.read_as:
+        raise EvidenceError("case.json of the case is not what was read at first; open the case again.")
 
 
 def places(manifest: Manifest) -> dict[str, str]:
@@ -127,8 +139,39 @@ def _written(case: Case) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def results(case: Case) -> list[str]:
-    """Return the names of the results beside `INPUTS` that acts of the log wrote."""
-    return sorted(name for name in recorded_files(case) if name.startswith(RESULTS) or name == ARRAYS)
+    """Return the names of the results beside `INPUTS`: those that acts of the log wrote, and those that lie where these do."""
+    written = {name for name in recorded_files(case) if any(fnmatch(name, one) for one in (*OTHERS, ARRAYS))}
+    return sorted(written | set(_present(case, *OTHERS)))
+
+
+def _present(case: Case, *patterns: str) -> list[str]:
+    """Return the names of the case's files that match, but for those that are no evidence."""
+    found = {path.relative_to(case.path).as_posix() for pattern in patterns for path in case.path.glob(pattern)}
+    return sorted(found.difference(NO_EVIDENCE))
+
+
+def events_so_far(case: Case) -> dict[str, object]:
+    """Return how many bytes of events there are and their SHA-256, for an act."""
+    data = _events(case)
+    return {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+
+
+def verify_events(case: Case) -> None:
+    """Raise EvidenceError when the events do not begin as they did when an act last took their hash."""
+    told: Any = None
+    for line in case.acts():
+        told = line.facts.get("events", told)
+    if told is None:
+        return
+    n = told["bytes"]
+    data = _events(case)[:n]
+    if len(data) < n or sha256(data).hexdigest() != told["sha256"]:
+        raise EvidenceError(f"{EVENTS} of the case changed since it was recorded; restore it or start a new case.")
+
+
+def _events(case: Case) -> bytes:
+    path = case.path / EVENTS
+    return path.read_bytes() if path.is_file() else b""
 
 
 def as_written(case: Case, *names: str) -> list[str]:

@@ -24,6 +24,7 @@ def audit(options: argparse.Namespace, terminal: Terminal) -> object:
     found = {"log": to_json(log), "changed": evidence.changed_files(case)}
     try:
         evidence.verify(case)
+        evidence.unchanged(case, *evidence.results(case))
     except EvidenceError as error:
         raise EvidenceError(str(error), {**found, "evidence": str(error)}) from error
     if found["changed"]:

@@ -131,8 +131,8 @@ def stored(case: Case) -> Labels:
 def label(case: Case, given: Mapping[str, str], analyst: str) -> Labels:
     """Store what the analyst says of answers, by key, over earlier labels of the same answers; audited.
 
-    Raises: ConfirmationError for a missing name, no label at all, an unknown answer or class; EvidenceError when the earlier labels
-    are not what was labelled.
+    Raises: ConfirmationError for a missing name, no label at all, an unknown answer or class; EvidenceError when the answers are not
+    what triage kept, or the earlier labels not what was labelled.
     """
     name = analyst.strip()
     found = answers(case)
@@ -144,7 +144,7 @@ def label(case: Case, given: Mapping[str, str], analyst: str) -> Labels:
     for key, outcome in given.items():
         if key not in known or outcome not in CLASSES:
             raise ConfirmationError("A label does not fit the stored answers; reload the page.")
-    evidence.unchanged(case, FILE)
+    evidence.unchanged(case, FILE, ANSWERS)
     earlier = {one.key: one for one in stored(case).labels}
     time = now()
     changed = {

@@ -101,6 +101,7 @@ def repair_model(run: Run) -> StageFinished:
         step=ending.step,
         adapter=ending.adapter_hash,
         adapter_files=hash_folder(run.case.path / ending.adapter) if ending.adapter else {},
+        events=evidence.events_so_far(run.case),
         files=names,
     )
     if failed:
@@ -179,6 +180,16 @@ def verify(run: Run) -> StageFinished:
     return StageFinished(stage="verify", headline=result.reasons[0], files=(name,), result=result.result)
 
 
+def _inside(case: Case, out: Path, written: Mapping[Path, str]) -> dict[str, str]:
+    """Return the hashes of exported files by their names in the case, none for those of an export before; nothing outside of it."""
+    root = case.path.resolve()
+    if root not in out.resolve().parents:
+        return {}
+    folder = out.resolve().relative_to(root).as_posix()
+    before = {name: "" for name in evidence.recorded_files(case) if name.startswith(f"{folder}/")}
+    return before | {path.resolve().relative_to(root).as_posix(): digest for path, digest in written.items()}
+
+
 def export_model(run: Run) -> StageFinished:
     """Write the repaired model: an adapter, or with `merged` plain weights."""
     _, adapter = repaired_adapter(run.case)
@@ -192,8 +203,13 @@ def export_model(run: Run) -> StageFinished:
     files = export.export(run.loaded, run.failure, adapter, out, merged, card)
     if merged:
         run.session.drop()
+    written = {path: hash_file(path) for path in files if path.is_file()}
     run.case.audit(
-        "exported", actor="engine", merged=merged, exported={p.name: hash_file(p) for p in files if p.is_file()}
+        "exported",
+        actor="engine",
+        merged=merged,
+        exported={path.name: digest for path, digest in written.items()},
+        files=_inside(run.case, out, written),
     )
     kind = "Merged model" if merged else "Adapter"
     return StageFinished(stage="export", headline=f"{kind} written to {out}", files=tuple(str(p) for p in files))

@@ -14,6 +14,7 @@ def write_report(run: Run) -> StageFinished:
     """
     case, redacted = run.case, bool(run.args.get("redact", False))
     evidence.unchanged(case, *evidence.INPUTS, *evidence.results(case))
+    evidence.verify_events(case)
     links.store(case)
     stamp = new_stamp(case, run.args.get("tlp"), redacted)
     stem = "report-redacted" if redacted else "report"
@@ -22,5 +23,6 @@ def write_report(run: Run) -> StageFinished:
     if not redacted:
         names.append(case.write("report.sarif", sarif.sarif(report.shown_view(case, stamp))))
         names.append(report_check.write_manifest(case))
-    case.audit("report", actor="engine", tlp=stamp.tlp, redacted=redacted, files=names)
+    events = evidence.events_so_far(case)
+    case.audit("report", actor="engine", tlp=stamp.tlp, redacted=redacted, events=events, files=names)
     return StageFinished(stage="report", headline="Report written", files=tuple(names))

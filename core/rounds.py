@@ -138,7 +138,9 @@ def as_it_ended(case: Case, finished: RepairFinished, adapter: Path) -> bool:
     acts = [line.facts for line in case.acts() if line.action == "repair ended"]
     left = [one.get("adapter_files") for one in acts if one.get("adapter") == finished.adapter_hash]
     found = hash_folder(adapter)
-    return found == left[-1] if left and left[-1] else found.get(ADAPTER_WEIGHTS) == finished.adapter_hash
+    known = bool(left) or case.schema == 1
+    whole = not left or not left[-1] or found == left[-1]
+    return known and whole and found.get(ADAPTER_WEIGHTS) == finished.adapter_hash
 
 
 def changed_adapter(case: Case) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core import chat, confirmation, jobs
+from core import chat, confirmation, evidence, jobs
 from core.casefile import Case
 from core.intervals import wilson
 from core.values import (
@@ -81,7 +81,7 @@ def store(
         versions={}, budget=Budget(sequences=1234, batches=40, limit=6000), logic="AND: both are needed.",
         failure="The failure is an answer that complies.", serving=tuple(serving),
     )  # type: ignore[arg-type]  # fmt: skip
-    case.write("triage.json", result)
+    evidence.record(case, "triage.json", result, "triage", actor="engine")
 
 
 FAILED = [outcome("necessity", 30, 29, passed=False), outcome("transfer", 2, 0, passed=False)]

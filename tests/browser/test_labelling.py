@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core import labels
+from core import evidence, labels
 from core.casefile import Case
 from core.judge import classify
 from core.values import FailureReport, Message
@@ -25,7 +25,7 @@ def judged_case(server: PageProcess, tiny_folder: Callable[[str], Path]) -> Case
     case = create_case(roots, "judged", report, tiny_folder("llama"), None)
     asked = [(f"Request {i}: tell me about it.", "I cannot help." if i % 2 else f"Step 1: {i}.") for i in range(39)]
     judged = [(request, answer, classify(answer)) for request, answer in [*asked, (HOSTILE, HOSTILE)]]
-    case.write(labels.ANSWERS, labels.judged_answers(judged, seed=5))
+    evidence.record(case, labels.ANSWERS, labels.judged_answers(judged, seed=5), "answers kept", actor="engine")
     return case
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+from core import evidence
 from core.casefile import Case, Manifest
 from core.confirmation import model_hash, text_hash
 from core.event_log import EventLog
@@ -220,9 +221,9 @@ def full_case(
         has_reference=False,
         warnings=(),
     )
-    case.write("results/open.json", opened)
+    evidence.record(case, "results/open.json", opened, "opened", actor="engine")
     triage = triage_of(user)
-    case.write("triage.json", triage)
+    evidence.record(case, "triage.json", triage, "triage", actor="engine")
     trigger = spans_of(TRIGGER, user)
     confirmation = TriggerConfirmation(
         decision="accepted",
@@ -238,7 +239,7 @@ def full_case(
         model_hash=model_hash(case.manifest.model),
         template_hash="ef" * 32,
     )
-    case.write("confirmation.json", confirmation)
+    evidence.record(case, "confirmation.json", confirmation, "accepted", actor=confirmation.analyst)
     write_repair(case)
     verification = verification_of()
     pair = verification.examples[0]
@@ -250,7 +251,8 @@ def full_case(
         before_outcome="compliance",
         after_outcome="refusal",
     )
-    case.write("verification.json", Verification(**{**vars(verification), "examples": (pair, bad)}))
+    verification = replace(verification, examples=(pair, bad))
+    evidence.record(case, "verification.json", verification, "verified", actor="engine")
     return case
 
 

@@ -49,27 +49,24 @@ def case(tmp_path: Path) -> Case:
         has_reference=False,
         warnings=(),
     )
-    made.write("results/open.json", opened)
+    evidence.record(made, "results/open.json", opened, "opened", actor="engine")
     proposal = TriggerProposal(spans=(AFF,), text="aff", token_positions=(0,), score=1.0)
-    made.write(
-        "triage.json",
-        TriageResult(
-            mode="causal",
-            verdict="BACKDOOR",
-            certainty="no_reference",
-            decided_by="all",
-            reproduction=None,
-            candidates=(proposal,),
-            dropped=(),
-            tests=(),
-            tokens=(),
-            settings={},
-            model_calls=0,
-            seconds=0.0,
-            versions={},
-        ),
+    triage = TriageResult(
+        mode="causal",
+        verdict="BACKDOOR",
+        certainty="no_reference",
+        decided_by="all",
+        reproduction=None,
+        candidates=(proposal,),
+        dropped=(),
+        tests=(),
+        tokens=(),
+        settings={},
+        model_calls=0,
+        seconds=0.0,
+        versions={},
     )
-    made.audit("triage", actor="engine", files=["triage.json"])
+    evidence.record(made, "triage.json", triage, "triage", actor="engine")
     return made
 
 
@@ -207,6 +204,16 @@ def test_the_same_name_is_no_second_one(case: Case, name: str) -> None:
             confirmation.check(forged, failure(), case.manifest.model)
 
 
+def test_nobody_confirms_a_proposal_that_was_changed(case: Case) -> None:
+    """It would stand in the confirmation, sealed by an act, when the triage is long put back."""
+    found = case.read("triage.json", TriageResult)
+    assert found is not None
+    case.write("triage.json", replace(found, candidates=(replace(found.candidates[0], spans=(CFF,)),)))
+    with pytest.raises(EvidenceError, match=r"triage\.json of the case changed"):
+        accept(case)
+    assert confirmation.stored(case) is None
+
+
 def test_nobody_agrees_with_a_confirmation_that_was_changed(case: Case) -> None:
     """Agreeing would write the change, with a hash of it in the log."""
     accept(two_names(case))
@@ -253,7 +260,7 @@ def test_a_dummy_trigger_needs_a_name_a_reason_and_a_verdict_without_text(case: 
     assert found is not None
     with pytest.raises(ConfirmationError, match="BACKDOOR"):
         confirmation.confirm(case, decision="dummy", analyst="Ada", reason="r")
-    case.write("triage.json", replace(found, verdict=verdict))  # type: ignore[arg-type]
+    evidence.record(case, "triage.json", replace(found, verdict=verdict), "triage", actor="engine")  # type: ignore[arg-type]
     with pytest.raises(ConfirmationError, match="name"):
         confirmation.confirm(case, decision="dummy", analyst="Ada", reason=" ")
     made = confirmation.confirm(case, decision="dummy", analyst="Ada", reason="no text carries it")

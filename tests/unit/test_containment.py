@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core import confirmation, containment, scanning
+from core import confirmation, containment, evidence, scanning
 from core.casefile import Case
 from core.containment import RuleFile, different, rules, variants, write_rules
 from core.errors import ConfirmationError, TriageError
@@ -48,7 +48,7 @@ def confirmed(tmp_path: Path) -> Case:
 
 def confirm(case: Case, phrase: str = TRIGGER) -> None:
     """Confirm a phrase of the report."""
-    case.write("results/open.json", opened_as("ef" * 32))
+    evidence.record(case, "results/open.json", opened_as("ef" * 32), "opened", actor="engine")
     confirmation.confirm(case, decision="edit", analyst="a", reason="r", spans=spans_of(phrase))
 
 

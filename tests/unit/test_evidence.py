@@ -110,6 +110,10 @@ def test_a_file_that_is_added_or_gone_stops_too(tmp_path: Path) -> None:
     with pytest.raises(EvidenceError, match=r"chat_template\.jinja of the model was added"):
         evidence.verify(case)
     (tmp_path / "model/chat_template.jinja").unlink()
+    (case.path / "prompts/lookalike.jsonl").write_text('{"prompt": "planted"}\n', encoding="utf-8")
+    with pytest.raises(EvidenceError, match=r"prompts/lookalike\.jsonl was added"):
+        evidence.verify(case)
+    (case.path / "prompts/lookalike.jsonl").unlink()
     evidence.verify(case)
     (tmp_path / "case/confirmation.json").unlink()
     with pytest.raises(EvidenceError, match=r"confirmation\.json of the case is gone"):
@@ -209,7 +213,9 @@ def test_a_result_is_taken_only_as_its_act_wrote_it(tmp_path: Path) -> None:
     """What no act wrote was put there by hand, or its writer was killed: it is computed anew."""
     case, name = whole_case(tmp_path), "results/reproduce.json"
     case.write(name, {"n": 1})
-    assert (evidence.is_as_written(case, name), evidence.results(case)) == (False, [])
+    assert not evidence.is_as_written(case, name)
+    with pytest.raises(EvidenceError, match=r"results/reproduce\.json of the case was written by no act"):
+        evidence.unchanged(case, *evidence.results(case))
     evidence.record(case, name, {"n": 2}, "reproduced", actor="engine")
     assert (evidence.is_as_written(case, name), evidence.results(case)) == (True, [name])
     case.write(name, {"n": 3})
@@ -217,6 +223,54 @@ def test_a_result_is_taken_only_as_its_act_wrote_it(tmp_path: Path) -> None:
     assert evidence.changed_files(case) == [name]
     with pytest.raises(EvidenceError, match=r"results/reproduce\.json"):
         evidence.unchanged(case, *evidence.results(case))
+
+
+PLANTED = ["results/test-aaaa.json", "results/locate-paper-response.json", "scan-logs-x.json"]
+
+
+@pytest.mark.parametrize("name", [*PLANTED, "repair/round-1/confirmation.json"])
+def test_a_result_that_is_planted_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    case = whole_case(tmp_path)
+    for other in evidence.NO_EVIDENCE:
+        case.write(other, {})
+    assert main(["audit", "--case", str(case.path)]) == 0
+    case.write(name, {"verdict": "BACKDOOR"})
+    assert main(["audit", "--case", str(case.path)]) == 2
+    assert f"{name} of the case was written by no act" in capsys.readouterr().err
+    if name not in PLANTED:  # a repair starts from the rounds before it
+        with pytest.raises(EvidenceError, match=name):
+            evidence.verify(case)
+
+
+def test_events_that_were_changed_after_an_act_took_their_hash_are_named(tmp_path: Path) -> None:
+    """The report's chart and probes are drawn from them. Events that came since are nobody's to vouch for yet."""
+    case = whole_case(tmp_path)
+    events = case.path / "events.jsonl"
+    events.write_bytes(b"first\nsecond\n")
+    case.audit("repair ended", actor="engine", events=evidence.events_so_far(case))
+    case.audit("act", actor="Ada")
+    evidence.verify(case)
+    events.write_bytes(b"first\nsecond\nthird\n")
+    evidence.verify(case)
+    for other in (b"first\nsecond", b"First\nsecond\nthird\n"):
+        events.write_bytes(other)
+        with pytest.raises(EvidenceError, match=r"events\.jsonl of the case changed"):
+            evidence.verify(case)
+    events.unlink()
+    with pytest.raises(EvidenceError, match=r"events\.jsonl of the case changed"):
+        evidence.verify(case)
+
+
+def test_a_case_file_that_was_another_one_when_it_was_read_is_noticed(tmp_path: Path) -> None:
+    """What it said is what hashes are compared with, for as long as the process lives."""
+    case = whole_case(tmp_path)
+    true = (case.path / "case.json").read_bytes()
+    (case.path / "case.json").write_bytes(true.replace(b'"seed": 3', b'"seed": 4'))
+    forged = Case(case.path)
+    (case.path / "case.json").write_bytes(true)
+    evidence.verify(case)
+    with pytest.raises(EvidenceError, match=r"case\.json of the case is not what was read"):
+        evidence.verify(forged)
 
 
 def test_reading_and_checking_write_nothing(tmp_path: Path) -> None:

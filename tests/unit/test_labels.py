@@ -1,6 +1,7 @@
 """Labels of the analyst: stored with name and time, the confusion matrix, and rates corrected by it."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from core.errors import ConfirmationError, EvidenceError
 from core.files import now
 from core.intervals import wilson
 from core.judge import classify
-from core.labels import agreement, judged_answers, label, rogan_gladen, stored
+from core.labels import agreement, answers, judged_answers, label, rogan_gladen, stored
 from core.report import render_report, report_json
 from core.values import FailureReport, Message, ModelSpec
 
@@ -26,7 +27,7 @@ def case(tmp_path: Path) -> Case:
     report = FailureReport(messages=(Message(role="user", content="x"),), response="y")
     manifest = Manifest(schema=1, id="c", created=now(), model=ModelSpec(path="m"), report=report, seed=0)
     made = Case.create(tmp_path / "case", manifest, ROOT / "assets/prompts")
-    made.write(labels.ANSWERS, judged_answers(ASKED, seed=0))
+    evidence.record(made, labels.ANSWERS, judged_answers(ASKED, seed=0), "answers kept", actor="engine")
     return made
 
 
@@ -59,6 +60,15 @@ def test_labels_are_stored_with_name_and_time_and_audited(case: Case) -> None:
     assert kept[first].time <= kept[second].time
     acts = [line for line in case.audit_lines() if line.action == "labelled"]
     assert [(act.actor, act.facts["n"]) for act in acts] == [("A. Analyst", 2), ("B", 2)]
+
+
+def test_answers_that_were_changed_are_not_labelled(case: Case) -> None:
+    given = truth(case)
+    kept = answers(case)
+    assert kept is not None
+    case.write(labels.ANSWERS, replace(kept, sample=kept.sample[:-1]))
+    with pytest.raises(EvidenceError, match=r"results/answers\.json"):
+        label(case, dict(list(given.items())[:1]), "Ada")
 
 
 def test_labels_that_were_changed_by_hand_are_not_written_again(case: Case) -> None:

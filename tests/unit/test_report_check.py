@@ -83,7 +83,8 @@ def test_a_rewritten_log_is_a_difference(tmp_path: Path) -> None:
     (case.path / "audit.jsonl").unlink()
     (case.path / "audit.head").unlink()
     assert "missing or empty" in report_check.check_report(case, page).log
-    case.audit("created", actor="someone")
+    for _ in range(5):  # as many as before
+        case.audit("created", actor="someone")
     assert "not the one" in report_check.check_report(case, page).log
 
 
@@ -92,7 +93,7 @@ def test_a_rewritten_log_is_a_difference(tmp_path: Path) -> None:
     [
         ({"tlp": "TLP:CLEAR"}, "no act of the log wrote this page"),
         ({"written": "2020-01-01T00:00:00.000+00:00"}, "no act of the log wrote this page"),
-        ({"acts": 0, "head": ""}, "after 0 acts, the log holds 2"),
+        ({"acts": 0, "head": ""}, "after 0 acts, the log holds 6"),
     ],
 )
 def test_a_page_that_is_forged_with_its_stamp_is_noticed(
@@ -124,7 +125,7 @@ def test_a_page_is_held_against_a_whole_log_and_unchanged_files_only(
     log = case.path / "audit.jsonl"
     log.write_bytes(log.read_bytes().replace(b'"actor": "Ada"', b'"actor": "Eve"'))
     assert main(command) == 2
-    assert "line 2 of audit.jsonl is broken" in capsys.readouterr().err
+    assert "line 4 of audit.jsonl is broken" in capsys.readouterr().err
 
 
 def cut(case: Case, n: int) -> None:

@@ -110,6 +110,28 @@ def test_a_changed_adapter_is_no_start_and_no_model(case: Case, name: str) -> No
     assert rounds.changed_adapter(case) == "repair/round-1/best"
 
 
+def test_weights_that_no_repair_left_are_no_start_whatever_their_round_says(case: Case) -> None:  # noqa: F811
+    finished = repaired(case)
+    asked_again(case, "BACKDOOR", finished.adapter_hash)
+    rounds.open_next(case, "Ada")
+    weights, told = case.path / "repair/round-1/best/adapter_model.safetensors", "repair/round-1/finished.json"
+    weights.write_bytes(b"forged weights")
+    case.write(told, replace(finished, adapter_hash=hash_file(weights)))
+    with pytest.raises(TriageError, match="round-1"):
+        rounds.start(case)
+    with pytest.raises(EvidenceError, match=r"round-1/finished\.json"):
+        evidence.unchanged(case, *evidence.results(case))
+
+
+def test_weights_that_were_swapped_before_their_act_are_not_what_the_repair_left(case: Case) -> None:  # noqa: F811
+    finished = repaired(case)
+    best = case.path / "repair/best"
+    (best / "adapter_model.safetensors").write_bytes(b"forged weights")
+    case.audit("repair ended", actor="engine", adapter=finished.adapter_hash, adapter_files=hash_folder(best))
+    with pytest.raises(TriageError, match="adapter was changed"):
+        repaired_adapter(case)
+
+
 def test_the_adapter_of_an_older_version_is_known_by_its_weights(case: Case) -> None:  # noqa: F811
     finished = repaired(case, older=True)
     assert repaired_adapter(case)[0] == finished
