@@ -5,7 +5,6 @@ says what is wrong and what to do; 1 for a fault of ours.
 """
 
 import argparse
-import getpass
 import json
 import logging
 import os
@@ -14,12 +13,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from core import case_commands, demo_command, evidence_commands, lease, plant_commands, triage_commands
 from core.casefile import PLACES, Case
 from core.errors import EvidenceError, TriageError
 from core.files import dump
-from core.headless import Terminal
+from core.headless import Terminal, typist
 from core.offline import forbid_other_hosts
 from core.shipped import PROMPTS
 
@@ -30,9 +30,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers and peft 
 log = logging.getLogger(__name__)
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one inert line: names of files may be hostile."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say it and exit with 2."""
+        Terminal().say(f"{message}; see {self.prog} --help.")
+        sys.exit(2)
+
+
+def parser() -> Parser:
     """Return the parser of every command (design.md section 4)."""
-    top = argparse.ArgumentParser(prog="python -m core", description="Forensic triage of a backdoored language model.")
+    top = Parser(prog="python -m core", description="Forensic triage of a backdoored language model.")
     commands = top.add_subparsers(dest="command", required=True)
 
     def add(
@@ -163,10 +172,7 @@ def writing(options: argparse.Namespace) -> Iterator[None]:
     if options.command in READING or path is None or not (path / "case.json").is_file():
         yield
         return
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        user = "terminal"
+    user = typist()
     case, holder = Case(path), f"terminal {user}@{socket.gethostname()} {os.getpid()}"
     with lease.held(case, getattr(options, "analyst", None) or user, holder, over=options.take_over):
         yield

@@ -9,7 +9,7 @@ from pathlib import Path
 from core import confirmation, containment, jobs, lease, rounds, scanning
 from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError, TriageError
-from core.headless import Headless, Terminal
+from core.headless import Headless, Terminal, typist
 from core.serial import from_json, to_json
 from core.settings import ReportSettings
 from core.values import Span, Verification
@@ -129,7 +129,7 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> object:
     current = jobs.status(case)
     if current.state not in ("running", "starting", "stopping") or current.request is None:
         raise TriageError("Nothing runs in this case; there is nothing to stop.")
-    jobs.stop(case, current.request, "discard" if options.discard else "keep")
+    jobs.stop(case, current.request, "discard" if options.discard else "keep", typist())
     deadline = time.monotonic() + STOP_WAIT_SECONDS
     killed = False
     while jobs.status(case).request == current.request and time.monotonic() < deadline and not killed:

@@ -7,7 +7,7 @@ from core import audit as chain
 from core import evidence, report_check, rounds
 from core.casefile import PLACES, Case
 from core.errors import EvidenceError, TriageError
-from core.headless import Terminal
+from core.headless import Terminal, typist
 from core.serial import to_json
 
 
@@ -69,5 +69,5 @@ def relocate(options: argparse.Namespace, terminal: Terminal) -> object:
     places = {name: getattr(options, name) for name in PLACES if getattr(options, name) is not None}
     if not places:
         raise TriageError("Nothing to relocate; give --model DIR, --adapter DIR, --reference DIR or --judge DIR.")
-    manifest = evidence.relocate(Case(options.case), places, "command line")
+    manifest = evidence.relocate(Case(options.case), places, typist())
     return evidence.places(manifest)

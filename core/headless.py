@@ -1,5 +1,6 @@
 """Stages run in the terminal's own process: the same stages, lock and events as the worker's, shown as lines."""
 
+import getpass
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,14 @@ from core.events import (
 
 if TYPE_CHECKING:
     from core.team import Team
+
+
+def typist() -> str:
+    """Return the name of the machine's user who types commands."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return "terminal"
 
 
 class Terminal:

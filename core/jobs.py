@@ -230,13 +230,15 @@ def _finished(case: Case) -> set[str]:
 
 
 def stop(case: Case, request: str, how: How, actor: str = "") -> None:
-    """Ask the worker to end `request`: `keep` the best checkpoint or `discard` everything; `actor` is who asks."""
+    """Ask the worker to end `request`: `keep` the best checkpoint or `discard` everything; `actor` is who asks, who need not be who
+    writes the case.
+    """
     if how not in ("keep", "discard"):
         raise TriageError(f"Stop either keeps or discards, not {how!r}.")
     if not REQUEST_ID.fullmatch(request):
         raise TriageError(f"{request!a} is not the id of a request; stop one that `status` names.")
     write_atomic(case.path / "control" / request, how)
-    case.audit("stop", actor=actor or lease.writer(case), request=request, how=how)
+    case.audit("stop", actor=actor or lease.UNNAMED, request=request, how=how)
 
 
 def stop_asked(case: Case, request: str) -> How | None:

@@ -23,6 +23,8 @@ from core.files import cannot_write, now
 FILE, LOCK = "lease.json", "lease.lock"
 STALE_SECONDS = 120.0
 """A lease that was not renewed for so long has ended. Source: unverified choice; pages in the background renew each minute."""
+UNNAMED = "Someone without a name"
+"""What stands for a name that nobody typed."""
 NAME_LENGTH = 120
 """Characters of a name that are kept here."""
 RENEW_SECONDS = 20.0
@@ -41,7 +43,7 @@ class Lease:
     @property
     def name(self) -> str:
         """The name, or what stands for it."""
-        return self.analyst or "Someone without a name"
+        return self.analyst or UNNAMED
 
 
 def current(case: Case) -> Lease | None:

@@ -61,7 +61,8 @@ def repair_model(run: Run) -> StageFinished:
     ending: RepairFinished | None = None
     run.case.audit(
         "repair started",
-        actor=accepted.analyst,
+        actor="engine",
+        confirmed_by=accepted.analyst,
         settings=asdict(settings),
         units=accepted.units,
         text_hash=accepted.text_hash,

@@ -5,9 +5,8 @@ from functools import partial
 
 import gradio as gr
 
-from core import confirmation, jobs, rounds
+from core import jobs, lease, rounds
 from core.errors import TriageError
-from core.values import TriggerConfirmation
 from dashboard import stories, wording_verify
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, writing
@@ -41,12 +40,11 @@ def _ask(desk: Desk, session: Session) -> Next:
 
 
 def _open(desk: Desk, session: Session) -> Next:
-    """Open the next round under the name of who confirmed the last, and go to where it is confirmed."""
+    """Open the next round, and go to where it is confirmed."""
     case = writing(desk, session)
     if jobs.open_requests(case):
         raise TriageError(wording_verify.BUSY)
-    confirmed = case.read(confirmation.FILE, TriggerConfirmation)
-    number = rounds.open_next(case, confirmed.analyst if confirmed else "analyst")
+    number = rounds.open_next(case, lease.writer(case))
     return Next(session=session.at(session.case), tab="confirm", say=wording_verify.round_opened(number))
 
 

@@ -139,7 +139,22 @@ def test_a_real_terminal_sees_no_control_character(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "core", "confirm", "--case", str(case.path), "--reject", "--analyst", name]
         done = subprocess.run([*command, "--reason", name], cwd=ROOT, capture_output=True, timeout=120)
         assert done.returncode in (0, 2)
-        shown = done.stdout + done.stderr
-        assert shown
-        assert not any((byte < 32 and byte != 10) or byte in (0x7F, 0x9B) for byte in shown if byte < 128)
-        assert b"Traceback" not in shown
+        is_inert(done)
+
+
+@pytest.mark.parametrize("arguments", [("status", "--case", "x", "%s"), ("confirm", "--re=%s"), ("%s",)])
+def test_arguments_that_do_not_fit_are_told_in_one_inert_line(arguments: tuple[str, ...]) -> None:
+    """`scan --logs *` takes whatever files are called."""
+    driving = "\x1b]0;owned\x07\x1b[2J\r\n\x9b31m"
+    command = [sys.executable, "-m", "core", *(one.replace("%s", driving) for one in arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    is_inert(done)
+
+
+def is_inert(done: subprocess.CompletedProcess) -> None:
+    """Assert that a command said something, and nothing that drives a terminal."""
+    shown = done.stdout + done.stderr
+    assert shown
+    assert not any((byte < 32 and byte != 10) or byte in (0x7F, 0x9B) for byte in shown if byte < 128)
+    assert b"Traceback" not in shown
