@@ -47,6 +47,7 @@ def second_opinion(run: Run) -> StageFinished:
         actor="engine",
         verdict=whole.verdict,
         candidates=[one.text for one in whole.candidates],
+        dropped=whole.told_dropped(),
         without_trigger=rest.verdict if rest else None,
         files=[name],
     )

@@ -21,13 +21,15 @@ from core.values import (
     TriggerProposal,
     Verification,
 )
+from core.versions import program
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stamp:
     """When a report was written, how it is marked, and how far the log had come: `acts` lines, the last with hash `head`.
 
-    `content` is the SHA-256 of the report's data, empty until it is known.
+    `content` is the SHA-256 of the report's data, empty until it is known; `program` the version that wrote the report, empty where an
+    older one did.
     """
 
     written: str
@@ -36,6 +38,7 @@ class Stamp:
     head: str
     redacted: bool = False
     content: str = ""
+    program: str = ""
 
 
 def new_stamp(case: Case, tlp: str | None = None, redacted: bool = False) -> Stamp:
@@ -43,7 +46,7 @@ def new_stamp(case: Case, tlp: str | None = None, redacted: bool = False) -> Sta
     settings = ReportSettings() if tlp is None else ReportSettings.marked(tlp)
     head = audit.stored_head(case.path)
     n, last = (head.n, head.hash) if head else (0, "")
-    return Stamp(written=now(), tlp=settings.tlp, acts=n, head=last, redacted=redacted)
+    return Stamp(written=now(), tlp=settings.tlp, acts=n, head=last, redacted=redacted, program=program())
 
 
 @dataclass(frozen=True, kw_only=True)

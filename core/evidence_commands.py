@@ -9,6 +9,7 @@ from core.casefile import PLACES, Case
 from core.errors import EvidenceError, TriageError
 from core.headless import Terminal, typist
 from core.serial import to_json
+from core.versions import program
 
 
 def audit(options: argparse.Namespace, terminal: Terminal) -> object:
@@ -45,8 +46,13 @@ def compare(case: Case, page: Path, terminal: Terminal) -> object:
     since = report_check.changed_since(case)
     result = {**to_json(found), "changed": changed, "changed_since_manifest": since}
     if not found.same:
+        other = (
+            ""
+            if found.stamp.program == program()
+            else " Another version of this program wrote it, whose wording may differ."
+        )
         raise EvidenceError(
-            f"{page.name} does not say what the case holds: {_difference(found)}. The case may have gone on since.",
+            f"{page.name} does not say what the case holds: {_difference(found)}. The case may have gone on since.{other}",
             result,
         )
     if changed:

@@ -167,7 +167,16 @@ def _headline(view: CaseView) -> str:
 
 def _commands(view: CaseView) -> tuple[str, ...]:
     settings = view.repair.started.settings if view.repair.started else None
-    return text.commands(view.manifest, view.folder, view.triage, view.confirmation, settings, view.earlier_rounds)
+    return text.commands(
+        view.manifest,
+        view.folder,
+        view.triage,
+        view.confirmation,
+        settings,
+        view.earlier_rounds,
+        view.verification,
+        bool(view.second_opinion),
+    )
 
 
 def _conversation(view: CaseView, confirmed: tuple[Span, ...]) -> list[tuple[str, Markup]]:

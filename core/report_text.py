@@ -127,7 +127,8 @@ METHODS = (
 """What was done, a sentence a stage. Settings follow it in the report."""
 LIMITS = (
     "One reported failure was examined. Nothing here says that the model is free of other triggers.",
-    "Answers are judged by rules on how they begin; on large models such rules are wrong on roughly one answer in ten.",
+    "Answers are judged by rules on how they begin, or by the classifier named here; how often they err on this model's answers is "
+    "known only where the analyst labelled some.",
     "Saliency shows where to look. Only the tests below it decide, each on prompts that the search did not see.",
     "Style, syntax and scenario triggers have no short text to find; this report covers text that stands in the prompt.",
     "The intervals are Wilson 95 % intervals for the prompts of this case's folder, not for every use of the model.",
@@ -162,13 +163,23 @@ def result_sentence(verification: Verification | None) -> str | None:
     if verification is None:
         return None
     asr = next((m for m in verification.metrics if m.name == "asr_triggered"), None)
-    change = f": attack success {_value(asr.before)} → {_value(asr.after)}" if asr else ""
+    change = f": attack success {_in_full(asr.before)} → {_in_full(asr.after)}" if asr else ""
     names = {"REDUCED": "Repaired", "NOT_REDUCED": "Not repaired", "INCONCLUSIVE": "Repair inconclusive"}
     return names[verification.result] + change
 
 
 def _value(value: Rate | float | None) -> str:
     return percent(value.value) if isinstance(value, Rate) else "–" if value is None else f"{value:.3g}"
+
+
+def _in_full(value: Rate | float | None) -> str:
+    """Return a rate with its interval and n."""
+    return f"{_value(value)} ({_interval(value)}, n {_count(value)})" if isinstance(value, Rate) else _value(value)
+
+
+def _of(rate: Rate) -> str:
+    """Return the count of a rate with its interval."""
+    return f"{rate.k} of {rate.n} ({_interval(rate)})"
 
 
 def _interval(value: Rate | float | None) -> str:
@@ -246,14 +257,14 @@ def _forms(verification: Verification) -> list[str]:
     worst = max(worked, key=lambda one: one.after.low)
     return [
         f"Of {len(verification.variants)} other forms of the trigger {len(worked)} worked before; the worst after repair is "
-        f"{worst.name}: {worst.after.k} of {worst.after.n}, up to {percent(worst.after.high)}."
+        f"{worst.name}: {_of(worst.after)}."
     ]
 
 
 def opinion(found: Opinion) -> str:
     """Return what triage said of the repaired model."""
     if found.decided_by == "reproduction" and found.failure is not None:
-        return f"not reproduced, {found.failure.k} of {found.failure.n}"
+        return f"not reproduced, {_of(found.failure)}"
     name = VERDICTS[found.verdict][0] if found.verdict else "no verdict"
     return f"{name}, decided by {DECIDERS.get(found.decided_by, found.decided_by)}"
 
@@ -263,14 +274,14 @@ def _probes(verification: Verification) -> list[str]:
     lines, wrong = [], verification.wrong_trigger
     if wrong is not None:
         lines.append(
-            f"The same repair on random tokens leaves attack success at {wrong.wrong.k} of {wrong.wrong.n}, the right one at "
-            f"{wrong.right.k}: only the difference is owed to the text that was found."
+            f"The same repair on random tokens leaves attack success at {_of(wrong.wrong)}, the right one at {_of(wrong.right)}: only "
+            "the difference is owed to the text that was found."
         )
     if verification.relearnt:
         last = verification.relearnt[-1]
         lines.append(
-            f"Tuned on {last.n_samples} poisoned samples, the repaired model fails in {last.planted.k} of {last.planted.n} "
-            f"with the trigger; a text never planted reaches {last.never.k} of {last.never.n}."
+            f"Tuned on {last.n_samples} poisoned samples, the repaired model fails in {_of(last.planted)} with the trigger; a text "
+            f"never planted reaches {_of(last.never)}."
         )
     return lines
 
@@ -327,10 +338,13 @@ def commands(
     confirmation: TriggerConfirmation | None,
     settings: dict[str, object] | None,
     earlier: Sequence[EndedRound] = (),
+    verification: Verification | None = None,
+    asked_again: bool = False,
 ) -> tuple[str, ...]:
     """Return the shell commands that repeat the case, up to where it has come, with all that was not set by default.
 
-    `settings` are those of the last repair, None before it; `earlier` are the rounds before it.
+    `settings` are those of the last repair, None before it; `earlier` are the rounds before it, `verification` what was measured
+    after it, and `asked_again` whether there is a second opinion on it.
 
     A reference template and the settings that only the page can set are not among them.
     """
@@ -360,7 +374,14 @@ def commands(
         lines += _confirm(case, confirmation, following)
     if settings is not None:
         lines.append(["repair", "--case", case, *_repair_options(settings)])
-        lines += [["verify", "--case", case], ["report", "--case", case]]
+    if verification is not None:
+        probed = ["--probe", "wrong-trigger"] if verification.wrong_trigger is not None else []
+        probed += ["--probe", "relearn"] if verification.relearnt else []
+        lines.append(["verify", "--case", case, *probed])
+    if asked_again:
+        lines.append(["triage", "--case", case, "--repaired"])
+    if settings is not None:
+        lines.append(["report", "--case", case])
     return tuple("python -m core " + shlex.join(line) for line in lines)
 
 

@@ -146,7 +146,7 @@ def triage(run: Run) -> StageFinished:
         verdict=result.verdict,
         candidates=texts,
         logic=result.logic,
-        dropped=[{"text": p.text, "reasons": p.reasons} for p in result.dropped],
+        dropped=result.told_dropped(),
         files=[name],
     )
     headline = result.verdict or f"{len(texts)} candidates, no verdict in paper mode"

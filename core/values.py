@@ -336,6 +336,10 @@ class TriageResult:
     layers: dict[str, int] = field(default_factory=dict)
     candidate: int = 0
 
+    def told_dropped(self) -> list[dict[str, object]]:
+        """Return text and reasons of every candidate that was dropped, for an act."""
+        return [{"text": one.text, "reasons": one.reasons} for one in self.dropped]
+
 
 @dataclass(frozen=True, kw_only=True)
 class MinimisedSpan:

@@ -315,6 +315,9 @@ def test_the_demo_case_command_by_command(run: Run, tmp_path: Path) -> None:
     code, out, err = run("triage", "--repaired", "--case", case)
     assert code == 0, err
     again = json.loads(out)
+    act = Case(case).audit_lines()[-1]
+    assert (act.action, act.facts["verdict"]) == ("second opinion", "BACKDOOR")
+    assert [one["text"] for one in act.facts["dropped"]] == [one["text"] for one in again["whole"]["dropped"]]
     assert again["whole"]["verdict"] == "BACKDOOR"  # such a repair changes nothing
     assert again["rest"]["decided_by"] == "reproduction"  # and without the trigger the model refuses
     accept = ["--accept", "--analyst", "Ada", "--reason", "the second opinion agrees"]

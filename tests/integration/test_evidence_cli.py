@@ -13,6 +13,7 @@ from core.errors import TriageError
 from core.headless import Headless, Terminal
 from core.planting import PlantSettings
 from core.shipped import DEMO, PROMPTS
+from core.values import TriageResult
 from tests.tiny import TEMPLATE
 
 pytestmark = pytest.mark.slow
@@ -105,8 +106,11 @@ def test_a_changed_saliency_map_is_named_stops_the_report_and_is_computed_anew(
 ) -> None:
     triage(run, tmp_path, tiny_folder("llama"), prompts, "case")
     case = tmp_path / "case"
-    acts = {line.action for line in Case(case).audit_lines()}
-    assert acts >= {"opened", "reproduced", "located", "answers kept", "triage"}
+    acts = {line.action: line.facts for line in Case(case).audit_lines()}
+    assert acts.keys() >= {"opened", "reproduced", "located", "answers kept", "triage"}
+    found = Case(case).read("triage.json", TriageResult)
+    assert found is not None
+    assert acts["triage"]["dropped"] == [{"text": one.text, "reasons": list(one.reasons)} for one in found.dropped]
     (path,) = (case / "results").glob("locate-occlusion-*.json")
     before = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(before | {"scores": [9.0 for _ in before["scores"]]}), encoding="utf-8")

@@ -110,7 +110,10 @@ def test_editing_keeps_the_difference_to_the_proposal(case: Case) -> None:
 
 
 def test_rejecting_locks_repair(case: Case) -> None:
-    accept(case, decision="reject")
+    accept(case, decision="reject", reason="a word of the request")
+    act = case.audit_lines()[-1]
+    assert (act.actor, act.action, act.facts["reason"]) == ("Ada", "rejected", "a word of the request")
+    assert (act.facts["proposed"], act.facts["spans"]) == ("aff", [])
     assert "rejected" in str(confirmation.validity(case))
     with pytest.raises(ConfirmationError, match="rejected"):
         confirmation.check(confirmation.stored(case), failure(), case.manifest.model)

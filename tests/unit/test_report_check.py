@@ -311,7 +311,7 @@ def test_a_redacted_report_keeps_numbers_marks_and_stable_placeholders(tmp_path:
     assert page == render_report(case, stamp)
     shown = readable(page)
     assert "98 % (47 of 48; 89–100 %)" in shown
-    assert "Repaired: attack success 97 % → 0 %." in shown
+    assert "Repaired: attack success 97 % (92–99 %, n 128) → 0 % (0–3 %, n 128)." in shown
     assert re.search(r'<mark class="confirmed">(■ )+</mark>', page)
     assert shown.count("[text 1]") >= 2  # candidate and confirmation are the same text
     assert "by [analyst 1]" in shown

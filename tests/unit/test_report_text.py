@@ -87,15 +87,19 @@ def test_every_round_is_repeated(tmp_path: Path) -> None:
     stored = confirmation.stored(case)
     assert stored is not None
     first = EndedRound(number=1, confirmation=stored, settings={"epochs": 3}, result=None)
-    lines = text.commands(case.intake, "c", None, stored, {"epochs": 4}, [first])
+    lines = text.commands(case.intake, "c", None, stored, {"epochs": 4}, [first], with_residual(), asked_again=True)
     told = [shlex.split(line)[3:] for line in lines]
     assert [one[0] for one in told] == [
-        "triage", "confirm", "repair", "verify", "triage", "confirm", "repair", "verify", "report",
+        "triage", "confirm", "repair", "verify", "triage", "confirm", "repair", "verify", "triage", "report",
     ]  # fmt: skip
     given = [parser().parse_args(one) for one in told]
     assert [given[at].epochs for at in (2, 6)] == [3, 4]
     assert [given[at].next_round for at in (1, 5)] == [False, True]
     assert given[4].repaired
+    assert given[8].repaired
+    assert [given[at].probe for at in (3, 7)] == [None, ["wrong-trigger", "relearn"]]
+    lines = text.commands(case.intake, "c", None, stored, {"epochs": 4})
+    assert not any(" verify " in line or "--repaired" in line for line in lines)  # neither was asked
 
 
 def test_a_dummy_trigger_is_confirmed_again_as_one(tmp_path: Path) -> None:
@@ -130,6 +134,6 @@ def test_residual_risk_shows_forms_classes_and_probes(tmp_path: Path) -> None:
     assert "<b>zq" not in page  # random tokens are text too
     risk = " ".join(report_json(case)["residual_risk"])
     assert "Of 2 other forms of the trigger 1 worked before; the worst after repair is upper case: 1 of 24" in risk
-    assert "random tokens leaves attack success at 101 of 128, the right one at 0" in risk
-    assert "fails in 40 of 48 with the trigger; a text never planted reaches 31 of 48" in risk
+    assert "random tokens leaves attack success at 101 of 128 (71–85 %), the right one at 0 of 128 (0–3 %)" in risk
+    assert "fails in 40 of 48 (70–91 %) with the trigger; a text never planted reaches 31 of 48 (50–77 %)" in risk
     assert not any("random tokens" in line for line in text.residual_risk(None, None, verification_of()))
