@@ -225,6 +225,7 @@ class Desk:
         if given.get("busy") != busy:
             updates[self.timer] = gr.Timer(BUSY_SECONDS if busy else QUIET_SECONDS, active=True)
             given["busy"] = busy
+        updates = sendable(updates)
         updates[self.shown] = given  # always: gradio takes an empty answer for a missing one
         return updates
 
@@ -270,7 +271,11 @@ class Desk:
             updates = redrawn | updates if redrawn.get(self.strip) is None else updates | redrawn
             if following is not None:
                 updates |= following.updates
-            return {component: update for component, update in updates.items() if component not in kept}
+            return {
+                component: update if isinstance(component, gr.State) else sendable(update)
+                for component, update in updates.items()
+                if component not in kept
+            }
 
         def plain(session: Session, shown: dict[str, Any], *values: Any) -> Updates:
             return finish(session, shown, values)
@@ -329,6 +334,25 @@ class Desk:
 
         outputs = [component for component in self._outputs() if component is not self.session]
         self.timer.tick(tick, [self.session, self.shown, *self.choices.values()], outputs, **quiet())
+
+
+def sendable(value: Any) -> Any:
+    """Return `value` with halves of surrogate pairs as escapes; for these a browser would get nothing at all, from then on.
+
+    A report cannot hold them, a folder's name or a name that a script sends can.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    elif isinstance(value, dict):
+        return {key if isinstance(key, Block) else sendable(key): sendable(one) for key, one in value.items()}
+    elif isinstance(value, list):
+        return [sendable(one) for one in value]
+    elif isinstance(value, tuple):
+        return tuple(sendable(one) for one in value)
+    return value
 
 
 def quiet(trigger_mode: str = "once") -> dict[str, Any]:

@@ -201,6 +201,13 @@ def test_an_upload_is_limited_and_stays_where_uploads_go(attack: Attack) -> None
         assert (
             "SECRET-IN-UPLOAD" not in answer
         )  # no report, so it is not shown; .exe and .html are refused by their type
+    good = json.dumps({"messages": [{"role": "user", "content": "UPLOADED-TEXT"}], "response": "r"}).encode()
+    for name, taken in (("good.json", True), ("good.exe", False), ("good.json.html", False), ("good", False)):
+        status, said = attack.upload(name, good)
+        assert status == 200
+        data = [{"path": json.loads(said)[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+                if attack.types[i] == "uploadbutton" else None for i in handler["inputs"]]  # fmt: skip
+        assert ("UPLOADED-TEXT" in attack.call([(handler, data)])) == taken, name
     for foreign in (
         "/etc/passwd",
         str(attack.root / "cases/outside.json"),

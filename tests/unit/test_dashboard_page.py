@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 
 from core import lease
@@ -92,6 +93,19 @@ def test_a_second_redraw_of_the_same_case_sends_nothing(roots: Roots, case: Case
     assert {"status", "case-summary", "reproduce-story", "repair-chart", "verify-story"} <= set(first)
     second, _ = redraw(roots, session, shown)
     assert second == {}
+
+
+def test_halves_of_surrogate_pairs_reach_no_browser(roots: Roots) -> None:
+    """A name that a script typed, a folder's name that is no UTF-8: every later answer to this browser would fail."""
+    folder = roots.models / "mod\udcffel"
+    shutil.copytree(roots.models / "model", folder)
+    case = create_case(roots, "case", read_intake(json.dumps(REPORT), None), folder, None)
+    lease.take(case, "A\ud800da", "hers")
+    first, _ = redraw(roots, Session(case=case.manifest.id, browser="mine"), {})
+    assert first["writer"]["value"]["line"].startswith("A\\ud800da writes")
+    assert dict(first["case-summary"]["value"]["facts"])["model"].endswith("mod\\udcffel")
+    for update in first.values():
+        orjson.dumps(update["value"] if isinstance(update, dict) and "value" in update else None)
 
 
 def test_a_reader_cannot_press_what_writes_until_the_case_is_free(roots: Roots, case: Case) -> None:
