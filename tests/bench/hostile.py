@@ -1,6 +1,7 @@
-"""What happens when everything the tool reads is hostile: counts of the corpus, the models, the server and the fuzzing.
+"""What happens when everything the tool reads is hostile, or the machine fails: counts of the corpus, the models, the server, the
+fuzzing and the faults.
 
-`python tests/bench/hostile.py` runs tests/hostile and counts. `--fuzz TARGET --examples N` runs N more examples of one fuzz
+`python tests/bench/hostile.py` runs tests/hostile and tests/integration/test_faults.py and counts. `--fuzz TARGET --examples N` runs N more examples of one fuzz
 target (tests/hostile/test_fuzz.py) and adds them to the stored count, so that a long run can be cut in slices.
 """
 
@@ -69,18 +70,16 @@ def rendering_cost() -> dict:
 
 
 def counted() -> list[dict]:
-    """Run tests/hostile and return a row for each bar: what failed, of how many."""
+    """Run the tests and return a row for each bar: what failed, of how many."""
     from tests.hostile import corpus, test_models
     from tests.hostile.conftest import model_names
 
     outcomes = Outcomes()
-    pytest.main(
-        ["-q", "-m", "not gpu", "-k", "not ten_thousand", "-p", "no:cacheprovider", str(ROOT / "tests/hostile")],
-        [outcomes],
-    )
+    where = [str(ROOT / "tests/hostile"), str(ROOT / "tests/integration/test_faults.py")]
+    pytest.main(["-q", "-m", "not gpu", "-k", "not ten_thousand", "-p", "no:cacheprovider", *where], [outcomes])
     texts, shown = corpus.texts(), corpus.accepted(corpus.texts())
     templates = [*test_models.ENDLESS, *test_models.GROWING, *test_models.READING, *test_models.FAILING]
-    folders = [*test_models.HEADERS, *test_models.FOLDERS]
+    folders = [*test_models.HEADERS, *test_models.FOLDERS, *test_models.ADAPTERS]
     failed, n_run = outcomes.failed, outcomes.passed
 
     def bar(name: str, files: tuple[str, ...], n: int) -> dict:
@@ -95,6 +94,7 @@ def counted() -> list[dict]:
         bar("command line: failed tests", ("test_command_line",), len(texts)),
         bar("models and templates: failed tests", ("test_models",), len(folders) + len(templates)),
         bar("server: failed tests", ("test_server",), n_run["test_server"]),
+        bar("the machine's faults: failed tests", ("test_faults",), n_run["test_faults"]),
         rendering_cost(),
     ]
 
