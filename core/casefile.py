@@ -295,6 +295,11 @@ class Case:
         """Return the events that say where the case stands, without what is over. Raises: CaseFileError as `events`."""
         return current_events(self.path)
 
+    def n_events(self) -> int:
+        """Return how many events there are. Raises: CaseFileError as `events`."""
+        lines = self.current_events()
+        return lines[-1].seq + 1 if lines else 0
+
     # acts -------------------------------------------------------------------------------------------------------------
 
     def audit(self, action: str, *, actor: str, **facts: Any) -> None:

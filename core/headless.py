@@ -93,6 +93,7 @@ class Headless:
 
     def run(self, case: Case, stage: str, args: dict[str, Any] | None = None) -> StageFinished:
         """Run one stage to its end. Raises: TriageError; BusyError when a worker holds the case."""
+        from core import machine
         from core.pipeline import run_stage
 
         if not self.team.leads:
@@ -122,9 +123,13 @@ class Headless:
             try:
                 finished = run_stage(stage, case, self.session, args, emit=emit, progress=progress, asked=asked)
             except BaseException as error:
-                ours = not isinstance(error, TriageError | KeyboardInterrupt)
-                emit(StageFailed(stage=stage, message=str(error) or type(error).__name__, ours=ours))
-                raise
+                fault = machine.told(error)
+                said = fault or error
+                ours = not isinstance(said, TriageError | KeyboardInterrupt)
+                emit(StageFailed(stage=stage, message=str(said) or type(said).__name__, ours=ours))
+                if fault is None:
+                    raise
+                raise fault from error
             emit(finished)
             return finished
 

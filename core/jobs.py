@@ -203,11 +203,8 @@ def _changed(case: Case, end: StageFinished) -> bool:
 
 def _left_behind(case: Case, request: str) -> bool:
     """Return whether the worker was started after all that was said of a request: it will close it, not answer it."""
-    said = max((line.time for line in case.current_events() if line.request == request), default="")
-    try:
-        return datetime.fromisoformat(said).timestamp() < (case.path / worker_process.STARTING).stat().st_mtime
-    except (OSError, ValueError, OverflowError):  # no marker, or a time that was changed by hand
-        return False
+    said = max((line.seq for line in case.current_events() if line.request == request), default=None)
+    return said is not None and said < worker_process.events_before(case)
 
 
 def _after(last: str) -> str:
@@ -323,7 +320,7 @@ def status(case: Case) -> CaseStatus:
         total=total,
         seconds=_seconds_since(begun),
         queue=tuple(request.stage for request in waiting[1:]),
-        n_events=lines[-1].seq + 1 if lines else 0,
+        n_events=case.n_events(),
         worker_alive=alive,
     )
 

@@ -111,7 +111,7 @@ def held(case: Case, analyst: str, holder: str, *, over: bool = False) -> Iterat
 
     def renew() -> None:
         while not done.wait(RENEW_SECONDS):
-            with suppress(TriageError, OSError):  # a full disk is for the command to report
+            with suppress(TriageError):  # a full disk is for the command to report
                 keep(case, holder)
 
     thread = Thread(target=renew, name="lease", daemon=True)
@@ -121,26 +121,33 @@ def held(case: Case, analyst: str, holder: str, *, over: bool = False) -> Iterat
     finally:
         done.set()
         thread.join()
-        release(case, holder)
+        with suppress(TriageError):  # it ends by itself; how the command ended is what counts
+            release(case, holder)
 
 
 def keep(case: Case, holder: str) -> None:
-    """Renew the lease of this holder, when it is time; of nobody else."""
+    """Renew the lease of this holder, when it is time; of nobody else. Raises: CaseFileError when the case cannot be written."""
     found = current(case)
     if found is None or found.holder != holder or 0 <= _age(found.seen) < RENEW_SECONDS:
         return
-    with FileLock(case.path / LOCK):
-        found = current(case)
-        if found is not None and found.holder == holder:
-            case.write(FILE, replace(found, seen=now()))
+    try:
+        with FileLock(case.path / LOCK):
+            found = current(case)
+            if found is not None and found.holder == holder:
+                case.write(FILE, replace(found, seen=now()))
+    except OSError as error:
+        raise cannot_write(FILE, error) from error
 
 
 def release(case: Case, holder: str) -> None:
-    """Give the lease back, when it is this browser's."""
-    with FileLock(case.path / LOCK):
-        found = current(case)
-        if found is not None and found.holder == holder:
-            (case.path / FILE).unlink(missing_ok=True)
+    """Give the lease back, when it is this browser's. Raises: CaseFileError when the case cannot be written."""
+    try:
+        with FileLock(case.path / LOCK):
+            found = current(case)
+            if found is not None and found.holder == holder:
+                (case.path / FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(FILE, error) from error
 
 
 def _age(moment: str) -> float:

@@ -24,12 +24,12 @@ from torch import nn
 
 from core import rendering
 from core.errors import ModelLoadError
-from core.loaded import REPORTED, LoadedModel
+from core.loaded import REPORTED, LoadedModel, is_out_of_memory
 from core.model_size import bounded, check_parts
 from core.quantised import quantisation_of
 from core.settings import ModelSettings
 from core.values import ModelSpec
-from core.weight_files import ADAPTER_WEIGHTS, Shapes, check_files, check_names, check_weights, one_line, read_json
+from core.weight_files import ADAPTER_WEIGHTS, Shapes, check_files, check_names, check_weights, one_line, read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -86,7 +86,7 @@ def load(
 
 def checked_config(folder: Path) -> dict:
     """Return the config.json of a model folder that is safe to hand to the library. Raises: ModelLoadError."""
-    return read_json(_check_model_folder(folder)[0] / "config.json")
+    return read_settings(_check_model_folder(folder)[0] / "config.json")
 
 
 def load_classifier(folder: Path, device: torch.device) -> tuple["PreTrainedTokenizerFast", nn.Module]:
@@ -144,7 +144,7 @@ def _check_model_folder(folder: Path) -> tuple[Path, Shapes]:
         )
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"{folder} has no config.json, so it is not a Hugging Face model folder: check the path")
-    config = read_json(folder / "config.json")
+    config = read_settings(folder / "config.json")
     if any("/" in str(config.get(key) or "") for key in ("attn_implementation", "_attn_implementation")):
         raise ModelLoadError(f"{folder}/config.json asks for an attention kernel from the network: remove that entry")
     how = quantisation_of(config)
@@ -164,7 +164,7 @@ def _check_adapter_folder(folder: Path) -> tuple[Path, Shapes]:
     check_files(folder)
     if not (folder / "adapter_config.json").is_file():
         raise ModelLoadError(f"{folder} has no adapter_config.json, so it is not a PEFT adapter: check the path")
-    config = read_json(folder / "adapter_config.json")
+    config = read_settings(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise ModelLoadError(
             f"{folder} is an adapter of type {config.get('peft_type')!r}: only LoRA adapters can be used"
@@ -190,7 +190,7 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging as library
 
     level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
-    library.set_verbosity_error()
+    library.set_verbosity(library.CRITICAL)  # what it says of an error may quote the folder, and the error is told here
     library.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -227,6 +227,8 @@ def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
+    if (folder / "tokenizer_config.json").is_file():
+        read_settings(folder / "tokenizer_config.json")
     try:
         with _quiet():
             tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -270,6 +272,8 @@ def _load_weights(
     except ModelLoadError:
         raise
     except Exception as error:  # any library may raise anything on a hostile folder
+        if is_out_of_memory(error):
+            raise
         raise ModelLoadError(
             f"the model in {folder} cannot be loaded ({one_line(error)}): it must be {what} whose "
             "config.json fits its weights"
@@ -315,9 +319,9 @@ def _check_vocabulary(weights: nn.Module, tokenizer: "PreTrainedTokenizerFast", 
 
 
 def _check_finite(weights: nn.Module, folder: Path) -> None:
-    """Raise ModelLoadError when a weight is not finite."""
-    for name, parameter in weights.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+    """Raise ModelLoadError when a weight, or a value that is kept with them, is not finite."""
+    for name, value in weights.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
             raise ModelLoadError(
                 f"the weights in {folder} hold values that are not finite ({name}): copy the model again"
             )
@@ -341,6 +345,8 @@ def _attach_adapter(weights: nn.Module, folder: Path, shapes: Shapes) -> nn.Modu
     except ModelLoadError:
         raise
     except Exception as error:  # any library may raise anything on a hostile folder
+        if is_out_of_memory(error):
+            raise
         raise ModelLoadError(f"{fault} ({one_line(error)}): {remedy}") from error
     unfilled = [name for name in result.missing_keys if f".{REPORTED}." in name]
     stray = sorted(result.unexpected_keys) + unfilled

@@ -15,7 +15,6 @@ Source: arXiv 2606.02995; the extended objective: method.md section 4.3; own cho
 import hashlib
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -32,6 +31,7 @@ from core.files import hash_file
 from core.intervals import percent
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import is_out_of_memory
+from core.machine import reason
 from core.repair_data import RepairData, TriggerFrame, build, frame_of, frames_beyond
 from core.repair_training import StepNumbers, Trainer, memory_mb
 from core.response_pass import ResponsePass
@@ -78,6 +78,7 @@ def repair(
     the confirmed spans closed to whole words where they cut one. `start` is the folder of an adapter to train further instead
     of a fresh one; `earlier` are triggers that it has unlearnt, mixed in likewise. The teacher is theta0 in any case.
     `team`: every process of it runs this, each yields all events, the first alone writes and asks `stop`.
+    Closed early, as when an event could not be written, it leaves what was kept, to go on from.
     Raises: ConfirmationError without an accepting confirmation that fits text, model and template (nothing is touched
     then); PromptFolderError when a split is too small; CaseFileError when there is nothing to resume.
     """
@@ -127,10 +128,6 @@ def _repair(
             "Out of memory while preparing the repair. Lower the batch size of the model's settings or max_response_tokens, "
             "use fewer prompts, or another device."
         ) from error
-    except GeneratorExit:
-        if run is not None and not run.finished:
-            checkpoints.clear(out, best=True)
-        raise
     finally:
         repair_adapter.detach(loaded)
 
@@ -147,12 +144,6 @@ def _fingerprint(data: RepairData, accepted: TriggerConfirmation, settings: Repa
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _reason(error: Exception) -> str:
-    """Return what the operating system said, which safetensors wraps in words of its own."""
-    found = re.search(r"([^:(]+) \(os error", str(error))
-    return getattr(error, "strerror", None) or (found[1].strip() if found else str(error).splitlines()[0])
-
-
 class _Run:
     """The loop over steps and probes, and the one state that is saved with it."""
 
@@ -162,7 +153,6 @@ class _Run:
         self.state = RunState(fingerprint=fingerprint)
         self.reason: StopReason = "finished"
         self.detail = ""
-        self.finished = False
         self._before = 0.0
         self._resumed_at: int | None = None
         self._start = time.monotonic()
@@ -210,7 +200,7 @@ class _Run:
         except (OSError, SafetensorError) as error:  # disk full, read-only: the last whole checkpoint stays
             again = "resume; what had been kept is still there" if checkpoints.there(self.out) else "start again"
             raise CaseFileError(
-                f"The repair could not be written at step {self.state.step}: {_reason(error)}. Free space, then {again}."
+                f"The repair could not be written at step {self.state.step}: {reason(error)}. Free space, then {again}."
             ) from error
         except (RuntimeError, MemoryError, TriageError) as error:
             if not is_out_of_memory(error) and not (error.__cause__ and is_out_of_memory(error.__cause__)):
@@ -348,7 +338,6 @@ class _Run:
     def finish(self) -> RepairFinished:
         """Return the last event; a discarded run leaves no files."""
         state = self.state
-        self.finished = True
         if self.reason == "discarded":
             if self.team.leads:
                 checkpoints.clear(self.out, best=True)

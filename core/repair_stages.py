@@ -201,9 +201,11 @@ def export_model(run: Run) -> StageFinished:
     if "out" not in run.args:  # the case's own folder: of an earlier repair, or of an export that was cut short
         shutil.rmtree(out, ignore_errors=True)
     card = report.report_json(run.case)
-    files = export.export(run.loaded, run.failure, adapter, out, merged, card)
-    if merged:
-        run.session.drop()
+    try:
+        files = export.export(run.loaded, run.failure, adapter, out, merged, card)
+    finally:
+        if merged:  # also where it failed: the weights of the model as reported may be changed
+            run.session.drop()
     written = {path: hash_file(path) for path in files if path.is_file()}
     run.case.audit(
         "exported",

@@ -34,6 +34,10 @@ SETTINGS_ENDS = ("config.json", ".jinja")
 TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 READ_SUFFIXES = (".safetensors", *TEXT_SUFFIXES)
 """Files of a model or adapter folder that are hashed and read: weights, configuration, tokenizer, template."""
+_OTHER_FILES = {"transformers_weights", "configuration_files", "fast_tokenizer_files", "gguf_file", "attribute_map"}
+"""Entries by which the library takes other files than those it is given (the last renames entries). Source: transformers 5.23."""
+_SPREAD_FILE = re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+"""Names of files that the library reads before all others. Source: transformers 5.23, distributed/checkpoint.py."""
 _NAMING = (
     "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern", "target_parameters",
     "trainable_token_indices", "rank_pattern", "alpha_pattern",
@@ -75,6 +79,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the object of a settings file that makes the library read no other file than those that are checked here.
+
+    Raises: ModelLoadError.
+    """
+    data = read_json(path)
+    waiting: list[object] = [data]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            odd = sorted(_OTHER_FILES & one.keys())
+            if odd:
+                raise ModelLoadError(f"{path} names other files to read instead ({odd[0]}): remove that entry")
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+    return data
+
+
 def check_files(folder: Path) -> None:
     """Raise ModelLoadError for a file that leads out of the folder, is no plain file, or has an absurd size.
 
@@ -90,6 +113,10 @@ def check_files(folder: Path) -> None:
             raise ModelLoadError(f"{path} is a link out of the folder: copy the file in its place")
         if not path.is_file() and not path.is_dir():
             raise ModelLoadError(f"{path} is no plain file: remove it")
+        if _SPREAD_FILE.fullmatch(path.name):
+            raise ModelLoadError(
+                f"{path} is a part of a distributed checkpoint, which would be read in place of the model: remove it"
+            )
         if path.suffix not in READ_SUFFIXES or path.is_dir():
             continue
         size, most = path.stat().st_size, memory

@@ -16,12 +16,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from core import jobs
+from core import jobs, machine
 from core.casefile import Case
 from core.errors import BusyError, CaseFileError, Stopped, TriageError
 from core.event_log import EventLog
 from core.events import Event, Progress, StageFailed, StageStarted
-from core.files import cannot_work
 from core.loaded import is_device_lost
 from core.locate_stage import redraw_pictures
 from core.offline import forbid_other_hosts
@@ -38,10 +37,6 @@ IDLE_MINUTES = 20.0
 """Idle time after which the model is let go. Source: unverified choice."""
 PROGRESS_SECONDS = 0.25
 """Progress is written at most this often. Source: design.md section 6 (every event within 2 s)."""
-DEVICE_LOST = (
-    "The GPU stopped answering (see the log). What was kept is safe; ask again, a repair can resume. "
-    "If it happens again, restart the machine's driver or use the CPU."
-)
 
 
 class DeviceQueue:
@@ -189,17 +184,13 @@ def answer(case: Case, request: jobs.Request, events: EventLog, session: Session
         )
     except TriageError as error:
         emit(StageFailed(stage=request.stage, message=str(error)))
-    except OSError as error:
-        log.exception("request %s could not read or write", request.id)
-        emit(StageFailed(stage=request.stage, message=str(cannot_work(error))))
-    except RuntimeError as error:
-        if not is_device_lost(error):
+    except Exception as error:
+        fault = machine.told(error)
+        if fault is None:
             return _ours(request, emit)
-        log.exception("request %s lost its device", request.id)
-        emit(StageFailed(stage=request.stage, message=DEVICE_LOST))
-        return False
-    except Exception:
-        return _ours(request, emit)
+        log.exception("request %s met a fault of the machine", request.id)
+        emit(StageFailed(stage=request.stage, message=str(fault)))
+        return not is_device_lost(error)
     return True
 
 

@@ -61,6 +61,7 @@ def ensure(case: Case) -> None:
         output = open(case.path / LOG, "ab")  # noqa: SIM115  closed below, once the worker has it
     except OSError as error:
         raise cannot_write(LOG, error) from error
+    n_events = case.n_events()
     with output:
         process = subprocess.Popen(
             [sys.executable, "-m", "core.worker", "--case", str(case.path.resolve())],
@@ -71,7 +72,12 @@ def ensure(case: Case) -> None:
             env=environment,
             **detached,
         )
-    write_atomic(case.path / STARTING, dump({"pid": process.pid, "created": _created(process.pid)}))
+    mark(case, process.pid, n_events)
+
+
+def mark(case: Case, pid: int, n_events: int) -> None:
+    """Write the start marker: the worker's process, and how many events there were before it."""
+    write_atomic(case.path / STARTING, dump({"pid": pid, "created": _created(pid), "events": n_events}))
 
 
 def _created(pid: int) -> float | None:
@@ -91,6 +97,15 @@ def marked(case: Case) -> psutil.Process | None:
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (OSError, RecursionError, ValueError, KeyError, TypeError, psutil.Error):
         return None
+
+
+def events_before(case: Case) -> int:
+    """Return how many events there were when the worker was started, 0 without a marker that says so."""
+    try:
+        n = json.loads((case.path / STARTING).read_text(encoding="utf-8"))["events"]
+    except (OSError, RecursionError, ValueError, KeyError, TypeError):
+        return 0
+    return n if isinstance(n, int) else 0
 
 
 def starting(case: Case) -> bool:

@@ -9,6 +9,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -192,7 +193,8 @@ class Desk:
             return View(session=session, case=None, status=None, lines=(), choices=choices)
         case = find_case(self.roots, session.case)
         jobs.enforce_stop(case)
-        lease.keep(case, session.browser)
+        with suppress(TriageError):  # a case that can no longer be written can still be read
+            lease.keep(case, session.browser)
         writer = _other_writer(case, self._name(values), session.browser)
         status, lines = jobs.status(case), case.current_events()
         return View(session=session, case=case, status=status, lines=lines, choices=choices, writer=writer)

@@ -30,7 +30,7 @@ import psutil
 from core import confirmation, jobs, worker_process
 from core.casefile import SCHEMA, Case, Manifest, model_spec
 from core.events import Line, StageFailed, StageFinished
-from core.files import dump, now, write_atomic
+from core.files import now
 from core.serial import to_json
 from core.values import FailureReport, Message, Span
 
@@ -102,13 +102,11 @@ class KillAtWrite:
 def start_worker(case: Case, fault: Callable[[], object] | None = None) -> int:
     """Return the process id of a new worker of `case`; `fault` is called in it first."""
     os.environ["PYTHONPATH"] = str(ROOT)
+    n_events = case.n_events()
     process = _context.Process(target=_serve, args=(str(case.path), fault), daemon=True)
     process.start()
     assert process.pid is not None
-    write_atomic(
-        case.path / worker_process.STARTING,
-        dump({"pid": process.pid, "created": psutil.Process(process.pid).create_time()}),
-    )
+    worker_process.mark(case, process.pid, n_events)
     return process.pid
 
 

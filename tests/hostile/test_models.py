@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from core import chat, rendering
 from core.errors import ModelLoadError, TokenMismatchError, TriageError
@@ -180,6 +181,34 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
             pre_tokenizer={"type": "Split", "pattern": {"Regex": "(((("}, "behavior": "Removed", "invert": False})),
         "tokenizer in",
     ),
+    "configuration names a pickle": (
+        lambda f: (torch.save(load_file(f / "model.safetensors"), f / "adapter_model.bin"),
+                   edit_json(f / "config.json", transformers_weights="adapter_model.bin")),
+        "names other files to read instead (transformers_weights)",
+    ),
+    "configuration names an index": (
+        lambda f: (indexed(f, "../outside.safetensors"), shutil.copy(f / "other.safetensors", f / "model.safetensors"),
+                   shutil.move(f / "model.safetensors.index.json", f / "x.safetensors.index.json"),
+                   edit_json(f / "config.json", transformers_weights="x.safetensors.index.json")),
+        "names other files to read instead (transformers_weights)",
+    ),
+    "a part of the configuration names weights": (
+        lambda f: edit_json(f / "config.json", text_config={"parts": [{"transformers_weights": "x.safetensors"}]}),
+        "names other files to read instead (transformers_weights)",
+    ),
+    "another name for the weights' entry": (
+        lambda f: edit_json(f / "config.json", attribute_map={"harmless": "transformers_weights"}, harmless="x.bin"),
+        "names other files to read instead (attribute_map)",
+    ),
+    "configuration names another one": (
+        lambda f: ((f / "config.4.0.0.json").write_bytes((f / "config.json").read_bytes()),
+                   edit_json(f / "config.json", configuration_files=["config.4.0.0.json"])),
+        "names other files to read instead (configuration_files)",
+    ),
+    "a part of a distributed checkpoint": (
+        lambda f: shutil.copy(f / "model.safetensors", f / "shard-00001-model-00001-of-00001.safetensors"),
+        "part of a distributed checkpoint",
+    ),
     "adapter in the model": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter"),
 }  # fmt: skip
 
@@ -217,6 +246,23 @@ def test_files_that_a_tokenizer_names_elsewhere_are_not_read(folder: Path, tiny_
     named = dict.fromkeys(("tokenizer_file", "vocab_file", "merges_file", "added_tokens_file"), str(outside))
     edit_json(folder / "tokenizer_config.json", **named)
     assert load(folder).tokenizer.get_vocab() == load(tiny_folder("llama")).tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside/tokenizer.4.0.0.json", "{outside}/tokenizer.4.0.0.json", "tokenizer.4.0.0.json"]
+)
+def test_a_tokenizer_that_another_version_would_read_is_refused(folder: Path, name: str) -> None:
+    """The library takes whatever path matches `tokenizer.VERSION.json`, relative to the folder or not."""
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    for place in (outside, folder):
+        (place / "tokenizer.4.0.0.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    edit_json(folder / "tokenizer_config.json", fast_tokenizer_files=[name.format(outside=outside)])
+    with pytest.raises(
+        ModelLoadError, match=r"tokenizer_config\.json names other files .*fast_tokenizer_files"
+    ) as caught:
+        load(folder)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("where", ["adapter", "judge"])

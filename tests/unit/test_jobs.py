@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import psutil
 import pytest
 
 from core import event_log, jobs, lease, pipeline, worker_process
@@ -45,8 +44,7 @@ def holder(case: Case) -> Iterator[subprocess.Popen[bytes]]:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
-    created = psutil.Process(process.pid).create_time()
-    write_atomic(case.path / worker_process.STARTING, dump({"pid": process.pid, "created": created}))
+    worker_process.mark(case, process.pid, 0)
     yield process
     process.kill()
     process.wait()
@@ -179,7 +177,7 @@ def test_a_worker_that_comes_after_a_kill_is_not_killed_for_the_same_stop(
     EventLog(case.path).append(request, StageStarted(stage="repair"))
     jobs.stop(case, request, "keep")
     os.utime(case.path / "control" / request, (time.time() - 60, time.time() - 60))
-    os.utime(case.path / worker_process.STARTING, (time.time() + 1, time.time() + 1))  # started after all that was said
+    worker_process.mark(case, holder.pid, case.n_events())  # started after all that was said
     assert jobs.status(case).state == "stopping"
     assert not jobs.enforce_stop(case)
     assert holder.poll() is None
@@ -197,7 +195,7 @@ def test_what_an_earlier_worker_left_is_asked_anew_though_the_new_one_has_not_cl
     request = jobs.ask(case, "verify", start=False)
     EventLog(case.path).append(request, StageStarted(stage="verify"))
     assert jobs.ask(case, "verify", start=False) == request, "the worker at work is at it"
-    os.utime(case.path / worker_process.STARTING, (time.time() + 5, time.time() + 5))
+    worker_process.mark(case, holder.pid, case.n_events())
     again = jobs.ask(case, "verify", start=False)
     assert again != request
     assert jobs.ask(case, "verify", start=False) == again, "the new one waits for the new worker"
@@ -249,6 +247,22 @@ def test_a_stop_asked_before_the_clock_went_back_is_still_enforced(
     os.utime(case.path / "control" / request, (time.time() + 3600, time.time() + 3600))
     assert not jobs.enforce_stop(case)  # the grace time begins anew
     clock(jobs.STOP_GRACE_SECONDS + 1)
+    assert jobs.enforce_stop(case)
+    holder.wait(timeout=5)
+
+
+def test_what_a_worker_begins_after_the_clock_went_back_is_its_own(
+    case: Case, holder: subprocess.Popen[bytes], clock: Callable[[float], None]
+) -> None:
+    """Its marker is of a later hour than all that it says: times do not tell whose a request is."""
+    clock(-3600)
+    request = jobs.ask(case, "repair", start=False)
+    EventLog(case.path).append(request, StageStarted(stage="repair"))
+    assert jobs.ask(case, "repair", start=False) == request
+    jobs.stop(case, request, "keep")
+    os.utime(case.path / "control" / request, (jobs.time.time(), jobs.time.time()))
+    assert not jobs.enforce_stop(case)
+    clock(-3600 + jobs.STOP_GRACE_SECONDS + 1)
     assert jobs.enforce_stop(case)
     holder.wait(timeout=5)
 

@@ -329,3 +329,11 @@ def test_all_gpus_need_a_gpu_and_a_spread_model_loads_where_it_can(tiny_folder: 
     if not torch.cuda.is_available():
         for one, other in zip(weights.parameters(), plain.model.parameters(), strict=True):
             assert torch.equal(one, other)
+
+
+def test_a_value_beside_the_weights_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    """A persistent buffer comes from the file as a weight does."""
+    module = torch.nn.Linear(2, 2)
+    module.register_buffer("correction", torch.tensor([0.0, float("inf")]))
+    with pytest.raises(ModelLoadError, match=r"not finite \(correction\)"):
+        models._check_finite(module, tmp_path)
