@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from core import confirmation, jobs, worker_process
+from core import audit, confirmation, jobs, worker_process
 from core.casefile import SCHEMA, Case, Manifest, model_spec
 from core.events import Line, StageFailed, StageFinished
 from core.files import now
@@ -326,9 +326,12 @@ def _kill_page(case: Case, trial: Trial) -> None:
     assert process.pid is not None
     wait_for(lambda: len(jobs.requests(case)) > len(STAGES) + 1, "the page did nothing")
     time.sleep(trial.after_seconds)
+    seen = case.audit_lines()
     kill(process.pid)
-    acts = len(case.audit_lines())
-    trial.n_seen = acts
+    found = case.audit_lines()
+    acts = trial.n_seen = len(found)
+    if found[: len(seen)] != seen:
+        trial.problems.append("an act that was seen is gone or changed")
     trial.problems += readable(case)
     confirm(case)  # the next page goes on where that one died
     if len(case.audit_lines()) != acts + 1:
@@ -357,6 +360,9 @@ def readable(case: Case) -> list[str]:
             json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             problems.append(f"{path.relative_to(case.path)}: {error}")
+    broken = audit.check(case.path).why
+    if broken:
+        problems.append(f"the log: {broken}")
     for read in (case.events, case.audit_lines, lambda: case.splits(), lambda: jobs.requests(case)):
         try:
             read()
