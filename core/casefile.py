@@ -44,7 +44,7 @@ def hash_folder(folder: Path) -> dict[str, str]:
         raise ModelLoadError(f"Model folder {folder} does not exist; give the folder that holds config.json.")
     check_files(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in READ_SUFFIXES)
-    return {str(path.relative_to(folder)): hash_file(path) for path in files}
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
 
 def model_spec(model: Path, adapter: Path | None = None) -> ModelSpec:
