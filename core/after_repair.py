@@ -41,15 +41,16 @@ def second_opinion(run: Run) -> StageFinished:
     finally:
         repair_adapter.detach(run.loaded)
     result = SecondOpinion(adapter_hash=finished.adapter_hash or "", removed=accepted.units, whole=whole, rest=rest)
-    name = run.case.write(rounds.AGAIN, result)
-    run.case.audit(
+    name = evidence.record(
+        run.case,
+        rounds.AGAIN,
+        result,
         "second opinion",
         actor="engine",
         verdict=whole.verdict,
         candidates=[one.text for one in whole.candidates],
         dropped=whole.told_dropped(),
         without_trigger=rest.verdict if rest else None,
-        files=[name],
     )
     headline = f"Second opinion: {whole.verdict}, {whole.decided_by}"
     return StageFinished(stage="again", headline=headline, files=(name,), verdict=whole.verdict)

@@ -75,7 +75,10 @@ class ChainCheck:
 
 
 def append(folder: Path, action: str, actor: str, facts: dict[str, Any]) -> AuditLine:
-    """Append one act to the log in `folder` and return it; `facts` is plain JSON data. Raises: CaseFileError."""
+    """Append one act to the log in `folder` and return it; `facts` is plain JSON data.
+
+    Raises: CaseFileError; nothing of the act is left then.
+    """
     try:
         return _append(folder, action, actor, facts)
     except OSError as error:
@@ -99,11 +102,16 @@ def _append(folder: Path, action: str, actor: str, facts: dict[str, Any]) -> Aud
         line = _sealed(
             AuditLine(time=now(), actor=actor, action=action, facts=facts, seq=before.n, previous=before.hash)
         )
-        with open(path, "ab") as file:
-            file.write(_text(line).encode("ascii") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())  # before the head, which would otherwise know a line that a power cut took
-        _write_head(folder, Head(n=line.seq + 1, hash=line.hash))
+        try:
+            with open(path, "ab") as file:
+                file.write(_text(line).encode("ascii") + b"\n")
+                file.flush()
+                os.fsync(file.fileno())  # before the head, which would otherwise know a line that a power cut took
+            _write_head(folder, Head(n=line.seq + 1, hash=line.hash))
+        except (OSError, CaseFileError):  # two lines that the head does not know would read as a log that was changed
+            with suppress(OSError):
+                os.truncate(path, whole)
+            raise
     return line
 
 

@@ -260,7 +260,7 @@ class Case:
         Raises: EvidenceError naming the first file that was changed, removed or added.
         """
         known = self.intake.prompt_files
-        found = {path.name: hash_file(path) for path in (self.path / "prompts").glob("*.jsonl")} if known else {}
+        found = {path.name: hash_file(path) for path in (self.path / "prompts").glob("[!.]*.jsonl")} if known else {}
         for name in sorted(known.keys() | found.keys()):
             if known.get(name) != found.get(name):
                 what = "changed" if name in known and name in found else "added" if name in found else "removed"

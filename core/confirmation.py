@@ -179,8 +179,10 @@ def confirm(
         template_hash=opened.prompt.template_hash,
         reviewers=case.intake.reviewers,
     )
-    case.write(FILE, confirmation)
-    case.audit(
+    evidence.record(
+        case,
+        FILE,
+        confirmation,
         confirmation.decision,
         actor=confirmation.analyst,
         reason=confirmation.reason,
@@ -190,7 +192,6 @@ def confirm(
         text_hash=confirmation.text_hash,
         model_hash=confirmation.model_hash,
         template_hash=confirmation.template_hash,
-        files=[FILE],
     )
     return confirmation
 
@@ -211,8 +212,7 @@ def agree(case: Case, *, analyst: str, reason: str) -> TriggerConfirmation:
     _check_fit(case, replace(first, reviewers=1), reviewers=1)
     second = SecondReview(analyst=analyst.strip(), reason=reason.strip(), time=now(), confirms=seal(first))
     agreed = replace(first, second=second)
-    case.write(FILE, agreed)
-    case.audit("agreed", actor=second.analyst, reason=second.reason, confirms=second.confirms, files=[FILE])
+    evidence.record(case, FILE, agreed, "agreed", actor=second.analyst, reason=second.reason, confirms=second.confirms)
     return agreed
 
 

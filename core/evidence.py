@@ -15,6 +15,7 @@ A case copied to another machine opens there; its model may lie elsewhere: `relo
 What this does not do: prove when, or by whom, evidence was collected.
 """
 
+import os
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from hashlib import sha256
@@ -47,6 +48,8 @@ OTHERS = (f"{RESULTS}*.json", "scan-*.json", ROUNDS)
 """What a report tells of beside `INPUTS`."""
 NO_EVIDENCE = ("results/links.json", "results/repair_memory.json")
 """Of these what no act writes: other cases as each report finds them anew, and an estimate."""
+EXPORTS = "export/"
+"""Where the page writes the repaired model; nothing builds on it."""
 ARRAYS = "attribution.npz"
 """What the results of attribution were drawn from; `core/locate_stage.py` says what is in it."""
 
@@ -71,6 +74,9 @@ def unchanged(case: Case, *names: str) -> None:
         raise EvidenceError(f"Line {log.broken} of {audit.FILE} is broken: {log.why}.")
     written = _written(case)
     for name in names:
+        if _fits(case, name, *written):
+            continue
+        written = _written(case)  # a writer may have been at work meanwhile
         if _fits(case, name, *written):
             continue
         if name in written[0]:
@@ -146,12 +152,16 @@ def results(case: Case) -> list[str]:
 
 def _present(case: Case, *patterns: str) -> list[str]:
     """Return the names of the case's files that match, but for those that are no evidence."""
-    found = {path.relative_to(case.path).as_posix() for pattern in patterns for path in case.path.glob(pattern)}
-    return sorted(found.difference(NO_EVIDENCE))
+    paths = [path for pattern in patterns for path in case.path.glob(pattern) if not path.name.startswith(".")]
+    return sorted({path.relative_to(case.path).as_posix() for path in paths}.difference(NO_EVIDENCE))
 
 
 def events_so_far(case: Case) -> dict[str, object]:
     """Return how many bytes of events there are and their SHA-256, for an act."""
+    path = case.path / EVENTS
+    if path.is_file():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())  # or a power cut could take what the act, which is on the disk, knows of
     data = _events(case)
     return {"bytes": len(data), "sha256": sha256(data).hexdigest()}
 
@@ -163,9 +173,9 @@ def verify_events(case: Case) -> None:
         told = line.facts.get("events", told)
     if told is None:
         return
-    n = told["bytes"]
-    data = _events(case)[:n]
-    if len(data) < n or sha256(data).hexdigest() != told["sha256"]:
+    n = told.get("bytes") if isinstance(told, dict) else None
+    data = _events(case)[: n if isinstance(n, int) else 0]
+    if len(data) != n or sha256(data).hexdigest() != told.get("sha256"):
         raise EvidenceError(f"{EVENTS} of the case changed since it was recorded; restore it or start a new case.")
 
 
@@ -221,7 +231,9 @@ def changed_files(case: Case) -> list[str]:
     changed, written = [], _written(case)
     for name in written[0]:
         inside = case.path.resolve() in (case.path / name).resolve().parents
-        if not inside or not _fits(case, name, *written):
+        if name.startswith(EXPORTS) and not (case.path / name).exists():
+            continue  # a copy, which may be moved away
+        if not inside or not (_fits(case, name, *written) or _fits(case, name, *_written(case))):
             changed.append(name)
     return sorted(changed)
 

@@ -1,5 +1,6 @@
 """Small files, written whole or not at all, and their hashes. Knows nothing of cases."""
 
+import errno
 import hashlib
 import json
 import os
@@ -42,7 +43,10 @@ def cannot_write(name: str, error: OSError) -> CaseFileError:
 
 def cannot_work(error: OSError) -> CaseFileError:
     """Return the error for whatever the machine refused in the middle of something, named by its file where there is one."""
-    return cannot_write(Path(os.fsdecode(error.filename)).name if error.filename else "the case", error)
+    name = Path(os.fsdecode(error.filename)).name if error.filename else "the case"
+    if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR):
+        return CaseFileError(f"{name}: {error.strerror}; check the path and its rights.")
+    return cannot_write(name, error)
 
 
 def refuse_links(folder: Path) -> None:

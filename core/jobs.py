@@ -158,7 +158,7 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
     """Return the id of the request for `stage`: an open or well-answered one where there is one, else a new one.
 
     A failed, stopped or finished repair is asked anew each time, and so is a report, which tells of all that has come since,
-    and what wrote a result that was changed.
+    and what wrote a file that was changed or is gone.
     With `start` the worker is started when none runs. Every new request is an act of who writes the case.
     Raises: TriageError for an unknown stage.
     """
@@ -191,11 +191,12 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
 
 
 def _changed(case: Case, end: StageFinished) -> bool:
-    """Return whether a result is not what the stage wrote."""
+    """Return whether a result is not what the stage wrote, or an export is gone."""
+    if not all((case.path / name).exists() for name in end.files):
+        return True
     try:
-        evidence.unchanged(
-            case, *(name for name in end.files if name in evidence.INPUTS or name.startswith(evidence.RESULTS))
-        )
+        kept = (*evidence.INPUTS, evidence.ARRAYS)
+        evidence.unchanged(case, *(name for name in end.files if name in kept or name.startswith(evidence.RESULTS)))
     except EvidenceError:
         return True
     return False
@@ -320,7 +321,7 @@ def status(case: Case) -> CaseStatus:
         total=total,
         seconds=_seconds_since(begun),
         queue=tuple(request.stage for request in waiting[1:]),
-        n_events=case.n_events(),
+        n_events=lines[-1].seq + 1 if lines else 0,
         worker_alive=alive,
     )
 

@@ -295,6 +295,11 @@ def is_device_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and not is_out_of_memory(error) and any(word in text for word in gone)
 
 
+def is_device_fault(error: BaseException) -> bool:
+    """Whether an exception is the device's fault, and so says nothing of the files that were being read."""
+    return is_out_of_memory(error) or is_device_lost(error)
+
+
 def _uniform_draws(n_rows: int, n_columns: int, seed: int) -> Tensor:
     """Return uniform numbers (n_rows, n_columns); each row has a stream of its own."""
     rows = []

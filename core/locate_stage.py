@@ -27,7 +27,7 @@ def locate(run: Run) -> StageFinished:
     return StageFinished(
         stage="locate",
         headline=f"{n} token{'s stand' if n != 1 else ' stands'} out" if n else "Nothing stands out",
-        files=(name,),
+        files=(name, evidence.ARRAYS),
     )
 
 
@@ -59,7 +59,8 @@ def located(run: Run, method: MethodName, target: Target) -> LocateResult:
 def kept(run: Run, method: MethodName, target: Target) -> LocateResult | None:
     """Return one attribution's result as the case holds it, or None; also for one that was changed since, or that no act wrote."""
     name = jobs.locate_file(method, target)
-    return run.case.read(name, LocateResult) if evidence.is_as_written(run.case, name) else None
+    whole = [name, evidence.ARRAYS] if evidence.ARRAYS in evidence.recorded_files(run.case) else [name]
+    return run.case.read(name, LocateResult) if evidence.as_written(run.case, *whole) == whole else None
 
 
 def _stored(case: Case, except_name: str) -> list[Attribution]:

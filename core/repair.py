@@ -8,7 +8,8 @@
    checkpoint from which the run can go on. It ends early when the targets hold, or the KL budget is spent, twice in a row.
 5. However it ends, the model in memory is theta0 again, bit for bit, with no repair adapter on it.
 
-Until the iterator has ended, the model belongs to it. Closing it early means discard. What this does not do: verify.
+Until the iterator has ended, the model belongs to it. Closing it early means discard; an exception that is thrown into it is
+a fault like one of its own, and leaves what was kept. What this does not do: verify.
 Source: arXiv 2606.02995; the extended objective: method.md section 4.3; own choices are named where they are made.
 """
 
@@ -16,7 +17,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -68,7 +69,7 @@ def repair(
     start: Path | None = None,
     earlier: Sequence[TriggerConfirmation] = (),
     team: Team = ALONE,
-) -> Iterator[RepairEvent]:
+) -> Generator[RepairEvent, None, None]:
     """Yield the events of one repair: RepairStarted, StepDone and CheckpointScored in turn, RepairFinished.
 
     `out` is the repair folder inside the case folder; paths in events are relative to the case folder. `refusal` is the
@@ -78,7 +79,6 @@ def repair(
     the confirmed spans closed to whole words where they cut one. `start` is the folder of an adapter to train further instead
     of a fresh one; `earlier` are triggers that it has unlearnt, mixed in likewise. The teacher is theta0 in any case.
     `team`: every process of it runs this, each yields all events, the first alone writes and asks `stop`.
-    Closed early, as when an event could not be written, it leaves what was kept, to go on from.
     Raises: ConfirmationError without an accepting confirmation that fits text, model and template (nothing is touched
     then); PromptFolderError when a split is too small; CaseFileError when there is nothing to resume.
     """
@@ -105,7 +105,7 @@ def _repair(
     kind: FailureKind,
     start: Path | None,
     team: Team,
-) -> Iterator[RepairEvent]:
+) -> Generator[RepairEvent, None, None]:
     run: _Run | None = None
     try:
         repair_adapter.detach(loaded)
@@ -128,6 +128,10 @@ def _repair(
             "Out of memory while preparing the repair. Lower the batch size of the model's settings or max_response_tokens, "
             "use fewer prompts, or another device."
         ) from error
+    except GeneratorExit:
+        if run is not None and not run.finished:
+            checkpoints.clear(out, best=True)
+        raise
     finally:
         repair_adapter.detach(loaded)
 
@@ -153,6 +157,7 @@ class _Run:
         self.state = RunState(fingerprint=fingerprint)
         self.reason: StopReason = "finished"
         self.detail = ""
+        self.finished = False
         self._before = 0.0
         self._resumed_at: int | None = None
         self._start = time.monotonic()
@@ -205,7 +210,7 @@ class _Run:
         except (RuntimeError, MemoryError, TriageError) as error:
             if not is_out_of_memory(error) and not (error.__cause__ and is_out_of_memory(error.__cause__)):
                 raise
-            self.reason, self.detail = "out_of_memory", str(error).splitlines()[0]
+            self.reason, self.detail = "out_of_memory", (str(error) or type(error).__name__).splitlines()[0]
             log.warning("repair ran out of memory at step %d: %s", self.state.step, self.detail)
 
     def _steps(self, stop: StopToken) -> Iterator[RepairEvent]:
@@ -338,6 +343,7 @@ class _Run:
     def finish(self) -> RepairFinished:
         """Return the last event; a discarded run leaves no files."""
         state = self.state
+        self.finished = True
         if self.reason == "discarded":
             if self.team.leads:
                 checkpoints.clear(self.out, best=True)

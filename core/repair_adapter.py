@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from core.errors import ModelLoadError
 from core.files import hash_file, write_atomic
 from core.loaded import REPAIR as NAME
-from core.loaded import set_adapters
+from core.loaded import is_device_fault, set_adapters
 from core.response_pass import base_model
 from core.settings import RepairSettings
 from core.team import ALONE, Team, like, whole
@@ -175,6 +175,8 @@ def load_repair(loaded: "LoadedModel", folder: Path) -> None:
         load_state(loaded, tensors)
     except (RuntimeError, ValueError, ModelLoadError) as error:
         detach(loaded)
+        if is_device_fault(error):
+            raise
         raise ModelLoadError(
             f"The repair adapter in {folder} does not fit this model; use the model of its case."
         ) from error

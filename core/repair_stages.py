@@ -1,7 +1,7 @@
 """The stages that unlearn the confirmed trigger, measure what that did, and hand the repaired model out."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from core import chat, confirmation, dummy, evidence, export, repair, repair_mem
 from core.attribution import attribute
 from core.casefile import Case, hash_folder
 from core.errors import RepairDivergedError, TriageError
-from core.events import RepairFinished, StageFinished
+from core.events import Event, RepairEvent, RepairFinished, StageFinished
 from core.files import hash_file
 from core.loaded import is_out_of_memory
 from core.repair_data import frame_of
@@ -58,7 +58,6 @@ def repair_model(run: Run) -> StageFinished:
             f"{run.kind.words} Such a backdoor is repaired by holding safe requests with the trigger to what is said "
             "without it; choose the extended objective and a weight of KL on safe requests with the trigger above 0."
         )
-    ending: RepairFinished | None = None
     run.case.audit(
         "repair started",
         actor="engine",
@@ -70,7 +69,7 @@ def repair_model(run: Run) -> StageFinished:
         template_hash=accepted.template_hash,
     )
     start = _start(run, accepted, settings, resume)
-    for event in repair.repair(
+    events = repair.repair(
         run.loaded,
         run.failure,
         accepted,
@@ -85,10 +84,8 @@ def repair_model(run: Run) -> StageFinished:
         start=start,
         earlier=rounds.earlier(run.case),
         team=run.session.team,
-    ):
-        run.emit(event)
-        if isinstance(event, RepairFinished):
-            ending = event
+    )
+    ending = streamed(events, run.emit)
     if ending is not None and ending.reason != "kept":
         shutil.rmtree(_planted(run), ignore_errors=True)
     if ending is None:
@@ -108,6 +105,20 @@ def repair_model(run: Run) -> StageFinished:
     if failed:
         raise RepairDivergedError(ending.message)
     return StageFinished(stage="repair", headline=ending.message, files=tuple(names))
+
+
+def streamed(events: Generator[RepairEvent, None, None], emit: Callable[[Event], None]) -> RepairFinished | None:
+    """Emit every event of a repair and return the last; whatever is raised meanwhile leaves the best and the checkpoints."""
+    ending: RepairFinished | None = None
+    try:
+        for event in events:
+            emit(event)
+            if isinstance(event, RepairFinished):
+                ending = event
+    except BaseException as error:  # a repair that is merely left would discard them: it ends by what happened
+        events.throw(error)
+        raise
+    return ending
 
 
 def _start(run: Run, accepted: TriggerConfirmation, settings: RepairSettings, resume: bool) -> Path | None:
@@ -176,8 +187,8 @@ def verify(run: Run) -> StageFinished:
         versions=versions(),
         progress=run.progress,
     )
-    name = run.case.write("verification.json", result)
-    run.case.audit("verified", actor="engine", result=result.result, looks=result.looks, files=[name])
+    told = {"result": result.result, "looks": result.looks}
+    name = evidence.record(run.case, rounds.VERIFIED, result, "verified", actor="engine", **told)
     return StageFinished(stage="verify", headline=result.reasons[0], files=(name,), result=result.result)
 
 

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from core import lease
+from core import evidence, lease
 from core.casefile import Case
 from core.containment import sound, write_rules
 from core.errors import TriageError
@@ -163,9 +163,8 @@ def scan(case: Case, path: Path, source: Source, progress: Progress | None = Non
         notes=tuple(reader.notes),
     )
     name = f"scan-{source}-{result.sha256[:8]}.json"
-    case.write(name, result)
     act = {"file": result.file, "sha256": result.sha256, "rows": n_rows, "hits": counts}
-    case.audit("scanned", actor=lease.writer(case), **act, files=[name])
+    evidence.record(case, name, result, "scanned", actor=lease.writer(case), **act)
     return result
 
 

@@ -1,6 +1,6 @@
 """The stages about a span that the analyst marked: test it, and find its smallest part that is enough."""
 
-from core import causal, chat, confirmation, jobs, minimise, whole_case
+from core import causal, chat, confirmation, evidence, jobs, minimise, whole_case
 from core.budget import Meter
 from core.errors import ConfirmationError
 from core.events import StageFinished
@@ -56,8 +56,8 @@ def test_span(run: Run) -> StageFinished:
         unsafe=run.kind.pool == "harmful",
     )
     data = {"proposal": candidate, "tests": list(tests), "verdict": decision.verdict, "decided_by": decision.decided_by}
-    name = run.case.write(f"results/test-{key}.json", data)
-    run.case.audit("tested", actor="engine", spans=candidate.text, verdict=decision.verdict, files=[name])
+    told = {"spans": candidate.text, "verdict": decision.verdict}
+    name = evidence.record(run.case, f"results/test-{key}.json", data, "tested", actor="engine", **told)
     headline = f"Tested {candidate.text!r}: {decision.verdict}"
     return StageFinished(stage="test", headline=headline, files=(name,), verdict=decision.verdict)
 
@@ -80,8 +80,7 @@ def minimise_span(run: Run) -> StageFinished:
         logic=found.logic,
         budget=meter.budget(),
     )
-    name = run.case.write(f"results/minimise-{key}.json", result)
-    text = smallest.text if smallest else None
-    run.case.audit("minimised", actor="engine", spans=candidate.text, smallest=text, files=[name])
+    told = {"spans": candidate.text, "smallest": smallest.text if smallest else None}
+    name = evidence.record(run.case, f"results/minimise-{key}.json", result, "minimised", actor="engine", **told)
     headline = f"Minimised {candidate.text!r}: {smallest.text!r}" if smallest else f"{candidate.text!r} is not cut down"
     return StageFinished(stage="minimise", headline=headline, files=(name,))

@@ -7,7 +7,7 @@ from core import evidence, intake, rounds
 from core.casefile import Case, Manifest, Source, hash_folder, model_spec
 from core.errors import CaseFileError, TriageError
 from core.files import hash_file, now
-from core.headless import Headless, Terminal
+from core.headless import Headless, Terminal, typist
 from core.prompts import FILES
 from core.serial import to_json
 from core.shipped import PROMPTS
@@ -80,7 +80,7 @@ def make_case(options: argparse.Namespace, report: FailureReport, path: Path, so
     here, known = evidence.places(manifest), evidence.places(case.manifest)
     moved = {place: Path(here[place]) for place in known if here.get(place) not in (None, known[place])}
     if moved:
-        evidence.relocate(case, moved, "command line")
+        evidence.relocate(case, moved, typist())
     return case
 
 

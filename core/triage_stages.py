@@ -106,12 +106,12 @@ def triage(run: Run) -> StageFinished:
     """Reproduce, locate, minimise, test and decide; in paper mode locate only."""
     begun, calls = time.monotonic(), run.loaded.model_calls
     mode = run.args.get("mode", "causal")
-    if not (run.case.path / OPENED).is_file():
+    if not evidence.is_as_written(run.case, OPENED):
         open_case(run)
     settings = CausalSettings()
     targets = {m: Target(kind=k) for m, k in TRIAGE_METHODS if mode == "causal" or m == "paper"}  # type: ignore[arg-type]
     result_of = {method: located(run, method, target) for method, target in targets.items()}
-    files = [jobs.locate_file(method, target) for method, target in targets.items()]
+    files = [OPENED, evidence.ARRAYS, *(jobs.locate_file(method, target) for method, target in targets.items())]
     reproduction: Reproduction | None = None
     served: tuple[ServingFinding, ...] = ()
     found: cascade.Findings | None = None
@@ -137,9 +137,11 @@ def triage(run: Run) -> StageFinished:
         model_calls=run.loaded.model_calls - calls,
     )
     result = replace(result, serving=served, layers=layers)
-    name = run.case.write("triage.json", result)
     texts = [proposal.text for proposal in result.candidates]
-    run.case.audit(
+    name = evidence.record(
+        run.case,
+        "triage.json",
+        result,
         "triage",
         actor="engine",
         mode=mode,
@@ -147,7 +149,6 @@ def triage(run: Run) -> StageFinished:
         candidates=texts,
         logic=result.logic,
         dropped=result.told_dropped(),
-        files=[name],
     )
     headline = result.verdict or f"{len(texts)} candidates, no verdict in paper mode"
     return StageFinished(stage="triage", headline=headline, files=(name, *files), verdict=result.verdict)

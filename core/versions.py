@@ -7,8 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "captum", "safetensors", "scikit-learn", "numpy")
-
-
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("core/*.py", "assets/report/*")
 

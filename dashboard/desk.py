@@ -204,7 +204,7 @@ class Desk:
         try:
             view = self._view(session, values)
         except TriageError as error:
-            return {self.strip: gr.update(value=stories.fault(str(error)))}
+            return {self.strip: gr.update(value=sendable(stories.fault(str(error))))}
         given = dict(shown)
         updates: Updates = {}
         for name, panel in self.panels.items():
@@ -332,7 +332,7 @@ class Desk:
             try:
                 return self.redraw(session, shown, values)
             except Exception as error:
-                return {self.strip: gr.update(value=stories.fault(explain(error)))}
+                return {self.strip: gr.update(value=sendable(stories.fault(explain(error))))}
 
         outputs = [component for component in self._outputs() if component is not self.session]
         self.timer.tick(tick, [self.session, self.shown, *self.choices.values()], outputs, **quiet())

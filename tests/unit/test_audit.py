@@ -8,6 +8,7 @@ import pytest
 
 from core import audit
 from core.__main__ import main
+from core.errors import CaseFileError
 from tests.unit.test_casefile import make_case
 
 
@@ -144,6 +145,26 @@ def test_a_writer_that_was_killed_in_its_first_act_does_no_harm(
     assert (audit.check(tmp_path).acts, audit.check(tmp_path).broken) == (1, None)
     audit.append(tmp_path, "act", "Ada", {})
     assert (audit.check(tmp_path).acts, audit.check(tmp_path).broken) == (2, None)
+
+
+def test_a_full_disk_leaves_no_line_that_the_head_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be room for a line and none for a new head: two such acts would read as a log that was changed."""
+    written(tmp_path, 2)
+
+    def full(path: Path, data: str) -> None:
+        raise CaseFileError(f"Cannot write {path.name}: No space left on device.")
+
+    monkeypatch.setattr(audit, "write_atomic", full)
+    for _ in range(2):
+        with pytest.raises(CaseFileError, match="No space"):
+            audit.append(tmp_path, "act", "Ada", {})
+    monkeypatch.undo()
+    assert (audit.check(tmp_path).acts, audit.check(tmp_path).broken) == (2, None)
+    audit.append(tmp_path, "act", "Ada", {})
+    found = audit.check(tmp_path)
+    assert (found.acts, found.broken, found.note) == (3, None, "")
 
 
 def test_lines_of_older_versions_are_bound_by_the_first_chained_one(tmp_path: Path) -> None:

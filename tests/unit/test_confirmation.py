@@ -186,7 +186,8 @@ def test_two_names_are_needed_where_the_case_asks_for_them(case: Case) -> None:
     assert (agreed.second.analyst, agreed.second.confirms) == ("Grace", confirmation.seal(first))
     assert confirmation.validity(case) is None
     assert confirmation.check(confirmation.stored(case), failure(), case.manifest.model) == agreed
-    assert [(line.action, line.actor) for line in case.audit_lines()[-2:]] == [("accepted", "Ada"), ("agreed", "Grace")]
+    acts = [(line.action, line.actor) for line in case.audit_lines() if line.action != "writing"]
+    assert acts[-2:] == [("accepted", "Ada"), ("agreed", "Grace")]
 
 
 @pytest.mark.parametrize(

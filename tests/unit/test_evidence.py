@@ -259,6 +259,27 @@ def test_events_that_were_changed_after_an_act_took_their_hash_are_named(tmp_pat
     events.unlink()
     with pytest.raises(EvidenceError, match=r"events\.jsonl of the case changed"):
         evidence.verify(case)
+    case.audit("act", actor="Eve", events=3)  # a log that came with a copied case may say anything
+    with pytest.raises(EvidenceError, match=r"events\.jsonl of the case changed"):
+        evidence.verify(case)
+
+
+def test_files_that_a_system_leaves_beside_others_are_no_evidence(tmp_path: Path) -> None:
+    """A disk without a place for a file's second half gets it as a file of its own."""
+    case = whole_case(tmp_path)
+    for name in ("prompts/._safe.jsonl", "results/._open.json", "._scan-logs-x.json"):
+        (case.path / name).write_bytes(b"\0\x05\x16\x07")
+    evidence.verify(case)
+    evidence.unchanged(case, *evidence.results(case))
+
+
+def test_an_export_that_was_moved_away_is_no_change_and_another_one_in_its_place_is(tmp_path: Path) -> None:
+    case = whole_case(tmp_path)
+    evidence.record(case, "export/adapter/adapter_config.json", {"r": 4}, "exported", actor="engine")
+    (case.path / "export/adapter/adapter_config.json").rename(tmp_path / "taken.json")
+    assert evidence.changed_files(case) == []
+    case.write("export/adapter/adapter_config.json", {"r": 8})
+    assert evidence.changed_files(case) == ["export/adapter/adapter_config.json"]
 
 
 def test_a_case_file_that_was_another_one_when_it_was_read_is_noticed(tmp_path: Path) -> None:

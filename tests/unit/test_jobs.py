@@ -201,6 +201,20 @@ def test_what_an_earlier_worker_left_is_asked_anew_though_the_new_one_has_not_cl
     assert jobs.ask(case, "verify", start=False) == again, "the new one waits for the new worker"
 
 
+def test_what_wrote_a_file_that_is_gone_is_asked_anew(case: Case) -> None:
+    """An export that was moved away, the arrays behind a picture."""
+    for stage, name in (("export", str(case.path / "export/adapter/a.json")), ("locate", "attribution.npz")):
+        path = case.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+        case.audit(stage, actor="engine", files=[str(path.relative_to(case.path))])
+        request = jobs.ask(case, stage, start=False)
+        EventLog(case.path).append(request, StageFinished(stage=stage, headline="", files=(name,)))
+        assert jobs.ask(case, stage, start=False) == request
+        path.unlink()
+        assert jobs.ask(case, stage, start=False) != request
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """A function that sets the clock of the engine by so many seconds."""

@@ -1,0 +1,92 @@
+"""Stages of repair and export on a machine that fails under them: what was kept stays, and no merged model stays in their place."""
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from core import export, machine, models, repair_stages, report
+from core.casefile import Case
+from core.checkpoints import there
+from core.errors import CaseFileError
+from core.events import CheckpointScored, Event, RepairFinished
+from core.session import Run, Session
+from tests.unit.repairing import case_of, weights_of
+from tests.unit.repairing import run as repairing
+from tests.unit.test_export import random_adapter
+from tests.unit.test_session import case_on
+
+FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+def run_of(case: Case, emit: Callable[[Event], None] = lambda event: None, **args: object) -> Run:
+    """Return a stage of `case` at work in a new session."""
+    return Run(case, Session("cpu"), args, emit, lambda *said: None, lambda: None)
+
+
+@pytest.mark.parametrize("error", [CaseFileError, KeyboardInterrupt, MemoryError])
+def test_an_event_that_cannot_be_told_leaves_the_best_and_what_a_repair_goes_on_from(
+    loaded, tmp_path: Path, error: type[BaseException]
+) -> None:
+    """Closing the iterator, as happens to one that nobody holds any more, would discard them."""
+
+    def emit(event: Event) -> None:
+        if isinstance(event, CheckpointScored) and event.best:
+            raise error
+
+    with pytest.raises(error):
+        repair_stages.streamed(repairing(loaded, tmp_path / "repair"), emit)
+    gc.collect()
+    assert (tmp_path / "repair/best/adapter_model.safetensors").is_file()
+    assert there(tmp_path / "repair")
+    assert not list(tmp_path.glob("repair/teacher-*"))
+    events = list(repairing(loaded, tmp_path / "repair", resume=True))
+    assert isinstance(events[-1], RepairFinished)
+
+
+def test_the_last_event_is_how_a_repair_ended(loaded, tmp_path: Path) -> None:
+    told: list[Event] = []
+    ending = repair_stages.streamed(repairing(loaded, tmp_path / "repair", epochs=1), told.append)
+    assert ending is told[-1]
+    assert isinstance(ending, RepairFinished)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_disk_that_is_full_at_an_export_is_a_sentence_and_leaves_nothing(
+    loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: bool
+) -> None:
+    adapter = random_adapter(loaded, tmp_path / "best")
+
+    def full(*given: object, **named: object) -> None:
+        raise SafetensorError(FULL)
+
+    monkeypatch.setattr(export, "save_file", full)
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(SafetensorError) as caught:
+        export.export(loaded, case_of(loaded), adapter, tmp_path / "out", merged, {})
+    told = machine.told(caught.value)
+    assert "No space left on device. Free space" in str(told)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("out")) == []
+
+
+def test_after_a_merge_that_failed_the_reported_model_is_loaded_anew(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_on(copied, tmp_path / "case")
+    run = run_of(case, merged=True)
+    before = weights_of(run.loaded)
+    adapter = random_adapter(models.load(copied), tmp_path / "best")
+    monkeypatch.setattr(repair_stages, "repaired_adapter", lambda case: (None, adapter))
+    monkeypatch.setattr(report, "report_json", lambda case: {})
+
+    def full(*given: object, **named: object) -> None:
+        raise SafetensorError(FULL)
+
+    monkeypatch.setattr(export, "model_card", full)
+    with pytest.raises(SafetensorError):
+        repair_stages.export_model(run)
+    after = weights_of(run.loaded)
+    assert list(after) == list(before)
+    assert all(bool((after[name] == before[name]).all()) for name in before)
