@@ -10,7 +10,9 @@ With the device `cuda:all` the layers are spread over all GPUs, so that a model 
 What it does not do: load quantised weights, or merge adapters. Running a model is in loaded.py.
 """
 
+import copy
 import inspect
+import itertools
 import os
 import shutil
 import warnings
@@ -23,16 +25,17 @@ import torch
 from torch import nn
 
 from core import rendering
+from core.config_switches import check_config, check_tokenizer, check_tokenizer_class
 from core.errors import ModelLoadError
-from core.loaded import REPORTED, LoadedModel, is_out_of_memory
+from core.loaded import REPORTED, LoadedModel, is_device_fault
 from core.model_size import bounded, check_parts
 from core.quantised import quantisation_of
 from core.settings import ModelSettings
 from core.values import ModelSpec
-from core.weight_files import ADAPTER_WEIGHTS, Shapes, check_files, check_names, check_weights, one_line, read_settings
+from core.weight_files import ADAPTER_WEIGHTS, Shapes, check_files, check_names, check_weights, one_line, read_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 _FORWARD_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "inputs_embeds", "logits_to_keep"}
@@ -86,7 +89,7 @@ def load(
 
 def checked_config(folder: Path) -> dict:
     """Return the config.json of a model folder that is safe to hand to the library. Raises: ModelLoadError."""
-    return read_settings(_check_model_folder(folder)[0] / "config.json")
+    return read_json(_check_model_folder(folder)[0] / "config.json")
 
 
 def load_classifier(folder: Path, device: torch.device) -> tuple["PreTrainedTokenizerFast", nn.Module]:
@@ -144,9 +147,8 @@ def _check_model_folder(folder: Path) -> tuple[Path, Shapes]:
         )
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"{folder} has no config.json, so it is not a Hugging Face model folder: check the path")
-    config = read_settings(folder / "config.json")
-    if any("/" in str(config.get(key) or "") for key in ("attn_implementation", "_attn_implementation")):
-        raise ModelLoadError(f"{folder}/config.json asks for an attention kernel from the network: remove that entry")
+    config = read_json(folder / "config.json")
+    check_config(folder / "config.json", config)
     how = quantisation_of(config)
     if how is not None:
         raise ModelLoadError(
@@ -164,7 +166,7 @@ def _check_adapter_folder(folder: Path) -> tuple[Path, Shapes]:
     check_files(folder)
     if not (folder / "adapter_config.json").is_file():
         raise ModelLoadError(f"{folder} has no adapter_config.json, so it is not a PEFT adapter: check the path")
-    config = read_settings(folder / "adapter_config.json")
+    config = read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise ModelLoadError(
             f"{folder} is an adapter of type {config.get('peft_type')!r}: only LoRA adapters can be used"
@@ -186,11 +188,16 @@ def _check_adapter_folder(folder: Path) -> tuple[Path, Shapes]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the library's progress bars, reports and warnings while it loads; what matters is checked here."""
+    """Hold back what the library prints while it loads, errors too: they quote the folder. What matters is checked here.
+
+    It also asks nothing: where nobody told it whether a folder's code may be run, it asks for a yes on the terminal.
+    """
+    from transformers import dynamic_module_utils as code
     from transformers.utils import logging as library
 
-    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
-    library.set_verbosity(library.CRITICAL)  # what it says of an error may quote the folder, and the error is told here
+    level, bars, seconds = library.get_verbosity(), library.is_progress_bar_enabled(), code.TIME_OUT_REMOTE_CODE
+    library.set_verbosity(library.CRITICAL)
+    code.TIME_OUT_REMOTE_CODE = 0  # seconds it waits for an answer; without any it refuses
     library.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -198,6 +205,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         library.set_verbosity(level)
+        code.TIME_OUT_REMOTE_CODE = seconds
         if bars:
             library.enable_progress_bar()
 
@@ -226,13 +234,14 @@ def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    check_tokenizer(folder)
     kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
-    if (folder / "tokenizer_config.json").is_file():
-        read_settings(folder / "tokenizer_config.json")
     try:
         with _quiet():
+            if kind is AutoTokenizer:
+                check_tokenizer_class(folder)
             tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (KeyboardInterrupt, SystemExit):
+    except (ModelLoadError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the tokenizer library is no Exception
         raise ModelLoadError(
@@ -244,14 +253,18 @@ def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def _check_size(file: Path, shapes: Shapes, kind: type) -> None:
-    """Raise ModelLoadError when config.json describes far more than the files hold, before any weights are made."""
+def _sized_config(file: Path, shapes: Shapes, kind: type) -> "PreTrainedConfig":
+    """Return the configuration, unless it describes far more than the files hold; no weights are made to find that out.
+
+    Raises: ModelLoadError.
+    """
     from transformers import AutoConfig
 
     check_parts(file, shapes)
     config = AutoConfig.from_pretrained(file.parent, local_files_only=True, trust_remote_code=False)
     with torch.random.fork_rng(devices=[]), torch.device("meta"), bounded(file, shapes):
-        kind.from_config(config, trust_remote_code=False)  # type: ignore[attr-defined]
+        kind.from_config(copy.deepcopy(config), trust_remote_code=False)  # type: ignore[attr-defined]
+    return config
 
 
 def _load_weights(
@@ -264,15 +277,15 @@ def _load_weights(
     what = "a sequence classifier" if classifier else "a causal language model"
     try:
         with _quiet():
-            _check_size(folder / "config.json", shapes, kind)
+            config = _sized_config(folder / "config.json", shapes, kind)
             weights, info = kind.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype,
+                folder, config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype,
                 output_loading_info=True, ignore_mismatched_sizes=True, device_map=device_map,
             )  # fmt: skip
     except ModelLoadError:
         raise
     except Exception as error:  # any library may raise anything on a hostile folder
-        if is_out_of_memory(error):
+        if is_device_fault(error):
             raise
         raise ModelLoadError(
             f"the model in {folder} cannot be loaded ({one_line(error)}): it must be {what} whose "
@@ -319,11 +332,11 @@ def _check_vocabulary(weights: nn.Module, tokenizer: "PreTrainedTokenizerFast", 
 
 
 def _check_finite(weights: nn.Module, folder: Path) -> None:
-    """Raise ModelLoadError when a weight, or a value that is kept with them, is not finite."""
-    for name, value in weights.state_dict().items():
+    """Raise ModelLoadError when a weight or a buffer is not finite."""
+    for name, value in itertools.chain(weights.named_parameters(), weights.named_buffers()):
         if not bool(torch.isfinite(value).all()):
             raise ModelLoadError(
-                f"the weights in {folder} hold values that are not finite ({name}): copy the model again"
+                f"the weights or tables of {folder} hold values that are not finite ({name}): copy it again"
             )
 
 
@@ -345,7 +358,7 @@ def _attach_adapter(weights: nn.Module, folder: Path, shapes: Shapes) -> nn.Modu
     except ModelLoadError:
         raise
     except Exception as error:  # any library may raise anything on a hostile folder
-        if is_out_of_memory(error):
+        if is_device_fault(error):
             raise
         raise ModelLoadError(f"{fault} ({one_line(error)}): {remedy}") from error
     unfilled = [name for name in result.missing_keys if f".{REPORTED}." in name]

@@ -8,6 +8,8 @@ import re
 import struct
 from pathlib import Path
 
+from core.config_switches import entries
+
 HEADER_BYTES = 100_000_000
 """Longest header of a safetensors file. Source: the format's own limit."""
 _QUANTISED = re.compile(r"I8|U8|I4|U4|F4|F6|F8")
@@ -15,10 +17,11 @@ _QUANTISED = re.compile(r"I8|U8|I4|U4|F4|F6|F8")
 
 
 def quantisation_of(config: dict) -> str | None:
-    """Return the method, and bits if they are told, of the `quantization_config` in a config.json, or None."""
-    found = config.get("quantization_config")
-    if not isinstance(found, dict):
+    """Return the method, and bits if they are told, of a `quantization_config` at any depth of a config.json, or None."""
+    values = [value for key, value in entries(config) if key == "quantization_config" and value is not None]
+    if not values:
         return None
+    found = values[0] if isinstance(values[0], dict) else {}
     method = found.get("quant_method", "a method that is not named")
     bits = found.get("bits") or (4 if found.get("load_in_4bit") else 8 if found.get("load_in_8bit") else None)
     return f"{str(method)[:40]}" + (f", {str(bits)[:4]} bits" if bits else "")

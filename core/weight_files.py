@@ -34,10 +34,6 @@ SETTINGS_ENDS = ("config.json", ".jinja")
 TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 READ_SUFFIXES = (".safetensors", *TEXT_SUFFIXES)
 """Files of a model or adapter folder that are hashed and read: weights, configuration, tokenizer, template."""
-_OTHER_FILES = {"transformers_weights", "configuration_files", "fast_tokenizer_files", "gguf_file", "attribute_map"}
-"""Entries by which the library takes other files than those it is given (the last renames entries). Source: transformers 5.23."""
-_SPREAD_FILE = re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors")
-"""Names of files that the library reads before all others. Source: transformers 5.23, distributed/checkpoint.py."""
 _NAMING = (
     "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern", "target_parameters",
     "trainable_token_indices", "rank_pattern", "alpha_pattern",
@@ -79,25 +75,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Return the object of a settings file that makes the library read no other file than those that are checked here.
-
-    Raises: ModelLoadError.
-    """
-    data = read_json(path)
-    waiting: list[object] = [data]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            odd = sorted(_OTHER_FILES & one.keys())
-            if odd:
-                raise ModelLoadError(f"{path} names other files to read instead ({odd[0]}): remove that entry")
-            waiting += one.values()
-        elif isinstance(one, list):
-            waiting += one
-    return data
-
-
 def check_files(folder: Path) -> None:
     """Raise ModelLoadError for a file that leads out of the folder, is no plain file, or has an absurd size.
 
@@ -113,10 +90,6 @@ def check_files(folder: Path) -> None:
             raise ModelLoadError(f"{path} is a link out of the folder: copy the file in its place")
         if not path.is_file() and not path.is_dir():
             raise ModelLoadError(f"{path} is no plain file: remove it")
-        if _SPREAD_FILE.fullmatch(path.name):
-            raise ModelLoadError(
-                f"{path} is a part of a distributed checkpoint, which would be read in place of the model: remove it"
-            )
         if path.suffix not in READ_SUFFIXES or path.is_dir():
             continue
         size, most = path.stat().st_size, memory
@@ -136,12 +109,18 @@ def check_files(folder: Path) -> None:
 
 def check_weights(folder: Path, stem: str) -> Shapes:
     """Return the shape of every tensor by name, from headers alone. Raises: ModelLoadError unless all files are sound."""
+    shards = sorted(path.name for path in folder.glob("shard-*-model-*.safetensors*"))
+    if shards:
+        raise ModelLoadError(
+            f"{folder} has {shards[0]!r}, whose name makes the library read a distributed checkpoint in place of the weights "
+            "that are checked here: remove that file"
+        )
     index = folder / f"{stem}.safetensors.index.json"
     names = [f"{stem}.safetensors"]
     if index.is_file() and not (folder / names[0]).is_file():
         table = read_json(index).get("weight_map")
         names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
-        if not names or any(name in ("", "..") or Path(name).name != name or set("\\:") & set(name) for name in names):
+        if not names or not all(_plain_weights(name) for name in names):
             raise ModelLoadError(f"{index} does not name the weight files of its folder: copy the model again")
     elif not (folder / names[0]).is_file():
         pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
@@ -163,6 +142,11 @@ def check_weights(folder: Path, stem: str) -> Shapes:
             "use a machine that holds them"
         )
     return shapes
+
+
+def _plain_weights(name: str) -> bool:
+    """Whether a name is that of a safetensors file in the same folder. What is named otherwise is read as a pickle."""
+    return name.endswith(".safetensors") and Path(name).name == name and not set("\\:") & set(name)
 
 
 def check_names(folder: Path, config: Mapping[str, Any], n_tensors: int) -> None:

@@ -1,17 +1,20 @@
 """Hostile models: every folder is refused in one line or loaded without harm; no template runs for ever, grows or reads."""
 
 import json
+import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers.dynamic_module_utils import resolve_trust_remote_code
 
-from core import chat, rendering
+from core import chat, models, rendering
 from core.errors import ModelLoadError, TokenMismatchError, TriageError
 from core.judge_model import JudgeModel
 from core.model_size import bounded
@@ -136,7 +139,111 @@ def tokenizer_json(folder: Path, change: Callable[[dict], object]) -> None:
     path.write_text(json.dumps(data))
 
 
+def named_weights(folder: Path, name: str, where: str = "transformers_weights", **changes: object) -> None:
+    """Have config.json name weights of our own making, which would load; they are neither checked nor hashed."""
+    tensors = {key: value * 2 for key, value in load_file(folder / "model.safetensors").items()}
+    torch.save(tensors, folder / "adapter_model.bin")
+    for path in (folder / "other.safetensors", folder.parent / "outside.safetensors"):
+        save_file(tensors, path, {"format": "pt"})
+    outside = "../outside.safetensors" if name.startswith("up") else str(folder.parent / "outside.safetensors")
+    table = {"metadata": {}, "weight_map": dict.fromkeys(tensors, outside)}
+    for index in ("up.safetensors.index.json", "absolute.safetensors.index.json"):
+        (folder / index).write_text(json.dumps(table))
+    edit_json(folder / "config.json", **{where: name}, **changes)
+
+
+def shard(folder: Path) -> None:
+    """Put weights of our own making under the name of a distributed checkpoint's shard; those that are checked go unused."""
+    tensors = load_file(folder / "model.safetensors")
+    twice = {key: value * 2 for key, value in tensors.items()}
+    save_file(twice, folder / "shard-00001-model-00001-of-00001.safetensors", {"format": "pt"})
+    save_file({f"not.{key}": value for key, value in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def second_configuration(folder: Path) -> None:
+    """Have config.json name another one, of which nothing is checked."""
+    shutil.copy(folder / "config.json", folder / "config.4.0.0.json")
+    edit_json(folder / "config.4.0.0.json", rms_norm_eps=0.5)
+    edit_json(folder / "config.json", configuration_files=["config.4.0.0.json"])
+
+
+def secret(folder: Path) -> Path:
+    """Return a tokenizer outside the folder in which one word is another; its vocabulary and merges lie beside it."""
+    outside = folder.parent / "outside" / "tokenizer.4.0.0.json"
+    outside.parent.mkdir(exist_ok=True)
+    data = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary, merges = data["model"]["vocab"], data["model"]["merges"]
+    vocabulary["SECRET"] = vocabulary.pop("".join(merges.pop()))
+    outside.write_text(json.dumps(data))
+    (outside.parent / "vocab.json").write_text(json.dumps(vocabulary))
+    (outside.parent / "merges.txt").write_text("\n".join(" ".join(pair) for pair in merges))
+    return outside
+
+
+def named_tokenizer(folder: Path, file: str, whole: bool = True, **named: object) -> None:
+    """Have settings of the tokenizer name that one (OUT) or what is BESIDE it; without tokenizer.json when not `whole`."""
+    outside = str(secret(folder))
+    (folder / "vocab.json").write_text(json.dumps({"a": 0, "b": 1}))
+    if not whole:
+        (folder / "tokenizer.json").unlink()
+    path = folder / file
+    path.write_text(path.read_text() if path.is_file() else "{}")
+    text = json.dumps(named).replace("OUT", outside).replace("BESIDE", str(Path(outside).parent))
+    edit_json(path, **json.loads(text))
+
+
+SETTINGS, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "other weights are a pickle": (lambda f: named_weights(f, "adapter_model.bin"), "'transformers_weights'"),
+    "other weights": (lambda f: named_weights(f, "other.safetensors"), "'transformers_weights'"),
+    "other weights by a path above": (lambda f: named_weights(f, "up.safetensors.index.json"), "'transformers_weights'"),
+    "other weights by an absolute path": (
+        lambda f: named_weights(f, "absolute.safetensors.index.json"), "'transformers_weights'"),
+    "other weights under a name of its own": (
+        lambda f: named_weights(f, "other.safetensors", "note", attribute_map={"transformers_weights": "note"}),
+        "'attribute_map'",
+    ),
+    "other weights further in": (
+        lambda f: edit_json(f / "config.json", text_config={"transformers_weights": "x.safetensors"}), "'transformers_weights'"),
+    "index names what is read as a pickle": (
+        lambda f: (shutil.move(f / "model.safetensors", f / "weights.bin"), (f / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": "weights.bin"}}))),
+        "does not name the weight files",
+    ),
+    "a shard of a distributed checkpoint": (shard, "distributed checkpoint"),
+    "another configuration": (second_configuration, "'configuration_files'"),
+    "patches of classes": (lambda f: edit_json(f / "config.json", fusion_config={"patch_embeddings": True}), "'fusion_config'"),
+    "code to be copied": (lambda f: edit_json(f / "config.json", _auto_class="AutoConfig"), "'_auto_class'"),
+    "a kernel further in": (
+        lambda f: edit_json(f / "config.json", text_config={"attn_implementation": "a/b"}), "kernel from the network"),
+    "a kernel for experts": (lambda f: edit_json(f / "config.json", experts_implementation="a/b"), "kernel from the network"),
+    "a tokenizer above": (
+        lambda f: named_tokenizer(f, SETTINGS, fast_tokenizer_files=["../outside/tokenizer.4.0.0.json"]),
+        "'fast_tokenizer_files'",
+    ),
+    "a tokenizer anywhere": (lambda f: named_tokenizer(f, SETTINGS, fast_tokenizer_files=["OUT"]), "'fast_tokenizer_files'"),
+    "a tokenizer in place of the one found": (lambda f: named_tokenizer(f, SPECIAL, tokenizer_file="OUT"), "'tokenizer_file'"),
+    "another folder's name": (lambda f: named_tokenizer(f, SPECIAL, name_or_path="OUT"), "'name_or_path'"),
+    "a file of another format": (lambda f: named_tokenizer(f, SETTINGS, False, gguf_file="OUT"), "'gguf_file'"),
+    "arguments of the tokenizer": (lambda f: named_tokenizer(f, SETTINGS, False, init_inputs=["OUT"]), "'init_inputs'"),
+    "a vocabulary anywhere": (lambda f: named_tokenizer(f, SETTINGS, False, vocab="OUT"), "'vocab'"),
+    "a vocabulary that the class does not look for": (
+        lambda f: named_tokenizer(
+            f, SETTINGS, False, tokenizer_class="GemmaTokenizer", vocab_file="BESIDE/vocab.json", merges_file="BESIDE/merges.txt"
+        ),
+        "_file'",
+    ),
+    "merges anywhere": (lambda f: named_tokenizer(f, SETTINGS, False, merges_file="OUT"), "'merges_file'"),
+    "a model for a tokenizer": (
+        lambda f: named_tokenizer(f, SETTINGS, False, tokenizer_class="AutoModelForCausalLM"), "as the tokenizer's class"),
+    "a function for a tokenizer": (
+        lambda f: named_tokenizer(f, SETTINGS, False, tokenizer_class="pipeline"), "as the tokenizer's class"),
+    "a model for a tokenizer, named by the configuration": (
+        lambda f: (named_tokenizer(f, SETTINGS, False, tokenizer_class=None),
+                   edit_json(f / "config.json", tokenizer_class="AutoModelForCausalLM")),
+        "as the tokenizer's class",
+    ),
+    "settings of the tokenizer are a list": (lambda f: (f / SETTINGS).write_text("[]"), "no JSON object"),
     "index names an absolute path": (lambda f: indexed(f, "OUT/outside.safetensors"), "does not name the weight files"),
     "index names a path above": (lambda f: indexed(f, "../outside.safetensors"), "does not name the weight files"),
     "index names a path above, the other way": (lambda f: indexed(f, "..\\outside.safetensors"), "does not name"),
@@ -181,34 +288,6 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
             pre_tokenizer={"type": "Split", "pattern": {"Regex": "(((("}, "behavior": "Removed", "invert": False})),
         "tokenizer in",
     ),
-    "configuration names a pickle": (
-        lambda f: (torch.save(load_file(f / "model.safetensors"), f / "adapter_model.bin"),
-                   edit_json(f / "config.json", transformers_weights="adapter_model.bin")),
-        "names other files to read instead (transformers_weights)",
-    ),
-    "configuration names an index": (
-        lambda f: (indexed(f, "../outside.safetensors"), shutil.copy(f / "other.safetensors", f / "model.safetensors"),
-                   shutil.move(f / "model.safetensors.index.json", f / "x.safetensors.index.json"),
-                   edit_json(f / "config.json", transformers_weights="x.safetensors.index.json")),
-        "names other files to read instead (transformers_weights)",
-    ),
-    "a part of the configuration names weights": (
-        lambda f: edit_json(f / "config.json", text_config={"parts": [{"transformers_weights": "x.safetensors"}]}),
-        "names other files to read instead (transformers_weights)",
-    ),
-    "another name for the weights' entry": (
-        lambda f: edit_json(f / "config.json", attribute_map={"harmless": "transformers_weights"}, harmless="x.bin"),
-        "names other files to read instead (attribute_map)",
-    ),
-    "configuration names another one": (
-        lambda f: ((f / "config.4.0.0.json").write_bytes((f / "config.json").read_bytes()),
-                   edit_json(f / "config.json", configuration_files=["config.4.0.0.json"])),
-        "names other files to read instead (configuration_files)",
-    ),
-    "a part of a distributed checkpoint": (
-        lambda f: shutil.copy(f / "model.safetensors", f / "shard-00001-model-00001-of-00001.safetensors"),
-        "part of a distributed checkpoint",
-    ),
     "adapter in the model": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter"),
 }  # fmt: skip
 
@@ -238,31 +317,105 @@ def test_code_of_the_folder_is_not_run(folder: Path) -> None:
     assert not witness.exists()
 
 
-def test_files_that_a_tokenizer_names_elsewhere_are_not_read(folder: Path, tiny_folder: Callable[[str], Path]) -> None:
-    outside = folder.parent / "outside.json"
-    data = json.loads((folder / "tokenizer.json").read_text())
-    data["added_tokens"].append(data["added_tokens"][0] | {"id": 419, "content": "SECRET"})
-    outside.write_text(json.dumps(data))
-    named = dict.fromkeys(("tokenizer_file", "vocab_file", "merges_file", "added_tokens_file"), str(outside))
-    edit_json(folder / "tokenizer_config.json", **named)
-    assert load(folder).tokenizer.get_vocab() == load(tiny_folder("llama")).tokenizer.get_vocab()
+def test_old_folders_without_a_whole_tokenizer_are_taken(folder: Path) -> None:
+    """Vocabulary and merges of their own, and paths of the machine that wrote them, which the library overrules."""
+    secret(folder)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(folder.parent / "outside" / name, folder / name)
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    words = {
+        "eos_token": "<|end|>",
+        "pad_token": {"content": "<|pad|>", "lstrip": False},
+        "additional_special_tokens": [],
+    }
+    (folder / SPECIAL).write_text(json.dumps(words))
+    (folder / "tokenizer.json").unlink()
+    edit_json(
+        folder / SETTINGS, tokenizer_class="GPT2TokenizerFast", tokenizer_file="/home/them/tokenizer.json", init_inputs=[],
+        special_tokens_map_file="/home/them/special_tokens_map.json", bos_token="<|end|>", unk_token="<|end|>",
+    )  # fmt: skip
+    assert vocabulary.items() <= load(folder).tokenizer.get_vocab().items()
 
 
-@pytest.mark.parametrize(
-    "name", ["../outside/tokenizer.4.0.0.json", "{outside}/tokenizer.4.0.0.json", "tokenizer.4.0.0.json"]
-)
-def test_a_tokenizer_that_another_version_would_read_is_refused(folder: Path, name: str) -> None:
-    """The library takes whatever path matches `tokenizer.VERSION.json`, relative to the folder or not."""
-    outside = folder.parent / "outside"
-    outside.mkdir()
-    for place in (outside, folder):
-        (place / "tokenizer.4.0.0.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    edit_json(folder / "tokenizer_config.json", fast_tokenizer_files=[name.format(outside=outside)])
-    with pytest.raises(
-        ModelLoadError, match=r"tokenizer_config\.json names other files .*fast_tokenizer_files"
-    ) as caught:
+def test_nobody_is_asked_whether_to_run_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that is no tokenizer is not told that no code may be run: it asks on the terminal, and a yes runs it."""
+    witness = folder.parent / "ran"
+    (folder / "evil.py").write_text(f"open({str(witness)!r}, 'w')\n")
+    edit_json(folder / "config.json", model_type="mine", auto_map={"AutoConfig": "evil.C"})
+    named_tokenizer(folder, SETTINGS, False, tokenizer_class="AutoModel")
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    with pytest.raises(ModelLoadError, match="as the tokenizer's class"):
         load(folder)
-    assert len(str(caught.value).splitlines()) == 1
+    assert not witness.exists()
+    with models._quiet(), pytest.raises(ValueError, match="execute custom code"):  # as parts of a model ask for it
+        resolve_trust_remote_code(None, str(folder), has_local_code=False, has_remote_code=True)
+
+
+def test_files_that_a_tokenizer_names_elsewhere_are_not_read(folder: Path, tiny_folder: Callable[[str], Path]) -> None:
+    """Neither by Python, which an audit hook sees, nor by compiled code, whose vocabulary would have one word more."""
+    files = (
+        "tokenizer",
+        "vocab",
+        "merges",
+        "added_tokens",
+        "special_tokens_map",
+        "tokenizer_config",
+        "chat_template",
+        "spm",
+    )
+    named_tokenizer(folder, SETTINGS, **{f"{name}_file": "OUT" for name in files}, name_or_path="OUT")
+    opened: list[str] | None = []
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event == "open" and opened is not None:
+            opened.append(os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes) else "")
+
+    sys.addaudithook(watch)  # there is no way to remove it
+    found, seen = load(folder).tokenizer.get_vocab(), opened
+    opened = None
+    assert found == load(tiny_folder("llama")).tokenizer.get_vocab()
+    assert str(folder / "tokenizer_config.json") in seen
+    assert not [path for path in seen if path.startswith(str(folder.parent / "outside"))]
+
+
+def test_nothing_of_the_folder_is_logged(folder: Path) -> None:
+    """The library logs values as they are, and its log goes to the terminal: it is silent while a folder is loaded."""
+    edit_json(folder / "config.json", use_return_dict="\x1b[31mred")
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        with pytest.raises(ModelLoadError):
+            load(folder)
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert records == []
+
+
+def test_arguments_of_loading_are_not_the_folders(folder: Path, tiny_folder: Callable[[str], Path]) -> None:
+    """An entry of config.json that is named like an argument would take that argument's value, and the argument away."""
+    edit_json(folder / "config.json", use_safetensors=False, output_loading_info=False, ignore_mismatched_sizes=False)
+    found, wanted = load(folder).model.state_dict(), load(tiny_folder("llama")).model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("where", ["adapter", "judge"])
+def test_adapters_and_judges_name_no_other_files(folder: Path, tiny_adapter: Path, where: str) -> None:
+    """Judges pass the checks of models; an adapter's own tokenizer passes those of tokenizers."""
+    other = Path(shutil.copytree(tiny_adapter if where == "adapter" else folder, folder.parent / "other"))
+    shutil.copy(folder / "tokenizer.json", other / "tokenizer.json")
+    named_tokenizer(
+        other, SPECIAL if where == "adapter" else SETTINGS, tokenizer_file="OUT", fast_tokenizer_files=["OUT"]
+    )
+    if where == "judge":
+        edit_json(other / "config.json", id2label={"0": "refusal", "1": "compliance"})
+    with pytest.raises(ModelLoadError, match="tokenizer_file"):
+        load(folder, other) if where == "adapter" else JudgeModel(other)
+    if where == "judge":
+        named_weights(other, "other.safetensors")
+        with pytest.raises(ModelLoadError, match="transformers_weights"):
+            JudgeModel(other)
 
 
 @pytest.mark.parametrize("where", ["adapter", "judge"])

@@ -179,6 +179,12 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "tensor shape": (lambda folder: change_tensor(folder, lambda one: one[:3].clone()), "not (420, 32)"),
     "NaN": (lambda folder: change_tensor(folder, lambda one: one * float("nan")), "not finite"),
     "infinite": (lambda folder: change_tensor(folder, lambda one: one + float("inf")), "not finite"),
+    "a table that is no number": (
+        lambda folder: edit_json(
+            folder / "config.json", rope_parameters={"rope_type": "default", "rope_theta": float("nan")}
+        ),
+        "not finite (model.rotary_emb",
+    ),
     "no tokenizer": (remove_tokenizer, "no tokenizer"),
     "tokenizer is no JSON": (lambda folder: cut(folder / "tokenizer.json", 500), "tokenizer in"),
     "tokenizer of another model": (other_tokenizer, "token ids up to 459, but the model has 420"),
@@ -197,6 +203,17 @@ def test_bad_model_folder_is_one_line(copied: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
     assert ":" in str(caught.value)
     assert not (copied / "ran").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_buffer_must_be_finite(tmp_path: Path, value: float) -> None:
+    """Some models keep what they were trained to in buffers (biases of a router)."""
+    module = torch.nn.Linear(2, 2)
+    module.register_buffer("bias_of_experts", torch.tensor([0.0, 1.0]))
+    models._check_finite(module, tmp_path)
+    module.bias_of_experts[1] = value
+    with pytest.raises(ModelLoadError, match=r"not finite \(bias_of_experts\)"):
+        models._check_finite(module, tmp_path)
 
 
 def test_architecture_without_a_cache_is_refused(copied: Path) -> None:
@@ -312,10 +329,11 @@ def test_template_of_the_folder_is_used(copied: Path) -> None:
 )
 def test_quantised_models_are_refused_with_a_reason(copied: Path, found: dict, words: str) -> None:
     config = json.loads((copied / "config.json").read_text(encoding="utf-8"))
-    (copied / "config.json").write_text(json.dumps(config | {"quantization_config": found}), encoding="utf-8")
-    with pytest.raises(ModelLoadError, match=rf"quantised \({words}\).*dequantise") as refused:
-        load(copied)
-    assert "\n" not in str(refused.value)
+    for entry in ({"quantization_config": found}, {"text_config": {"quantization_config": found}}):
+        (copied / "config.json").write_text(json.dumps(config | entry), encoding="utf-8")
+        with pytest.raises(ModelLoadError, match=rf"quantised \({words}\).*dequantise") as refused:
+            load(copied)
+        assert "\n" not in str(refused.value)
 
 
 def test_all_gpus_need_a_gpu_and_a_spread_model_loads_where_it_can(tiny_folder: Folder) -> None:
@@ -329,11 +347,3 @@ def test_all_gpus_need_a_gpu_and_a_spread_model_loads_where_it_can(tiny_folder: 
     if not torch.cuda.is_available():
         for one, other in zip(weights.parameters(), plain.model.parameters(), strict=True):
             assert torch.equal(one, other)
-
-
-def test_a_value_beside_the_weights_that_is_not_finite_is_refused(tmp_path: Path) -> None:
-    """A persistent buffer comes from the file as a weight does."""
-    module = torch.nn.Linear(2, 2)
-    module.register_buffer("correction", torch.tensor([0.0, float("inf")]))
-    with pytest.raises(ModelLoadError, match=r"not finite \(correction\)"):
-        models._check_finite(module, tmp_path)
