@@ -3,8 +3,8 @@
     OUT/best/                   the best adapter so far, a PEFT folder
     OUT/checkpoint-000040/      adapter.safetensors, optimizer.safetensors, state.json; only the newest is kept
 
-A checkpoint folder is written under a temporary name and renamed, so one that can be seen is whole. No random state is
-stored: data order and injections are functions of seed, epoch and index (see `repair_data`).
+A checkpoint folder is written under a temporary name and renamed, and renamed again before it is removed, so one that can be
+seen is whole. No random state is stored: data order and injections are functions of seed, epoch and index (see `repair_data`).
 """
 
 import json
@@ -73,11 +73,11 @@ def save(
     except (OSError, SafetensorError):  # what was written of it only takes space
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     temporary.rename(folder)
     for other in _folders(out):
         if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
+            _remove(other)
 
 
 def load(out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, fingerprint: str) -> RunState | None:
@@ -123,13 +123,24 @@ def _optimizer_tensors(loaded: "LoadedModel", optimizer: torch.optim.Optimizer) 
 
 def clear(out: Path, *, best: bool) -> None:
     """Remove all checkpoints, and the best adapter when asked."""
-    for folder in _folders(out) + list(out.glob(f".{_PREFIX}*.tmp")):
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in _folders(out):
+        _remove(folder)
+    for rest in out.glob(f".{_PREFIX}*.tmp"):
+        shutil.rmtree(rest, ignore_errors=True)
     for file in out.glob("teacher-*.tmp"):  # left by a process that could not take its name away
         with suppress(OSError):
             file.unlink()
     if best:
         shutil.rmtree(out / BEST, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, out of sight first: a process that is killed meanwhile leaves none that is half there."""
+    hidden = folder.with_name(f".{folder.name}.old.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)
+    with suppress(OSError):  # not there, or a disk that was made read-only
+        folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def there(out: Path) -> bool:

@@ -1,6 +1,7 @@
 """Checkpoints of a repair: a run goes on bit for bit as if it had not ended, or is refused; nothing in them is a pickle."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core import models
+from core import checkpoints, models
 from core.errors import CaseFileError
 from core.events import StepDone
 from tests.unit.repairing import SMALL, assert_is_theta0, run, weights_of
@@ -39,7 +40,7 @@ CRASH = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from core import models
+from core import checkpoints, models
 from core.events import StepDone
 from tests.unit.repairing import SMALL, run
 for event in run(models.load(sys.argv[1], settings=SMALL), Path(sys.argv[2]), epochs=3):
@@ -95,3 +96,24 @@ def test_checkpoints_hold_no_pickle(loaded, tmp_path: Path) -> None:
     assert names == {".safetensors", ".json"}
     config = json.loads((tmp_path / "repair/best/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "llama"  # a name, no path of this machine
+
+
+def test_a_process_that_is_killed_while_it_removes_a_checkpoint_leaves_no_half_of_one(
+    loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(run(loaded, tmp_path / "repair", epochs=1))
+    remove = shutil.rmtree
+
+    def killed(folder: Path, **named: object) -> None:
+        for path in folder.glob("state.json"):
+            path.unlink()
+            raise KeyboardInterrupt
+        remove(folder, **named)
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.clear(tmp_path / "repair", best=False)
+    monkeypatch.undo()
+    assert not checkpoints.there(tmp_path / "repair")
+    checkpoints.clear(tmp_path / "repair", best=True)
+    assert not list((tmp_path / "repair").iterdir())
