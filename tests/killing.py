@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from safetensors.torch import load_file
 
 from core import audit, confirmation, jobs, worker_process
 from core.casefile import SCHEMA, Case, Manifest, model_spec
@@ -276,6 +277,7 @@ def _kill_worker(case: Case, trial: Trial) -> None:
             break
         time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
     trial.died_at_write = bool(trial.at_write) and not alive(worker)
+    acts = case.audit_lines()
     kill(worker)
     trial.n_seen, trial.ended_before = len(seen), end_of(case, request) is not None
     trial.problems += readable(case)
@@ -293,7 +295,7 @@ def _kill_worker(case: Case, trial: Trial) -> None:
             trial.problems.append("the killed request was never closed")
     finally:
         kill(worker)
-    trial.problems += readable(case) + _lost(seen, case.events())
+    trial.problems += readable(case) + _lost(seen, case.events()) + lost_acts(acts, case)
 
 
 def _check_status(case: Case, trial: Trial) -> None:
@@ -320,6 +322,11 @@ def _lost(seen: tuple[Line, ...], found: tuple[Line, ...]) -> list[str]:
     return problems
 
 
+def lost_acts(seen: list[audit.AuditLine], case: Case) -> list[str]:
+    """Return a problem when the acts that were seen are not the first ones still."""
+    return [] if case.audit_lines()[: len(seen)] == seen else ["an act that was seen is gone or changed"]
+
+
 def _kill_page(case: Case, trial: Trial) -> None:
     process = _context.Process(target=_page_acts, args=(str(case.path),), daemon=True)
     process.start()
@@ -328,14 +335,13 @@ def _kill_page(case: Case, trial: Trial) -> None:
     time.sleep(trial.after_seconds)
     seen = case.audit_lines()
     kill(process.pid)
-    found = case.audit_lines()
-    acts = trial.n_seen = len(found)
-    if found[: len(seen)] != seen:
-        trial.problems.append("an act that was seen is gone or changed")
-    trial.problems += readable(case)
+    trial.n_seen = len(seen)
+    trial.problems += readable(case) + lost_acts(seen, case)
+    left = case.audit_lines()
     confirm(case)  # the next page goes on where that one died
-    if case.audit_lines()[:acts] != found or len(case.audit_lines()) == acts:
-        trial.problems.append("an act was lost after the kill")
+    if len(case.audit_lines()) == len(left):
+        trial.problems.append("the act after the kill is not the one that follows")
+    trial.problems += readable(case) + lost_acts(left, case)
     trial.status_seconds = wait_for(lambda: jobs.status(case).state == "failed", "open requests, no worker", 15)
 
 
@@ -349,26 +355,46 @@ def _page_acts(path: str) -> None:
         jobs.status(case)
 
 
+CHECKPOINT = ("adapter.safetensors", "optimizer.safetensors", "state.json")
+"""Files of a checkpoint: one that can be seen has them all."""
+
+
 def readable(case: Case) -> list[str]:
-    """Return what of a case cannot be read; temporary files do not count, nobody reads them."""
+    """Return what of a case cannot be read or does not fit; temporary files do not count, nobody reads them.
+
+    An act that was written and not yet counted in `audit.head` is legal, and so is an unfinished line of a log.
+    """
     problems = []
     Case(case.path)
-    for path in sorted(case.path.rglob("*.json")):
-        if path.name.startswith(".") or any(part.endswith(".tmp") for part in path.parts):
-            continue
+    for path in _seen_files(case, "*.json"):
         try:
             json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             problems.append(f"{path.relative_to(case.path)}: {error}")
-    broken = audit.check(case.path).why
-    if broken:
-        problems.append(f"the log: {broken}")
+    for path in _seen_files(case, "*.safetensors"):
+        try:
+            load_file(path)
+        except Exception as error:
+            problems.append(f"{path.relative_to(case.path)}: {type(error).__name__}: {error}")
+    for folder in case.path.glob("*/checkpoint-*"):
+        missing = [name for name in CHECKPOINT if not (folder / name).is_file()]
+        problems += [f"{folder.name} has no {name}" for name in missing]
+    chain = audit.check(case.path, chained=case.schema != 1)
+    if chain.broken is not None:
+        problems.append(f"{audit.FILE}, line {chain.broken}: {chain.why}")
     for read in (case.events, case.audit_lines, lambda: case.splits(), lambda: jobs.requests(case)):
         try:
             read()
         except Exception as error:
             problems.append(f"{read}: {type(error).__name__}: {error}")
     return problems
+
+
+def _seen_files(case: Case, pattern: str) -> list[Path]:
+    """Return the files of a case that match, but for temporary ones."""
+    found = sorted(path.relative_to(case.path) for path in case.path.rglob(pattern))
+    seen = [path for path in found if not any(part.endswith(".tmp") for part in path.parts)]
+    return [case.path / path for path in seen if not path.name.startswith(".")]
 
 
 def as_row(trial: Trial) -> dict[str, Any]:

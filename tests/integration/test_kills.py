@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from core import audit
 from tests import killing
 from tests.killing import HONEST_SECONDS, Prepared
+from tests.unit.test_casefile import make_case
 
 QUICK, LONG = 20, 200
 """Kills in `make test`, and in the long tier, which has those too."""
@@ -25,6 +27,26 @@ def check(prepared: Prepared, numbers: range, folder: Path) -> None:
     assert [trial for trial in trials if trial.problems] == []
     assert max(trial.status_seconds for trial in trials) < HONEST_SECONDS
     assert sum(not trial.ended_before for trial in trials) >= len(trials) // 4  # or they were killed too late to tell
+
+
+def test_what_a_kill_must_not_do_would_be_noticed(tmp_path: Path) -> None:
+    """An act that is lost or changed, a checkpoint that is half there, weights that cannot be read."""
+    case = make_case(tmp_path)
+    case.audit("looked", actor="analyst")
+    acts, log = case.audit_lines(), (case.path / audit.FILE).read_bytes()
+    assert killing.readable(case) + killing.lost_acts(acts, case) == []
+    (case.path / audit.FILE).write_bytes(b"".join(log.splitlines(keepends=True)[:-1]))
+    assert "missing from the end" in killing.readable(case)[0]
+    assert killing.lost_acts(acts, case)
+    (case.path / audit.FILE).write_bytes(log)
+    folder = case.path / "repair" / "checkpoint-000003"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text("{}", encoding="utf-8")
+    (folder / "adapter.safetensors").write_bytes(b"half")
+    found = killing.readable(case)
+    assert [one for one in found if "optimizer.safetensors" in one]
+    assert [one for one in found if one.startswith("repair/checkpoint-000003/adapter.safetensors: SafetensorError")]
+    assert len(found) == 2
 
 
 @pytest.mark.slow
