@@ -18,8 +18,8 @@ from typing import NoReturn
 from core import case_commands, demo_command, evidence_commands, lease, plant_commands, triage_commands
 from core.casefile import PLACES, Case
 from core.errors import EvidenceError, TriageError
-from core.files import dump
-from core.headless import Terminal, typist
+from core.files import cannot_work, dump
+from core.headless import INTERRUPTED, Terminal, typist
 from core.offline import forbid_other_hosts
 from core.shipped import PROMPTS
 
@@ -153,14 +153,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(inert(dump(error.result)) + "\n")
         return 2
     except OSError as error:
-        terminal.say(f"{error.filename or 'File'}: {error.strerror}; check the path and its rights.")
+        terminal.say(str(cannot_work(error)))
         return 2
     except KeyboardInterrupt:
-        terminal.say("Interrupted; the case keeps what was finished.")
+        terminal.say(INTERRUPTED)
         return 130
-    except Exception:
-        log.exception("a fault of ours; please report it with the lines above")
-        return 1
+    except Exception as error:
+        from core import machine  # imports torch, which most commands do without
+
+        fault = machine.told(error)
+        if fault is None:
+            log.exception("a fault of ours; please report it with the lines above")
+            return 1
+        terminal.say(str(fault))
+        return 2
     sys.stdout.write(inert(dump(result)) + "\n")
     return 0
 

@@ -23,6 +23,8 @@ from core.events import (
 if TYPE_CHECKING:
     from core.team import Team
 
+INTERRUPTED = "Interrupted; the case keeps what was finished."
+
 
 def typist() -> str:
     """Return the name of the machine's user who types commands."""
@@ -122,10 +124,13 @@ class Headless:
             emit(StageStarted(stage=stage))
             try:
                 finished = run_stage(stage, case, self.session, args, emit=emit, progress=progress, asked=asked)
-            except BaseException as error:
+            except KeyboardInterrupt:
+                emit(StageFailed(stage=stage, message=INTERRUPTED))
+                raise
+            except Exception as error:
                 fault = machine.told(error)
                 said = fault or error
-                ours = not isinstance(said, TriageError | KeyboardInterrupt)
+                ours = not isinstance(said, TriageError)
                 emit(StageFailed(stage=stage, message=str(said) or type(said).__name__, ours=ours))
                 if fault is None:
                     raise

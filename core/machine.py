@@ -1,5 +1,6 @@
 """Faults of the machine in plain sentences: a disk that is full or read-only, memory that runs out, a GPU that is gone."""
 
+import os
 import re
 
 from safetensors import SafetensorError
@@ -20,8 +21,9 @@ OUT_OF_MEMORY = (
 
 def told(error: BaseException) -> TriageError | None:
     """Return the error to show for a fault of the machine, None for any other."""
-    if isinstance(error, OSError):
-        return cannot_work(error)
+    system = refused(error)
+    if system is not None:
+        return cannot_work(system)
     if isinstance(error, SafetensorError):
         return CaseFileError(
             f"Weights could not be read or written: {reason(error)}. Free space or choose another folder."
@@ -31,7 +33,15 @@ def told(error: BaseException) -> TriageError | None:
     return TriageError(DEVICE_LOST) if is_device_lost(error) else None
 
 
+def refused(error: BaseException) -> OSError | None:
+    """Return what the operating system refused; libraries in Rust (safetensors, tokenizers) wrap its number in words of their own."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
 def reason(error: Exception) -> str:
-    """Return what the operating system said, which safetensors wraps in words of its own."""
-    found = re.search(r"([^:(]+) \(os error", str(error))
-    return getattr(error, "strerror", None) or (found[1].strip() if found else str(error).splitlines()[0])
+    """Return what the operating system said, or else the first line of what the error says."""
+    system = refused(error)
+    return (system and system.strerror) or (str(error) or type(error).__name__).splitlines()[0]

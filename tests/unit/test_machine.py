@@ -16,6 +16,7 @@ FULL = "Error while serializing: I/O error: No space left on device (os error 28
 FAULTS = [
     (OSError(errno.ENOSPC, "No space left on device", "/case/x.json"), "x.json: No space left on device. Free space"),
     (SafetensorError(FULL), "No space left on device. Free space"),
+    (Exception("Disk quota exceeded (os error 122)"), "Disk quota exceeded. Free space"),  # in words of tokenizers
     (MemoryError(), "Out of memory"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n 2 GiB"), "Out of memory"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "Out of memory"),
