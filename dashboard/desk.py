@@ -203,8 +203,8 @@ class Desk:
         """Return the updates for every step that differs from what this browser was given."""
         try:
             view = self._view(session, values)
-        except TriageError as error:
-            return {self.strip: gr.update(value=sendable(stories.fault(str(error))))}
+        except Exception as error:  # the answer to a click must not be lost with it
+            return {self.strip: gr.update(value=sendable(stories.fault(explain(error))))}
         given = dict(shown)
         updates: Updates = {}
         for name, panel in self.panels.items():
@@ -329,10 +329,7 @@ class Desk:
         """Redraw on every tick of the timer."""
 
         def tick(session: Session, shown: dict[str, Any], *values: Any) -> Updates:
-            try:
-                return self.redraw(session, shown, values)
-            except Exception as error:
-                return {self.strip: gr.update(value=sendable(stories.fault(explain(error))))}
+            return self.redraw(session, shown, values)
 
         outputs = [component for component in self._outputs() if component is not self.session]
         self.timer.tick(tick, [self.session, self.shown, *self.choices.values()], outputs, **quiet())

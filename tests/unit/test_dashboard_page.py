@@ -1,6 +1,8 @@
 """The page as a whole: no heavy library, no public endpoint, only what has changed is sent, errors are sentences."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -148,6 +150,36 @@ def test_a_damaged_result_is_a_sentence_and_leaves_the_other_steps(roots: Roots,
     updates, _ = redraw(roots, Session(case=case.manifest.id), {})
     assert "damaged" in updates["message"]["value"]["headline"]
     assert "case-summary" in updates
+
+
+def test_a_case_that_turned_read_only_under_its_writer_is_read_on(
+    roots: Roots, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease.take(case, "Ada", "mine")
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(lease, "FileLock", refuse)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.0)
+    updates, _ = redraw(roots, Session(case=case.manifest.id, browser="mine"), {})
+    assert {"status", "case-summary"} <= set(updates)
+    assert "message" not in updates
+
+
+def test_a_redraw_that_the_machine_refuses_is_a_sentence(
+    roots: Roots, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a click has led to is sent all the same."""
+
+    def refuse(case: Case) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("dashboard.desk.jobs.enforce_stop", refuse)
+    page = build(roots)
+    values = [box.value for box in page.desk.choices.values()]
+    updates = page.desk.redraw(Session(case=case.manifest.id), {}, values)
+    assert "Read-only file system" in updates[page.desk.strip]["value"]["headline"]
 
 
 def test_a_case_that_was_removed_is_a_sentence(roots: Roots) -> None:

@@ -1,5 +1,7 @@
 """The page is served to this machine only, to its own pages only, and gives out the listed files only."""
 
+import errno
+import os
 import socket
 import urllib.error
 import urllib.request
@@ -131,6 +133,16 @@ def test_a_page_that_is_left_gives_back_its_own_lease_only(url: str, root: Path)
     assert lease.current(case) == held
     assert get(where, post=b"browser-a")[0] == 204
     assert lease.current(case) is None
+
+
+def test_a_page_that_leaves_a_case_that_cannot_be_written_is_no_fault_of_ours(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(lease, "FileLock", refuse)
+    assert get(url + "/leave/one", post=b"browser-a")[0] == 204
 
 
 def raw(url: str, head: str, body: bytes) -> bytes:

@@ -1,6 +1,8 @@
 """One analyst writes a case; the others see who, and are refused in the engine and in every handler."""
 
+import errno
 import json
+import os
 import threading
 import time
 from dataclasses import replace
@@ -12,7 +14,7 @@ import pytest
 from core import case_commands, lease
 from core.__main__ import main
 from core.casefile import Case
-from core.errors import BusyError
+from core.errors import BusyError, CaseFileError
 from tests.unit.test_casefile import make_case
 
 
@@ -132,3 +134,34 @@ def test_a_command_holds_the_lease_while_it_runs(case: Case, monkeypatch: pytest
     assert "lease" in threads
     assert lease.current(case) is None
     assert "lease" not in [one.name for one in threading.enumerate()]
+
+
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the lock of the lease be refused, as on a disk that was mounted read-only meanwhile."""
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(lease, "FileLock", refuse)
+
+
+def test_a_case_that_turns_read_only_is_a_sentence(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease.take(case, "Ada", "browser-a")
+    age(case, lease.STALE_SECONDS - 5)
+    read_only(monkeypatch)
+    for act in (lambda: lease.keep(case, "browser-a"), lambda: lease.release(case, "browser-a")):
+        with pytest.raises(CaseFileError, match=r"^Cannot write lease\.json: Read-only file system"):
+            act()
+
+
+def test_a_command_whose_case_turns_read_only_still_gives_its_result(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rules(options: object, terminal: object) -> str:
+        """Lose the disk."""
+        read_only(monkeypatch)
+        return "done"
+
+    monkeypatch.setattr(case_commands, "rules", rules)
+    assert main(["rules", "--case", str(case.path)]) == 0
+    assert json.loads(capsys.readouterr().out) == "done"
