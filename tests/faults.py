@@ -73,6 +73,24 @@ def gpu_gone() -> None:
     _break_gradients(fail)
 
 
+def no_room_for_events() -> None:
+    """The disk has room for everything but the events from step `FROM_STEP` on."""
+    from core.errors import CaseFileError
+    from core.event_log import EventLog
+    from core.events import StepDone
+
+    real = EventLog.append
+
+    def append(self, request, event):
+        if isinstance(event, StepDone) and event.step >= FROM_STEP:
+            raise CaseFileError(
+                "Cannot write events.jsonl: No space left on device. Free space or choose another folder."
+            )
+        real(self, request, event)
+
+    EventLog.append = append
+
+
 class FileLimit:
     """No file may grow beyond so many bytes: what stands in for a full disk where nothing may be mounted."""
 

@@ -10,7 +10,7 @@ import pytest
 from core import confirmation, jobs, lease, worker_process
 from core.casefile import Case
 from core.errors import CaseFileError
-from core.events import RepairFinished, StageFailed, StageFinished, StepDone
+from core.events import CheckpointScored, RepairFinished, StageFailed, StageFinished, StepDone
 from core.files import hash_file
 from core.repair_trace import trace
 from tests import faults, killing
@@ -48,6 +48,11 @@ def broken(case: Case, fault: Callable[[], object]) -> tuple[StageFinished | Sta
 def is_plain(message: str) -> bool:
     """Whether a message is a sentence for an analyst: one line, no traceback, no class of ours."""
     return message.endswith(".") and "\n" not in message and "Error" not in message and "Internal fault" not in message
+
+
+def kept(case: Case) -> tuple[bool, bool]:
+    """Whether there is a best adapter, and a checkpoint that a repair can go on from."""
+    return (case.path / BEST).is_file(), bool(list(case.path.glob("repair/checkpoint-*/state.json")))
 
 
 def resumed(case: Case) -> None:
@@ -91,6 +96,15 @@ def test_a_lost_gpu_is_said_ends_the_worker_and_the_repair_resumes(case: Case) -
     resumed(case)
 
 
+def test_a_disk_that_is_full_when_a_step_is_told_keeps_the_best_and_the_repair_resumes(case: Case) -> None:
+    end, worker = broken(case, faults.no_room_for_events)
+    assert isinstance(end, StageFailed)
+    assert is_plain(end.message)
+    assert kept(case) == (True, True)
+    killing.kill(worker)
+    resumed(case)
+
+
 @pytest.mark.parametrize("number", range(4))
 def test_a_full_disk_is_said_and_what_was_kept_stays(prepared: Prepared, tmp_path: Path, number: int) -> None:
     room = random.Random(number).randrange(4, 90) * 1024
@@ -115,11 +129,13 @@ def _full_disk(case: Case, fault: Callable[[], object] | None, make_room: Callab
     assert not readable(case)
     killing.kill(worker)
     before = case.events()
+    scored = [line.event for line in before if isinstance(line.event, CheckpointScored)]
+    best, checkpoint = kept(case)
+    assert checkpoint >= bool(scored), "what had been scored can be gone on from"
+    assert best >= any(one.best for one in scored), "the best that had been scored is there"
     make_room()
     killing.start_worker(case)
-    again = dict(REPAIR)
-    if list(case.path.glob("repair/checkpoint-*/state.json")):
-        again["resume"] = True
+    again = dict(REPAIR) | ({"resume": True} if checkpoint else {})
     killing.finish(case, "repair", again)
     assert case.events()[: len(before)] == before
     assert [line.seq for line in case.events()] == list(range(len(case.events())))
