@@ -26,7 +26,7 @@ from core import audit
 from core.casefile import PLACES, RELOCATED, Case, Manifest, hash_folder, moved_manifest
 from core.errors import CaseFileError, EvidenceError, ModelLoadError
 from core.event_log import NAME as EVENTS
-from core.files import dump, hash_file
+from core.files import begins_as, dump, hash_file, so_far
 from core.serial import to_json
 
 INPUTS = (
@@ -162,8 +162,7 @@ def events_so_far(case: Case) -> dict[str, object]:
     if path.is_file():
         with open(path, "rb+") as file:
             os.fsync(file.fileno())  # or a power cut could take what the act, which is on the disk, knows of
-    data = _events(case)
-    return {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+    return so_far(path)
 
 
 def verify_events(case: Case) -> None:
@@ -171,17 +170,8 @@ def verify_events(case: Case) -> None:
     told: Any = None
     for line in case.acts():
         told = line.facts.get("events", told)
-    if told is None:
-        return
-    n = told.get("bytes") if isinstance(told, dict) else None
-    data = _events(case)[: n if isinstance(n, int) else 0]
-    if len(data) != n or sha256(data).hexdigest() != told.get("sha256"):
+    if told is not None and not begins_as(case.path / EVENTS, told):
         raise EvidenceError(f"{EVENTS} of the case changed since it was recorded; restore it or start a new case.")
-
-
-def _events(case: Case) -> bytes:
-    path = case.path / EVENTS
-    return path.read_bytes() if path.is_file() else b""
 
 
 def as_written(case: Case, *names: str) -> list[str]:

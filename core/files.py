@@ -91,6 +91,21 @@ def digest(data: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def so_far(path: Path) -> dict[str, object]:
+    """Return bytes and SHA-256 of a file that only grows, as it is now; of none that of an empty one."""
+    data = path.read_bytes() if path.is_file() else b""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def begins_as(path: Path, told: object) -> bool:
+    """Return whether a file that only grows begins as `so_far` told of it; never where that is no such thing."""
+    n = told.get("bytes") if isinstance(told, dict) else None
+    if not isinstance(told, dict) or not isinstance(n, int):
+        return False
+    data = path.read_bytes()[:n] if path.is_file() else b""
+    return len(data) == n and hashlib.sha256(data).hexdigest() == told.get("sha256")
+
+
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, as hex."""
     with open(path, "rb") as file:

@@ -22,7 +22,7 @@ from core import audit
 from core.case_view import Stamp
 from core.casefile import Case
 from core.errors import CaseFileError, EvidenceError
-from core.files import dump, hash_file, write_atomic
+from core.files import begins_as, dump, hash_file, so_far, write_atomic
 from core.report import render_report, report_json
 from core.serial import from_json
 
@@ -168,10 +168,7 @@ def write_manifest(case: Case) -> str:
         name = path.relative_to(case.path).as_posix()
         if path.is_file() and not path.is_symlink() and name not in _GROWING and not _LEFT_OUT.search(name):
             files[name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-    growing = {}
-    for name in _GROWING:
-        data = (case.path / name).read_bytes() if (case.path / name).is_file() else b""
-        growing[name] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+    growing = {name: so_far(case.path / name) for name in _GROWING}
     write_atomic(case.path / MANIFEST, dump({"case": case.intake.id, "files": files, "grows": growing}))
     return MANIFEST
 
@@ -188,9 +185,7 @@ def changed_since(case: Case) -> list[str] | None:
         if not inside or not path.is_file() or hash_file(path) != told.get("sha256"):
             changed.append(name)
     for name, told in _entries(manifest.get("grows")):
-        n = told.get("bytes")
-        data = (case.path / name).read_bytes() if name in _GROWING and (case.path / name).is_file() else b""
-        if not isinstance(n, int) or len(data) < n or sha256(data[:n]).hexdigest() != told.get("sha256"):
+        if name not in _GROWING or not begins_as(case.path / name, told):
             changed.append(name)
     return changed
 

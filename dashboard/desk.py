@@ -269,15 +269,12 @@ class Desk:
                 updates[self.address] = address(session.case, following.tab)
                 if following.tab:
                     updates[self.tabs] = gr.Tabs(selected=following.tab)  # type: ignore[index]
+            updates = _told(updates)
             redrawn = self.redraw(session, shown, choices)
             updates = redrawn | updates if redrawn.get(self.strip) is None else updates | redrawn
             if following is not None:
-                updates |= following.updates
-            return {
-                component: update if isinstance(component, gr.State) else sendable(update)
-                for component, update in updates.items()
-                if component not in kept
-            }
+                updates |= _told(following.updates)
+            return {component: update for component, update in updates.items() if component not in kept}
 
         def plain(session: Session, shown: dict[str, Any], *values: Any) -> Updates:
             return finish(session, shown, values)
@@ -333,6 +330,11 @@ class Desk:
 
         outputs = [component for component in self._outputs() if component is not self.session]
         self.timer.tick(tick, [self.session, self.shown, *self.choices.values()], outputs, **quiet())
+
+
+def _told(updates: Updates) -> Updates:
+    """Return updates as they can be sent; what the page keeps to itself stays as it is."""
+    return {component: one if isinstance(component, gr.State) else sendable(one) for component, one in updates.items()}
 
 
 def sendable(value: Any) -> Any:
