@@ -172,6 +172,7 @@ def test_hostile_texts_from_the_report_to_the_confirmation(
     assert decision is not None
     assert (decision.analyst, decision.units) == (name, (tokens[marked],))
     assert decision.reason == reason.replace("\r\n", "\n").replace("\r", "\n").strip()  # as a text box gives them
+    page.wait_for_selector("#step-repair-button[aria-selected=true]")  # what was accepted leads on by itself
     page.click("#step-confirm-button")
     page.locator("#confirm-decision", has_text=name).wait_for()
     for step in ("repair", "verify", "case"):
