@@ -134,7 +134,8 @@ def recorded_files(case: Case) -> dict[str, str]:
 
 
 def _written(case: Case) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the hash of each file as its latest act wrote it, and of each that was about to be written when its writer ended."""
+    """Return the hash of each file as its latest act wrote it, and of each that was about to be written, or removed (none), when its
+    writer ended."""
     recorded: dict[str, str] = {}
     coming: dict[str, str] = {}
     for line in case.acts():
@@ -177,7 +178,7 @@ def verify_events(case: Case) -> None:
 def as_written(case: Case, *names: str) -> list[str]:
     """Return those files of the case that are what their latest acts wrote; never one that no act wrote."""
     written = _written(case)
-    return [name for name in names if _fits(case, name, *written)]
+    return [name for name in names if (case.path / name).exists() and _fits(case, name, *written)]
 
 
 def is_as_written(case: Case, name: str) -> bool:
@@ -186,9 +187,8 @@ def is_as_written(case: Case, name: str) -> bool:
 
 
 def _fits(case: Case, name: str, recorded: Mapping[str, str], coming: Mapping[str, str]) -> bool:
-    """Return whether a file is there with the hash that was written, or was to be."""
-    digest = _digest(case.path / name)
-    return digest is not None and digest in (recorded.get(name), coming.get(name))
+    """Return whether a file is there with the hash that was written, or was to be; or is gone as it was to be."""
+    return (_digest(case.path / name) or "") in (recorded.get(name), coming.get(name))
 
 
 def record(

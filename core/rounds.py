@@ -2,7 +2,8 @@
 
 The current round lies where the only one of most cases does: `triage.json`, `confirmation.json`, `repair/`,
 `verification.json`, `again.json`. When the next is opened, the files of the one that ends go to `repair/round-N/`, and the
-second opinion's triage becomes the triage of the new round; nothing is confirmed in it yet.
+second opinion's triage becomes the triage of the new round; nothing is confirmed in it yet. A process that is killed meanwhile
+leaves a round that is whole, or one that the same command finishes.
 
 Every round trains one and the same adapter further, on top of the model as reported, which stays the teacher and the "before"
 of every comparison: rounds share one KL budget and cannot drift away step by step. Imports no torch.
@@ -10,13 +11,15 @@ of every comparison: rounds share one KL budget and cannot drift away step by st
 
 import shutil
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from core import confirmation, evidence
 from core.casefile import Case, hash_folder
 from core.errors import TriageError
 from core.events import RepairFinished
-from core.files import hash_file
+from core.files import dump, hash_file
+from core.serial import to_json
 from core.values import Rate, Result, SecondOpinion, TriggerConfirmation, Verdict, Verification
 from core.weight_files import ADAPTER_WEIGHTS
 
@@ -170,40 +173,75 @@ def opinion(case: Case) -> SecondOpinion | None:
 
 
 def can_open(case: Case) -> bool:
-    """Return whether the second opinion is BACKDOOR again, so that another round has something to repair."""
+    """Return whether the second opinion is BACKDOOR again, so that another round has something to repair, or its opening was cut short."""
     found = opinion(case)
-    return found is not None and found.whole.verdict == "BACKDOOR" and bool(found.whole.candidates)
+    whole = found is not None and found.whole.verdict == "BACKDOOR" and bool(found.whole.candidates)
+    return whole or _cut_short(case)
 
 
 def open_next(case: Case, actor: str) -> int:
     """Put the files of the current round away, take the second opinion's findings, and return the new round's number.
 
-    Raises: TriageError when the second opinion is not BACKDOOR; EvidenceError when a file of the round is not what was written.
+    They are copied first, and removed when all are there; an opening that was cut short is finished by asking again.
+    Raises: TriageError when the second opinion is not BACKDOOR; EvidenceError when a file of the round is not what was written;
+    OSError, with nothing changed, when the copies do not fit on the disk.
     """
     evidence.unchanged(case, *FILES)
-    found = opinion(case)
-    if found is None or not can_open(case):
+    if not can_open(case):
         raise TriageError(
             "Another round needs a second opinion that says BACKDOOR on the repaired model; run `triage --repaired` first."
         )
-    ended = number(case)
-    folder = case.path / "repair" / f"round-{ended}"
-    folder.mkdir()
-    for name in FILES:
-        if (case.path / name).is_file():
-            shutil.move(case.path / name, folder / Path(name).name)
-    shutil.move(case.path / "repair" / "best", folder / "best")
-    for checkpoint in (case.path / "repair").glob(
-        "checkpoint-*"
-    ):  # the round has ended: there is nothing to go on from
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    case.write("triage.json", found.whole)
-    kept = {f"repair/{folder.name}/{path.name}": hash_file(path) for path in sorted(folder.glob("*.json"))}
-    moved = {name: "" for name in FILES if name != "triage.json"}
-    case.audit(
-        "round opened",
-        actor=actor,
-        round=ended + 1,
-        files=moved | kept | {"triage.json": hash_file(case.path / "triage.json")},
-    )
-    return ended + 1
+    if not _cut_short(case):
+        _copy(case, actor)
+    folder = folders(case)[-1]
+    found = case.read(f"repair/{folder.name}/{AGAIN}", SecondOpinion)
+    assert found is not None
+    case.write(FILES[0], found.whole)
+    for name in FILES[1:-1]:
+        (case.path / name).unlink(missing_ok=True)
+    for rest in (case.path / "repair/best", *(case.path / "repair").glob("checkpoint-*")):
+        shutil.rmtree(rest, ignore_errors=True)  # the round has ended: there is nothing to go on from
+    written = {f"repair/{folder.name}/{path.name}": hash_file(path) for path in sorted(folder.glob("*.json"))}
+    written |= {FILES[0]: hash_file(case.path / FILES[0])} | dict.fromkeys(FILES[1:-1], "")
+    case.audit("round opened", actor=actor, round=number(case), files=written)
+    (
+        case.path / AGAIN
+    ).unlink()  # last: while it is there and no act says that the round was opened, the rest is still to be done
+    return number(case)
+
+
+def _copy(case: Case, actor: str) -> None:
+    """Copy the files of the current round to `repair/round-N`, all or none; an act before it says what will be there, and what will not."""
+    folder = case.path / "repair" / f"round-{number(case)}"
+    draft = folder.with_name(f".{folder.name}")
+    found = opinion(case)
+    assert found is not None
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        shutil.copytree(case.path / "repair/best", draft / "best")
+        for name in FILES:
+            if (case.path / name).is_file():
+                shutil.copyfile(case.path / name, draft / Path(name).name)
+        coming = {f"repair/{folder.name}/{path.name}": hash_file(path) for path in sorted(draft.glob("*.json"))}
+        coming |= {FILES[0]: sha256(dump(to_json(found.whole)).encode("utf-8")).hexdigest()} | dict.fromkeys(
+            FILES[1:], ""
+        )
+        case.audit("writing", actor=actor, coming=coming)
+        draft.rename(folder)
+    except OSError:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def _cut_short(case: Case) -> bool:
+    """Return whether the opening of the current round was not finished: no act tells of it, and nothing was done since."""
+    kept = folders(case)
+    if not kept or not (case.path / AGAIN).is_file():
+        return False
+    names = [name for name in FILES[1:] if (case.path / name).is_file()]
+    same = all(_same(case.path / name, kept[-1] / Path(name).name) for name in names)
+    return same and sum(line.action == "round opened" for line in case.acts()) < len(kept)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and hash_file(one) == hash_file(other)

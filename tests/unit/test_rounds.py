@@ -1,6 +1,11 @@
 """Rounds of repair: files are kept apart, the log knows where they went, and no round starts on what another left unsure."""
 
+import contextlib
+import itertools
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +80,57 @@ def test_the_next_round_keeps_the_files_of_the_last_and_confirms_nothing(case: C
     taken = confirmation.confirm(case, decision="accept", analyst="Ada", reason="second opinion")
     assert taken.units == ("cff",)
     assert isinstance(case.read("confirmation.json", TriggerConfirmation), TriggerConfirmation)
+
+
+class Killed(BaseException):
+    """What a process that is killed does at its next change of the disk."""
+
+
+def test_an_opening_that_is_killed_at_any_change_is_whole_or_finished_by_asking_again(
+    case: Case,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finished = repaired(case)
+    whole = asked_again(case, "BACKDOOR", finished.adapter_hash)
+    (case.path / "repair/checkpoint-0003").mkdir()
+    for n_changes in itertools.count():
+        one = Case(shutil.copytree(case.path, tmp_path / f"killed-{n_changes}"))
+        left = [n_changes]
+
+        def dying(change: Callable, left: list[int] = left) -> Callable:
+            def changed(*args: object, **named: object) -> object:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+                return change(*args, **named)
+
+            return changed
+
+        with monkeypatch.context() as patch:
+            for owner, name in ((shutil, "rmtree"), (shutil, "copytree"), (shutil, "copyfile"), (Path, "rename"), (Path, "unlink"),
+                                (Case, "write"), (Case, "audit")):  # fmt: skip
+                patch.setattr(owner, name, dying(getattr(owner, name)))
+            with contextlib.suppress(Killed):
+                rounds.open_next(one, "Ada")
+        one = Case(one.path)
+        evidence.unchanged(one, *evidence.INPUTS, *evidence.results(one))
+        assert evidence.changed_files(one) == []
+        opened = [line for line in one.acts() if line.action == "round opened"]
+        assert rounds.can_open(one) == (not opened)
+        if not opened:
+            assert rounds.open_next(one, "Ada") == 2
+        assert rounds.number(one) == 2
+        assert one.read("triage.json", TriageResult) == whole
+        assert confirmation.stored(one) is None
+        assert rounds.start(one) == one.path / "repair/round-1/best"
+        assert not (one.path / rounds.FINISHED).exists()
+        assert not list((one.path / "repair").glob("checkpoint-*"))
+        assert sum(line.action == "round opened" for line in one.acts()) == 1
+        assert evidence.changed_files(one) == []
+        if left[0] >= 0:
+            break
+    assert n_changes > 10  # it was killed in between
 
 
 @pytest.mark.parametrize(("verdict", "same"), [("INCONCLUSIVE", True), ("BACKDOOR", False)])
