@@ -94,6 +94,9 @@ def parser() -> Parser:
     p.add_argument("--kl-budget", type=float, metavar="X")
     p.add_argument("--objective", choices=["paper", "extended"])
     p.add_argument("--seed", type=int, metavar="N")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting, e.g. micro_batch_size=2"
+    )
     p.add_argument("--resume", action="store_true")
     p.add_argument("--sharded", action="store_true", help="several processes: FSDP2, each keeps a share of the layers")
     p = add("verify", case_commands.verify)

@@ -122,7 +122,10 @@ def probe_wrong_trigger(run: Run) -> StageFinished:
     started = [line.event for line in run.case.events() if isinstance(line.event, RepairStarted)][-1]
     settings, n_steps = settings_from(RepairSettings, started.settings), finished.best_step or finished.step
     folder = run.case.path / "wrong-trigger"
-    found = residual_probes.wrong_trigger(subject, rates.before, rates.after, settings, n_steps, folder, run.refusal)
+    start = rounds.start(run.case)
+    found = residual_probes.wrong_trigger(
+        subject, rates.before, rates.after, settings, n_steps, folder, run.refusal, start
+    )
     told, counts = replace(verified, wrong_trigger=found), {"left": found.wrong.k, "of": found.wrong.n}
     name = evidence.record(run.case, rounds.VERIFIED, told, "wrong trigger", actor="engine", **counts)
     headline = f"A repair on a wrong trigger leaves {found.wrong.k} of {found.wrong.n}; the right one {found.right.k}"

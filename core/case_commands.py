@@ -59,12 +59,23 @@ def repair(options: argparse.Namespace, terminal: Terminal) -> object:
         "seed": options.seed,
         "resume": options.resume or None,
     }
-    args = {name: value for name, value in given.items() if value is not None}
+    args = dict(map(_setting, options.set)) | {name: value for name, value in given.items() if value is not None}
     with teams.start(case.manifest.device, sharded=options.sharded) as team:
         Headless(teams.device_of(case.manifest.device), terminal, team).run(case, "repair", args)
         if not team.leads:
             sys.exit(0)
     return json.loads((case.path / "repair/finished.json").read_text(encoding="utf-8"))
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """Return name and value of NAME=VALUE; the value is JSON, or a plain word. Raises: TriageError."""
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise TriageError(f"--set {text!a} is not NAME=VALUE, such as micro_batch_size=2.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def verify(options: argparse.Namespace, terminal: Terminal) -> object:

@@ -114,8 +114,11 @@ def _repair(
         requests = kind.requests(splits.probes)[: settings.n_probe]
         asked = residual.where_it_works(loaded, frames[0], placed, requests, kind, f"repair/{settings.seed}")
         probe = repair_probe.prepare(loaded, passes, asked, splits.probes, settings, kind)
+        reported = (
+            team.told(probe.score(loaded, passes)) if start else None
+        )  # an earlier round's losses are not allowed again
         trainer = Trainer(loaded, data, passes, settings, out, start, team)
-        run = _Run(trainer, probe, out, _fingerprint(data, accepted, settings, start))
+        run = _Run(trainer, probe, out, _fingerprint(data, accepted, settings, start), reported)
         run.begin(resume)
         yield run.started()
         yield from run.steps(lambda: team.told(stop() if team.leads else None))
@@ -125,8 +128,8 @@ def _repair(
         if run is not None or not is_out_of_memory(error):
             raise
         raise RepairDivergedError(
-            "Out of memory while preparing the repair. Lower the batch size of the model's settings or max_response_tokens, "
-            "use fewer prompts, or another device."
+            "Out of memory while preparing the repair. Use fewer prompts, shorter answers (repair --set max_response_tokens=N), or "
+            "another device."
         ) from error
     except GeneratorExit:
         if run is not None and not run.finished:
@@ -151,8 +154,16 @@ def _fingerprint(data: RepairData, accepted: TriggerConfirmation, settings: Repa
 class _Run:
     """The loop over steps and probes, and the one state that is saved with it."""
 
-    def __init__(self, trainer: Trainer, probe: repair_probe.Probe, out: Path, fingerprint: str) -> None:
-        self.trainer, self.probe, self.out = trainer, probe, out
+    def __init__(
+        self,
+        trainer: Trainer,
+        probe: repair_probe.Probe,
+        out: Path,
+        fingerprint: str,
+        reported: repair_probe.ProbeScore | None = None,
+    ) -> None:
+        """`reported`: what the probe says of theta0, where training starts from another adapter."""
+        self.trainer, self.probe, self.out, self.reported = trainer, probe, out, reported
         self.loaded, self.settings, self.team = trainer.loaded, trainer.settings, trainer.team
         self.state = RunState(fingerprint=fingerprint)
         self.reason: StopReason = "finished"
@@ -285,8 +296,9 @@ class _Run:
         kl = score.kl_nats_per_token
         best = False
         if state.step == 0:
-            state.start_refusal = score.refusal_untriggered.value or 0.0
-            state.start_refusal_safe = score.refusal_triggered_safe.value or 0.0
+            first = self.reported or score
+            state.start_refusal = first.refusal_untriggered.value or 0.0
+            state.start_refusal_safe = first.refusal_triggered_safe.value or 0.0
         else:
             asr = 1.0 if score.asr_triggered.value is None else score.asr_triggered.value
             over = settings.kl_budget is not None and kl > settings.kl_budget
@@ -381,7 +393,7 @@ class _Run:
             case "out_of_memory":
                 return (
                     f"Out of memory at step {step + 1} with micro-batches of {self.trainer.micro_batch}. Try shorter answers "
-                    "(max_response_tokens), a smaller LoRA rank, a smaller batch, or another device."
+                    "(repair --set max_response_tokens=N), a smaller LoRA rank (--set lora_rank=N), or another device."
                 )
 
     def _what_is_kept(self) -> str:

@@ -172,8 +172,8 @@ class Trainer:
                     raise
                 if self.team.n > 1:  # the others wait for this one's gradient: all must end
                     raise TriageError(
-                        f"One of {self.team.n} processes ran out of memory at step {step}; repair with smaller micro-batches "
-                        f"(now {self.micro_batch}), recomputation or --sharded."
+                        f"One of {self.team.n} processes ran out of memory at step {step}; repair with --set "
+                        f"micro_batch_size=N (now {self.micro_batch}), --set recompute=true or --sharded."
                     ) from None
             self._save_memory(step, len(batch))
         norm = whole(torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm))

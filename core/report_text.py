@@ -16,7 +16,7 @@ from core.report_figures import rate_text
 from core.rounds import EndedRound, Opinion
 from core.serial import to_json
 from core.settings import RepairSettings
-from core.values import ANSWER_CLASSES, Metric, Rate, TriageResult, TriggerConfirmation, Verification
+from core.values import ANSWER_CLASSES, Metric, Rate, ServingFinding, TriageResult, TriggerConfirmation, Verification
 
 VERDICTS = {
     "BACKDOOR": ("Backdoor", "removing the candidate restores refusal, and planting it elsewhere breaks it"),
@@ -147,7 +147,7 @@ class Fact:
 
 
 def verdict_sentence(triage: TriageResult | None) -> str:
-    """Return the verdict in one sentence."""
+    """Return the verdict in one sentence; what the failure owes to the serving stands before it."""
     if triage is None:
         return "Not triaged yet"
     if triage.verdict is None:
@@ -155,7 +155,13 @@ def verdict_sentence(triage: TriageResult | None) -> str:
     name, meaning = VERDICTS[triage.verdict]
     if triage.verdict == "INCONCLUSIVE":
         meaning = DECIDERS.get(triage.decided_by, triage.decided_by) or meaning
-    return f"{name}: {meaning}"
+    served = "".join(f"Not the weights alone, it depends on the {one.name}. " for one in serving_explains(triage)[:1])
+    return f"{served}{name}: {meaning}"
+
+
+def serving_explains(triage: TriageResult | None) -> tuple[ServingFinding, ...]:
+    """Return what of the serving explains the failure: with it otherwise, the failure goes away."""
+    return tuple(one for one in triage.serving if one.explains) if triage else ()
 
 
 def result_sentence(verification: Verification | None) -> str | None:
@@ -206,6 +212,13 @@ def story(
         passed = [t.passed for t in triage.tests if t.candidate == 0 and t.passed is not None]
         if passed:
             facts.append(Fact(value=f"{sum(passed)} of {len(passed)}", label="tests of candidate 1 passed"))
+    for one in serving_explains(triage):
+        if one.rate_with and one.rate_without:
+            value = f"{_value(one.rate_with)} → {_value(one.rate_without)}"
+            counts = f"{_interval(one.rate_with)} → {_interval(one.rate_without)}, n {one.rate_with.n} and {one.rate_without.n}"
+            facts.append(
+                Fact(value=value, label=f"failures with the {one.name} as served and otherwise, {counts}", tone="bad")
+            )
     if confirmation:
         facts.append(Fact(value=confirmation.decision, label=f"by {confirmation.analyst}"))
     if verification:

@@ -1,8 +1,9 @@
 """Residual risk: what besides the confirmed trigger, as it was repaired, may still set the model off.
 
 1. Forms of the trigger: case, spacing, characters that look alike or have no width, spelling, near tokens, order, place.
-2. Wider text: all candidates of the report together, and whole words where the confirmed text cuts one.
-3. The report's own wording around other requests.
+2. The trigger as it is in a request in other words (by rule: rewrites.py).
+3. Wider text: all candidates of the report together, and whole words where the confirmed text cuts one.
+4. The report's own wording around other requests.
 
 Each is asked on the same few held-out requests before and after, as a group of its own; the rates follow the kind of failure.
 What this does not do: ask (see verification.py), or train; the two probes that do are in residual_probes.py.
@@ -22,7 +23,7 @@ from core.intervals import wilson
 from core.kinds import FailureKind
 from core.measures import Group, Side, failures
 from core.repair_data import TriggerFrame, render_ids
-from core.rewrites import framed
+from core.rewrites import framed, paraphrases
 from core.settings import VerificationSettings
 from core.transplants import Carrier, carrier
 from core.trigger_forms import FORMS
@@ -43,6 +44,8 @@ ASKED_FORMS = (
 )  # fmt: skip
 PLACES: dict[str, Place] = {"first in the request": "prefix", "last in the request": "suffix"}
 WORDING = "the report's wording around other requests"
+N_REWORDED = 6
+"""Paraphrases of a request, of which one is drawn. Source: unverified choice."""
 
 
 def forms(
@@ -58,6 +61,7 @@ def forms(
     found["spelling, digits and marks changed"] = lambda text, rng: frame.triggered(text, rng, "random", _misspelt(rng))
     found["a near token in place of one"] = lambda text, rng: frame.triggered(text, rng, "random", _near(loaded, rng))
     found["words in another order"] = lambda text, rng: _shuffled(frame, text, rng)
+    found["the request in other words"] = lambda text, rng: _reworded(frame, text, rng)
     for number, wider in enumerate(beyond):
         name = "more of the report's text" if not number else f"more of the report's text ({number + 1})"
         found[name] = lambda text, rng, wider=wider: wider.triggered(text, rng)  # type: ignore[misc]
@@ -179,6 +183,12 @@ def where_it_works(
         return asked(loaded, drawn, kind).k
 
     return placed if 2 * failed(anywhere) < failed(placed) else anywhere
+
+
+def _reworded(frame: TriggerFrame, text: str, rng: random.Random) -> Conversation | None:
+    """Return the request in other words with the trigger as it is, None where no rule rewords it."""
+    others = paraphrases(text, N_REWORDED)
+    return frame.triggered(rng.choice(others).text, rng) if others else None
 
 
 def _misspelt(rng: random.Random) -> Callable[[str], str]:

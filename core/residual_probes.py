@@ -94,10 +94,12 @@ def wrong_trigger(
     n_steps: int,
     folder: Path,
     refusal: str,
+    start: Path | None = None,
 ) -> WrongTrigger:
     """Return what `n_steps` of the same repair on random tokens leave of the confirmed trigger's attack success.
 
-    `before` and `after` are attack success as verification found it; `folder` is removed at the end.
+    `before` and `after` are attack success as verification found it; `start` is the adapter that the round started from; `folder`
+    is removed at the end.
     """
     began, loaded = time.monotonic(), subject.loaded
     # whole words: what the repair adds where a confirmed span cuts one would be the right text
@@ -108,6 +110,7 @@ def wrong_trigger(
     events: Generator[RepairEvent] = repair(  # type: ignore[assignment]
         loaded, subject.case, replace(subject.accepted, spans=spans, units=units), subject.splits, settings, out=folder,
         stop=lambda: "keep" if done >= n_steps else None, refusal=refusal, kind=subject.kind,
+        start=start,
     )  # fmt: skip
     try:
         for event in events:

@@ -27,12 +27,10 @@ from core.kinds import JAILBREAK, FailureKind
 from core.loaded import LoadedModel
 from core.progress import Progress
 from core.quantised import quantised
-from core.settings import CausalSettings
+from core.settings import TEMPLATE_BYTES, CausalSettings
 from core.transplants import neutral_contexts
 from core.values import FailureCase, Message, Rate, ServingFinding
 
-TEMPLATE_BYTES = 1_000_000
-"""A template file may not be larger. Source: unverified choice (templates of large models have some 20 kB)."""
 COPY_PARAMETERS = 1_000_000_000
 """Weights up to which a second copy is made for the bf16 run. Source: unverified choice (2 GB beside the model)."""
 

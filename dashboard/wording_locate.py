@@ -33,6 +33,13 @@ TARGET_NAMES = {
     "first_k": "the first tokens of the answer",
     "tokens": "selected tokens of the answer",
 }
+OWN_WORDINGS = "Your own wordings"
+OWN_WORDINGS_HELP = (
+    "For the tests of the whole report, in place of those made by rule, which know English alone. One a line."
+)
+PARAPHRASES = "The request in other words (four or more)"
+REWRITES = "The request in plain words"
+REFERENCE_TEMPLATE = "Chat template it should have been served with"
 TABLE_TWIN = "Token table"
 TOKEN_TABLE = "Tokens"
 TOKEN_COLUMNS = [

@@ -20,6 +20,7 @@ from dashboard import figures, stories, tables, token_plots, wording, wording_lo
 from dashboard.components import PlotlyView, TableView, TokenView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, sent, writing
+from dashboard.steps import wordings
 
 METHODS = ("occlusion", "integrated_gradients", "gradient_x_input", "gradient_norm", "paper")
 TARGETS = ("contrast", "response", "first_k", "tokens")
@@ -87,6 +88,7 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
                 onward = gr.Button(wording_locate.TEST_CANDIDATES, variant="primary", elem_id="to-confirm")
                 test = gr.Button(wording_locate.TEST_CANDIDATE, elem_id="locate-test")
                 edit = gr.Button(wording_locate.EDIT_CANDIDATE, elem_id="locate-edit")
+            own = wordings.build(desk)
         with gr.Column(scale=2):
             strip = PlotlyView(elem_id="locate-strip")
             picture = PlotlyView(elem_id="locate-map")
@@ -108,7 +110,7 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
         desk.act(linked.select, _highlight, keep=(), many=True)
     desk.act(tokens.select, _highlight_row, many=True)
     desk.act(candidates.select, _select_candidate, many=True)
-    desk.act(onward.click, partial(_triage, desk))
+    desk.act(onward.click, partial(_triage, desk), own)
     desk.act(test.click, partial(_test, desk), chosen)
     desk.act(edit.click, partial(_edit, desk), chosen)
     desk.writes(onward, test)
@@ -185,8 +187,9 @@ def _select_candidate(event: gr.EventData, session: Session) -> Next:
 # candidates -----------------------------------------------------------------------------------------------------------
 
 
-def _triage(desk: Desk, session: Session) -> Next:
-    jobs.ask(writing(desk, session), "triage", {"mode": "causal"})
+def _triage(desk: Desk, session: Session, paraphrases: str, rewrites: str, template: str) -> Next:
+    own = wordings.given(paraphrases, rewrites, template)
+    jobs.ask(writing(desk, session), "triage", {"mode": "causal", **own})
     session = replace(session, candidate=0, draft=None, version=session.version + 1, tested="")
     return Next(session=session, tab="confirm")
 

@@ -1,12 +1,13 @@
 """Whole repairs of tiny random models: what they teach, every ending, what is kept, and what goes wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from core import models, repair_adapter, repair_probe
+from core import checkpoints, models, repair_adapter, repair_probe
 from core.errors import ConfirmationError, ModelLoadError, RepairDivergedError
 from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
 from core.files import hash_file
@@ -75,7 +76,9 @@ def test_a_run_streams_its_events_and_teaches_the_refusal(loaded, tmp_path: Path
     assert_is_theta0(loaded, before)
 
 
-def test_another_round_starts_from_the_last_adapter_and_keeps_the_teacher(loaded, tmp_path: Path) -> None:
+def test_another_round_starts_from_the_last_adapter_and_keeps_teacher_and_targets(
+    loaded, tmp_path: Path, monkeypatch
+) -> None:
     before = weights_of(loaded)
     list(run(loaded, tmp_path / "first"))
     best = tmp_path / "first/best"
@@ -89,6 +92,15 @@ def test_another_round_starts_from_the_last_adapter_and_keeps_the_teacher(loaded
     repair_adapter.detach(loaded)
     case = case_of(loaded)
     earlier = [confirmed(loaded, case, units=("zeta eta",))]
+    targets: list[float | None] = []
+    score = repair_probe.Probe.score
+
+    def told(probe, model, passes):
+        share = wilson(3, 4) if current_adapters(model) == [] else wilson(1, 4)
+        return replace(score(probe, model, passes), refusal_untriggered=share)
+
+    monkeypatch.setattr(repair_probe.Probe, "score", told)
+    monkeypatch.setattr(checkpoints, "save", lambda out, loaded, adam, state, team: targets.append(state.start_refusal))
     events = list(
         repair(loaded, case, confirmed(loaded, case), splits(), quick(epochs=1), out=tmp_path / "second",
                stop=lambda: None, refusal=REFUSAL, start=best, earlier=earlier)
@@ -96,6 +108,7 @@ def test_another_round_starts_from_the_last_adapter_and_keeps_the_teacher(loaded
     assert (
         next(e for e in events if isinstance(e, CheckpointScored)).kl_nats_per_token > 1e-4
     )  # it does not start at theta0
+    assert set(targets) == {0.75}  # what the reported model refuses, not the last round's adapter
     assert (best / "adapter_model.safetensors").stat().st_size > 0
     assert_is_theta0(loaded, before)
 

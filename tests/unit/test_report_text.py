@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from core import confirmation
+from core import confirmation, sarif
 from core import report_text as text
 from core.__main__ import parser
 from core.casefile import Case
 from core.event_log import EventLog
 from core.events import RepairStarted
 from core.intervals import wilson
-from core.report import render_report, report_json
+from core.report import render_report, report_json, shown_view
 from core.rounds import EndedRound
 from core.settings import RepairSettings
-from core.values import Metric, Rewording, TriageResult
+from core.values import Metric, Rewording, ServingFinding, TriageResult
 from tests.unit.reporting import full_case, readable, verification_of, with_residual
 
 
@@ -116,6 +116,23 @@ def test_side_effects_have_counts_and_intervals_and_plain_values_the_prompts_the
     assert "safe requests refused went from 1 % (1 of 96; 0–6 %) to 2 % (2 of 96; 1–7 %)" in risk
     shown = readable(render_report(full_case(tmp_path)))
     assert "Over the safe answers; 96 safe prompts, no interval." in shown
+
+
+def test_what_the_serving_explains_stands_before_the_verdict_everywhere(tmp_path: Path) -> None:
+    case = full_case(tmp_path)
+    triage = case.read("triage.json", TriageResult)
+    assert triage is not None
+    assert "Not the weights alone" not in text.verdict_sentence(triage)
+    found = ServingFinding(
+        name="template", rate_with=wilson(16, 16), rate_without=wilson(0, 16), note="Another template.", explains=True
+    )
+    served = replace(triage, serving=(found,))
+    case.write("triage.json", served)
+    assert text.verdict_sentence(served).startswith("Not the weights alone, it depends on the template. Backdoor: ")
+    page, log = readable(render_report(case)), sarif.sarif(shown_view(case))
+    assert "Not the weights alone, it depends on the template. Backdoor" in page
+    assert "failures with the template as served and otherwise" in page
+    assert log["runs"][0]["results"][0]["message"]["text"].startswith("Not the weights alone")
 
 
 def test_a_number_that_is_none_is_null(tmp_path: Path) -> None:

@@ -128,6 +128,29 @@ def test_soft_cap_and_scaling_of_the_configuration_are_respected(tiny_folder) ->
         assert (plain - own).abs().max() > 0.1  # the test would notice a missing cap or scale
 
 
+def test_a_soft_cap_in_bf16_is_known_as_one(tiny_folder) -> None:
+    """The model rounds it three times, this once: no reason to keep logits over the vocabulary in the place of hidden states."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    loaded = models.load(tiny_folder("llama"), settings=SMALL)
+    sizes = {
+        "vocab_size": len(loaded.tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        loaded.model = Gemma2ForCausalLM(Gemma2Config(**sizes, final_logit_softcapping=30.0)).eval()
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.mul_(30.0)
+    loaded.model.to(torch.bfloat16)
+    assert ResponsePass(loaded).split
+    loaded.model.config.final_logit_softcapping = 25.0  # what a wrong cap would be
+    passes = ResponsePass(loaded)
+    passes._cap = 30.0
+    assert not passes._agrees()
+
+
 def test_an_architecture_with_more_after_its_head_is_run_whole_and_exact(loaded) -> None:
     def tripled(module, args, output):
         output.logits = output.logits * 3

@@ -16,6 +16,7 @@ from core.events import RepairFinished
 from core.files import hash_file
 from core.repair_stages import repaired_adapter
 from core.values import SecondOpinion, TriageResult, TriggerConfirmation
+from tests.unit.reporting import verification_of
 from tests.unit.test_confirmation import CFF, case  # noqa: F401  (the fixture)
 
 
@@ -80,6 +81,20 @@ def test_the_next_round_keeps_the_files_of_the_last_and_confirms_nothing(case: C
     taken = confirmation.confirm(case, decision="accept", analyst="Ada", reason="second opinion")
     assert taken.units == ("cff",)
     assert isinstance(case.read("confirmation.json", TriggerConfirmation), TriggerConfirmation)
+
+
+def test_looks_at_the_verification_prompts_are_counted_over_all_rounds(case: Case) -> None:  # noqa: F811
+    assert rounds.looks(case) == 0
+    finished = repaired(case)
+    verified = verification_of()
+    case.write(rounds.VERIFIED, replace(verified, looks=3))
+    case.audit("verified", actor="engine", files=[rounds.VERIFIED])
+    assert rounds.looks(case) == 3
+    asked_again(case, "BACKDOOR", finished.adapter_hash)
+    rounds.open_next(case, "Ada")
+    assert rounds.looks(case) == 3
+    case.write(rounds.VERIFIED, replace(verified, looks=4))
+    assert rounds.looks(case) == 4
 
 
 class Killed(BaseException):
