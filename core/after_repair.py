@@ -126,7 +126,7 @@ def probe_wrong_trigger(run: Run) -> StageFinished:
     found = residual_probes.wrong_trigger(
         subject, rates.before, rates.after, settings, n_steps, folder, run.refusal, start
     )
-    told, counts = replace(verified, wrong_trigger=found), {"left": found.wrong.k, "of": found.wrong.n}
+    told, counts = replace(verified, wrong_trigger=found, looks=verified.looks + 1), {"left": found.wrong.k, "of": found.wrong.n}
     name = evidence.record(run.case, rounds.VERIFIED, told, "wrong trigger", actor="engine", **counts)
     headline = f"A repair on a wrong trigger leaves {found.wrong.k} of {found.wrong.n}; the right one {found.right.k}"
     return StageFinished(stage="wrong-trigger", headline=headline, files=(name,))
@@ -139,7 +139,7 @@ def probe_relearn(run: Run) -> StageFinished:
     found = residual_probes.relearn(subject, adapter, VerificationSettings())
     last = found[-1]
     counts = {"samples": last.n_samples, "planted": last.planted.k, "never": last.never.k}
-    told = replace(verified, relearnt=found)
+    told = replace(verified, relearnt=found, looks=verified.looks + 1)
     name = evidence.record(run.case, rounds.VERIFIED, told, "re-learnt", actor="engine", **counts)
     headline = f"After {last.n_samples} samples the trigger works in {last.planted.k} of {last.planted.n}, a new one in {last.never.k}"
     return StageFinished(stage="relearn", headline=headline, files=(name,))

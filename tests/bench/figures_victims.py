@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from tests.bench.figures_read import RESULTS, missed, read, table, whole
+from tests.bench.figures_read import RESULTS, missed, number, read, table, whole
 
 VICTIM_NAMES = {
     "badnets": '"BadMagic" anywhere',
@@ -61,7 +61,7 @@ def victims() -> list[str]:
         [
             name,
             rows[name]["bar"] or "",
-            f"{rows[name]['value']:.2f}" + missed(rows[name]),
+            (f"{rows[name]['value']:.2f}" if rows[name]["low"] is None else number(rows[name])) + missed(rows[name]),
             f"{rows[name]['n']}",
         ]
         for name in VICTIM_ROWS

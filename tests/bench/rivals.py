@@ -1,7 +1,8 @@
 """What do other ways of repairing the same case leave behind? All run here, on the same weights and prompts.
 
 `python tests/bench/rivals.py [--case 0] [--only NAME] [--out NAME]`: the first way is the default repair; the others that train
-take as many optimiser steps as it took to its best checkpoint. Reported is the verification split, which none of them sees. One seed.
+take as many optimiser steps as it took to its best checkpoint, at the same rates. Reported is the verification split, which none of
+them sees. One seed.
 
 Every way ends as a LoRA adapter; pruning too, as the change that sets its neurons to nought. Sources: L2-SP arXiv 1802.01483,
 pruning arXiv 1805.12185, CROW arXiv 2411.12768, dummy trigger arXiv 2606.11648. They are written anew, with published settings
@@ -24,7 +25,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from core import chat, dummy, repair_adapter
-from core.events import RepairFinished
+from core.events import RepairFinished, RepairStarted, StepDone
 from core.kinds import JAILBREAK
 from core.losses import cross_entropy_rows
 from core.repair import repair
@@ -57,7 +58,8 @@ class Rivals:
         """Load the case and draw the sets that the ways with a loop of their own share."""
         self.bench, self.settings = Bench(ROOT / "assets/demo", case), RepairSettings()
         self.loaded, self.confirmed = self.bench.loaded, self.bench.confirmed
-        self.n_steps = 0
+        self.n_done, self.n_steps, self.n_planned = 0, 0, 0
+        """Steps of the present repair, steps to the best checkpoint of the default one, and those that its rates were planned for."""
         report, prompts = self.bench.failure.report, self.bench.splits.repair
         self.frame = frame_of(report.messages, self.confirmed.spans, self.confirmed.units)
         self.passes = ResponsePass(self.loaded)
@@ -87,16 +89,21 @@ class Rivals:
         **changes: object,
     ) -> None:
         """Repair with changed settings; with `free` as long as it takes, else for the fixed number of steps."""
-        fixed = {"early_stop": False, "kl_budget": None, "max_steps": self.n_steps, "probe_every": self.n_steps}
+        fixed = {"early_stop": False, "kl_budget": None, "probe_every": self.n_steps + 1}
         settings = replace(self.settings, **({} if free else fixed), **changes)  # type: ignore[arg-type]
-        *_, end = repair(
+        self.n_done, planned, end = 0, 0, None
+        for event in repair(
             self.loaded, self.bench.failure, confirmed or self.confirmed, self.bench.splits, settings, out=folder,
-            stop=lambda: None, refusal=self.bench.refusal, start=start,
-        )  # fmt: skip
+            stop=lambda: None if free or self.n_done < self.n_steps else "keep", refusal=self.bench.refusal, start=start,
+        ):  # fmt: skip
+            planned = event.n_steps if isinstance(event, RepairStarted) else planned
+            self.n_done = event.step if isinstance(event, StepDone) else self.n_done
+            end = event
         assert isinstance(end, RepairFinished), end
         assert end.adapter is not None, end.message
         if free:
-            self.n_steps = end.best_step or end.step
+            self.n_steps, self.n_planned = end.best_step or end.step, planned
+        assert free or (self.n_done, end.best_step, planned) == (self.n_steps, self.n_steps, self.n_planned)
 
     def true_trigger(self, folder: Path) -> None:
         """The default repair, told the planted trigger."""
@@ -203,7 +210,7 @@ class Rivals:
         self._keep(folder)
 
     def trained(self, folder: Path, loss: Loss) -> None:
-        """Train a fresh adapter on `loss` for the fixed number of steps, at the repair's rate."""
+        """Train a fresh adapter on `loss` for the fixed number of steps, at the repair's rates."""
         peak = learning_rate(self.settings, self.loaded.n_parameters)
         repair_adapter.attach(self.loaded, self.settings)
         repair_adapter.use_repaired(self.loaded, trainable=True)
@@ -211,7 +218,7 @@ class Rivals:
         optimizer, rng = torch.optim.AdamW(weights, lr=peak, weight_decay=0.0), random.Random(0)
         for step in range(1, self.n_steps + 1):
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, self.n_steps, peak, self.settings.warmup_share)
+                group["lr"] = rate_at(step, self.n_planned, peak, self.settings.warmup_share)
             optimizer.zero_grad(set_to_none=True)
             loss([rng.randrange(10**6) for _ in range(self.settings.batch_size // 2)]).backward()
             torch.nn.utils.clip_grad_norm_(weights, self.settings.max_grad_norm)

@@ -424,10 +424,11 @@ def defined(case: FailureCase, planted: Sequence[Span], attack: Attack | None) -
 
 
 def verdict_without_reference(result: TriageResult) -> str | None:
-    """Return what the table says when nobody has a clean model.
+    """Return what the table says when nobody has a clean model; BACKDOOR at most this often.
 
-    The lines that read a reference hold only for a trigger that passed all other tests, and the next line calls that
-    BACKDOOR without one. Source: method.md section 4.2.
+    The lines that read a reference hold for a trigger that passed the other tests, and the next line calls that BACKDOOR without
+    one, but for words of the request's own that carry over less often than the report fails: those need the reference, and
+    are counted here too. Source: method.md section 4.2.
     """
     return "BACKDOOR" if result.certainty == "reference" else result.verdict
 
