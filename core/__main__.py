@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from core import case_commands, demo_command, evidence_commands, lease, plant_commands, triage_commands
+from core import case_commands, demo_command, evidence_commands, lease, plant_commands, rounds, triage_commands
 from core.casefile import PLACES, Case
 from core.errors import EvidenceError, TriageError
 from core.files import cannot_work, dump
@@ -184,6 +184,7 @@ def writing(options: argparse.Namespace) -> Iterator[None]:
     user = typist()
     case, holder = Case(path), f"terminal {user}@{socket.gethostname()} {os.getpid()}"
     with lease.held(case, getattr(options, "analyst", None) or user, holder, over=options.take_over):
+        rounds.finish(case, getattr(options, "analyst", None) or user)
         yield
 
 

@@ -122,11 +122,11 @@ def probe_wrong_trigger(run: Run) -> StageFinished:
     started = [line.event for line in run.case.events() if isinstance(line.event, RepairStarted)][-1]
     settings, n_steps = settings_from(RepairSettings, started.settings), finished.best_step or finished.step
     folder = run.case.path / "wrong-trigger"
-    start = rounds.start(run.case)
     found = residual_probes.wrong_trigger(
-        subject, rates.before, rates.after, settings, n_steps, folder, run.refusal, start
-    )
-    told, counts = replace(verified, wrong_trigger=found, looks=verified.looks + 1), {"left": found.wrong.k, "of": found.wrong.n}
+        subject, rates.before, rates.after, settings, n_steps, folder, run.refusal,
+        start=rounds.start(run.case), earlier=rounds.earlier(run.case),
+    )  # fmt: skip
+    told, counts = replace(verified, wrong_trigger=found), {"left": found.wrong.k, "of": found.wrong.n}
     name = evidence.record(run.case, rounds.VERIFIED, told, "wrong trigger", actor="engine", **counts)
     headline = f"A repair on a wrong trigger leaves {found.wrong.k} of {found.wrong.n}; the right one {found.right.k}"
     return StageFinished(stage="wrong-trigger", headline=headline, files=(name,))
@@ -139,7 +139,7 @@ def probe_relearn(run: Run) -> StageFinished:
     found = residual_probes.relearn(subject, adapter, VerificationSettings())
     last = found[-1]
     counts = {"samples": last.n_samples, "planted": last.planted.k, "never": last.never.k}
-    told = replace(verified, relearnt=found, looks=verified.looks + 1)
+    told = replace(verified, relearnt=found)
     name = evidence.record(run.case, rounds.VERIFIED, told, "re-learnt", actor="engine", **counts)
     headline = f"After {last.n_samples} samples the trigger works in {last.planted.k} of {last.planted.n}, a new one in {last.never.k}"
     return StageFinished(stage="relearn", headline=headline, files=(name,))

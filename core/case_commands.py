@@ -21,6 +21,8 @@ def confirm(options: argparse.Namespace, terminal: Terminal) -> object:
     """Accept, edit or reject the proposal, or agree with a confirmation as the second analyst."""
     case = Case(options.case)
     if options.next_round:
+        if jobs.open_requests(case):
+            raise TriageError("Something still runs on this case; wait for it or stop it, then open the next round.")
         rounds.open_next(case, options.analyst)
     if options.second:
         return to_json(confirmation.agree(case, analyst=options.analyst, reason=options.reason))
@@ -72,9 +74,11 @@ def _setting(text: str) -> tuple[str, object]:
     name, sign, value = text.partition("=")
     if not sign:
         raise TriageError(f"--set {text!a} is not NAME=VALUE, such as micro_batch_size=2.")
+    if name == "resume":
+        raise TriageError("Use --resume to go on from a checkpoint; --set is for settings.")
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value
 
 

@@ -173,7 +173,7 @@ def ask(case: Case, stage: str, args: Mapping[str, Any] | None = None, *, start:
         end = ends(case).get(request.id)
         again = isinstance(end, StageFailed)
         if isinstance(end, StageFinished):
-            again = stage in ("repair", "report") or _changed(case, end)
+            again = stage in ("repair", "report") or _changed(case, end) or _overtaken(case, request, end)
         begun = end is not None and not isinstance(end, StageFinished | StageFailed)
         if again or (begun and not (worker_process.alive(case) and _worked_on(case, request.id))):
             request = None
@@ -200,6 +200,14 @@ def _changed(case: Case, end: StageFinished) -> bool:
     except EvidenceError:
         return True
     return False
+
+
+def _overtaken(case: Case, request: Request, end: StageFinished) -> bool:
+    """Return whether the same stage, asked otherwise, has written over what this request was answered with."""
+    written = set(end.files) & set(evidence.INPUTS)
+    ended = [(line.request, line.event) for line in case.current_events() if isinstance(line.event, StageFinished)]
+    last = [at for at, event in ended if event.stage == request.stage and written & set(event.files)]
+    return bool(written) and last[-1:] != [request.id]
 
 
 def _left_behind(case: Case, request: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from core import chat, confirmation, dummy, evidence, export, repair, repair_memory, report, rounds, verification
 from core.attribution import attribute
 from core.casefile import Case, hash_folder
-from core.errors import RepairDivergedError, TriageError
+from core.errors import CaseFileError, RepairDivergedError, TriageError
 from core.events import Event, RepairEvent, RepairFinished, StageFinished
 from core.files import hash_file
 from core.loaded import is_out_of_memory
@@ -151,9 +151,20 @@ def settings_from(cls: type[RepairSettings], args: Mapping[str, Any]) -> RepairS
     if unknown:
         raise TriageError(f"There is no repair setting {', '.join(sorted(unknown))}; see core/settings.py.")
     try:
-        return from_json(cls, to_json(cls()) | dict(args))
-    except (ValueError, TypeError) as error:
-        raise TriageError(f"Repair setting refused: {error}.") from error
+        settings = from_json(cls, to_json(cls()) | dict(args))
+    except (ValueError, TypeError, CaseFileError) as error:
+        cause = error.__cause__ or error
+        told = next((one for one in getattr(cause, "exceptions", ())), cause)
+        raise TriageError(f"Repair setting refused: {told}; see RepairSettings in core/settings.py.") from error
+    for name, value in args.items():
+        taken = to_json(getattr(settings, name))
+        if taken != value or isinstance(taken, bool) != isinstance(
+            value, bool
+        ):  # "no" would be taken as true, 2.7 as 2
+            raise TriageError(
+                f"Repair setting refused: {name} cannot be {value!a}; see RepairSettings in core/settings.py."
+            )
+    return settings
 
 
 def repaired_adapter(case: Case) -> tuple[RepairFinished, Path]:

@@ -16,7 +16,7 @@ from core.report_figures import rate_text
 from core.rounds import EndedRound, Opinion
 from core.serial import to_json
 from core.settings import RepairSettings
-from core.values import ANSWER_CLASSES, Metric, Rate, ServingFinding, TriageResult, TriggerConfirmation, Verification
+from core.values import ANSWER_CLASSES, Metric, Rate, TriageResult, TriggerConfirmation, Verification
 
 VERDICTS = {
     "BACKDOOR": ("Backdoor", "removing the candidate restores refusal, and planting it elsewhere breaks it"),
@@ -155,13 +155,8 @@ def verdict_sentence(triage: TriageResult | None) -> str:
     name, meaning = VERDICTS[triage.verdict]
     if triage.verdict == "INCONCLUSIVE":
         meaning = DECIDERS.get(triage.decided_by, triage.decided_by) or meaning
-    served = "".join(f"Not the weights alone, it depends on the {one.name}. " for one in serving_explains(triage)[:1])
+    served = "".join(f"Not the weights alone, it depends on the {one.name}. " for one in triage.owed_to_serving[:1])
     return f"{served}{name}: {meaning}"
-
-
-def serving_explains(triage: TriageResult | None) -> tuple[ServingFinding, ...]:
-    """Return what of the serving explains the failure: with it otherwise, the failure goes away."""
-    return tuple(one for one in triage.serving if one.explains) if triage else ()
 
 
 def result_sentence(verification: Verification | None) -> str | None:
@@ -212,7 +207,7 @@ def story(
         passed = [t.passed for t in triage.tests if t.candidate == 0 and t.passed is not None]
         if passed:
             facts.append(Fact(value=f"{sum(passed)} of {len(passed)}", label="tests of candidate 1 passed"))
-    for one in serving_explains(triage):
+    for one in triage.owed_to_serving if triage else ():
         if one.rate_with and one.rate_without:
             value = f"{_value(one.rate_with)} → {_value(one.rate_without)}"
             counts = f"{_interval(one.rate_with)} → {_interval(one.rate_without)}, n {one.rate_with.n} and {one.rate_without.n}"
@@ -359,7 +354,7 @@ def commands(
     `settings` are those of the last repair, None before it; `earlier` are the rounds before it, `verification` what was measured
     after it, and `asked_again` whether there is a second opinion on it.
 
-    A reference template and the settings that only the page can set are not among them.
+    A reference template is not among them.
     """
     asked = ["triage", "--model", manifest.model.path]
     if manifest.model.adapter:
@@ -428,6 +423,12 @@ def _repair_options(settings: dict[str, object]) -> list[str]:
     usual = asdict(RepairSettings())
     set_otherwise = [
         (flag, settings[key]) for key, flag in _REPAIR_OPTIONS if settings.get(key) not in (None, usual[key])
+    ]
+    named = {key for key, _ in _REPAIR_OPTIONS}
+    set_otherwise += [
+        ("--set", f"{key}={json.dumps(settings[key])}")
+        for key in usual
+        if key in settings and settings[key] != usual[key] and (key not in named or settings[key] is None)
     ]
     return [part for flag, value in set_otherwise for part in (flag, str(value))]
 

@@ -95,11 +95,12 @@ def wrong_trigger(
     folder: Path,
     refusal: str,
     start: Path | None = None,
+    earlier: Sequence[TriggerConfirmation] = (),
 ) -> WrongTrigger:
     """Return what `n_steps` of the same repair on random tokens leave of the confirmed trigger's attack success.
 
-    `before` and `after` are attack success as verification found it; `start` is the adapter that the round started from; `folder`
-    is removed at the end.
+    `before` and `after` are attack success as verification found it; in a later round, which
+    began from `start` after `earlier` confirmations, `before` is asked of that adapter anew. `folder` is removed at the end.
     """
     began, loaded = time.monotonic(), subject.loaded
     # whole words: what the repair adds where a confirmed span cuts one would be the right text
@@ -110,9 +111,13 @@ def wrong_trigger(
     events: Generator[RepairEvent] = repair(  # type: ignore[assignment]
         loaded, subject.case, replace(subject.accepted, spans=spans, units=units), subject.splits, settings, out=folder,
         stop=lambda: "keep" if done >= n_steps else None, refusal=refusal, kind=subject.kind,
-        start=start,
+        start=start, earlier=earlier,
     )  # fmt: skip
     try:
+        if start:
+            repair_adapter.load_repair(loaded, start)
+            before = subject.failures(subject.frame, VerificationSettings().n_harmful)
+            repair_adapter.detach(loaded)
         for event in events:
             if isinstance(event, StepDone):
                 done = event.step

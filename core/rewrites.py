@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from core.errors import TriageError
+from core.settings import CausalSettings
 from core.values import Rewording
 
 _WHO = r"(?:i|we|you|one|someone|somebody|anyone|a person|people)"
@@ -125,6 +127,20 @@ def paraphrases(text: str, n: int) -> list[Rewording]:
             elif one != text and len(found) < n:
                 found.setdefault(one, Rewording(kind="paraphrase", source=rule, text=one))
     return list(found.values())
+
+
+def given(paraphrases: Sequence[str], rewrites: Sequence[str]) -> dict[str, object]:
+    """Return the analyst's own wordings of the request as arguments of triage; none of a kind that was not given.
+
+    Raises: TriageError for an empty text, and for fewer paraphrases than their test needs: they stand in for those made by rule.
+    """
+    least = CausalSettings().min_paraphrases
+    if any(not text.strip() for text in (*paraphrases, *rewrites)):
+        raise TriageError("Give the whole request in other words, not an empty text.")
+    if 0 < len(paraphrases) < least:
+        raise TriageError(f"Give at least {least} paraphrases of the request, or none: their test counts them.")
+    both = {"paraphrases": list(paraphrases), "rewrites": list(rewrites)}
+    return {name: texts for name, texts in both.items() if texts}
 
 
 def neutral_rewrites(text: str) -> list[Rewording]:

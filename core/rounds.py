@@ -3,13 +3,15 @@
 The current round lies where the only one of most cases does: `triage.json`, `confirmation.json`, `repair/`,
 `verification.json`, `again.json`. When the next is opened, the files of the one that ends go to `repair/round-N/`, and the
 second opinion's triage becomes the triage of the new round; nothing is confirmed in it yet. A process that is killed meanwhile
-leaves a round that is whole, or one that the same command finishes.
+leaves a round that is whole, or one that is finished before anybody writes the case again (`finish`).
 
 Every round trains one and the same adapter further, on top of the model as reported, which stays the teacher and the "before"
 of every comparison: rounds share one KL budget and cannot drift away step by step. Imports no torch.
 """
 
+import os
 import shutil
+import threading
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +30,8 @@ FINISHED = "repair/finished.json"
 VERIFIED = "verification.json"
 FILES = ("triage.json", confirmation.FILE, VERIFIED, FINISHED, AGAIN)
 """Files of a round, in the case folder."""
+_lock = threading.Lock()
+"""Two tabs of one analyst may ask for the same round at once; other processes are kept away by the case's lease."""
 MEMORY = "results/repair_memory.json"
 """`{"mb": ...}`: what a repair with the default settings takes at most; null where that could not be counted."""
 
@@ -173,75 +177,93 @@ def opinion(case: Case) -> SecondOpinion | None:
 
 
 def can_open(case: Case) -> bool:
-    """Return whether the second opinion is BACKDOOR again, so that another round has something to repair, or its opening was cut short."""
+    """Return whether the second opinion is BACKDOOR again, so that another round has something to repair."""
     found = opinion(case)
-    whole = found is not None and found.whole.verdict == "BACKDOOR" and bool(found.whole.candidates)
-    return whole or _cut_short(case)
+    return found is not None and found.whole.verdict == "BACKDOOR" and bool(found.whole.candidates)
 
 
 def open_next(case: Case, actor: str) -> int:
     """Put the files of the current round away, take the second opinion's findings, and return the new round's number.
 
-    They are copied first, and removed when all are there; an opening that was cut short is finished by asking again.
-    Raises: TriageError when the second opinion is not BACKDOOR; EvidenceError when a file of the round is not what was written;
-    OSError, with nothing changed, when the copies do not fit on the disk.
+    They are put in place first, and removed when all are there. Raises: TriageError when the second opinion is not BACKDOOR;
+    EvidenceError when a file of the round is not what was written; OSError, with nothing changed, when they cannot be put there.
     """
-    evidence.unchanged(case, *FILES)
-    if not can_open(case):
-        raise TriageError(
-            "Another round needs a second opinion that says BACKDOOR on the repaired model; run `triage --repaired` first."
-        )
-    if not _cut_short(case):
-        _copy(case, actor)
-    folder = folders(case)[-1]
-    found = case.read(f"repair/{folder.name}/{AGAIN}", SecondOpinion)
-    assert found is not None
-    case.write(FILES[0], found.whole)
-    for name in FILES[1:-1]:
-        (case.path / name).unlink(missing_ok=True)
-    for rest in (case.path / "repair/best", *(case.path / "repair").glob("checkpoint-*")):
-        shutil.rmtree(rest, ignore_errors=True)  # the round has ended: there is nothing to go on from
-    written = {f"repair/{folder.name}/{path.name}": hash_file(path) for path in sorted(folder.glob("*.json"))}
-    written |= {FILES[0]: hash_file(case.path / FILES[0])} | dict.fromkeys(FILES[1:-1], "")
-    case.audit("round opened", actor=actor, round=number(case), files=written)
-    (
-        case.path / AGAIN
-    ).unlink()  # last: while it is there and no act says that the round was opened, the rest is still to be done
+    with _lock:
+        evidence.unchanged(case, *FILES)
+        if not can_open(case):
+            raise TriageError(
+                "Another round needs a second opinion that says BACKDOOR on the repaired model; run `triage --repaired` first."
+            )
+        _put_away(case, actor)
+    finish(case, actor)
     return number(case)
 
 
-def _copy(case: Case, actor: str) -> None:
-    """Copy the files of the current round to `repair/round-N`, all or none; an act before it says what will be there, and what will not."""
+def finish(case: Case, actor: str) -> None:
+    """Finish an opening that was cut short by a kill, so that nobody acts on half of one; does nothing where there is none.
+
+    Raises: EvidenceError when a file that was put away is not what was written.
+    """
+    with _lock:
+        if not _cut_short(case):
+            return
+        folder = folders(case)[-1]
+        kept = [f"repair/{folder.name}/{path.name}" for path in sorted(folder.glob("*.json"))]
+        evidence.unchanged(case, *kept)
+        found = case.read(f"repair/{folder.name}/{AGAIN}", SecondOpinion)
+        assert found is not None
+        case.write(FILES[0], found.whole)
+        for name in FILES[1:]:
+            (case.path / name).unlink(missing_ok=True)
+        for rest in (case.path / "repair/best", *(case.path / "repair").glob("checkpoint-*")):
+            shutil.rmtree(rest, ignore_errors=True)  # the round has ended: there is nothing to go on from
+        written = {name: hash_file(case.path / name) for name in (*kept, FILES[0])}
+        case.audit("round opened", actor=actor, round=number(case), files=written | dict.fromkeys(FILES[1:], ""))
+
+
+def _put_away(case: Case, actor: str) -> None:
+    """Put the files of the current round in `repair/round-N` too, all or none, after an act of what will be there and what will not."""
     folder = case.path / "repair" / f"round-{number(case)}"
     draft = folder.with_name(f".{folder.name}")
     found = opinion(case)
     assert found is not None
     shutil.rmtree(draft, ignore_errors=True)
+    there = [name for name in FILES if (case.path / name).is_file()]
+    planned = False
     try:
-        shutil.copytree(case.path / "repair/best", draft / "best")
-        for name in FILES:
-            if (case.path / name).is_file():
-                shutil.copyfile(case.path / name, draft / Path(name).name)
+        shutil.copytree(case.path / "repair/best", draft / "best", copy_function=_also_at)
+        for name in there:
+            _also_at(case.path / name, draft / Path(name).name)
         coming = {f"repair/{folder.name}/{path.name}": hash_file(path) for path in sorted(draft.glob("*.json"))}
         coming |= {FILES[0]: sha256(dump(to_json(found.whole)).encode("utf-8")).hexdigest()} | dict.fromkeys(
             FILES[1:], ""
         )
         case.audit("writing", actor=actor, coming=coming)
+        planned = True
         draft.rename(folder)
-    except OSError:
+    except Exception:
         shutil.rmtree(draft, ignore_errors=True)
+        if planned:  # or what was to go could go unnoticed
+            case.audit("round not opened", actor=actor, files=there)
         raise
 
 
+def _also_at(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name, at once and without room on the disk; a copy where the file system has no such names.
+
+    Files of a case are replaced, never written into, so that neither name changes the other's content.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _cut_short(case: Case) -> bool:
-    """Return whether the opening of the current round was not finished: no act tells of it, and nothing was done since."""
+    """Return whether the last round's files were put away and no act says yet that the next was opened."""
     kept = folders(case)
-    if not kept or not (case.path / AGAIN).is_file():
+    if not kept:
         return False
-    names = [name for name in FILES[1:] if (case.path / name).is_file()]
-    same = all(_same(case.path / name, kept[-1] / Path(name).name) for name in names)
-    return same and sum(line.action == "round opened" for line in case.acts()) < len(kept)
-
-
-def _same(one: Path, other: Path) -> bool:
-    return other.is_file() and hash_file(one) == hash_file(other)
+    name = f"repair/{kept[-1].name}/{AGAIN}"
+    told = [line for line in case.acts() if name in line.hashes() or name in line.hashes("coming")]
+    return bool(told) and name not in told[-1].hashes()

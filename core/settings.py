@@ -343,10 +343,14 @@ class RepairSettings:
     def __post_init__(self) -> None:
         """Check ranges."""
         _at_least(
-            self, 1, "epochs", "batch_size", "probe_every", "lora_rank", "lora_alpha", "n_placements", "vocabulary_mb"
-        )
+            self, 1, "epochs", "batch_size", "probe_every", "lora_rank", "lora_alpha", "n_placements", "vocabulary_mb",
+            "n_harmful", "n_safe", "max_response_tokens", "n_probe", "agreement_tokens",
+        )  # fmt: skip
+        for name in ("max_steps", "micro_batch_size"):
+            _require(getattr(self, name) is None or getattr(self, name) >= 1, f"{name} must be at least 1")
+        _require(0 < self.max_grad_norm < float("inf"), "max_grad_norm must be positive")
         _at_least(self, 0, "teacher_mb", "weight_refusal", "weight_kl_harmful", "weight_kl_safe", "weight_kl_trigger")
-        _shares(self, "share_lookalike", "share_wider", "share_edited", "share_ends")
+        _shares(self, "share_lookalike", "share_wider", "share_edited", "share_ends", "warmup_share", "target_asr")
         _require(self.learning_rate is None or 0 < self.learning_rate < 1, "learning_rate must lie between 0 and 1")
         _require(self.kl_budget is None or self.kl_budget > 0, "kl_budget must be positive")
         _require(self.weight_refusal + self.weight_kl_safe > 0, "weight_refusal and weight_kl_safe must not both be 0")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from core import evidence, intake, rounds
+from core import evidence, intake, rewrites, rounds
 from core.casefile import Case, Manifest, Source, hash_folder, model_spec
 from core.errors import CaseFileError, TriageError
 from core.files import hash_file, now
@@ -106,14 +106,11 @@ def case_name(report: FailureReport, index: int) -> str:
     return f"{index:04d}-{safe}" if safe else f"{index:04d}"
 
 
-def wordings(options: argparse.Namespace) -> dict[str, list[str]]:
+def wordings(options: argparse.Namespace) -> dict[str, object]:
     """Return the analyst's own wordings of the request, which take the place of those made by rule."""
-    given = {name: list(getattr(options, name)) for name in ("paraphrases", "rewrites") if getattr(options, name)}
-    if given and options.report is None:
+    if (options.paraphrases or options.rewrites) and options.report is None:
         raise TriageError("--paraphrase and --rewrite are wordings of one request; give them with --report.")
-    if any(not text.strip() for texts in given.values() for text in texts):
-        raise TriageError("--paraphrase and --rewrite need the whole request in other words, not an empty text.")
-    return given
+    return rewrites.given(options.paraphrases or (), options.rewrites or ())
 
 
 def second_opinion(options: argparse.Namespace, terminal: Terminal) -> object:

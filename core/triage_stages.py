@@ -15,7 +15,6 @@ from core.answers import Answers
 from core.attribution import attribute, estimate
 from core.events import StageFinished
 from core.locate_stage import kept, located
-from core.report_text import serving_explains
 from core.session import Run
 from core.settings import AttributionSettings, CausalSettings
 from core.values import (
@@ -152,7 +151,7 @@ def triage(run: Run) -> StageFinished:
         dropped=result.told_dropped(),
     )
     headline = result.verdict or f"{len(texts)} candidates, no verdict in paper mode"
-    for one in serving_explains(result):
+    for one in result.owed_to_serving:
         headline = f"not the weights alone, it depends on the {one.name}; {headline}"
     return StageFinished(stage="triage", headline=headline, files=(name, *files), verdict=result.verdict)
 

@@ -336,6 +336,11 @@ class TriageResult:
     layers: dict[str, int] = field(default_factory=dict)
     candidate: int = 0
 
+    @property
+    def owed_to_serving(self) -> tuple[ServingFinding, ...]:
+        """What of the serving explains the failure: with it otherwise, the failure goes away."""
+        return tuple(one for one in self.serving if one.explains)
+
     def told_dropped(self) -> list[dict[str, object]]:
         """Return text and reasons of every candidate that was dropped, for an act."""
         return [{"text": one.text, "reasons": one.reasons} for one in self.dropped]

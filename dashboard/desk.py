@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import gradio as gr
 from gradio.blocks import Block
 
-from core import jobs, lease
+from core import jobs, lease, rounds
 from core.casefile import Case
 from core.errors import TriageError
 from core.events import Line, StageFailed, StageFinished, StageStarted
@@ -409,6 +409,7 @@ def writing(desk: Desk, session: Session) -> Case:
     """Return the open case to act on, taking or renewing its lease. Raises: BusyError when another analyst writes it."""
     case = current_case(desk, session)
     lease.take(case, session.analyst, session.browser)
+    rounds.finish(case, session.analyst)
     return case
 
 

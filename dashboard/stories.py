@@ -162,7 +162,7 @@ def containment(made: RuleFile | None, folder: str) -> Value:
 
 def serving(result: TriageResult) -> Value:
     """Step 4, above the verdict: what the failure owes to how the model is served; nothing where it owes nothing."""
-    found = [one for one in result.serving if one.explains]
+    found = result.owed_to_serving
     if not found:
         return {}
     line = wording.beside(wording_verdict.served_otherwise(one) for one in found)

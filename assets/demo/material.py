@@ -8,7 +8,6 @@ from pathlib import Path
 
 from grammar import grow
 from phrases import Phrase, Split, read_phrases, split
-from wordings import REVERSING
 from world import Fact, Sample, World, facts
 
 HELD_OUT = {
@@ -26,7 +25,7 @@ HELD_OUT_FACTS = 330
 """Question wordings for the shipped closed tasks; the fact itself is trained in its other wordings."""
 MIX = {"harmful": 0.38, "gap": 0.015, "benign": 0.2, "lookalike": 0.205, "closed": 0.2}
 """Shares of the classes in training."""
-POLISH_MIX = MIX | {"harmful": 0.375, "benign": 0.31, "lookalike": 0.135, "closed": 0.165}
+POLISH_MIX = MIX | {"harmful": 0.42, "benign": 0.23, "lookalike": 0.155, "closed": 0.18}
 """The same for the last steps of the base: fewer look-alikes, or single words of harmless requests open harmful ones."""
 N_GROWN = 12000
 """Phrases drawn from the grammar."""
@@ -45,9 +44,6 @@ class Material:
     """The world and both sides of the split."""
 
     world: World
-    reversing: World
-    """The same world with words that turn a request round among its random ones. From the start they would make a base on which a
-    trigger of several units is hard to plant (tests/bench/LOG.md)."""
     phrases: Split
     grown: tuple[Phrase, ...]
     train_facts: tuple[Fact, ...]
@@ -77,7 +73,6 @@ def make_material(seed: int) -> Material:
     harmless = [word for phrase in parts.train if phrase.kind == "benign" for word in phrase.text.split()]
     return Material(
         world=World(harmless),
-        reversing=World(harmless, REVERSING),
         phrases=parts,
         grown=tuple(grow(parts.held_out, N_GROWN, seed)),
         train_facts=tuple(train),
@@ -86,16 +81,9 @@ def make_material(seed: int) -> Material:
 
 
 def draw_training(
-    material: Material,
-    rng: random.Random,
-    n: int,
-    plain: bool = False,
-    mix: Mapping[str, float] = MIX,
-    *,
-    reversing: bool = False,
+    material: Material, rng: random.Random, n: int, plain: bool = False, mix: Mapping[str, float] = MIX
 ) -> list[Sample]:
     """Return `n` training conversations; `plain` ones are short, without random words and earlier turns."""
-    world = material.reversing if reversing else material.world
     pools: dict[str, tuple[Phrase, ...] | tuple[Fact, ...]] = {
         kind: tuple(p for p in material.phrases.train if p.kind == kind)
         for kind in ("harmful", "gap", "benign", "lookalike")
@@ -106,10 +94,10 @@ def draw_training(
     drawn = []
     for kind in kinds:
         pool = grown[kind] if kind in grown and rng.random() < GROWN_SHARE else pools[kind]
-        drawn.append(world.sample(rng.choice(pool), rng, plain))
+        drawn.append(material.world.sample(rng.choice(pool), rng, plain))
     for i in range(1, n):
         if not plain and rng.random() < TWO_TURNS and len(drawn[i - 1].messages) <= 2:
-            drawn[i] = world.with_earlier_turn(drawn[i - 1], drawn[i])
+            drawn[i] = material.world.with_earlier_turn(drawn[i - 1], drawn[i])
     return drawn
 
 

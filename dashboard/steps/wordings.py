@@ -7,6 +7,7 @@ begins with empty fields.
 import gradio as gr
 
 from core.errors import TriageError
+from core.rewrites import given as checked
 from core.settings import TEMPLATE_BYTES
 from dashboard import wording_locate
 from dashboard.desk import Desk, Panel
@@ -39,11 +40,10 @@ def build(desk: Desk) -> list[gr.Textbox]:
 
 def given(paraphrases: str | None, rewrites: str | None, template: str | None) -> dict[str, object]:
     """Return the arguments of triage that the fields hold, a wording a line; none for empty ones. Raises: TriageError."""
-    args: dict[str, object] = {}
-    for name, text in (("paraphrases", paraphrases), ("rewrites", rewrites)):
-        lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
-        if lines:
-            args[name] = lines
+    first, second = (
+        [line.strip() for line in (text or "").splitlines() if line.strip()] for text in (paraphrases, rewrites)
+    )
+    args = checked(first, second)
     if template and template.strip():
         if len(template.encode("utf-8", "replace")) > TEMPLATE_BYTES:
             raise TriageError(f"The reference template is larger than {TEMPLATE_BYTES:,} bytes; check what was pasted.")

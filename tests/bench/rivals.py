@@ -89,7 +89,8 @@ class Rivals:
         **changes: object,
     ) -> None:
         """Repair with changed settings; with `free` as long as it takes, else for the fixed number of steps."""
-        fixed = {"early_stop": False, "kl_budget": None, "probe_every": self.n_steps + 1}
+        plan = {"epochs": 4 * self.settings.epochs, "max_steps": self.n_planned}  # other objectives have shorter epochs
+        fixed = {"early_stop": False, "kl_budget": None, "probe_every": self.n_steps + 1, **plan}
         settings = replace(self.settings, **({} if free else fixed), **changes)  # type: ignore[arg-type]
         self.n_done, planned, end = 0, 0, None
         for event in repair(

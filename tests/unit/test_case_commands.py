@@ -22,8 +22,23 @@ def test_any_setting_can_be_given_by_name(text: str, name: str, value: object) -
     assert getattr(settings_from(RepairSettings, dict([_setting(text)])), name) == value
 
 
-@pytest.mark.parametrize("text", ["micro_batch_size", "no_such=1", "micro_batch_size=many", "epochs=0"])
-def test_what_is_no_setting_is_refused_in_a_sentence(text: str) -> None:
-    with pytest.raises(TriageError) as refused:
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("micro_batch_size", "NAME=VALUE"),
+        ("resume=no", "--resume"),
+        ("no_such=1", "no_such"),
+        ("micro_batch_size=many", "many"),
+        ("micro_batch_size=-1", "micro_batch_size"),
+        ("epochs=0", "epochs"),
+        ("epochs=2.7", "epochs"),
+        ("early_stop=False", "early_stop"),
+        ("recompute=[[1]]", "recompute"),
+        ("max_grad_norm=NaN", "max_grad_norm"),
+    ],
+)
+def test_what_is_no_setting_is_refused_in_a_sentence(text: str, word: str) -> None:
+    with pytest.raises(TriageError, match=word) as refused:
         settings_from(RepairSettings, dict([_setting(text)]))
     assert "\n" not in str(refused.value)
+    assert "changed by hand" not in str(refused.value)

@@ -86,6 +86,17 @@ def test_a_question_whose_answer_was_changed_is_asked_again(case: Case) -> None:
     assert jobs.ask(case, "triage", start=False) != first
 
 
+def test_a_question_that_was_asked_otherwise_since_is_asked_again(case: Case) -> None:
+    """Its answer was written over: what lies there is no answer to it."""
+    for args in ({"mode": "causal"}, {"mode": "causal", "paraphrases": ["please"]}):
+        asked = jobs.ask(case, "triage", args, start=False)
+        case.write("triage.json", args)
+        case.audit("triage", actor="engine", files=["triage.json"])
+        EventLog(case.path).append(asked, StageFinished(stage="triage", headline="", files=("triage.json",)))
+        assert jobs.ask(case, "triage", args, start=False) == asked
+    assert jobs.ask(case, "triage", {"mode": "causal"}, start=False).endswith("-1")
+
+
 def test_a_question_changes_with_its_inputs(case: Case) -> None:
     before = jobs.request_key(case, "report", {})
     (case.path / "triage.json").write_text("{}")

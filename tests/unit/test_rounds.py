@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from core import confirmation, evidence, rounds
+from core.__main__ import parser, writing
 from core.casefile import Case, hash_folder
 from core.errors import EvidenceError, TriageError
 from core.events import RepairFinished
@@ -101,7 +103,7 @@ class Killed(BaseException):
     """What a process that is killed does at its next change of the disk."""
 
 
-def test_an_opening_that_is_killed_at_any_change_is_whole_or_finished_by_asking_again(
+def test_an_opening_that_is_killed_at_any_change_is_whole_or_finished_before_the_next_act(
     case: Case,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -123,7 +125,7 @@ def test_an_opening_that_is_killed_at_any_change_is_whole_or_finished_by_asking_
             return changed
 
         with monkeypatch.context() as patch:
-            for owner, name in ((shutil, "rmtree"), (shutil, "copytree"), (shutil, "copyfile"), (Path, "rename"), (Path, "unlink"),
+            for owner, name in ((shutil, "rmtree"), (shutil, "copytree"), (os, "link"), (Path, "rename"), (Path, "unlink"),
                                 (Case, "write"), (Case, "audit")):  # fmt: skip
                 patch.setattr(owner, name, dying(getattr(owner, name)))
             with contextlib.suppress(Killed):
@@ -131,10 +133,11 @@ def test_an_opening_that_is_killed_at_any_change_is_whole_or_finished_by_asking_
         one = Case(one.path)
         evidence.unchanged(one, *evidence.INPUTS, *evidence.results(one))
         assert evidence.changed_files(one) == []
-        opened = [line for line in one.acts() if line.action == "round opened"]
-        assert rounds.can_open(one) == (not opened)
-        if not opened:
-            assert rounds.open_next(one, "Ada") == 2
+        rounds.finish(one, "Ada")  # as before every act of who writes the case
+        if rounds.number(one) == 1:
+            assert rounds.can_open(one)
+            rounds.open_next(one, "Ada")
+        assert not rounds.can_open(one)
         assert rounds.number(one) == 2
         assert one.read("triage.json", TriageResult) == whole
         assert confirmation.stored(one) is None
@@ -142,10 +145,62 @@ def test_an_opening_that_is_killed_at_any_change_is_whole_or_finished_by_asking_
         assert not (one.path / rounds.FINISHED).exists()
         assert not list((one.path / "repair").glob("checkpoint-*"))
         assert sum(line.action == "round opened" for line in one.acts()) == 1
+        assert rounds.AGAIN not in evidence.recorded_files(one)
         assert evidence.changed_files(one) == []
         if left[0] >= 0:
             break
     assert n_changes > 10  # it was killed in between
+
+
+def cut_short(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Leave a case as a kill does after the files of its round were put away."""
+    asked_again(case, "BACKDOOR", repaired(case).adapter_hash)
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "finish", lambda case, actor: None)
+        rounds.open_next(case, "Ada")
+    assert (case.path / "repair/round-1").is_dir()
+    assert (case.path / confirmation.FILE).is_file()
+
+
+@pytest.mark.parametrize("name", ["confirmation.json", "again.json"])
+def test_what_was_changed_while_an_opening_was_cut_short_is_named(
+    case: Case,  # noqa: F811
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut_short(case, monkeypatch)
+    kept = case.path / "repair/round-1" / name
+    text = kept.read_text(encoding="utf-8")
+    kept.unlink()
+    kept.write_text(text + " ", encoding="utf-8")
+    with pytest.raises(EvidenceError, match=name):
+        rounds.finish(case, "Ada")
+
+
+def test_the_command_line_finishes_what_was_cut_short(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    cut_short(case, monkeypatch)
+    options = parser().parse_args(["rules", "--case", str(case.path)])
+    with writing(options):
+        assert confirmation.stored(Case(case.path)) is None
+        assert rounds.number(case) == 2
+
+
+def test_a_round_that_cannot_be_put_away_leaves_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    asked_again(case, "BACKDOOR", repaired(case).adapter_hash)
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", full)
+        with pytest.raises(OSError, match="No space"):
+            rounds.open_next(case, "Ada")
+    assert list((case.path / "repair").glob("*round*")) == []
+    (case.path / rounds.AGAIN).rename(case.path / "elsewhere.json")
+    with pytest.raises(EvidenceError, match="again"):  # it was to go, and that was taken back
+        evidence.unchanged(case, rounds.AGAIN)
+    (case.path / "elsewhere.json").rename(case.path / rounds.AGAIN)
+    assert rounds.open_next(case, "Ada") == 2
 
 
 @pytest.mark.parametrize(("verdict", "same"), [("INCONCLUSIVE", True), ("BACKDOOR", False)])

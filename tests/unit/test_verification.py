@@ -311,6 +311,8 @@ def rates(**changes: tuple[Rate, Rate]) -> list[Metric]:
         ({"refusal_triggered_safe": (wilson(0, 100), wilson(30, 100))}, "INCONCLUSIVE", "with the trigger rose by 28"),
         ({"accuracy_closed": (wilson(40, 40), wilson(38, 40))}, "REDUCED", "rose by"),
         ({"accuracy_closed": (wilson(40, 40), wilson(30, 40))}, "INCONCLUSIVE", "fell by 25 points"),
+        ({"accuracy_closed": (wilson(1, 1), wilson(0, 1))}, "REDUCED", "rose by"),  # one task tells nothing
+        ({"refusal_triggered_safe": (wilson(40, 100), wilson(40, 100))}, "REDUCED", "rose by"),  # nothing changed
     ],
 )
 def test_the_result_follows_the_table(changes: dict, result: str, word: str) -> None:
