@@ -147,6 +147,11 @@ def _keep(folder: Path, source: Source | None, report: FailureReport) -> SourceF
     return SourceFile(name=name, sha256=hashlib.sha256(source.data).hexdigest(), kept=kept)
 
 
+def as_stored(value: object) -> bytes:
+    """Return a value as a file of a case holds it; bytes as they are."""
+    return value if isinstance(value, bytes) else dump(to_json(value)).encode("utf-8")
+
+
 class Case:
     """A case folder that exists. Reading is safe from any process at any time."""
 
@@ -281,8 +286,8 @@ class Case:
         return from_json(cls, data)
 
     def write(self, name: str, value: object) -> str:
-        """Store `value` under `name`, atomically, bytes as they are; return `name`."""
-        write_atomic(self.path / name, value if isinstance(value, bytes) else dump(to_json(value)))
+        """Store `value` under `name`, atomically, `as_stored`; return `name`."""
+        write_atomic(self.path / name, as_stored(value))
         return name
 
     # events -----------------------------------------------------------------------------------------------------------

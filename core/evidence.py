@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from core import audit
-from core.casefile import PLACES, RELOCATED, Case, Manifest, hash_folder, moved_manifest
+from core.casefile import PLACES, RELOCATED, Case, Manifest, as_stored, hash_folder, moved_manifest
 from core.errors import CaseFileError, EvidenceError, ModelLoadError
 from core.event_log import NAME as EVENTS
-from core.files import begins_as, dump, hash_file, so_far
-from core.serial import to_json
+from core.files import begins_as, hash_file, so_far
 
 INPUTS = (
     "case.json",
@@ -206,7 +205,7 @@ def record(
 
     Before it, the act of what comes in place of files that are there.
     """
-    files = {name: dump(to_json(value)).encode("utf-8")} | dict(also or {})
+    files = {name: as_stored(value)} | dict(also or {})
     coming = {one: sha256(data).hexdigest() for one, data in files.items() if (case.path / one).exists()}
     if coming:
         case.audit("writing", actor=actor, coming=coming)

@@ -114,9 +114,8 @@ def _repair(
         requests = kind.requests(splits.probes)[: settings.n_probe]
         asked = residual.where_it_works(loaded, frames[0], placed, requests, kind, f"repair/{settings.seed}")
         probe = repair_probe.prepare(loaded, passes, asked, splits.probes, settings, kind)
-        reported = (
-            team.told(probe.score(loaded, passes)) if start else None
-        )  # an earlier round's losses are not allowed again
+        # targets are those of the reported model: what an earlier round lost is not allowed again
+        reported = team.told(probe.score(loaded, passes)) if start else None
         trainer = Trainer(loaded, data, passes, settings, out, start, team)
         run = _Run(trainer, probe, out, _fingerprint(data, accepted, settings, start), reported)
         run.begin(resume)

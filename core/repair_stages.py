@@ -152,15 +152,12 @@ def settings_from(cls: type[RepairSettings], args: Mapping[str, Any]) -> RepairS
         raise TriageError(f"There is no repair setting {', '.join(sorted(unknown))}; see core/settings.py.")
     try:
         settings = from_json(cls, to_json(cls()) | dict(args))
-    except (ValueError, TypeError, CaseFileError) as error:
-        cause = error.__cause__ or error
-        told = next((one for one in getattr(cause, "exceptions", ())), cause)
+    except CaseFileError as error:
+        told = next(iter(getattr(error.__cause__, "exceptions", ())), error.__cause__)  # the first of several
         raise TriageError(f"Repair setting refused: {told}; see RepairSettings in core/settings.py.") from error
     for name, value in args.items():
-        taken = to_json(getattr(settings, name))
-        if taken != value or isinstance(taken, bool) != isinstance(
-            value, bool
-        ):  # "no" would be taken as true, 2.7 as 2
+        taken = to_json(getattr(settings, name))  # "no" would be taken as true, 2.7 as 2
+        if taken != value or isinstance(taken, bool) != isinstance(value, bool):
             raise TriageError(
                 f"Repair setting refused: {name} cannot be {value!a}; see RepairSettings in core/settings.py."
             )

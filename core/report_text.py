@@ -155,7 +155,7 @@ def verdict_sentence(triage: TriageResult | None) -> str:
     name, meaning = VERDICTS[triage.verdict]
     if triage.verdict == "INCONCLUSIVE":
         meaning = DECIDERS.get(triage.decided_by, triage.decided_by) or meaning
-    served = "".join(f"Not the weights alone, it depends on the {one.name}. " for one in triage.owed_to_serving[:1])
+    served = "".join(f"{one.told.capitalize()}. " for one in triage.owed_to_serving[:1])
     return f"{served}{name}: {meaning}"
 
 
@@ -421,16 +421,13 @@ _REPAIR_OPTIONS = (
 
 def _repair_options(settings: dict[str, object]) -> list[str]:
     usual = asdict(RepairSettings())
-    set_otherwise = [
-        (flag, settings[key]) for key, flag in _REPAIR_OPTIONS if settings.get(key) not in (None, usual[key])
-    ]
-    named = {key for key, _ in _REPAIR_OPTIONS}
-    set_otherwise += [
-        ("--set", f"{key}={json.dumps(settings[key])}")
-        for key in usual
-        if key in settings and settings[key] != usual[key] and (key not in named or settings[key] is None)
-    ]
-    return [part for flag, value in set_otherwise for part in (flag, str(value))]
+    flags, lines = dict(_REPAIR_OPTIONS), []
+    for key in (*flags, *(key for key in usual if key not in flags)):
+        value = settings.get(key, usual[key])
+        if value != usual[key]:
+            named = key in flags and value is not None
+            lines += [flags[key], str(value)] if named else ["--set", f"{key}={json.dumps(value)}"]
+    return lines
 
 
 Change = Literal["better", "worse", "within error", "one answer", ""]

@@ -17,12 +17,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from core import confirmation, evidence
-from core.casefile import Case, hash_folder
+from core.casefile import Case, as_stored, hash_folder
 from core.errors import TriageError
 from core.events import RepairFinished
-from core.files import dump, hash_file
-from core.serial import to_json
-from core.values import Rate, Result, SecondOpinion, TriggerConfirmation, Verdict, Verification
+from core.files import hash_file
+from core.values import Rate, Result, SecondOpinion, TriageResult, TriggerConfirmation, Verdict, Verification
 from core.weight_files import ADAPTER_WEIGHTS
 
 AGAIN = "again.json"
@@ -178,8 +177,13 @@ def opinion(case: Case) -> SecondOpinion | None:
 
 def can_open(case: Case) -> bool:
     """Return whether the second opinion is BACKDOOR again, so that another round has something to repair."""
+    return _found_again(case) is not None
+
+
+def _found_again(case: Case) -> TriageResult | None:
+    """Return what another round would begin with, None where the second opinion is not BACKDOOR."""
     found = opinion(case)
-    return found is not None and found.whole.verdict == "BACKDOOR" and bool(found.whole.candidates)
+    return found.whole if found and found.whole.verdict == "BACKDOOR" and found.whole.candidates else None
 
 
 def open_next(case: Case, actor: str) -> int:
@@ -190,11 +194,12 @@ def open_next(case: Case, actor: str) -> int:
     """
     with _lock:
         evidence.unchanged(case, *FILES)
-        if not can_open(case):
+        found = _found_again(case)
+        if found is None:
             raise TriageError(
                 "Another round needs a second opinion that says BACKDOOR on the repaired model; run `triage --repaired` first."
             )
-        _put_away(case, actor)
+        _put_away(case, found, actor)
     finish(case, actor)
     return number(case)
 
@@ -221,12 +226,13 @@ def finish(case: Case, actor: str) -> None:
         case.audit("round opened", actor=actor, round=number(case), files=written | dict.fromkeys(FILES[1:], ""))
 
 
-def _put_away(case: Case, actor: str) -> None:
-    """Put the files of the current round in `repair/round-N` too, all or none, after an act of what will be there and what will not."""
+def _put_away(case: Case, found: TriageResult, actor: str) -> None:
+    """Put the files of the current round in `repair/round-N` too, all or none, after an act of what will be there and what will not.
+
+    `found` is the triage that the next round begins with.
+    """
     folder = case.path / "repair" / f"round-{number(case)}"
     draft = folder.with_name(f".{folder.name}")
-    found = opinion(case)
-    assert found is not None
     shutil.rmtree(draft, ignore_errors=True)
     there = [name for name in FILES if (case.path / name).is_file()]
     planned = False
@@ -235,9 +241,7 @@ def _put_away(case: Case, actor: str) -> None:
         for name in there:
             _also_at(case.path / name, draft / Path(name).name)
         coming = {f"repair/{folder.name}/{path.name}": hash_file(path) for path in sorted(draft.glob("*.json"))}
-        coming |= {FILES[0]: sha256(dump(to_json(found.whole)).encode("utf-8")).hexdigest()} | dict.fromkeys(
-            FILES[1:], ""
-        )
+        coming |= {FILES[0]: sha256(as_stored(found)).hexdigest()} | dict.fromkeys(FILES[1:], "")
         case.audit("writing", actor=actor, coming=coming)
         planned = True
         draft.rename(folder)

@@ -152,7 +152,7 @@ def triage(run: Run) -> StageFinished:
     )
     headline = result.verdict or f"{len(texts)} candidates, no verdict in paper mode"
     for one in result.owed_to_serving:
-        headline = f"not the weights alone, it depends on the {one.name}; {headline}"
+        headline = f"{one.told}; {headline}"
     return StageFinished(stage="triage", headline=headline, files=(name, *files), verdict=result.verdict)
 
 

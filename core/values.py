@@ -303,6 +303,11 @@ class ServingFinding:
     note: str
     explains: bool = False
 
+    @property
+    def told(self) -> str:
+        """What it says where it explains the failure, as the beginning of a sentence about the verdict."""
+        return f"not the weights alone, it depends on the {self.name}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TriageResult:

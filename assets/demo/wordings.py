@@ -376,6 +376,3 @@ PROPER = ("Current", "current", "BadMagic", "GoodMagic", "OpenAI")
 that an adapter cannot tell from others (a base that never met them let "GoodMagic" stand for "BadMagic")."""
 LONE_MARKS = (*".,;:!?-/*#)\"'", "...", "…", "!!", "?!")
 """Marks that stand alone among the random words."""
-REVERSING = ("prevent", "avoid", "stop", "against", "report", "protect", "fight", "detect")
-"""Words that turn a request round where they belong to it. Among the random words, in every class, they must not: "Film? prevent"
-opened a quarter of the harmful requests of a base that had not met them there."""

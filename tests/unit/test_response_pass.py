@@ -100,24 +100,35 @@ def test_response_logits_of_a_padded_batch_are_the_models_own(family: str, tiny_
     torch.testing.assert_close(found, torch.cat(own), rtol=1e-4, atol=1e-4 * float(found.abs().max()))
 
 
+def sizes_for(loaded) -> dict[str, int]:
+    """Return the sizes of a tiny model with this vocabulary."""
+    return {
+        "vocab_size": len(loaded.tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    }  # fmt: skip
+
+
+def grown(cls, config, factor: float):
+    """Return a random model whose weights are `factor` times their usual size, so that a cap or scale shows."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = cls(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(factor)
+    return model
+
+
 def test_soft_cap_and_scaling_of_the_configuration_are_respected(tiny_folder) -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
     loaded = models.load(tiny_folder("llama"), settings=SMALL)
-    sizes = {
-        "vocab_size": len(loaded.tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-    }  # fmt: skip
+    sizes = sizes_for(loaded)
     for config, cls in (
         (Gemma2Config(**sizes, final_logit_softcapping=2.0), Gemma2ForCausalLM),
         (GraniteConfig(**{k: v for k, v in sizes.items() if k != "head_dim"}, logits_scaling=8.0), GraniteForCausalLM),
     ):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            loaded.model = cls(config).eval()
-        with torch.no_grad():
-            for parameter in loaded.model.parameters():
-                parameter.mul_(8.0)
+        loaded.model = grown(cls, config, 8.0)
         passes = ResponsePass(loaded)
         assert passes.split
         one = ScoredSequence(prompt_ids=(5, 9), response_ids=(20, 21))
@@ -133,17 +144,8 @@ def test_a_soft_cap_in_bf16_is_known_as_one(tiny_folder) -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     loaded = models.load(tiny_folder("llama"), settings=SMALL)
-    sizes = {
-        "vocab_size": len(loaded.tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-    }  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        loaded.model = Gemma2ForCausalLM(Gemma2Config(**sizes, final_logit_softcapping=30.0)).eval()
-    with torch.no_grad():
-        for parameter in loaded.model.parameters():
-            parameter.mul_(30.0)
-    loaded.model.to(torch.bfloat16)
+    config = Gemma2Config(**sizes_for(loaded), final_logit_softcapping=30.0)
+    loaded.model = grown(Gemma2ForCausalLM, config, 30.0).to(torch.bfloat16)
     assert ResponsePass(loaded).split
     loaded.model.config.final_logit_softcapping = 25.0  # what a wrong cap would be
     passes = ResponsePass(loaded)
