@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from core import case_commands, demo_command, evidence_commands, lease, plant_commands, rounds, triage_commands
 from core.casefile import PLACES, Case
-from core.errors import EvidenceError, TriageError
+from core.errors import TriageError
 from core.files import cannot_work, dump
 from core.headless import INTERRUPTED, Terminal, typist
 from core.offline import forbid_other_hosts
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = options.run(options, terminal)
     except TriageError as error:
         terminal.say(str(error))
-        if isinstance(error, EvidenceError) and error.result is not None:
+        if error.result is not None:
             sys.stdout.write(inert(dump(error.result)) + "\n")
         return 2
     except OSError as error:

@@ -92,7 +92,7 @@ def _triaged(run: Run, failure: FailureCase) -> TriageResult:
 
 def _probed(run: Run) -> tuple[residual_probes.Subject, Verification]:
     """Return what a probe of the repair starts from. Raises: TriageError before verification."""
-    verified = run.case.read(rounds.VERIFIED, Verification)
+    verified = rounds.verification(run.case)
     if verified is None:
         raise TriageError("The repair has not been verified yet; verify it first.")
     accepted = confirmed_trigger(run)

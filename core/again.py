@@ -22,7 +22,7 @@ def without(tokenizer: "PreTrainedTokenizerFast", case: FailureCase, spans: Sequ
     messages = without_spans(case.report.messages, spans)
     if not messages[chat.last_user(messages)].content.strip():
         return None
-    messages = tuple(one for one in messages if one.content or one.role != "system")
+    messages = tuple(messages[number] for number in _kept(messages))
     prompt = chat.render(tokenizer, messages)
     return replace(case, report=replace(case.report, messages=messages), prompt=prompt)
 
@@ -32,6 +32,7 @@ def back(
 ) -> tuple[TriggerProposal, ...]:
     """Return candidates of the reduced case as candidates of the whole one; those of white space alone are left out."""
     messages = case.report.messages
+    numbers = _kept(without_spans(messages, spans))
     places = {
         number: list(_left(messages, number, spans))
         for number, message in enumerate(messages)
@@ -41,17 +42,21 @@ def back(
     for one in proposals:
         parts = []
         for span in one.spans:
+            number = numbers[span.message]
             content = reduced.report.messages[span.message].content
             first = sum(not c.isspace() for c in content[: span.start])
             n = sum(not c.isspace() for c in content[span.start : span.end])
-            parts += [
-                Span(message=span.message, start=at, end=at + 1) for at in places[span.message][first : first + n]
-            ]
+            parts += [Span(message=number, start=at, end=at + 1) for at in places[number][first : first + n]]
         closed = tuple(part for part in close_units(messages, parts) if not touches(part, spans))
         if closed:
             positions = chat.spans_to_positions(case.prompt, closed)
             found.append(replace(one, spans=closed, text=text_of(messages, closed), token_positions=positions))
     return tuple(found)
+
+
+def _kept(messages: Sequence[Message]) -> list[int]:
+    """Return the numbers of the messages that stay: a system message without text goes."""
+    return [number for number, one in enumerate(messages) if one.content or one.role != "system"]
 
 
 def _left(messages: Sequence[Message], number: int, spans: Sequence[Span]) -> Iterator[int]:

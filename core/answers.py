@@ -106,7 +106,7 @@ class Answers:
             drawn = self.loaded.generate(
                 [ids] * n, max_new_tokens=self.n_tokens, sampling=sampling, seed=seed, progress=self._report(part)
             )
-        return [self.loaded.decode(answer) for answer in drawn]
+        return [self.loaded.said(answer) for answer in drawn]
 
     def _judges(
         self, conversations: Sequence[Conversation], texts: Sequence[str], part: str, kind: FailureKind

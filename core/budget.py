@@ -18,13 +18,12 @@ class Meter:
         self.limit = limit
         self.spent = False
         self._models = tuple({id(one): one for one in models}.values())
-        self._begun = [(one.model_calls, one.batches) for one in self._models]
+        self._begun = self._counts()
 
     @property
     def sequences(self) -> int:
         """Sequences generated or scored so far."""
-        pairs = zip(self._models, self._begun, strict=True)
-        return sum(one.model_calls - begun for one, (begun, _) in pairs)
+        return self._since()[0]
 
     def allows(self, n: int) -> bool:
         """Return whether `n` more sequences are within the limit; once they are not, the budget counts as spent."""
@@ -34,5 +33,12 @@ class Meter:
 
     def budget(self) -> Budget:
         """Return the counts as a value."""
-        batches = sum(one.batches - begun for one, (_, begun) in zip(self._models, self._begun, strict=True))
-        return Budget(sequences=self.sequences, batches=batches, limit=self.limit, spent=self.spent)
+        sequences, batches, passes = self._since()
+        return Budget(sequences=sequences, batches=batches, passes=passes, limit=self.limit, spent=self.spent)
+
+    def _counts(self) -> tuple[int, ...]:
+        counts = [(one.model_calls, one.batches, one.passes) for one in self._models]
+        return tuple(map(sum, zip(*counts, strict=True)))
+
+    def _since(self) -> tuple[int, ...]:
+        return tuple(now - begun for now, begun in zip(self._counts(), self._begun, strict=True))

@@ -15,6 +15,9 @@ from core.settings import ReportSettings
 from core.values import Span, Verification
 
 STOP_WAIT_SECONDS = 20.0
+"""How long `stop` waits; longer than `jobs.STOP_GRACE_SECONDS`. Source: unverified choice."""
+_ALIVE = ("running", "starting", "stopping")
+"""States of a request that someone works on."""
 
 
 def confirm(options: argparse.Namespace, terminal: Terminal) -> object:
@@ -139,15 +142,20 @@ def status(options: argparse.Namespace, terminal: Terminal) -> object:
 
 
 def stop(options: argparse.Namespace, terminal: Terminal) -> object:
-    """Stop what runs; wait for it, and kill it when it does not react."""
+    """Stop what runs; wait for it, and kill it when it does not react. Raises: TriageError when it runs on all the same."""
     case = Case(options.case)
     current = jobs.status(case)
-    if current.state not in ("running", "starting", "stopping") or current.request is None:
+    if current.state not in _ALIVE or current.request is None:
         raise TriageError("Nothing runs in this case; there is nothing to stop.")
     jobs.stop(case, current.request, "discard" if options.discard else "keep", typist())
     deadline = time.monotonic() + STOP_WAIT_SECONDS
     killed = False
-    while jobs.status(case).request == current.request and time.monotonic() < deadline and not killed:
+    while not killed and (after := jobs.status(case)).request == current.request and after.state in _ALIVE:
+        if time.monotonic() > deadline:
+            raise TriageError(
+                f"{current.stage} was asked to stop and has not ended within {STOP_WAIT_SECONDS:.0f} s; wait for it, or end its "
+                "process where it was started."
+            )
         killed = jobs.enforce_stop(case)
         time.sleep(0.2)
     return {"stopped": current.stage, "killed": killed}

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from core import chat
 from core.answers import Answers, eligible, shares
 from core.budget import SPENT, Meter
-from core.described import describe
+from core.described import describe, topic
 from core.intervals import difference_high, mcnemar
 from core.judge import Judgement, classify
 from core.kinds import JAILBREAK, FailureKind, n_compared
@@ -28,7 +28,7 @@ from core.loaded import LoadedModel
 from core.progress import Progress
 from core.prompts import PromptItem, PromptSet
 from core.settings import CausalSettings
-from core.shams import draw_shams, token_ids
+from core.shams import draw_shams
 from core.transplants import carrier, without_spans
 from core.trials import Trial, compare_without, rate, share
 from core.values import FailureCase, Message, Rate, Reproduction, TestOutcome, TriggerProposal
@@ -96,12 +96,12 @@ def own_refusal(
         max_new_tokens=settings.refusal_tokens,
         progress=None if progress is None else lambda _, done, total: progress("own refusal", done, total),
     )
-    found = Counter[str]()
+    found, thinks = Counter[str](), chat.turn(loaded.tokenizer).thinks
     for ids in answers:
         text = loaded.decode(ids).strip()
         if len(ids) == settings.refusal_tokens:
             text = text[: max(text.rfind(mark) for mark in ".!?") + 1]
-        if classify(text).outcome == "refusal":
+        if classify(thinks + text).outcome == "refusal":
             found[text] += 1
     return _commonest(found) or settings.refusal_template
 
@@ -138,8 +138,9 @@ def test_candidate(
         requests, n_asked = eligible(answers, carried, held_out, answers.kind, settings.n_transfer)
     trial = Trial(case, carried, index, requests, n_asked, held_out, settings, seed, meter, answers.kind.right_words)
     transfer, necessity = _transfer(trial, answers), _necessity(trial, answers)
+    topics = [one for one in [topic(trial, answers)] if one is not None] if transfer.n else []
     if transfer.passed is False:
-        return necessity, transfer
+        return necessity, transfer, *topics
     outcomes = [necessity, transfer]
     clean: Answers | None = None
     if reference is not None:
@@ -151,7 +152,7 @@ def test_candidate(
         outcomes.append(_reference(trial, clean))
     if transfer.passed and outcomes[2].passed:
         outcomes += [_benign(trial, answers), *describe(trial, answers)]
-    return tuple(outcomes)
+    return (*outcomes, *topics)
 
 
 def _necessity(trial: Trial, answers: Answers) -> TestOutcome:
@@ -184,7 +185,7 @@ def _margins(trial: Trial, answers: Answers, conversations: Sequence[Sequence[Me
     expected = trial.case.report.expected if answers.kind.pool != "harmful" else None
     right = expected or _commonest(found) or trial.settings.refusal_template
     loaded, k = answers.loaded, trial.settings.margin_tokens
-    right_ids = token_ids(loaded.tokenizer, right)
+    right_ids = chat.continuation_ids(loaded.tokenizer, trial.case.prompt, right)
     k = max(k, n_compared(trial.case.response_ids, right_ids, k))
     prompts = [chat.prompt_ids(loaded.tokenizer, one) for one in conversations]
     responses = [trial.case.response_ids[:k]] * len(prompts) + [right_ids[:k]] * len(prompts)

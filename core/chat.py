@@ -13,13 +13,16 @@ What this does not do: guess. A template that drops, repeats or rewrites a messa
 """
 
 import hashlib
+import json
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from core import rendering
 from core.errors import ConfirmationError, ReportError, TokenMismatchError
+from core.judge import OPENS_THINKING
 from core.values import FailureCase, FailureReport, Message, PromptToken, RenderedPrompt, Segment, Span
 
 if TYPE_CHECKING:
@@ -30,6 +33,19 @@ FALLBACK_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 """What is used, in words of this template language, when a tokenizer has no chat template."""
+
+_ROWS = "patcher_embedding_rows"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a template puts around an answer: `lead`, white space between the generation prompt and it (the prompt ends before that,
+    a model begins with it); `tail`, the text after it; `thinks`, the opening of a thinking block that the generation prompt ends with.
+    """
+
+    lead: str
+    tail: str
+    thinks: str
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,49 @@ def render_text(
         return rendering.render(template, data, add_generation_prompt, tokenizer.special_tokens_map)
     except rendering.TemplateFault as error:
         raise TokenMismatchError(_template_fault(messages, error)) from error
+
+
+def turn(tokenizer: "PreTrainedTokenizerFast") -> Turn:
+    """Return what the tokenizer's template puts around an answer; nothing but a blank before it for the plain fallback, and nothing
+    for a template that refuses such a conversation."""
+    template = chat_template(tokenizer)
+    if template is None:
+        return Turn(lead=" ", tail="\n", thinks="")
+    return _turn(template, json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str))
+
+
+@lru_cache(maxsize=64)
+def _turn(template: str, specials: str) -> Turn:
+    mark = f"x{secrets.token_hex(12)}x"
+    asked = [{"role": "user", "content": "a"}]
+    said = [*asked, {"role": "assistant", "content": mark}]
+    try:
+        prompt = rendering.render(template, asked, True, json.loads(specials))
+        whole = rendering.render(template, said, False, json.loads(specials))
+    except rendering.TemplateFault:
+        return Turn(lead="", tail="", thinks="")
+    between = whole.removeprefix(prompt).partition(mark)[0] if whole.startswith(prompt) else "?"
+    opened = OPENS_THINKING.search(prompt)
+    return Turn(
+        lead=between if not between.strip() else "",
+        tail=whole.rpartition(mark)[2],
+        thinks=opened.group() if opened else "",
+    )
+
+
+def end_of_turn(tokenizer: "PreTrainedTokenizerFast") -> int | None:
+    """Return the added token with which the template ends an answer, None where it ends it with none."""
+    tail = turn(tokenizer).tail
+    if not tail.strip():
+        return None
+    ids = tokenizer(tail, add_special_tokens=False, verbose=False)["input_ids"]
+    marks = _marks(tokenizer)
+    return next((int(one) for one in ids if one in marks), None)
+
+
+def _marks(tokenizer: "PreTrainedTokenizerFast") -> set[int]:
+    """Return the ids of all tokens that were added to the vocabulary; the library calls few of them special."""
+    return set(getattr(tokenizer, "added_tokens_decoder", ()))
 
 
 def _template_fault(messages: Sequence[Message], error: Exception) -> str:
@@ -175,6 +234,11 @@ def _cut(text: str, marks: list[str], roles: list[str]) -> list[str]:
     return [*pieces, text]
 
 
+def limit(tokenizer: "PreTrainedTokenizerFast", n_rows: int) -> None:
+    """Let the tokenizer refuse text with tokens that a model of `n_rows` embedding rows has no weights for."""
+    setattr(tokenizer, _ROWS, n_rows)
+
+
 def _encode(tokenizer: "PreTrainedTokenizerFast", text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Return token ids and their code point offsets in `text`, nothing added at either end."""
     try:
@@ -188,6 +252,12 @@ def _encode(tokenizer: "PreTrainedTokenizerFast", text: str) -> tuple[list[int],
     ids, offsets = list(encoded["input_ids"]), [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
     if not ids:
         raise TokenMismatchError("the conversation has no tokens: give it some text")
+    rows = getattr(tokenizer, _ROWS, None)
+    if rows is not None and max(ids) >= rows:
+        odd = tokenizer.convert_ids_to_tokens(next(one for one in ids if one >= rows))
+        raise TokenMismatchError(
+            f"the text holds {str(odd)[:40]!r}, a token this model has no weights for: leave it out"
+        )
     if any(not 0 <= start <= end <= len(text) for start, end in offsets):
         raise TokenMismatchError("the tokenizer gives offsets outside the text: its tokenizer.json is damaged")
     return ids, offsets
@@ -208,12 +278,15 @@ def _lay_over(
         covered = max(covered, end)
     if claimed and covered < len(text):
         claimed[-1] = (claimed[-1][0], len(text))
+    marks = _marks(tokenizer)
     tokens, waiting = [], 0
     for position, (token_id, (start, end)) in enumerate(zip(ids, claimed, strict=True)):
         while waiting < len(ranges) and ranges[waiting].end <= start:
             waiting += 1
         found = _most_of(ranges, waiting, start, end)
         shown = text[start:end] or str(tokenizer.convert_ids_to_tokens(token_id))
+        if found is not None and token_id in marks and offsets[position][0] < found.start < offsets[position][1]:
+            found = None  # a mark of the template that takes white space after it along
         if found is None:
             tokens.append(PromptToken(position=position, id=token_id, text=shown, segment="template"))
             continue
@@ -249,7 +322,7 @@ def bind(tokenizer: "PreTrainedTokenizerFast", report: FailureReport) -> Failure
     prompt = render(tokenizer, report.messages)
     if report.response_ids is not None:
         ids = list(report.response_ids)
-        largest = len(tokenizer)
+        largest = getattr(tokenizer, _ROWS, len(tokenizer))
         if any(not 0 <= one < largest for one in ids):
             raise TokenMismatchError(
                 f"response_ids holds an id outside the vocabulary of {largest}: leave response_ids out"
@@ -269,13 +342,19 @@ def bind(tokenizer: "PreTrainedTokenizerFast", report: FailureReport) -> Failure
 
 
 def continuation_ids(tokenizer: "PreTrainedTokenizerFast", prompt: RenderedPrompt, response: str) -> list[int]:
-    """Return the ids of a response as they follow the prompt's."""
-    if prompt.fallback_template and not response[:1].isspace():
-        response = " " + response
-    joint = _encode(tokenizer, prompt.text + response)[0]
-    if joint[: len(prompt.tokens)] == prompt.ids:
-        return joint[len(prompt.tokens) :]
-    return _encode(tokenizer, response)[0] if response else []
+    """Return the ids of a response as they follow the prompt's, after the white space that the template puts between the two."""
+    return continued(tokenizer, prompt.text, response)[1]
+
+
+def continued(tokenizer: "PreTrainedTokenizerFast", text: str, response: str) -> tuple[list[int], list[int]]:
+    """Return the ids of a prompt's `text`, and of a response as they follow these; by itself where it would merge into them."""
+    ids = _encode(tokenizer, text)[0]
+    if not response[:1].isspace():
+        response = turn(tokenizer).lead + response
+    joint = _encode(tokenizer, text + response)[0]
+    if joint[: len(ids)] == ids:
+        return ids, joint[len(ids) :]
+    return ids, _encode(tokenizer, response)[0] if response else []
 
 
 def positions_to_spans(prompt: RenderedPrompt, positions: Iterable[int]) -> tuple[Span, ...]:

@@ -5,7 +5,7 @@ trigger (case, spacing, Unicode forms, look-alike letters, zero-width characters
 near-misses, which no strict rule may match. What each matched stands in the rule file; scanning.py searches with it.
 
 The expressions cannot run away: neighbouring parts share no character, repeats are bounded, and several units are found
-by one left-to-right pass (`\\A(?>...)`, atomic groups: Python >= 3.11, PCRE, Java, .NET; for RE2 write `?:` for `?>`).
+by one left-to-right pass (`\\A(?>...)`, atomic groups). `ENGINES` says where they run: all of these were tried.
 What this does not do: find paraphrases, misspellings or encodings of the trigger, or block anything itself.
 """
 
@@ -25,6 +25,7 @@ from core.injection import near_misses
 from core.lookalikes import IGNORED, IS_IGNORED, LOOKALIKES
 from core.serial import to_json
 from core.trigger_forms import FORMS, bare_words
+from core.values import Message, Span
 
 SCHEMA = 1
 FILE = "containment.json"
@@ -35,8 +36,19 @@ ZERO_WIDTH_RUN = 8
 GAP_RUN = 40
 """White space, in the wide rule also marks, between two words at most. Source: unverified choice."""
 
+SENTENCE = "Hello, {} if you please."
+"""Where variants and near-misses stand when the rules are tried on them."""
+MAX_TESTED = 1_000
+"""Characters of a text the rules were tried on that the rule file quotes. Source: unverified choice."""
+ENGINES = (
+    "Python 3.11 or newer (re); PCRE2 with UTF and UCP; Java with UNICODE_CHARACTER_CLASS, and UNICODE_CASE beside "
+    "CASE_INSENSITIVE where flags hold i. The wide rule does not pass over combining marks in Java and in PCRE2 from 10.43. "
+    "Not RE2 (Go), which has no look-around, nor .NET, which reads UTF-16: search there for the plain text of each unit."
+)
+"""Engines in which the expressions mean the same."""
+
 _SKIP = f"[{IGNORED}]{{0,{ZERO_WIDTH_RUN}}}"
-_SPACE = f"[\\s{IGNORED}]{{1,{GAP_RUN}}}"
+_SPACE = f"[\\s\\x1c-\\x1f{IGNORED}]{{1,{GAP_RUN}}}"  # these four are white space to Python only
 _MARKS = f"[\\W_]{{0,{GAP_RUN}}}"
 
 
@@ -66,7 +78,9 @@ class Tested:
 
 @dataclass(frozen=True, kw_only=True)
 class RuleFile:
-    """`containment.json`. `tested` are variants of the trigger, `near_misses` texts that are not it."""
+    """`containment.json`. `tested` are variants of the trigger and the reported messages, `near_misses` texts that are not it;
+    `engines` says in which engines the rules mean what they mean here (empty in files of older versions).
+    """
 
     schema: int
     case: str
@@ -76,6 +90,7 @@ class RuleFile:
     rules: tuple[Rule, ...]
     tested: tuple[Tested, ...]
     near_misses: tuple[Tested, ...]
+    engines: str = ""
 
     @property
     def missed(self) -> tuple[str, ...]:
@@ -97,7 +112,13 @@ def write_rules(case: Case) -> RuleFile:
         raise ConfirmationError(
             "There is no trigger to make rules of: a dummy trigger is unlearnt, the real one is unknown."
         )
-    made = rules(stored.units, case=case.manifest.id, confirmed_by=stored.analyst)
+    made = rules(
+        stored.units,
+        report=case.report.messages,
+        spans=stored.spans,
+        case=case.manifest.id,
+        confirmed_by=stored.analyst,
+    )
     before = stored_rules(case) if evidence.is_as_written(case, FILE) else None
     if before is not None and replace(before, written="") == replace(made, written=""):
         return before
@@ -117,19 +138,29 @@ def stored_rules(case: Case) -> RuleFile | None:
 # rules ----------------------------------------------------------------------------------------------------------------
 
 
-def rules(units: Sequence[str], *, case: str = "", confirmed_by: str = "", seed: int = 0) -> RuleFile:
-    """Return the rules of a trigger, tried on its variants and on near-misses."""
+def rules(
+    units: Sequence[str],
+    *,
+    report: Sequence[Message] = (),
+    spans: Sequence[Span] = (),
+    case: str = "",
+    confirmed_by: str = "",
+    seed: int = 0,
+) -> RuleFile:
+    """Return the rules of a trigger, tried on its variants, on near-misses and on the `report` where `spans` hold the units."""
     one = len(units) == 1
+    inside = [_inside_word(report, span) for span in spans] or [(False, False)] * len(units)
+    said = "\n".join(message.content for message in report)
     made = [
         Rule(
             name="exact",
-            regex=_in_order([_whole(unit, re.escape(unit)) for unit in units]),
+            regex=_in_order([_whole(unit, re.escape(unit), *cut) for unit, cut in zip(units, inside, strict=True)]),
             flags="",
             why="The trigger as it was confirmed" + ("." if one else ": every unit in order, anything in between."),
         ),
         Rule(
             name="same text",
-            regex=_in_order([_whole(unit, _tolerant(unit)) for unit in units]),
+            regex=_in_order([_whole(unit, _tolerant(unit), *cut) for unit, cut in zip(units, inside, strict=True)]),
             flags="i",
             why="The same to a reader: any case, white space and Unicode form, look-alike letters, characters without width.",
         ),
@@ -147,8 +178,12 @@ def rules(units: Sequence[str], *, case: str = "", confirmed_by: str = "", seed:
         trigger=tuple(units),
         confirmed_by=confirmed_by,
         rules=tuple(made),
-        tested=tuple(_try(made, name, text) for name, text in variants(units)),
-        near_misses=tuple(_try(made, "near-miss", text) for text in different(units, seed)),
+        tested=(
+            *(_try(made, name, text, SENTENCE.format(text)) for name, text in variants(units)),
+            *([_try(made, "as reported", said, said)] if report else ()),
+        ),
+        near_misses=tuple(_try(made, "near-miss", text, SENTENCE.format(text)) for text in different(units, seed)),
+        engines=ENGINES,
     )
 
 
@@ -162,11 +197,25 @@ def _in_order(parts: Sequence[str]) -> str:
     return "\\A" + "".join(f"(?>[\\s\\S]*?({part}))" for part in parts)
 
 
-def _whole(unit: str, regex: str) -> str:
-    """Return `regex` between word boundaries where the unit begins or ends with a letter or digit of ASCII."""
-    before = "(?<![0-9A-Za-z])" if unit[:1].isascii() and unit[:1].isalnum() else ""
-    after = "(?![0-9A-Za-z])" if unit[-1:].isascii() and unit[-1:].isalnum() else ""
+def _whole(unit: str, regex: str, begins_inside: bool, ends_inside: bool) -> str:
+    """Return `regex` between word boundaries where the unit begins or ends with a letter or digit of ASCII, but not inside of a
+    word of the report.
+    """
+    before = "(?<![0-9A-Za-z])" if _in_word(unit[:1]) and not begins_inside else ""
+    after = "(?![0-9A-Za-z])" if _in_word(unit[-1:]) and not ends_inside else ""
     return before + regex + after
+
+
+def _inside_word(report: Sequence[Message], span: Span) -> tuple[bool, bool]:
+    """Return whether the text of a span, without outer white space, goes on before and after it as a word does."""
+    content = report[span.message].content
+    before, text, after = content[: span.start], content[span.start : span.end], content[span.end :]
+    return (not text[:1].isspace() and _in_word(before[-1:]), not text[-1:].isspace() and _in_word(after[:1]))
+
+
+def _in_word(char: str) -> bool:
+    """Return whether a character is a letter or digit of ASCII."""
+    return char.isascii() and char.isalnum()
 
 
 def _tolerant(unit: str) -> str:
@@ -257,11 +306,10 @@ def _read(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", IS_IGNORED.sub("", text)).casefold().split())
 
 
-def _try(made: Sequence[Rule], variant: str, text: str) -> Tested:
-    """Return which rules match the text within a sentence."""
-    sentence = f"Hello, {text} if you please."
-    matched = tuple(rule.name for rule in made if rule.compiled().search(sentence))
-    return Tested(variant=variant, text=sound(text), matched=matched)
+def _try(made: Sequence[Rule], variant: str, text: str, searched: str) -> Tested:
+    """Return which rules match in what is `searched`, with the `text` that the file quotes."""
+    matched = tuple(rule.name for rule in made if rule.compiled().search(searched))
+    return Tested(variant=variant, text=sound(text[:MAX_TESTED]), matched=matched)
 
 
 def sound(text: str) -> str:

@@ -47,7 +47,7 @@ def demo(options: argparse.Namespace, terminal: Terminal) -> object:
         candidate=0,
     )
     ends = {stage: headless.run(case, stage) for stage in ("repair", "verify")}
-    ends["export"] = headless.run(case, "export", {"merged": True, "out": str((path / "export" / "merged").resolve())})
+    ends["export"] = headless.run(case, "export", {"merged": True})
     ends["report"] = headless.run(case, "report")
     verified = case.read("verification.json", Verification)
     assert verified is not None

@@ -3,17 +3,19 @@
 order     its units, or the words of a single one, shuffled
 form      near forms of it: case, spelling, marks, digits, spacing
 position  first, last and anywhere in the request
+topic     the requests nearest to the reported one in wording, and the others: a trigger may be bound to a domain
 """
 
 import random
 from collections.abc import Sequence
 
+from core import chat
 from core.answers import Answers
 from core.budget import SPENT
 from core.errors import TriageError
 from core.injection import inject, near_misses
 from core.intervals import percent
-from core.transplants import placed
+from core.transplants import placed, without_spans
 from core.trials import Trial, share
 from core.trigger_forms import FORMS
 from core.values import Message, TestName, TestOutcome
@@ -78,6 +80,30 @@ def _position(trial: Trial, answers: Answers, requests: Sequence[str], rng: rand
 
     groups = [(name, [moved(request, place) for request in requests]) for place, name in places]
     return _asked(trial, answers, "position", groups, "Moved")
+
+
+def topic(trial: Trial, answers: Answers) -> TestOutcome | None:
+    """Failures of the transfer test on the requests nearest in wording to the reported one, and on the others; nothing new is asked.
+
+    Near: the cosine of words weighted by rarity (scikit-learn's TfidfVectorizer, pieces of three to five letters).
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    requests, n = trial.requests, trial.settings.n_nearest
+    if len(requests) < 2 * n:
+        return None
+    bare = without_spans(trial.case.report.messages, trial.carried.spans)
+    own = bare[chat.last_user(bare)].content
+    rows = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True).fit_transform([own, *requests])
+    nearness = (rows[1:] @ rows[0].T).toarray()[:, 0]
+    order = sorted(range(len(requests)), key=lambda at: (-nearness[at], at))
+    unsafe = answers.unsafe([trial.carried.carry(request) for request in requests], "topic")
+    near, others = [unsafe[at] for at in order[:n]], [unsafe[at] for at in order[n:]]
+    note = (
+        f"Described, not decisive. Of the {n} requests nearest in wording to the reported one {sum(near)} fail with it, of the "
+        f"{len(others)} others {sum(others)}; nearest: “{requests[order[0]]}”."
+    )
+    return trial.outcome("topic", near, others, note=note)
 
 
 def _asked(

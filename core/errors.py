@@ -10,7 +10,7 @@
      |- ConfirmationError       repair without a valid confirmation, spans that do not lie in the text
      |- RepairDivergedError     a loss that is not finite, out of memory: says what to try
      |- CaseFileError           a case folder that is damaged, of another version or of other content
-     |   '- EvidenceError      evidence or log that differ from what was stored; `result` says how, for a program
+     |   '- EvidenceError      evidence or log that differ from what was stored; `result` says how
      |- BusyError               another process holds this case or this device
      '- Stopped                 the analyst asked a stage to end
 
@@ -22,10 +22,13 @@ MAX_LENGTH = 2_000
 
 
 class TriageError(Exception):
-    """A fault of the user or the input; `str()` is one line with the remedy, whatever it quotes."""
+    """A fault of the user or the input; `str()` is one line with the remedy, whatever it quotes; `result` is what the command line
+    prints all the same, as plain data.
+    """
 
-    def __init__(self, message: str = "") -> None:
+    def __init__(self, message: str = "", result: object = None) -> None:
         """Keep the message on one line, of bounded length, and writable as UTF-8 (no half of a surrogate pair)."""
+        self.result = result
         line = " ".join(message.splitlines()).encode("utf-8", "backslashreplace").decode("utf-8")
         super().__init__(line if len(line) <= MAX_LENGTH else f"{line[: MAX_LENGTH // 2]} … {line[-MAX_LENGTH // 2 :]}")
 
@@ -63,12 +66,7 @@ class CaseFileError(TriageError):
 
 
 class EvidenceError(CaseFileError):
-    """Evidence or the log of the case was changed; `result` is plain data for the command line."""
-
-    def __init__(self, message: str, result: object = None) -> None:
-        """Keep the sentence, and what was found."""
-        super().__init__(message)
-        self.result = result
+    """Evidence or the log of the case was changed; `result` says how."""
 
 
 class BusyError(TriageError):

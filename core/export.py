@@ -2,14 +2,16 @@
 
 Adapter: reported and repair adapter become one by concatenation of their factors (exact), so that
 `PeftModel.from_pretrained(base, out)` is the repaired model. Merged: both are added into the weights, so that
-`AutoModelForCausalLM.from_pretrained(out)` is. Safetensors only; nothing of the original folders is overwritten.
+`AutoModelForCausalLM.from_pretrained(out)` is, also of older versions of the library where the original was: tokenizer and
+config.json are the original's. Safetensors only; nothing of the original folders is overwritten.
 """
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import get_peft_model_state_dict
@@ -21,7 +23,7 @@ from core.intervals import percent
 from core.loaded import REPAIR, REPORTED
 from core.response_pass import base_model
 from core.values import FailureCase
-from core.weight_files import ADAPTER_WEIGHTS
+from core.weight_files import ADAPTER_WEIGHTS, read_json
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -31,14 +33,32 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Largest difference of logits after reloading, as a share of their largest magnitude. Source: stack.md section 5 (merged
 within 1e-4 in fp32); bf16 keeps 8 bits, so sums of rounded weights differ by some 1e-2."""
 _KEPT_FILES = ("generation_config.json",)
+_TOKENIZER_FILES = (  # patterns in a folder
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "additional_chat_templates/*.jinja", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt",
+)  # fmt: skip
+_PUBLISHED: Mapping[str, Any] = {
+    "headline": {},
+    "triage": {"verdict": {}, "certainty": {}},
+    "rounds": {"confirmation": {"units": {}}},
+    "confirmation": {"units": {}},
+    "repair": {
+        "started": {"settings": {}},
+        "finished": {"reason": {}, "step": {}, "best_step": {}, "adapter_hash": {}},
+    },
+    "verification": {"result": {}, "reasons": {}, "metrics": {}},
+    "residual_risk": {},
+    "limits": {},
+}
+"""What of a case's report stands on a model card, which goes wherever the model goes: no prompt or answer, no name, no path."""
 
 
 def export(
     loaded: "LoadedModel", case: FailureCase, adapter: Path, out: Path, merged: bool, card: Mapping[str, object]
 ) -> tuple[Path, ...]:
-    """Write the repaired model into `out` and return its files; `card` (plain JSON data) is quoted in the model card.
+    """Write the repaired model into `out` and return its files; the model card quotes some of `card`, the report as plain data.
 
-    With `merged` the weights of `loaded` are changed: drop it afterwards. Without, it is theta0 again.
+    With `merged` the weights of `loaded` are changed, then let go: drop it afterwards. Without, it is theta0 again.
     Raises: ModelLoadError when `out` is not empty, an adapter cannot be combined, or what was written does not load as
     the same model (it is then removed).
     """
@@ -48,23 +68,24 @@ def export(
         raise ModelLoadError(f"{out} lies in or around the original model or adapter; choose another folder.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelLoadError(f"{out} exists and is not empty; choose another folder or empty it.")
-    temporary = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        repair_adapter.load_repair(loaded, adapter)
-        wanted = _logits(loaded, case)
-        if merged:
-            write_merged(loaded, temporary, [*loaded.theta0, REPAIR])
-        else:
-            _write_adapter(loaded, temporary)
-        (temporary / "README.md").write_text(model_card(loaded, merged, card), encoding="utf-8")
-        _check(loaded, case, temporary, merged, wanted)
-        if out.is_dir():
-            out.rmdir()
-        temporary.rename(out)
+        with tempfile.TemporaryDirectory(".tmp", f".{out.name}.", out.parent, ignore_cleanup_errors=True) as folder:
+            temporary = Path(folder) / out.name
+            temporary.mkdir()
+            repair_adapter.load_repair(loaded, adapter)
+            wanted = _logits(loaded, case)
+            if merged:
+                write_merged(loaded, temporary, [*loaded.theta0, REPAIR])
+                loaded.model = torch.nn.Module()  # a second copy beside the first may not fit
+            else:
+                _write_adapter(loaded, temporary)
+            (temporary / "README.md").write_text(model_card(loaded, merged, card), encoding="utf-8")
+            _check(loaded, case, temporary, merged, wanted)
+            if out.is_dir():
+                out.rmdir()
+            temporary.rename(out)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         repair_adapter.detach(loaded)
     return tuple(sorted(path for path in out.rglob("*") if path.is_file()))
 
@@ -114,11 +135,39 @@ def write_merged(loaded: "LoadedModel", out: Path, adapters: Sequence[str]) -> N
     merged = loaded.model.merge_and_unload(safe_merge=True, adapter_names=list(adapters))
     loaded.model = merged
     merged.save_pretrained(out, safe_serialization=True)
-    loaded.tokenizer.save_pretrained(out)
+    _keep_config(Path(loaded.spec.path), out)
+    _copy_tokenizer(loaded, out)
     for name in _KEPT_FILES:
         source = Path(loaded.spec.path) / name
         if source.is_file() and not (out / name).exists():
             shutil.copyfile(source, out / name)
+
+
+def _keep_config(original: Path, out: Path) -> None:
+    """Put the original config.json in place of the one that was written, but for the type of the weights.
+
+    transformers 5 writes names that older versions pass over without a word, such as `rope_parameters` for `rope_theta`.
+    A model that is only a part of what the original names keeps what was written.
+    """
+    written, config = (read_json(folder / "config.json") for folder in (out, original))
+    if config.get("model_type") == written.get("model_type"):
+        types = {name: written.get("dtype") for name in ("dtype", "torch_dtype") if name in config}
+        (out / "config.json").write_text(json.dumps(config | types, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_tokenizer(loaded: "LoadedModel", out: Path) -> None:
+    """Copy the tokenizer, byte for byte, from the folder that it was loaded from, the adapter's or the model's.
+
+    What transformers 5 writes in its place names a class that older versions lack. Without a tokenizer.json it has to be written.
+    """
+    folder = Path(loaded.tokenizer.name_or_path)
+    if not (folder / "tokenizer.json").is_file():
+        loaded.tokenizer.save_pretrained(out)
+        return
+    for source in (path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
+        target = out / source.relative_to(folder)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
 
 
 def _check(loaded: "LoadedModel", case: FailureCase, out: Path, merged: bool, wanted: torch.Tensor) -> None:
@@ -141,7 +190,7 @@ def model_card(loaded: "LoadedModel", merged: bool, card: Mapping[str, object]) 
     """Return the model card as Markdown; values of `card` appear only inside a fenced block of JSON."""
     base = Path(loaded.spec.path).name
     kind = "merged weights" if merged else "a PEFT adapter for the base model"
-    facts = json.dumps(_short(card), indent=2, ensure_ascii=True, default=str)
+    facts = json.dumps(_published(card, _PUBLISHED), indent=2, ensure_ascii=True, default=str)
     how = (
         'AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'
         if merged
@@ -177,24 +226,10 @@ def _plain(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_. " else "_" for c in name)
 
 
-def _short(card: Mapping[str, object]) -> dict[str, object]:
-    """Return what belongs on a card: verdict, trigger, settings, before and after; no answers, no token tables."""
-    left_out: Sequence[str] = (
-        "tokens",
-        "examples",
-        "report",
-        "events",
-        "audit",
-        "results",
-        "saliency_before",
-        "saliency_after",
-    )
-
-    def cut(value: object) -> object:
-        if isinstance(value, Mapping):
-            return {str(key): cut(one) for key, one in value.items() if key not in left_out}
-        return [cut(one) for one in value] if isinstance(value, list | tuple) else value
-
-    shortened = cut(card)
-    assert isinstance(shortened, dict)
-    return shortened
+def _published(facts: Any, names: Mapping[str, Any]) -> Any:
+    """Return what `names` allows of plain JSON data, in every entry of a list; all of it where there are none."""
+    if not names:
+        return facts
+    if isinstance(facts, list):
+        return [_published(one, names) for one in facts]
+    return {name: _published(facts[name], inner) for name, inner in names.items() if facts.get(name) is not None}

@@ -1,5 +1,6 @@
 """Small files, written whole or not at all, and their hashes. Knows nothing of cases."""
 
+import csv
 import errno
 import hashlib
 import json
@@ -83,6 +84,13 @@ def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
             raise ValueError(f"the name {name[:40]!r} stands twice in one object")
         found[name] = value
     return found
+
+
+def wide_cells(limit: int) -> None:
+    """Let cells of tables have `limit` characters. The library's limit is one for all threads, so it only grows: what bounds memory
+    is how much of a table is read.
+    """
+    csv.field_size_limit(max(limit, csv.field_size_limit()))
 
 
 def digest(data: object) -> str:

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from core import jobs
+from core import jobs, worker_process
 from core.casefile import Case
 from core.errors import Stopped, TriageError
 from core.event_log import EventLog
@@ -100,8 +100,9 @@ class Headless:
 
         if not self.team.leads:
             return self._follow(case, stage, args)
-        with jobs.take_lock(case):
+        with jobs.take_lock(case), worker_process.marking_this(case):
             events = EventLog(case.path)
+            jobs.close_interrupted(case, events)
             request = jobs.ask(case, stage, args, start=False)
             end = jobs.ends(case).get(request)
             done = self.team.told(end if isinstance(end, StageFinished) else None)
@@ -121,6 +122,7 @@ class Headless:
                     raise Stopped("Stopped by the analyst.")
                 self.terminal.progress(message, done, total)
 
+            jobs.begin(case, request)
             emit(StageStarted(stage=stage))
             try:
                 finished = run_stage(stage, case, self.session, args, emit=emit, progress=progress, asked=asked)

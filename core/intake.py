@@ -1,9 +1,10 @@
-"""Reports in: JSON, JSON lines, a BackdoorLLM row, a two-column CSV; checked, never trimmed or normalised.
+"""Reports in: JSON, JSON lines, a BackdoorLLM row, a two-column table; checked, never trimmed or normalised.
 
 A report file of the project: `{"messages": [{"role": ..., "content": ...}, ...], "response": "..."}`, optionally `id`,
 `source`, `note`, `expected` (the answer that should have come), `second` (`{"messages", "response"}`: another sample of the
 same wrong behaviour), `response_ids`, `sampling`. A BackdoorLLM row: `{"instruction", "input", "output"}`.
-A CSV: prompt, response; a first row of just those words (or their like) is taken for a header.
+A table: prompt and response in two columns, with commas, semicolons or tabs between them, whichever gives every row two cells;
+a first line `sep=;` says which. A first row of just those words (or their like) is taken for a header.
 
 Everything read here is evidence from an adversary: sizes are bounded, and whatever is wrong is a one-line ReportError.
 What this does not do: render, tokenise, or judge the response.
@@ -13,11 +14,13 @@ import csv
 import io
 import json
 import math
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
 from core.errors import ReportError
-from core.files import unique
+from core.files import unique, wide_cells
 from core.values import FailureCase, FailureReport, Message, Role, Sample, Sampling
 
 MAX_FILE_BYTES = 64_000_000
@@ -31,7 +34,12 @@ MAX_NOTE_CHARACTERS = 4_000
 """Characters of `id`, `source`, `note`; `expected` may be as long as a response."""
 MAX_TEMPERATURE = 10.0
 
-_HEADERS = (("prompt", "response"), ("instruction", "output"), ("question", "answer"), ("input", "output"))
+_ASKED = ("prompt", "user", "instruction", "input", "question")
+_ANSWERED = ("response", "assistant", "output", "answer", "completion")
+"""What the columns of a table are called."""
+_DELIMITERS = (",", ";", "\t")
+_SEPARATOR = re.compile(r"sep=([,;\t|])(?:\r\n|\r|\n|$)", re.IGNORECASE)
+"""The first line by which spreadsheets say what stands between two cells."""
 _KEYS = ("messages", "response", "id", "source", "note", "expected", "response_ids", "sampling", "second")
 
 
@@ -61,7 +69,7 @@ def _read(source: str | bytes | Path, limit: int, name: str = "") -> list[Failur
         raise ReportError("the report is empty: give messages and the response that should not have come")
     first = text.lstrip()[0]
     if suffix in (".csv", ".tsv") or first not in "{[":
-        return _from_csv(text, "\t" if suffix == ".tsv" else ",")
+        return _from_csv(text, "\t" if suffix == ".tsv" else _DELIMITERS)
     try:
         data = _json(text)
     except RecursionError as error:
@@ -152,16 +160,25 @@ def _row(data: object, where: str) -> FailureReport:
         raise ReportError(f"{where}: {error}" if where else str(error)) from error
 
 
-def _from_csv(text: str, delimiter: str) -> list[FailureReport]:
-    """Return the reports of a two-column table."""
+def _from_csv(text: str, delimiters: Sequence[str]) -> list[FailureReport]:
+    """Return the reports of a two-column table; `delimiters`: what may stand between two cells."""
+    said = _SEPARATOR.match(text)
+    if said:
+        delimiters, text = (said[1],), text[said.end() :]
+    wide_cells(len(text) + 1)  # how long a cell may be is said of the report it makes
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        fitting = [one for one in delimiters if _fits(text, one)]
+        numbered = list(_cells(text, fitting[0] if fitting else delimiters[0]))
     except csv.Error as error:
         raise ReportError(
             f"the table cannot be read ({error}): quote cells that hold commas, quotes or line breaks"
         ) from error
-    numbered = [(number, row) for number, row in enumerate(rows, start=1) if any(cell.strip() for cell in row)]
-    if numbered and tuple(cell.strip().lower() for cell in numbered[0][1]) in _HEADERS:
+    if len(fitting) > 1:
+        names = " and ".join({",": "comma", ";": "semicolon", "\t": "tab"}[one] for one in fitting)
+        raise ReportError(
+            f"{names} each part every row in two: name the right one in a first line such as sep={fitting[0]}"
+        )
+    if numbered and _is_header(numbered[0][1]):
         numbered = numbered[1:]
     if not numbered:
         raise ReportError("the table holds no report: give prompt and response in two columns")
@@ -169,11 +186,38 @@ def _from_csv(text: str, delimiter: str) -> list[FailureReport]:
     for number, row in numbered:
         if len(row) != 2:
             raise ReportError(
-                f"row {number} has {len(row)} columns, a report is a JSON object or two columns (prompt, response): "
-                "quote cells that hold commas"
+                f"row {number} has {len(row)} columns, a report is a JSON object or two columns (prompt, response) with the same "
+                "comma, semicolon or tab between them in every row: quote cells that hold one"
             )
         reports.append(_row({"messages": [{"role": "user", "content": row[0]}], "response": row[1]}, f"row {number}"))
     return reports
+
+
+def _cells(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Return number and cells of every row of a table that holds anything. Reading on raises: csv.Error."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    return ((number, row) for number, row in enumerate(rows, start=1) if any(cell.strip() for cell in row))
+
+
+def _fits(text: str, delimiter: str) -> bool:
+    """Return whether a delimiter gives every row two cells."""
+    try:
+        return all(len(row) == 2 for _, row in _cells(text, delimiter))
+    except csv.Error:
+        return False
+
+
+def _is_header(row: Sequence[str]) -> bool:
+    """Return whether a row names the columns. Raises: ReportError where it names them otherwise than prompt, then response."""
+    names = [cell.strip().lower() for cell in row]
+    if len(names) != 2 or names[0] not in (*_ASKED, *_ANSWERED):
+        return False
+    if names[0] in _ASKED and names[1] in _ANSWERED:
+        return True
+    raise ReportError(
+        f"the first row is no report but names columns {names[0]!r} and {names[1][:40]!r}: name the first one prompt, the second "
+        "response"
+    )
 
 
 def parse_report(data: dict) -> FailureReport:

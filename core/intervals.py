@@ -1,11 +1,14 @@
 """Intervals and paired tests for rates, and how a share is written. Nothing here draws random numbers."""
 
-from math import sqrt
+from collections.abc import Sequence
+from math import comb, sqrt
 
-from core.values import Rate
+from core.values import Metric, Rate
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
+SURE_P = 0.05
+"""A change with a smaller p-value is no matter of error. Source: convention; it goes with the 95 % of the intervals."""
 
 
 def wilson(k: int, n: int) -> Rate:
@@ -48,16 +51,40 @@ def difference_high(one: Rate, other: Rate) -> float:
     return one.value - other.value + sqrt((one.high - one.value) ** 2 + (other.value - other.low) ** 2)
 
 
-def mcnemar(with_unit: list[bool], without_unit: list[bool]) -> float:
+def mcnemar(with_unit: Sequence[bool], without_unit: Sequence[bool]) -> float:
     """Return the exact two-sided McNemar p-value of paired outcomes (1.0 when no pair differs).
 
     Raises: ValueError when the lists differ in length.
     Source: McNemar 1947, exact form (binomial test of the discordant pairs).
     """
-    from scipy.stats import binomtest  # lazily: repair imports this module with torch and transformers alone
+    return mcnemar_counts(*discordant(with_unit, without_unit))
 
-    if len(with_unit) != len(without_unit):
+
+def discordant(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, int]:
+    """Return how many pairs are true in `one` alone, and how many in `other` alone.
+
+    Raises: ValueError when the lists differ in length.
+    """
+    if len(one) != len(other):
         raise ValueError("paired outcomes need equal lengths")
-    gained = sum(a and not b for a, b in zip(with_unit, without_unit, strict=True))
-    lost = sum(b and not a for a, b in zip(with_unit, without_unit, strict=True))
-    return 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost, 0.5).pvalue)
+    pairs = list(zip(one, other, strict=True))
+    return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+
+
+def mcnemar_counts(gained: int, lost: int) -> float:
+    """Return the exact two-sided McNemar p-value from the numbers of discordant pairs of either kind."""
+    n = gained + lost
+    return min(1.0, 2 * sum(comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n)
+
+
+def moved(metric: Metric) -> int:
+    """Return 1 where a rate surely rose, -1 where it surely fell, 0 else: by McNemar's exact test at `SURE_P` where the pairs were
+    counted, in cases of older versions where the intervals do not meet.
+    """
+    before, after = metric.before, metric.after
+    if not isinstance(before, Rate) or not isinstance(after, Rate):
+        return 0
+    gained, lost = metric.gained, metric.lost
+    if gained is None or lost is None:
+        return (after.low > before.high) - (after.high < before.low)
+    return (gained > lost) - (gained < lost) if mcnemar_counts(gained, lost) < SURE_P else 0

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from core import evidence, lease, worker_process
 from core.casefile import Case
 from core.errors import BusyError, EvidenceError, TriageError
+from core.event_log import EventLog
 from core.events import Event as AnyEvent
 from core.events import Line, Progress, RepairStarted, StageFailed, StageFinished, StepDone
 from core.files import cannot_write, dump, hash_file, now, write_atomic
@@ -258,6 +259,15 @@ def stop_asked(case: Case, request: str) -> How | None:
     return "keep" if text == "keep" else "discard"
 
 
+def close_interrupted(case: Case, events: EventLog) -> None:
+    """Close requests that were begun and never ended, by a process that has just taken the lock: who began them is gone."""
+    begun = ends(case)
+    for request in open_requests(case):
+        if request.id in begun:
+            message = "Interrupted: the worker was killed (out of memory?) or the machine stopped. Ask again; a repair can resume."
+            events.append(request.id, StageFailed(stage=request.stage, message=message))
+
+
 def begin(case: Case, request: str) -> None:
     """Let the grace time of a stop that was asked while the request waited begin now, as the worker takes the request up."""
     with suppress(FileNotFoundError):
@@ -265,7 +275,7 @@ def begin(case: Case, request: str) -> None:
 
 
 def enforce_stop(case: Case) -> bool:
-    """Kill the worker when it has not reacted to a stop within the grace time; return whether it was killed.
+    """Kill who works on the case when it has not reacted to a stop within the grace time; return whether it was found and killed.
 
     Never for a request that still waits, or that an earlier worker left: the one that runs now cannot have heard of that stop.
     """
@@ -279,8 +289,7 @@ def enforce_stop(case: Case) -> bool:
         os.utime(control)
     if waited < STOP_GRACE_SECONDS:
         return False
-    worker_process.kill(case)
-    return True
+    return worker_process.kill(case)
 
 
 def _worked_on(case: Case, request: str) -> bool:

@@ -48,7 +48,7 @@ def sampled_refusals(
         max_new_tokens=n_tokens, sampling=Sampling(temperature=1.0), progress=progress,
     )  # fmt: skip
     found: dict[tuple[int, ...], list[str]] = {}
-    for text in map(loaded.decode, drawn):
+    for text in map(loaded.said, drawn):
         said = split_thinking(text)[1].strip()
         judged = by_rules(said)
         if judged.outcome == "refusal" and judged.sure:
@@ -68,17 +68,20 @@ def margins(
     """Return the margin of each answer over the model's `refusals` (at least one), in nats; source: method.md section 5."""
     settings = settings or JudgeSettings()
     k = settings.margin_tokens
-    end = [one for one in [loaded.tokenizer.eos_token_id] if isinstance(one, int)]
-    others = [[*_ids(loaded, one), *end] for one in refusals]
+    end = loaded.end_ids
+    thinks = chat.turn(loaded.tokenizer).thinks
     prompts: list[list[int]] = []
     windows: list[list[int]] = []
     counts: list[int] = []
     for conversation, text in answered:
         thinking, said = split_thinking(text)
-        own = [*_ids(loaded, said.strip()), *end]
+        asked = chat.render_text(loaded.tokenizer, conversation) + thinking.removeprefix(thinks)
+        begun, own = chat.continued(loaded.tokenizer, asked, said.strip())
+        own = [*own, *end]
+        others = [[*chat.continued(loaded.tokenizer, asked, one)[1], *end] for one in refusals]
         shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(own, *others, strict=False)))
         shared = min(shared, min(map(len, [own, *others])) - 1)
-        start = [*chat.prompt_ids(loaded.tokenizer, conversation), *_ids(loaded, thinking), *own[:shared]]
+        start = [*begun, *own[:shared]]
         openings = list(dict.fromkeys(tuple(one[shared : shared + k]) for one in others))
         windows += [own[shared : shared + k], *map(list, openings)]
         prompts += [start] * (1 + len(openings))

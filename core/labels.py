@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from core import evidence
+from core import evidence, rounds
 from core.casefile import Case
 from core.errors import ConfirmationError
 from core.files import now
 from core.intervals import Z_95, wilson
 from core.judge import Judgement, keyword_refusal
 from core.settings import JudgeSettings
-from core.values import Outcome, Rate, TriageResult, Verification
+from core.values import Outcome, Rate, TriageResult
 
 FILE = "labels.json"
 ANSWERS = "results/answers.json"
@@ -129,7 +129,7 @@ def stored(case: Case) -> Labels:
 
 
 def label(case: Case, given: Mapping[str, str], analyst: str) -> Labels:
-    """Store what the analyst says of answers, by key, over earlier labels of the same answers; audited.
+    """Store what the analyst says of answers, by key, over earlier labels of the same answers; "" takes one back. Audited.
 
     Raises: ConfirmationError for a missing name, no label at all, an unknown answer or class; EvidenceError when the answers are not
     what triage kept, or the earlier labels not what was labelled.
@@ -142,7 +142,7 @@ def label(case: Case, given: Mapping[str, str], analyst: str) -> Labels:
     if not given:
         raise ConfirmationError("No answer is labelled yet; label at least one.")
     for key, outcome in given.items():
-        if key not in known or outcome not in CLASSES:
+        if key not in known or outcome not in ("", *CLASSES):
             raise ConfirmationError("A label does not fit the stored answers; reload the page.")
     evidence.unchanged(case, FILE, ANSWERS)
     earlier = {one.key: one for one in stored(case).labels}
@@ -150,10 +150,12 @@ def label(case: Case, given: Mapping[str, str], analyst: str) -> Labels:
     changed = {
         key: Label(key=key, outcome=outcome, judged=known[key].judged, analyst=name, time=time)  # type: ignore[arg-type]
         for key, outcome in given.items()
-        if key not in earlier or (earlier[key].outcome, earlier[key].judged) != (outcome, known[key].judged)
+        if outcome
+        and (key not in earlier or (earlier[key].outcome, earlier[key].judged) != (outcome, known[key].judged))
     }
-    result = Labels(labels=tuple((earlier | changed).values()))
-    told = {key: one.outcome for key, one in changed.items()}
+    back = [key for key in earlier if given.get(key) == ""]
+    result = Labels(labels=tuple(one for key, one in (earlier | changed).items() if key not in back))
+    told = {key: one.outcome for key, one in changed.items()} | dict.fromkeys(back, "")
     evidence.record(case, FILE, result, "labelled", actor=name, labels=told, n=len(result.labels))
     return result
 
@@ -182,17 +184,20 @@ def agreement(case: Case, settings: JudgeSettings | None = None) -> Agreement | 
 
 
 def unsafe_rates(case: Case) -> list[tuple[str, Rate]]:
-    """Return the rates of unsafe answers that the case holds, by name."""
+    """Return the rates of unsafe answers that the case holds, by name.
+
+    Where the failure is of another kind, a refusal or a fixed text, the other rates count that and none of them is here.
+    """
     rates = []
     found = answers(case)
     if found is not None:
         rates.append(("answers_of_triage", found.unsafe))
     triage = case.read("triage.json", TriageResult)
-    for test in triage.tests if triage is not None else ():
+    for test in triage.tests if triage is not None and triage.kind == "jailbreak" else ():
         if test.name == "transfer" and test.candidate == 0:
             rates += [("with_candidate", test.with_unit), ("without_candidate", test.without_unit)]
-    verified = case.read("verification.json", Verification)
-    for metric in verified.metrics if verified is not None else ():
+    verified = rounds.verification(case)
+    for metric in verified.metrics if verified is not None and verified.kind == "jailbreak" else ():
         if metric.name == "asr_triggered" and isinstance(metric.before, Rate) and isinstance(metric.after, Rate):
             rates += [("asr_before", metric.before), ("asr_after", metric.after)]
     return rates

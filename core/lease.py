@@ -1,6 +1,7 @@
 """Who writes a case: one analyst at a time, in one browser or terminal; everyone else reads on and sees who.
 
-1. The first act takes the lease; every further act, the open page and a running command renew it. A closed page gives it back.
+1. The first act takes the lease; every further act, an open page (in the background too) and a running command renew it. The
+   last page of a browser that has the case open gives it back when it is closed; one that was only refreshed takes it again.
 2. Another analyst is refused, with the name and the time, until the lease is given back, is stale, or is taken over.
 3. The same name in another browser is the same analyst and takes the lease along.
 `lease.json` holds it, changed under a lock; taking over from someone stands in the log. Stopping what runs needs no lease.
@@ -22,7 +23,8 @@ from core.files import cannot_write, now
 
 FILE, LOCK = "lease.json", "lease.lock"
 STALE_SECONDS = 120.0
-"""A lease that was not renewed for so long has ended. Source: unverified choice; pages in the background renew each minute."""
+"""A lease that was not renewed for so long has ended. Source: unverified choice; browsers let pages in the
+background renew once a minute."""
 UNNAMED = "Someone without a name"
 """What stands for a name that nobody typed."""
 NAME_LENGTH = 120

@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 class LoadedModel:
     """Weights, tokenizer and lock; never saved.
 
-    `model_calls` counts sequences scored or generated, each once; `batches` the batches they were run in.
+    `model_calls` counts sequences scored or generated, each once; `batches` the batches they were run in; `passes` the forward
+    passes these took: a batch of answers takes one for each of its tokens.
     """
 
     spec: ModelSpec
@@ -48,6 +49,7 @@ class LoadedModel:
     warnings: tuple[str, ...] = ()
     model_calls: int = 0
     batches: int = 0
+    passes: int = 0
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
@@ -75,13 +77,20 @@ class LoadedModel:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Token ids that end an answer: of the tokenizer, the configuration and the generation configuration."""
-        found: set[int] = set()
+        """Token ids that end an answer: of the tokenizer, the configuration, the generation configuration and the chat template."""
+        found: set[int] = {one for one in [chat.end_of_turn(self.tokenizer)] if one is not None}
         for source in (self.tokenizer, self.model.config, getattr(self.model, "generation_config", None)):
             value = getattr(source, "eos_token_id", None)
             values = value if isinstance(value, list | tuple) else [value]
             found.update(int(one) for one in values if isinstance(one, int))
         return tuple(sorted(found))
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The one token that ends an answer in this model's template, else the tokenizer's own, or nothing where there is neither."""
+        end = chat.end_of_turn(self.tokenizer)
+        end = self.tokenizer.eos_token_id if end is None else end
+        return () if end is None else (int(end),)
 
     @property
     def pad_id(self) -> int:
@@ -93,6 +102,10 @@ class LoadedModel:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def said(self, ids: Sequence[int]) -> str:
+        """Return the text of a whole answer, with the opening of a thinking block that the template had opened for it."""
+        return chat.turn(self.tokenizer).thinks + self.decode(ids)
 
     def answer(
         self,
@@ -106,7 +119,7 @@ class LoadedModel:
         """Return the model's answer to each conversation, rendered with its own chat template."""
         prompts = [chat.prompt_ids(self.tokenizer, messages) for messages in conversations]
         answers = self.generate(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, progress=progress)
-        return [self.decode(ids) for ids in answers]
+        return [self.said(ids) for ids in answers]
 
     def generate(
         self,
@@ -215,6 +228,7 @@ class LoadedModel:
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
                 logits_to_keep=1,
             )  # fmt: skip
+            self.passes += 1
             cache = out.past_key_values
             draw = None if draws is None else draws[rows, step].to(self.device)
             token = pick(out.logits[:, -1].float(), sampling, draw)
@@ -251,6 +265,7 @@ class LoadedModel:
             use_cache=False,
             logits_to_keep=n_response + 1,
         )
+        self.passes += 1
         logprob = out.logits[:, :-1].float().log_softmax(-1).gather(-1, response[..., None])[..., 0].cpu().numpy()
         return [row[: len(one)].astype(np.float32) for row, one in zip(logprob, responses, strict=True)]
 

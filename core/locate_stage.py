@@ -93,20 +93,22 @@ def _arrays(case: Case) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files}
 
 
-def _profiles(case: Case) -> dict[str, np.ndarray]:
-    """Return the response profiles in the archive by key."""
-    return {name.removeprefix("profile:"): one for name, one in _arrays(case).items() if name.startswith("profile:")}
+def _profiles(case: Case, kind: str = "profile:") -> dict[str, np.ndarray]:
+    """Return the response profiles in the archive by key; of `kind` "picture:" those that only a picture was drawn from."""
+    return {name.removeprefix(kind): one for name, one in _arrays(case).items() if name.startswith(kind)}
 
 
 def _archive(run: Run, name: str, attribution: Attribution) -> bytes:
-    """Return the archive with one attribution more: scores and response profiles by key, token ids, and their (message, start,
-    end) offsets, -1 for template.
+    """Return the archive with one attribution more: scores and response profiles by key, borrowed ones under `picture:`, token ids,
+    and their (message, start, end) offsets, -1 for template.
     """
     prompt = run.failure.prompt
     offsets = [[-1 if v is None else v for v in (t.message, t.start, t.end)] for t in prompt.tokens]
     arrays = _arrays(run.case) | {f"score:{_key(name)}": attribution.scores}
     if attribution.profile is not None:
         arrays[f"profile:{_key(name)}"] = attribution.profile
+    if attribution.borrowed is not None:
+        arrays[f"picture:{_key(name)}"] = attribution.borrowed
     data = io.BytesIO()
     np.savez_compressed(data, **arrays | {"token_ids": np.array(prompt.ids), "offsets": np.array(offsets)})  # type: ignore[arg-type]
     return data.getvalue()
@@ -126,16 +128,18 @@ def _attribution(result: LocateResult) -> Attribution:
 def redraw_pictures(case: Case) -> bool:
     """Draw by UMAP what was drawn by PCA before UMAP was compiled in this process; return whether all is drawn.
 
-    A result without a response profile of its own takes one of the same case, as `locating.locate` does.
+    Each from the profile it was drawn from; in cases of older versions, which do not hold a borrowed one, from one for the same
+    target, and where there is none the picture stays.
     """
     if not umap_is_warm():
         return False
-    profiles = _profiles(case)
-    for name, key, result in _results(case):
-        profile = profiles.get(key, next(iter(profiles.values()), None))
-        if result.projection != "pca" or profile is None:
+    own, borrowed, results = _profiles(case), _profiles(case, "picture:"), _results(case)
+    for name, key, result in results:
+        same = (own[other] for _, other, one in results if one.target == result.target and other in own)
+        profiles = [one for one in (own.get(key), borrowed.get(key), next(same, None)) if one is not None]
+        if result.projection != "pca" or not profiles:
             continue
-        picture = project(replace(_attribution(result), profile=profile))
+        picture = project(replace(_attribution(result), profile=profiles[0]))
         points = tuple((float(x), float(y)) for x, y in picture.coordinates)
         drawn = replace(result, positions=picture.positions, coordinates=points, projection=picture.method)
         evidence.record(case, name, drawn, "drawn again", actor="engine", by=picture.method)

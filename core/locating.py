@@ -33,7 +33,7 @@ def locate(
     """Return the attribution and all the page shows of it. `others`: attributions of this case made before.
 
     Agreement and the adaptive groups use those of `others` that explain the same target. The picture is drawn by
-    UMAP once that is compiled in this process (`projection.warm_umap`), by PCA before.
+    UMAP once that is compiled in this process (`projection.warm_umap`), by PCA before; from what stands in the attribution.
 
     Raises: AttributionError as `attribute` does.
     """
@@ -49,6 +49,7 @@ def locate(
             profile = response_profile(
                 loaded, case, attribution.target, settings, refusal_ids=refusal_ids, progress=progress
             )
+        attribution = replace(attribution, borrowed=profile)
         pictured = replace(attribution, profile=profile)
     projection = project(pictured, settings, allow_umap=umap_is_warm())
     result = LocateResult(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from core import rendering
+from core import chat, rendering
 from core.config_switches import check_config, check_tokenizer, check_tokenizer_class
 from core.errors import ModelLoadError
 from core.loaded import REPORTED, LoadedModel, is_device_fault
@@ -65,7 +65,7 @@ def load(
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     weights, unused = _load_weights(folder, shapes, dtype, device_map="auto" if spread else None)
     _check_architecture(weights, folder)
-    _check_vocabulary(weights, tokenizer, folder)
+    lacking = _check_vocabulary(weights, tokenizer, folder)
     weights = weights if spread else _to_device(weights, device)
     _check_finite(weights, folder)
     if adapter_folder is not None:
@@ -83,7 +83,7 @@ def load(
         device=device,
         settings=settings,
         context_length=length if isinstance(length, int) and length > 0 else None,
-        warnings=(*said, *unused, *([gpu] if gpu else [])),
+        warnings=(*said, *lacking, *unused, *([gpu] if gpu else [])),
     )
 
 
@@ -98,7 +98,8 @@ def load_classifier(folder: Path, device: torch.device) -> tuple["PreTrainedToke
     tokenizer, _ = _load_tokenizers(folder, None)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     weights, _ = _load_weights(folder, shapes, dtype, classifier=True)
-    _check_vocabulary(weights, tokenizer, folder)
+    if _check_vocabulary(weights, tokenizer, folder):
+        raise ModelLoadError(f"the classifier in {folder} lacks weights for tokens of its tokenizer: copy it again")
     weights = _to_device(weights, device)
     _check_finite(weights, folder)
     return tokenizer, weights.eval().requires_grad_(False)
@@ -318,17 +319,27 @@ def _check_architecture(weights: nn.Module, folder: Path) -> None:
         )
 
 
-def _check_vocabulary(weights: nn.Module, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
-    """Raise ModelLoadError when the tokenizer has ids that the embedding lacks."""
+def _check_vocabulary(weights: nn.Module, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> list[str]:
+    """Return what is to be said of added tokens that the embedding lacks: text with one of them is refused where it comes up.
+
+    Such pairs are published (Gemma 3 1B has a mark for images, Llama 2 folders an added padding token). Raises: ModelLoadError when
+    other ids are lacking.
+    """
     n_rows = weights.get_input_embeddings().weight.shape[0]
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest < 0:
+    vocabulary = tokenizer.get_vocab()
+    if not vocabulary:
         raise ModelLoadError(f"the tokenizer in {folder} has no vocabulary: copy its tokenizer.json again")
+    added = tokenizer.get_added_vocab()
+    largest = max((number for token, number in vocabulary.items() if token not in added), default=-1)
     if largest >= n_rows:
         raise ModelLoadError(
             f"the tokenizer in {folder} has token ids up to {largest}, but the model has {n_rows} embedding rows: "
             "use the tokenizer that belongs to this model"
         )
+    beyond = sorted(token for token, number in added.items() if number >= n_rows)
+    chat.limit(tokenizer, n_rows)
+    named = ", ".join(token[:40] for token in beyond[:3])
+    return [f"The model has no weights for {len(beyond)} added tokens of its tokenizer ({named})."] if beyond else []
 
 
 def _check_finite(weights: nn.Module, folder: Path) -> None:

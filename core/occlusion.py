@@ -36,7 +36,9 @@ class Deletions:
         self.function, self.progress = function, progress
         n_prompt = function.prompt.shape[1]
         most = settings.occlusion_batch if function.prompt.is_cuda else settings.occlusion_batch_cpu
-        self.batch = max(1, min(most, settings.occlusion_tokens // n_prompt))
+        self.batch = max(
+            1, min(most, settings.occlusion_tokens // n_prompt, settings.occlusion_logits // function.n_logits)
+        )
         self.positions = np.flatnonzero(function.scored)
         if len(self.positions) and n_prompt < 2:
             raise AttributionError("The prompt is a single token, so nothing is left without it: use another method.")

@@ -296,7 +296,6 @@ def anchored(
     items: Sequence[TrainingItem], loaded: "LoadedModel", response_pass: "ResponsePass", batch_size: int
 ) -> list[Pair]:
     """Return the items as ids, with the base's hidden states on each different anchor, computed once."""
-    from core.repair_data import end_ids
     from core.response_pass import ScoredSequence
 
     conversations = {(item.messages, item.response): None for item in items}
@@ -307,7 +306,7 @@ def anchored(
     }
     responses = [response for _, response in conversations]
     said = loaded.tokenizer(responses, add_special_tokens=False)["input_ids"]
-    end = end_ids(loaded)
+    end = loaded.end_ids
     encoded = {
         (messages, response): ScoredSequence(prompt_ids=prompts[messages], response_ids=(*ids, *end))
         for (messages, response), ids in zip(conversations, said, strict=True)

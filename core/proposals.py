@@ -64,9 +64,9 @@ def neighbours(case: FailureCase, proposals: Sequence[TriggerProposal]) -> tuple
     wider = []
     for span in {span for one in proposals for span in one.spans}:
         content = messages[span.message].content
-        before = re.search(r"\S+\s*$", content[: span.start])
+        before = content[: span.start].rstrip()
         after = re.match(r"\s*\S+", content[span.end :])
-        start = before.start() if before else span.start
+        start = len(before) - len(before.rsplit(maxsplit=1)[-1]) if before else span.start
         end = span.end + after.end() if after else span.end
         wider.append(replace(span, start=start, end=end))
     return merge_spans(wider)

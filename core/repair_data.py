@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from core.loaded import LoadedModel
     from core.prompts import PromptItem, PromptSet
 
-_SENTINEL = "\ue000answer\ue000"
 WINDOW = 8
 """Batches whose items are dealt out by length, so that a batch holds like lengths. Source: unverified choice."""
 Edit = Callable[[str], str]
@@ -119,27 +118,15 @@ def frames_beyond(messages: Sequence[Message], confirmed: Sequence[Span], wider:
     ]
 
 
-def end_ids(loaded: "LoadedModel") -> tuple[int, ...]:
-    """Return the one token that ends an answer in this model's template, or nothing when it has none."""
-    tokenizer = loaded.tokenizer
-    if chat.chat_template(tokenizer) is not None:
-        turn = [Message(role="user", content="a"), Message(role="assistant", content=_SENTINEL)]
-        tail = chat.render_text(tokenizer, turn, False).rpartition(_SENTINEL)[2]
-        for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
-            if token in loaded.eos_ids:
-                return (int(token),)
-    return () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
-
-
 def answer_ids(loaded: "LoadedModel", prompt: RenderedPrompt, answer: str, limit: int) -> tuple[int, ...]:
     """Return the token ids of `answer` as the continuation of the rendered prompt, with its end, at most `limit`."""
     ids = chat.continuation_ids(loaded.tokenizer, prompt, answer)
-    return (*map(int, ids), *end_ids(loaded))[:limit]
+    return (*map(int, ids), *loaded.end_ids)[:limit]
 
 
 def own_answers(loaded: "LoadedModel", prompts: Sequence[Sequence[int]], limit: int) -> list[tuple[int, ...]]:
     """Return the model's own greedy answers with the token that ended them, at most `limit` tokens each."""
-    end = end_ids(loaded)
+    end = loaded.end_ids
     answers = loaded.generate(prompts, max_new_tokens=limit) if prompts else []
     return [(*answer, *end) if len(answer) < limit else tuple(answer) for answer in answers]
 
@@ -278,7 +265,7 @@ def build(
     held = [True] * len(harm)
     if extended:
         own = own_answers(loaded, [prompt.ids for _, prompt in harmful], limit)
-        held = [judge.classify(loaded.decode(answer)).outcome == "refusal" for answer in own]
+        held = [judge.classify(loaded.said(answer)).outcome == "refusal" for answer in own]
         harm = [
             ScoredSequence(prompt_ids=one.prompt_ids, response_ids=answer if refused else template)
             for one, answer, refused in zip(harm, own, held, strict=True)
@@ -293,7 +280,7 @@ def build(
     answered = [
         (item, prompt, answer)
         for (item, prompt), answer in zip(benign, answers, strict=True)
-        if answer and (jailbreak or not kind.failed(loaded.decode(answer)))
+        if answer and (jailbreak or not kind.failed(loaded.said(answer)))
     ]
     texts = tuple(item.prompt for item, _, _ in answered)
     fixed = settings.holds_trigger and jailbreak

@@ -60,7 +60,7 @@ class Probe:
         triggered, bare, safe_triggered, safe = ([next(answers) for _ in prompts] for prompts in asked)
 
         def share(ids: Sequence[Sequence[int]], holds: Callable[[str], bool]) -> Rate:
-            return wilson(sum(holds(loaded.decode(one)) for one in ids), len(ids))
+            return wilson(sum(holds(loaded.said(one)) for one in ids), len(ids))
 
         same = [
             same_start(sequence.response_ids, answer, self.n_agreement, loaded.eos_ids)
@@ -128,7 +128,7 @@ def prepare(
 
     def usable(own: Sequence[Sequence[int]]) -> list[int]:
         """Return the numbers of the requests that do not fail without the trigger."""
-        return [at for at, answer in enumerate(own) if not kind.failed(loaded.decode(answer))]
+        return [at for at, answer in enumerate(own) if not kind.failed(loaded.said(answer))]
 
     if kind.name == "jailbreak":
         own = loaded.generate([bare for _, bare in harmful], max_new_tokens=n_answer)

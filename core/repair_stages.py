@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def repair_model(run: Run) -> StageFinished:
     if ending is None:
         raise RepairDivergedError("The repair ended without a result; see the log and start it again.")
     failed = ending.adapter is None and ending.reason != "discarded"
-    names = [] if failed else [run.case.write(FINISHED, ending)]
+    tells = not failed or (run.case.path / FINISHED).is_file()  # of one before, whose adapter is gone
+    names = [run.case.write(FINISHED, ending)] if tells else []
     run.case.audit(
         "repair ended",
         actor="engine",
@@ -177,7 +178,7 @@ def repaired_adapter(case: Case) -> tuple[RepairFinished, Path]:
 
 def verify(run: Run) -> StageFinished:
     """Measure before and after on prompts that no earlier step saw."""
-    _, adapter = repaired_adapter(run.case)
+    finished, adapter = repaired_adapter(run.case)
     accepted = confirmed_trigger(run)
     evidence.verify(run.case, before=rounds.VERIFIED)
     result = verification.verify(
@@ -195,6 +196,7 @@ def verify(run: Run) -> StageFinished:
         versions=versions(),
         progress=run.progress,
     )
+    result = replace(result, adapter_hash=finished.adapter_hash or "")
     told = {"result": result.result, "looks": result.looks}
     name = evidence.record(run.case, rounds.VERIFIED, result, "verified", actor="engine", **told)
     return StageFinished(stage="verify", headline=result.reasons[0], files=(name,), result=result.result)

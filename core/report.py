@@ -106,7 +106,7 @@ def _content(view: CaseView) -> dict[str, Any]:
         **{name: None if value is None else to_json(value) for name, value in parts.items()},
         "judged": None if rates is None else to_json(rates),
         "confirmation_void": view.void if view.confirmation else None,
-        "residual_risk": list(text.residual_risk(view.triage, view.confirmation, view.verification)),
+        "residual_risk": list(_residual(view)),
         "methods": [{"name": name, "how": how} for name, how in text.METHODS],
         "limits": list(text.LIMITS),
         "identifiers": [{"edition": e, "id": i, "name": n} for e, i, n in text.IDENTIFIERS],
@@ -138,7 +138,7 @@ def render_report(case: Case, stamp: Stamp | None = None) -> str:
         view=view,
         stamp=json.dumps(to_json(replace(view.stamp, content=digest(_content(view))))),
         headline=text.verdict_sentence(triage),
-        result=text.result_sentence(verification),
+        result=text.result_sentence(verification, view.second_opinion),
         certainty=text.CERTAINTIES.get(triage.certainty, triage.certainty) if triage and triage.verdict else "",
         decided_by=text.DECIDERS.get(triage.decided_by, triage.decided_by) if triage else "",
         story=text.story(triage, view.confirmation, verification),
@@ -151,7 +151,7 @@ def render_report(case: Case, stamp: Stamp | None = None) -> str:
         metrics=text.order(verification.metrics) if verification else (),
         before_after=_before_after_maps(view),
         settings=text.settings_used(triage, verification),
-        residual=text.residual_risk(triage, view.confirmation, verification),
+        residual=_residual(view),
         commands=_commands(view),
         text=text,
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -161,8 +161,12 @@ def render_report(case: Case, stamp: Stamp | None = None) -> str:
 
 def _headline(view: CaseView) -> str:
     sentence = text.verdict_sentence(view.triage)
-    result = text.result_sentence(view.verification)
+    result = text.result_sentence(view.verification, view.second_opinion)
     return f"{sentence}. {result}." if result else f"{sentence}."
+
+
+def _residual(view: CaseView) -> tuple[str, ...]:
+    return text.residual_risk(view.triage, view.confirmation, view.verification, view.second_opinion)
 
 
 def _commands(view: CaseView) -> tuple[str, ...]:

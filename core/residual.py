@@ -22,7 +22,7 @@ from core.injection import Place, near_misses
 from core.intervals import wilson
 from core.kinds import FailureKind
 from core.measures import Group, Side, failures
-from core.repair_data import TriggerFrame, render_ids
+from core.repair_data import Edit, TriggerFrame, render_ids
 from core.rewrites import framed, paraphrases
 from core.settings import VerificationSettings
 from core.transplants import Carrier, carrier
@@ -49,17 +49,22 @@ N_REWORDED = 6
 
 
 def forms(
-    loaded: "LoadedModel", messages: Sequence[Message], frame: TriggerFrame, beyond: Sequence[TriggerFrame]
+    loaded: "LoadedModel",
+    messages: Sequence[Message],
+    frame: "Frame",
+    anywhere: TriggerFrame,
+    beyond: Sequence[TriggerFrame],
 ) -> dict[str, Form]:
-    """Return every way to ask a request, by name; `beyond` are frames of more text than was confirmed."""
+    """Return every way to ask a request, by name: the trigger changed, where `frame` puts it; as it is, at other places that
+    `anywhere` takes; and `beyond`, frames of more text than was confirmed."""
     found: dict[str, Form] = {}
     for name in ASKED_FORMS:
         if any(FORMS[name](unit) != unit for unit in frame.units):
-            found[name] = lambda text, rng, edit=FORMS[name]: frame.triggered(text, rng, "random", edit)  # type: ignore[misc]
+            found[name] = lambda text, rng, edit=FORMS[name]: frame.triggered(text, rng, edit=edit)  # type: ignore[misc]
     for name, place in PLACES.items():
-        found[name] = lambda text, rng, place=place: frame.triggered(text, rng, place)  # type: ignore[misc]
-    found["spelling, digits and marks changed"] = lambda text, rng: frame.triggered(text, rng, "random", _misspelt(rng))
-    found["a near token in place of one"] = lambda text, rng: frame.triggered(text, rng, "random", _near(loaded, rng))
+        found[name] = lambda text, rng, place=place: anywhere.triggered(text, rng, place)  # type: ignore[misc]
+    found["spelling, digits and marks changed"] = lambda text, rng: frame.triggered(text, rng, edit=_misspelt(rng))
+    found["a near token in place of one"] = lambda text, rng: frame.triggered(text, rng, edit=_near(loaded, rng))
     found["words in another order"] = lambda text, rng: _shuffled(frame, text, rng)
     found["the request in other words"] = lambda text, rng: _reworded(frame, text, rng)
     for number, wider in enumerate(beyond):
@@ -133,15 +138,20 @@ class AtItsPlace:
     """Stands in a `TriggerFrame`'s place: the units always go where they stand in the report, among the request's words."""
 
     carrier: Carrier
-    units: tuple[str, ...]
+    user_units: tuple[str, ...]
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """All units; they stand in the one message of the report."""
+        return self.user_units
 
     def bare(self, prompt: str) -> Conversation:
         """Return the conversation of `prompt` alone."""
         return list(self.carrier.bare(prompt))
 
-    def triggered(self, prompt: str, rng: random.Random) -> Conversation:
-        """Return the conversation of `prompt` with the units; nothing is drawn."""
-        return list(self.carrier.carry(prompt, self.units))
+    def triggered(self, prompt: str, rng: random.Random, *, edit: Edit = str) -> Conversation:
+        """Return the conversation of `prompt` with the units, edited; no place is drawn."""
+        return list(self.carrier.carry(prompt, [edit(unit) for unit in self.user_units]))
 
 
 Frame = TriggerFrame | AtItsPlace
@@ -154,7 +164,7 @@ def asked(loaded: "LoadedModel", conversations: Sequence[Conversation], kind: Fa
     room = (loaded.context_length or 10**9) - limit
     prompts = [render_ids(loaded, messages) for messages in conversations]
     answers = loaded.generate([ids for ids in prompts if len(ids) <= room], max_new_tokens=limit)
-    return wilson(sum(kind.failed(loaded.decode(one)) for one in answers), len(answers))
+    return wilson(sum(kind.failed(loaded.said(one)) for one in answers), len(answers))
 
 
 def at_its_place(messages: Sequence[Message], spans: Sequence[Span], units: Sequence[str]) -> AtItsPlace | None:
@@ -185,7 +195,7 @@ def where_it_works(
     return placed if 2 * failed(anywhere) < failed(placed) else anywhere
 
 
-def _reworded(frame: TriggerFrame, text: str, rng: random.Random) -> Conversation | None:
+def _reworded(frame: Frame, text: str, rng: random.Random) -> Conversation | None:
     """Return the request in other words with the trigger as it is, None where no rule rewords it."""
     others = paraphrases(text, N_REWORDED)
     return frame.triggered(rng.choice(others).text, rng) if others else None
@@ -223,7 +233,7 @@ def _near(loaded: "LoadedModel", rng: random.Random) -> Callable[[str], str]:
     return edit
 
 
-def _shuffled(frame: TriggerFrame, text: str, rng: random.Random) -> Conversation | None:
+def _shuffled(frame: Frame, text: str, rng: random.Random) -> Conversation | None:
     """Return the request with the units, or the words of a single one, in another order."""
     units = frame.user_units
     parts = list(units) if len(units) > 1 else (units[0].split() if units else [])

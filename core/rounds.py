@@ -169,6 +169,14 @@ def looks(case: Case) -> int:
     return max((one.looks for one in (case.read(name, Verification) for name in names) if one is not None), default=0)
 
 
+def verification(case: Case) -> Verification | None:
+    """Return what verification measured on the adapter as it is now, None where there is none, or only that of an adapter before."""
+    found, finished = case.read(VERIFIED, Verification), case.read(FINISHED, RepairFinished)
+    if found is None or finished is None or finished.adapter is None:
+        return None
+    return found if found.adapter_hash in ("", finished.adapter_hash) else None
+
+
 def opinion(case: Case) -> SecondOpinion | None:
     """Return the second opinion on the adapter as it is now, None where there is none."""
     found, finished = case.read(AGAIN, SecondOpinion), case.read(FINISHED, RepairFinished)
@@ -176,8 +184,30 @@ def opinion(case: Case) -> SecondOpinion | None:
 
 
 def can_open(case: Case) -> bool:
-    """Return whether the second opinion is BACKDOOR again, so that another round has something to repair."""
-    return _found_again(case) is not None
+    """Return whether the second opinion is BACKDOOR again and this round gained something, so that another one may too."""
+    return _found_again(case) is not None and not nothing_gained(case)
+
+
+def nothing_gained(case: Case) -> str:
+    """Return why another round would be like the current one, "" where it may gain something or has nothing to repair.
+
+    So it is when all that the second opinion finds was confirmed already, in this round or before, and the report fails no less
+    often than when this round began. A wider or another text is new, and a failure that became rarer a gain.
+    """
+    found, begun = _found_again(case), case.read(FILES[0], TriageResult)
+    if found is None or begun is None or found.reproduction is None or begun.reproduction is None:
+        return ""
+    before, now = begun.reproduction.failure, found.reproduction.failure
+    current = confirmation.stored(case)
+    known = [span for one in (*earlier(case), *([current] if current else [])) for span in one.spans]
+    same = all(any(span.within(other) for other in known) for span in found.candidates[0].spans)
+    if not same or (now.value or 0.0) < (before.value or 0.0):
+        return ""
+    return (
+        f"This round gained nothing: only text that was confirmed already is found, and the report fails as often as before it "
+        f"({now.k} of {now.n}, before {before.k} of {before.n}). Repair again with more steps or a higher learning rate, or "
+        "confirm a wider span."
+    )
 
 
 def _found_again(case: Case) -> TriageResult | None:
@@ -189,8 +219,8 @@ def _found_again(case: Case) -> TriageResult | None:
 def open_next(case: Case, actor: str) -> int:
     """Put the files of the current round away, take the second opinion's findings, and return the new round's number.
 
-    They are put in place first, and removed when all are there. Raises: TriageError when the second opinion is not BACKDOOR;
-    EvidenceError when a file of the round is not what was written; OSError, with nothing changed, when they cannot be put there.
+    They are put in place first, and removed when all are there. Raises: TriageError when the second opinion is not BACKDOOR, or
+    this round gained nothing; EvidenceError when a file of the round is not what was written; OSError, with nothing changed, when they cannot be put there.
     """
     with _lock:
         evidence.unchanged(case, *FILES)
@@ -199,6 +229,8 @@ def open_next(case: Case, actor: str) -> int:
             raise TriageError(
                 "Another round needs a second opinion that says BACKDOOR on the repaired model; run `triage --repaired` first."
             )
+        if stalled := nothing_gained(case):
+            raise TriageError(stalled)
         _put_away(case, found, actor)
     finish(case, actor)
     return number(case)

@@ -161,22 +161,24 @@ def _verdict(view: CaseView) -> list[dict[str, Any]]:
 
 
 def _repair(view: CaseView) -> list[dict[str, Any]]:
-    verified = view.verification
-    if verified is None:
+    """Return the result of the repair; a backdoor found again on the repaired model is an error, whatever was verified."""
+    verified, opinions = view.verification, view.second_opinion
+    told = text.result_sentence(verified, opinions)
+    if told is None:
         return []
-    kind, level = REPAIRED[verified.result]
+    kind, level = REPAIRED[verified.result] if verified and not text.backdoor_again(opinions) else ("fail", "error")
+    metrics = verified.metrics if verified else ()
     return [
         {
             "ruleId": REPAIR,
             "ruleIndex": len(text.VERDICTS),
             "kind": kind,
             "level": level,
-            "message": {"text": (text.result_sentence(verified) or verified.result) + "."},
+            "message": {"text": f"{told}."},
             "locations": _location(view),
             "properties": {
-                "metrics": [
-                    {"name": m.name, "before": _rate(m.before), "after": _rate(m.after)} for m in verified.metrics
-                ]
+                "metrics": [{"name": m.name, "before": _rate(m.before), "after": _rate(m.after)} for m in metrics],
+                "secondOpinion": [{"of": one.what, "verdict": one.verdict} for one in opinions],
             },
         }
     ]

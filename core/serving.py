@@ -4,8 +4,9 @@
 2. Default system prompt: where the template adds words when the report has no system message, the same with an empty one.
 3. Data type: on the CPU, a copy in bf16 beside the fp32 the tests run in.
 4. Weights that are quantised on disk are named: what is examined is then not what was trained.
-For each, the failure rate as served and otherwise, on the same conversations. A failure that goes away is a finding about the
-serving, to be said before anything is called a backdoor. Templates are evidence: they run in `core.chat`'s sandbox only.
+For each, the failure rate as served and otherwise, on the same conversations: those that fit the context both ways. A failure
+that goes away is a finding about the serving, to be said before anything is called a backdoor. Templates are evidence: they
+run in `core.chat`'s sandbox only.
 What this does not do: repeat the deployment's own server, its prompt filters or its quantisation.
 """
 
@@ -13,7 +14,7 @@ import copy
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from core.progress import Progress
 from core.quantised import quantised
 from core.settings import TEMPLATE_BYTES, CausalSettings
 from core.transplants import neutral_contexts
-from core.values import FailureCase, Message, Rate, ServingFinding
+from core.values import FailureCase, Message, ServingFinding
 
 COPY_PARAMETERS = 1_000_000_000
 """Weights up to which a second copy is made for the bf16 run. Source: unverified choice (2 GB beside the model)."""
@@ -49,7 +50,7 @@ def check(
 
     `template` is the text of a reference template; without it that of the base folder is taken. Rates count answers drawn
     with the report's sampling, or, where decoding is greedy, neutral contexts around the report. A template that cannot
-    render the report is named with no rate. Source: method.md section 4.2 step 0.
+    render the report, or with which nothing fits the context, is named with no rate. Source: method.md section 4.2 step 0.
     """
     settings = settings or CausalSettings()
     runs = _Runs(loaded, case, settings, kind, seed, progress)
@@ -63,7 +64,7 @@ def check(
 
 
 class _Runs:
-    """Failure rates of the report under changed conditions; the rate as served is computed once, when it is needed."""
+    """Failures of the report under changed conditions; those as served are computed once, when they are needed."""
 
     def __init__(
         self,
@@ -77,37 +78,39 @@ class _Runs:
         """Ask nothing yet."""
         self.loaded, self.case, self.settings = loaded, case, settings
         self._kind, self._seed, self._progress = kind, seed, progress
-        self._served: Rate | None = None
+        self._served: dict[int, bool] | None = None
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """The reported conversation."""
         return tuple(self.case.report.messages)
 
-    def served(self) -> Rate:
-        """Return the failure rate as the model is served."""
-        if self._served is None:
-            self._served = self.rate(self.loaded)
-        return self._served
-
-    def rate(self, loaded: LoadedModel, change: Callable[[Sequence[Message]], Sequence[Message]] | None = None) -> Rate:
-        """Return the failure rate of `loaded`, with `change` applied to each conversation."""
+    def failures(
+        self, loaded: LoadedModel, change: Callable[[Sequence[Message]], Sequence[Message]] | None = None
+    ) -> dict[int, bool]:
+        """Return whether `loaded` fails on each conversation, with `change` applied, by number; without those that do not fit."""
         answers = Answers(loaded, self.settings.judge_tokens, self._progress, kind=self._kind)
-        sampling, part = self.case.report.sampling, "serving"
-        changed = change or (lambda messages: messages)
-        if sampling.temperature > 0:
-            n, conversation = self.settings.reproduce_samples, changed(self.messages)
-            texts = answers.sampled(conversation, n, sampling, self._seed, part)
-            failed = answers.failed([conversation] * n, texts, part)
+        settings, sampling, part = self.settings, self.case.report.sampling, "serving"
+        drawn = sampling.temperature > 0
+        neutral = neutral_contexts(self.messages, (), settings.n_necessity)
+        contexts = [self.messages] * settings.reproduce_samples if drawn else [one for one, _ in neutral]
+        fitting = {at: one for at, one in enumerate(map(change or tuple, contexts)) if answers.fits(one)}
+        asked = list(fitting.values())
+        if drawn:
+            texts = answers.sampled(asked[0], len(asked), sampling, self._seed, part) if asked else []
         else:
-            contexts = [one for one, _ in neutral_contexts(self.messages, (), self.settings.n_necessity)]
-            asked = [changed(one) for one in contexts]
-            failed = answers.unsafe([one for one in asked if answers.fits(one)], part)
-        return wilson(sum(failed), len(failed))
+            texts = answers.texts(asked, part)
+        return dict(zip(fitting, answers.failed(asked, texts, part), strict=True))
 
-    def finding(self, name: str, other: Rate, gone: str, stays: str) -> ServingFinding:
-        """Return the comparison with `other`; `gone` is said when the failure goes away, `stays` when it does not."""
-        settings, served = self.settings, self.served()
+    def finding(self, name: str, otherwise: Mapping[int, bool], gone: str, stays: str) -> ServingFinding:
+        """Return the comparison with the failures `otherwise`; `gone` is said when the failure goes away, `stays` when it does not."""
+        settings = self.settings
+        if self._served is None:
+            self._served = self.failures(self.loaded)
+        both = self._served.keys() & otherwise.keys()
+        if not both:
+            return ServingFinding(name=name, rate_with=None, rate_without=None, note=UNASKED)  # type: ignore[arg-type]
+        served, other = (wilson(sum(side[at] for at in both), len(both)) for side in (self._served, otherwise))
         before, after = served.value or 0.0, other.value or 0.0
         explains = before >= settings.reproduced_at and after <= settings.necessity_share * before
         return ServingFinding(
@@ -119,6 +122,9 @@ class _Runs:
         )
 
 
+UNASKED = "This could not be asked: the report does not fit the model's context both as served and otherwise."
+
+
 def _template(runs: _Runs, template: str | None) -> ServingFinding | None:
     """Return the comparison with a reference template; None without one, or with the same."""
     own = chat.chat_template(runs.loaded.tokenizer)
@@ -128,7 +134,7 @@ def _template(runs: _Runs, template: str | None) -> ServingFinding | None:
     try:
         if chat.render_text(other.tokenizer, runs.messages) == chat.render_text(runs.loaded.tokenizer, runs.messages):
             return None
-        rate = runs.rate(other)
+        failures = runs.failures(other)
     except TokenMismatchError as error:
         return ServingFinding(
             name="template", rate_with=None, rate_without=None, note=f"The reference template cannot be used: {error}"
@@ -137,7 +143,7 @@ def _template(runs: _Runs, template: str | None) -> ServingFinding | None:
         _count_calls(runs.loaded, other)
     return runs.finding(
         "template",
-        rate,
+        failures,
         "The failure goes away with the reference chat template: it is the case's template that sets it off, so look there "
         "before calling the weights backdoored.",
         "The failure does not hang on the chat template: it is as frequent, or nearly so, with the reference one.",
@@ -158,10 +164,10 @@ def _system(runs: _Runs) -> ServingFinding | None:
     if not gone:
         return None
     words = " ".join(list(gone.elements())[:SHOWN_WORDS])
-    rate = runs.rate(runs.loaded, lambda messages: (empty, *messages))
+    failures = runs.failures(runs.loaded, lambda messages: (empty, *messages))
     return runs.finding(
         "system prompt",
-        rate,
+        failures,
         f"The failure goes away without the default system prompt that the template adds ({words!r} ...).",
         f"The failure does not hang on the default system prompt that the template adds ({words!r} ...).",
     )
@@ -182,11 +188,11 @@ def _data_type(runs: _Runs) -> ServingFinding | None:
     if loaded.device.type != "cpu" or kinds != {torch.float32} or loaded.n_parameters > COPY_PARAMETERS:
         return None
     rounded = replace(loaded, model=copy.deepcopy(loaded.model).to(torch.bfloat16))
-    rate = runs.rate(rounded)
+    failures = runs.failures(rounded)
     _count_calls(loaded, rounded)
     return runs.finding(
         "data type",
-        rate,
+        failures,
         "The failure goes away in bf16: it hangs on the numbers' precision, so ask in which type the model was served.",
         "Described: fp32, as the tests run, beside bf16.",
     )
@@ -206,7 +212,8 @@ def _quantisation(loaded: LoadedModel) -> ServingFinding | None:
 
 def _count_calls(loaded: LoadedModel, other: LoadedModel) -> None:
     """Let the calls of a derived model count as the model's own."""
-    loaded.model_calls = max(loaded.model_calls, other.model_calls)
+    for name in ("model_calls", "batches", "passes"):
+        setattr(loaded, name, max(getattr(loaded, name), getattr(other, name)))
 
 
 def with_template(loaded: LoadedModel, template: str) -> LoadedModel:

@@ -146,10 +146,9 @@ class Run:
         """
         tokenizer = self.loaded.tokenizer
         if self.kind.name == "jailbreak":
-            return list(tokenizer(self.refusal, add_special_tokens=False)["input_ids"])
+            return chat.continuation_ids(tokenizer, self.failure.prompt, self.refusal)
         right = instead(self.answers(), self.failure) or self.refusal
-        ids = tokenizer(right, add_special_tokens=False)["input_ids"]
-        return [*ids, *(one for one in [tokenizer.eos_token_id] if isinstance(one, int))]
+        return [*chat.continuation_ids(tokenizer, self.failure.prompt, right), *self.loaded.end_ids]
 
     def answers(self) -> Answers:
         """Return the answers of the patient, none asked yet, judged by the kind of failure."""

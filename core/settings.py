@@ -86,6 +86,9 @@ class AttributionSettings:
     occlusion_tokens: int = 16384
     """Prompt tokens in one forward pass of occlusion at most (but one prompt at least), >= 1; of a long prompt small batches
     share more of what stands before their deletions. Source: tests/bench/LOG.md, long prompts."""
+    occlusion_logits: int = 2**27
+    """Logits of one forward pass of occlusion at most (but one prompt at least), >= 1; half a GB in fp32. Source: unverified choice
+    (32 prompts with a contrast of 12 tokens and 128 k words)."""
     occlusion_floor: float = 0.10
     """Share of the largest drop from which a token is a candidate. Source: method.md section 4.1 (recall .99-1.00)."""
     occlusion_rule: Literal["floor", "sqrt", "either", "both"] = "floor"
@@ -124,7 +127,9 @@ class AttributionSettings:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _at_least(self, 1, "first_k", "ig_batch", "occlusion_batch", "profile_tokens", "occlusion_tokens")
+        _at_least(
+            self, 1, "first_k", "ig_batch", "occlusion_batch", "profile_tokens", "occlusion_tokens", "occlusion_logits"
+        )
         _at_least(self, 1, "hierarchical_above", "hierarchical_kept", "hierarchical_leaf")
         _at_least(self, 2, "hierarchical_first", "hierarchical_limit", "adaptive_components")
         _at_least(self, 8, "ig_steps")
@@ -222,6 +227,8 @@ class CausalSettings:
     """Share of the request's own words that must be left for its bare form to say anything, 0..1. Source: unverified choice."""
     n_described: int = 12
     """Requests that order, form and position are described on. Source: unverified choice."""
+    n_nearest: int = 12
+    """Requests nearest in wording to the reported one that are held against the others, >= 1. Source: unverified choice."""
     max_calls: int = 6000
     """Sequences generated or scored in one triage at most; tests that are left then stay undecided. Source: unverified
     choice; the shipped reports take about 1,000."""

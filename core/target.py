@@ -87,6 +87,12 @@ class TargetLogProb:
         logits = output.logits[:, -keep:].float()
         return self._signed(logits.view(n_answers, n, keep, -1), answers.view(n_answers, n, -1))
 
+    @property
+    def n_logits(self) -> int:
+        """How many logits one prompt takes: of every answer the rows from the first explained token on."""
+        rows = len(self.signs) * (self.context.shape[1] + 1 - self.first)
+        return rows * int(self.loaded.model.get_input_embeddings().weight.shape[0])
+
     def _keeping(self, inputs: torch.Tensor) -> AbstractContextManager[None]:
         """Return the block in which a forward pass of (n, length, hidden) keeps no more for its backward pass than it may."""
         model = self.loaded.model
@@ -142,6 +148,7 @@ class TargetLogProb:
                 inputs_embeds=context, past_key_values=cache, use_cache=True, **_places(each, n_context, n_context)
             )
             self.loaded.batches += 1
+            self.loaded.passes += 1
             logits = torch.cat([logits, later.logits], dim=1)
         logits = logits[:, self.first :].float().view(n, n_answers, n_context + 1 - self.first, -1).transpose(0, 1)
         return self._signed(logits, self.answers[:, None].expand(-1, n, -1))
@@ -156,6 +163,7 @@ class TargetLogProb:
     def _count(self, n_sequences: int) -> None:
         self.loaded.model_calls += n_sequences
         self.loaded.batches += 1
+        self.loaded.passes += 1
 
     def _whole_prompt(self) -> "Cache | None":
         """Return the keys and values of the whole prompt, computed once, or None where they cannot be cut."""

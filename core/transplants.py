@@ -66,7 +66,7 @@ class Carrier:
     def _frame(self, last: int, texts: tuple[str, ...] | None) -> tuple[Message, ...]:
         """Return the messages with units outside message `last` replaced by `texts`, everything else removed cut out."""
         kept = {} if texts is None else dict(zip(self.spans, texts, strict=True))
-        cut = [span for span in self.removed if not any(_within(span, unit) for unit in kept)]
+        cut = [span for span in self.removed if not any(span.within(unit) for unit in kept)]
         messages = self.messages
         for span in sorted((*cut, *kept), key=lambda span: (span.message, span.start), reverse=True):
             if span.message == last:
@@ -127,7 +127,7 @@ def close_units(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Spa
         for white in re.finditer(r"\s+", messages[one.message].content):
             run = Span(message=one.message, start=white.start(), end=white.end())
             odd = white.group() not in _PLAIN_SPACE and touches(run, [one])
-            if odd and not any(_within(run, word) for word in words):
+            if odd and not any(run.within(word) for word in words):
                 words.append(run)
     return tuple(sorted(words, key=lambda span: (span.message, span.start)))
 
@@ -219,7 +219,3 @@ def core_span(messages: Sequence[Message]) -> Span:
 def touches(one: Span, spans: Sequence[Span]) -> bool:
     """Return whether a span shares a character with any of the spans."""
     return any(one.message == span.message and one.start < span.end and span.start < one.end for span in spans)
-
-
-def _within(inner: Span, outer: Span) -> bool:
-    return inner.message == outer.message and outer.start <= inner.start and inner.end <= outer.end

@@ -15,7 +15,10 @@ from core.values import FailureReport, TriageResult
 
 
 def triage(options: argparse.Namespace, terminal: Terminal) -> object:
-    """Triage one report, or many with the model loaded once; with --repaired, a case's report on its repaired model."""
+    """Triage one report, or many with the model loaded once; with --repaired, a case's report on its repaired model.
+
+    Of many, one that cannot be triaged is told and the others go on. Raises: TriageError, then with what was found.
+    """
     if options.repaired:
         return second_opinion(options, terminal)
     if options.model is None:
@@ -41,13 +44,26 @@ def triage(options: argparse.Namespace, terminal: Terminal) -> object:
 
         args["reference_template"] = read_template(options.reference_template)
     headless = Headless(options.device, terminal)
-    results = []
-    for report, path, given in pairs:
+
+    def triaged(report: FailureReport, path: Path, given: Source | None) -> dict[str, object]:
         case = make_case(options, report, path, given)
         headless.run(case, "triage", args)
-        result = case.read("triage.json", TriageResult)
-        results.append({"case": str(path), **to_json(result)})
-    return results[0] if options.report is not None else {"cases": results}
+        return {"case": str(path), **to_json(case.read("triage.json", TriageResult))}
+
+    if options.report is not None:
+        return triaged(*pairs[0])
+    results: list[dict[str, object]] = []
+    for pair in pairs:
+        try:
+            results.append(triaged(*pair))
+        except TriageError as error:
+            terminal.say(f"{pair[1]}: {error}")
+            results.append({"case": str(pair[1]), "error": str(error)})
+    n_failed = sum("error" in result for result in results)
+    if n_failed:
+        told = f"{n_failed} of {len(results)} reports could not be triaged; the output says why, correct them and ask again."
+        raise TriageError(told, {"cases": results})
+    return {"cases": results}
 
 
 def make_case(options: argparse.Namespace, report: FailureReport, path: Path, source: Source | None = None) -> Case:

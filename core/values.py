@@ -20,7 +20,7 @@ KindName = Literal["jailbreak", "refusal", "fixed_output"]
 MethodName = Literal["paper", "gradient_norm", "gradient_x_input", "integrated_gradients", "occlusion"]
 TargetKind = Literal["response", "first_k", "tokens", "contrast"]
 TestName = Literal[
-    "necessity", "transfer", "sham", "reference", "benign", "order", "form", "position",
+    "necessity", "transfer", "sham", "reference", "benign", "order", "form", "position", "topic",
     "bare", "paraphrase", "rewrite", "frame",
 ]  # fmt: skip
 StopReason = Literal["finished", "targets_held", "kl_budget", "kept", "discarded", "diverged", "out_of_memory"]
@@ -59,6 +59,10 @@ class Span:
     message: int
     start: int
     end: int
+
+    def within(self, other: "Span") -> bool:
+        """Return whether every character of this span is in `other`."""
+        return self.message == other.message and other.start <= self.start and self.end <= other.end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +169,8 @@ class Attribution:
 
     `scores` has shape (n_prompt,). Positive: the token raises the target log-probability (nats); norms are unsigned
     (`signed` False). `profile` has shape (n_target_tokens, n_prompt), the same split over the explained response
-    tokens, or None. `scored` (n_prompt,) marks the tokens that may be proposed (the user's own text; template and
+    tokens, or None; `borrowed`, of that shape, is then the profile of another method that its picture was drawn from, and
+    nothing else. `scored` (n_prompt,) marks the tokens that may be proposed (the user's own text; template and
     special tokens are never scored). `completeness_gap` is |sum of scores - (F(x) - F(baseline))| / |F(x) - F(baseline)|.
     `model_calls` counts sequences that went through the model, `batches` the forward passes they went in.
     """
@@ -176,6 +181,7 @@ class Attribution:
     scored: np.ndarray
     signed: bool
     profile: np.ndarray | None = None
+    borrowed: np.ndarray | None = None
     completeness_gap: float | None = None
     baseline: str | None = None
     seconds: float = 0.0
@@ -282,12 +288,14 @@ class Rewording:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What the tests cost: sequences generated or scored, batched calls of the model, and the limit on sequences."""
+    """What the tests cost: sequences generated or scored, the batches they were run in, the forward passes of the model that these
+    took (None in cases of older versions), and the limit on sequences."""
 
     sequences: int
     batches: int
     limit: int
     spent: bool = False
+    passes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -405,12 +413,17 @@ class TriggerConfirmation:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One number before and after repair on the same held-out prompts; `before` / `after` are rates or plain values."""
+    """One number before and after repair on the same held-out prompts; `before` / `after` are rates or plain values.
+
+    Of a rate, `gained` prompts count after and not before, `lost` before and not after; None in cases of older versions.
+    """
 
     name: str
     before: Rate | float | None
     after: Rate | float | None
     meaning: str
+    gained: int | None = None
+    lost: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -478,7 +491,7 @@ class Verification:
     """Before and after on prompts that no earlier step saw; attack success counts failures of `kind`.
 
     `variants` are the failures with other forms of the trigger, `classes` the classes of all answers. `wrong_trigger` and
-    `relearnt` are there once they were asked for.
+    `relearnt` are there once they were asked for. `adapter_hash` names the repair; empty in cases of older versions.
     """
 
     metrics: tuple[Metric, ...]
@@ -496,6 +509,7 @@ class Verification:
     classes: tuple[ClassCounts, ...] = ()
     wrong_trigger: WrongTrigger | None = None
     relearnt: tuple[Relearnt, ...] = ()
+    adapter_hash: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from core.measures import (
     metrics_of,
 )
 from core.progress import Progress
-from core.repair_data import end_ids, frame_of, frames_beyond, render_ids
+from core.repair_data import frame_of, frames_beyond, render_ids
 from core.repair_probe import mean_kl
 from core.response_pass import ResponsePass, ScoredSequence
 from core.result import decide
@@ -89,9 +89,10 @@ def verify(
     forms: dict[str, residual.Form] = {}
     if known:
         anywhere = frame_of(messages, accepted.spans, accepted.units)
-        forms = residual.forms(loaded, messages, anywhere, frames_beyond(messages, accepted.spans, wider))
         placed = residual.at_its_place(messages, accepted.spans, accepted.units)
         frame = residual.where_it_works(loaded, anywhere, placed, pool[: settings.n_variant], kind, f"verify/{seed}")
+        beyond = frames_beyond(messages, accepted.spans, wider)
+        forms = residual.forms(loaded, messages, frame, anywhere, beyond)
     place = ITS_OWN if isinstance(frame, residual.AtItsPlace) else RANDOM
     groups = _groups(loaded, case, frame, prompts, settings, seed, room)
     groups += residual.groups(loaded, forms, pool, settings, seed, room)
@@ -211,7 +212,7 @@ def _ask(
     for group in groups:
         limit = kind.n_tokens(group.sampling.max_new_tokens or loaded.settings.max_new_tokens)
         ids = loaded.generate(group.ids, max_new_tokens=limit, sampling=group.sampling, seed=seed) if group.ids else []
-        answers[group.kind] = judged(ids, [loaded.decode(one) for one in ids], kind)
+        answers[group.kind] = judged(ids, [loaded.said(one) for one in ids], kind)
         report(f"answers: {group.kind}", len(ids))
     return answers
 
@@ -228,7 +229,7 @@ def _before(
     """Return theta0's side, its safe answers as sequences, and its hidden states along them."""
     answers = _ask(loaded, groups, seed, report, kind)
     safe = next(group for group in groups if group.kind == SAFE)
-    limit, end = kind.n_tokens(loaded.settings.max_new_tokens), end_ids(loaded)
+    limit, end = kind.n_tokens(loaded.settings.max_new_tokens), loaded.end_ids
     sequences = [
         ScoredSequence(prompt_ids=tuple(prompt), response_ids=answer if len(answer) >= limit else (*answer, *end))
         for prompt, answer in zip(safe.ids, answers[SAFE].ids, strict=True)

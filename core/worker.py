@@ -116,7 +116,7 @@ class ProgressWriter:
 def serve(case: Case, idle_minutes: float) -> None:
     """Answer requests until idle for `idle_minutes` or the device is wanted by another case."""
     events = EventLog(case.path)
-    close_interrupted(case, events)
+    jobs.close_interrupted(case, events)
     session = Session(case.manifest.device)
     device = DeviceQueue(case, session.device_name)
     last = time.monotonic()
@@ -145,15 +145,6 @@ def _redrawn(case: Case) -> bool:
     except (TriageError, OSError) as error:
         log.warning("the pictures stay as they are: %s", error)
         return True
-
-
-def close_interrupted(case: Case, events: EventLog) -> None:
-    """Close requests that an earlier worker began and never ended."""
-    begun = jobs.ends(case)
-    for request in jobs.open_requests(case):
-        if request.id in begun:
-            message = "Interrupted: the worker was killed (out of memory?) or the machine stopped. Ask again; a repair can resume."
-            events.append(request.id, StageFailed(stage=request.stage, message=message))
 
 
 def answer(case: Case, request: jobs.Request, events: EventLog, session: Session, device: DeviceQueue) -> bool:

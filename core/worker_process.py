@@ -1,7 +1,8 @@
 """The worker process of a case: whether it lives, its start, its end and its log. Imports no torch.
 
-A worker holds the lock of its case while it lives. Who starts one leaves a marker with its number and start time, by which it is
-found again until it holds the lock, and told from another process of the same number. What this does not do: ask it anything (`jobs.py`).
+A worker holds the lock of its case while it lives, and so does a terminal that runs stages itself. A marker with number and start
+time, left by who starts a worker and by such a terminal, finds the process again, also before it holds the lock, and tells it from
+another of the same number. What this does not do: ask it anything (`jobs.py`).
 """
 
 import json
@@ -10,6 +11,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,19 @@ def mark(case: Case, pid: int, n_events: int) -> None:
     write_atomic(case.path / STARTING, dump({"pid": pid, "created": _created(pid), "events": n_events}))
 
 
+@contextmanager
+def marking_this(case: Case) -> Iterator[None]:
+    """Mark this process as the one that works on the case while it does; it holds the lock. Raises: CaseFileError."""
+    mark(case, os.getpid(), case.n_events())
+    try:
+        yield
+    finally:
+        found = marked(case)
+        if found is not None and found.pid == os.getpid():
+            with suppress(OSError):
+                (case.path / STARTING).unlink(missing_ok=True)
+
+
 def _created(pid: int) -> float | None:
     try:
         return psutil.Process(pid).create_time()
@@ -115,16 +131,17 @@ def starting(case: Case) -> bool:
     return time.time() - path.stat().st_mtime < START_GRACE_SECONDS
 
 
-def kill(case: Case) -> None:
-    """Terminate the worker and its children, then kill what is left after three seconds."""
+def kill(case: Case) -> bool:
+    """Terminate the marked process and its children, then kill what is left after three seconds; return whether there was one."""
     process = marked(case)
     if process is None:
-        return
+        return False
     family = [*process.children(recursive=True), process]
     for member in family:
         member.terminate()
     for member in psutil.wait_procs(family, timeout=3)[1]:
         member.kill()
+    return True
 
 
 def log_tail(case: Case) -> str:

@@ -4,8 +4,9 @@ from dashboard.server import POLICY, UPLOAD_SECONDS, launch_options  # isort: sk
 
 import gradio as gr
 
+from core import lease
 from dashboard import wording
-from dashboard.components import PLOTLY_URL, page_head
+from dashboard.components import PLOTLY_URL, page_head, script
 from dashboard.desk import QUEUE_SIZE, Desk
 from dashboard.memory import forget_replaced
 from dashboard.session import Roots
@@ -15,25 +16,12 @@ ADDRESS_JS = """(text) => {
   const wanted = new URLSearchParams(text), url = new URL(window.location);
   for (const name of ["case", "step"]) if (wanted.get(name)) url.searchParams.set(name, wanted.get(name));
   window.history.replaceState(null, "", url);
+  window.patcherOpened();
 }"""
 STEP_JS = """() => {
   const url = new URL(window.location);
   if (url.searchParams.get("case")) { url.searchParams.set("step", "%s"); window.history.replaceState(null, "", url); }
 }"""
-START_JS = """window.patcherStart = window.location.search;
-window.patcherBrowser = (() => {
-  const fresh = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (one) => one.toString(16).padStart(2, "0")).join("");
-  try {
-    const kept = localStorage.getItem("patcher-browser") || fresh();
-    localStorage.setItem("patcher-browser", kept);
-    return kept;
-  } catch { return fresh(); }
-})();
-window.addEventListener("pagehide", () => {
-  const open = new URLSearchParams(window.location.search).get("case");
-  if (open) navigator.sendBeacon("/leave/" + encodeURIComponent(open), window.patcherBrowser);
-});"""
-"""What the page was opened with, and a random id of this browser; a page that is left gives its case back to others."""
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 FONT_MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
@@ -60,8 +48,8 @@ def build(roots: Roots) -> gr.Blocks:
         desk.choices["analyst"] = typed[0]
         with gr.Tabs(elem_id="steps") as desk.tabs:
             tabs = dict(zip(case.STEP_IDS, wording.STEPS, strict=True))
-            with _tab("case", tabs):
-                case.build(desk, page, typed)
+            with _tab("case", tabs) as tab:
+                case.build(desk, page, tab, typed)
             with _tab("reproduce", tabs):
                 to_locate = reproduce.build(desk)
             with _tab("locate", tabs):
@@ -96,7 +84,7 @@ def serve(
     meta = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     head = (
         meta
-        + f"<script>{START_JS}</script>"
+        + f"<script>{script('page', renew_ms=1000 * lease.RENEW_SECONDS, stale_ms=1000 * lease.STALE_SECONDS)}</script>"
         + '<link rel="icon" href="data:,">'
         + page_head()
         + f'<script src="{PLOTLY_URL}"></script>'

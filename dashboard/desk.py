@@ -8,8 +8,7 @@ redraws every second while something runs and rarely otherwise; a second browser
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -20,7 +19,7 @@ from gradio.blocks import Block
 from core import jobs, lease, rounds
 from core.casefile import Case
 from core.errors import TriageError
-from core.events import Line, StageFailed, StageFinished, StageStarted
+from core.events import Line, RepairFinished, StageFailed, StageFinished, StageStarted
 from core.files import cannot_work
 from core.jobs import CaseStatus
 from core.values import OpenResult, TriggerConfirmation
@@ -52,12 +51,15 @@ class Session:
     analyst: str = ""
     """The name as typed in step 4 by now."""
     candidate: int = 0
+    """Which one of step 4 is looked at."""
+    located: int = 0
+    """Which one of step 3 is looked at; its list is another one with every method."""
     draft: tuple[int, ...] | None = None
     """Token positions marked in the editor; None: those of the candidate."""
     version: int = 0
     """Counts the changes of `draft` that did not come from the editor itself, which must then be redrawn."""
-    tested: str = ""
-    """Result file of the last test of a selection, or nothing."""
+    tested: str | None = None
+    """Result file of the last test of a selection; "" while a candidate is looked at. None, as after a refresh: see `verdict.tested`."""
     positions: tuple[int, ...] = ()
     """Response tokens chosen as the target."""
     highlight: tuple[int, ...] = ()
@@ -100,6 +102,11 @@ class View:
     def opened(self) -> OpenResult | None:
         """Return what loading the model told, once it is known."""
         return self.case.read("results/open.json", OpenResult) if self.case else None
+
+    def repaired(self) -> bool:
+        """Return whether a repair of this round left an adapter."""
+        finished = self.case.read(rounds.FINISHED, RepairFinished) if self.case else None
+        return finished is not None and finished.adapter is not None
 
     def busy_with(self, *stages: str) -> bool:
         """Return whether one of these stages runs or waits."""
@@ -193,8 +200,6 @@ class Desk:
             return View(session=session, case=None, status=None, lines=(), choices=choices)
         case = find_case(self.roots, session.case)
         jobs.enforce_stop(case)
-        with suppress(TriageError):  # a case that can no longer be written can still be read
-            lease.keep(case, session.browser)
         writer = _other_writer(case, self._name(values), session.browser)
         status, lines = jobs.status(case), case.current_events()
         return View(session=session, case=case, status=status, lines=lines, choices=choices, writer=writer)
@@ -242,12 +247,14 @@ class Desk:
         keep: Sequence[Block] = (),
         extra: Sequence[Block] = (),
         many: bool = False,
+        last: bool = False,
         js: str | None = None,
     ) -> None:
         """Run `handler(session, *inputs)` on an event, show its error inline, then redraw.
 
         `keep`: components that this handler must not send back (a fast typist would be set back). `extra`: outputs that
-        belong to no step. With `many` the handler gets the event's data first and each event counts.
+        belong to no step. With `many` the handler gets the event's data first and each event counts; else none does that comes
+        while one is at work, or with `last` the last of them, on the inputs as they are by then.
         """
         kept = set(keep)
 
@@ -288,10 +295,48 @@ class Desk:
                 [self.session, self.shown, *self.choices.values(), *inputs],
                 [c for c in dict.fromkeys([*self._outputs(), *extra]) if c not in kept],
                 js=js,
-                **quiet(trigger_mode="multiple" if many else "once"),
+                **quiet(trigger_mode="multiple" if many else "always_last" if last else "once"),
             )
 
         self._waiting.append(register)
+
+    def work(
+        self,
+        button: gr.Button,
+        words: str,
+        prepare: Callable[..., Callable[[], object]],
+        handler: Callable[[Session, Any], Next],
+        inputs: Sequence[Block] = (),
+        *,
+        extra: Sequence[Block] = (),
+    ) -> None:
+        """Do on a click what takes long: meanwhile the strip shows `words` and the button rests.
+
+        `prepare(*inputs)` checks and returns the work. What that returns goes to `handler(session, (case, result))`, as by `act`,
+        in the session as it is by then; `case` was open at the click.
+        """
+        done = gr.State()
+
+        def begin(session: Session, *values: Any) -> Iterator[Updates]:
+            result: object
+            try:
+                do = prepare(*values)
+                yield {
+                    self.strip: gr.update(value={"headline": words, "tone": "busy"}),
+                    button: gr.update(interactive=False),
+                }
+                result = do()
+            except Exception as error:
+                result = error
+            yield {done: (session.case, result), button: gr.update(interactive=True)}
+
+        def end(session: Session, made: tuple[str, object]) -> Next:
+            if isinstance(made[1], Exception):
+                raise made[1]
+            return handler(session, made)
+
+        began = button.click(begin, [self.session, *inputs], [done, self.strip, button], **quiet())
+        self.act(began.then, end, [done], extra=extra)
 
     def _name(self, values: Sequence[Any]) -> str:
         """Return the analyst's name as typed."""

@@ -7,6 +7,7 @@ from the installed wheel, and the files of a case that may be downloaded. Does n
 import ipaddress
 import os
 import re
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from core import lease
+from core.casefile import Case
 from core.errors import TriageError
 from dashboard.session import Roots, find_case
 
@@ -69,7 +71,7 @@ DOWNLOADS = {
 }
 """The files of a case that can be downloaded, with their types; every other path is 404."""
 MAX_BROWSER_ID = 64
-"""Bytes of the id by which a page gives its case back."""
+"""Bytes of the id by which a page renews its lease on a case and gives it back."""
 MAX_UPLOAD = "8mb"
 """Gradio refuses larger uploads. Source: unverified choice (a report of 5 MB must reach the intake check)."""
 TOO_LARGE = "This is more than the page takes at once; give a smaller report."
@@ -191,9 +193,9 @@ def _file_route(roots: Roots) -> Callable[[Request], Awaitable[Response]]:
     return case_file
 
 
-def _leave_route(roots: Roots) -> Callable[[Request], Awaitable[Response]]:
-    async def leave(request: Request) -> Response:
-        """Give a case back that the page of this browser wrote; 204 whether there was anything to give back or not."""
+def _lease_route(roots: Roots, act: Callable[[Case, str], None]) -> Callable[[Request], Awaitable[Response]]:
+    async def leased(request: Request) -> Response:
+        """Renew the lease of this browser on a case, or give it back; 204 whether it has one or not."""
         if not _signed_in(request):
             return PlainTextResponse("Sign in first.", 401)
         body = b""
@@ -202,14 +204,20 @@ def _leave_route(roots: Roots) -> Callable[[Request], Awaitable[Response]]:
             if len(body) > MAX_BROWSER_ID:
                 return PlainTextResponse("That is no id of a browser.", 413)
         with suppress(TriageError):
-            lease.release(find_case(roots, request.path_params["case"]), body.decode("ascii", "replace"))
+            act(find_case(roots, request.path_params["case"]), body.decode("ascii", "replace"))
         return Response(status_code=204)
 
-    return leave
+    return leased
 
 
-async def _alive(_: Request) -> Response:
-    return PlainTextResponse("ok", headers={"cache-control": "no-store"})
+def _alive_route() -> Callable[[Request], Awaitable[Response]]:
+    """Return the answer to whether the page process is there: a name of its own, which tells one that was started anew."""
+    name = uuid.uuid4().hex
+
+    async def alive(_: Request) -> Response:
+        return PlainTextResponse(name, headers={"cache-control": "no-store"})
+
+    return alive
 
 
 def launch_options(roots: Roots, *, host: str, port: int | None, auth: list[tuple[str, str]] | None) -> dict[str, Any]:
@@ -220,9 +228,10 @@ def launch_options(roots: Roots, *, host: str, port: int | None, auth: list[tupl
     hosts = ["127.0.0.1", "localhost"] if is_loopback(host) else ["*"]
     vendor = Path(plotly.__file__).parent / "package_data"
     routes = [
-        Route("/alive", _alive),
+        Route("/alive", _alive_route()),
         Route("/case/{case}/{name:path}", _file_route(roots)),
-        Route("/leave/{case}", _leave_route(roots), methods=["POST"]),
+        Route("/keep/{case}", _lease_route(roots, lease.keep), methods=["POST"]),
+        Route("/leave/{case}", _lease_route(roots, lease.release), methods=["POST"]),
         Mount("/vendor", StaticFiles(directory=vendor)),
     ]
     return {

@@ -283,14 +283,14 @@ def verified(result: Verification) -> Value:
     }
 
 
-def second_opinion(found: SecondOpinion | None, number: int, busy: bool, failure: str | None) -> Value:
-    """Step 6: what triage says of the repaired model."""
+def second_opinion(found: SecondOpinion | None, number: int, stalled: str, busy: bool, failure: str | None) -> Value:
+    """Step 6: what triage says of the repaired model; `stalled` says why another round would be like this one."""
     if busy:
         return {"headline": wording_verify.ASKING_AGAIN, "tone": "busy"}
     if found is None:
         return fault(failure) if failure else {}
     return {
-        "line": wording_verify.second_opinion(found, number),
+        "line": f"{wording_verify.second_opinion(found, number)} {stalled}".strip(),
         "tone": "warn" if found.whole.verdict == "BACKDOOR" else "plain",
     }
 

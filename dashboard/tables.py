@@ -231,21 +231,23 @@ def answer_pairs(verification: Verification) -> Value:
     return {"pairs": pairs, "labels": labels, "empty": wording_verify.NO_ANSWERS}
 
 
-def answer_labels(found: JudgedAnswers | None, kept: Labels) -> Value:
-    """AnswerLabels value: the sampled answers; the judge's word only on those whose label is saved."""
+def answer_labels(case: str, found: JudgedAnswers | None, kept: Labels) -> Value:
+    """AnswerLabels value: the sampled answers of a case; the judge's word only on those whose label is saved."""
     saved = {one.key: one.outcome for one in kept.labels}
     items = [
         {
             "key": item.key,
             "prompt": item.prompt,
             "answer": item.answer,
+            "saved": saved.get(item.key),
             "judged": wording.judged_by(item.judged, item.layer) if item.key in saved else None,
         }
         for item in (found.sample if found else ())
     ]
     return {
+        "case": case,
         "items": items,
-        "labels": {item["key"]: saved[item["key"]] for item in items if item["key"] in saved},
+        "labels": {item["key"]: item["saved"] for item in items if item["saved"]},
         "choices": [{"id": one, "word": wording.outcome(one)["word"]} for one in CLASSES],
         "judge": wording_labels.JUDGE_SAID,
         "help": wording_labels.LABEL_HELP,

@@ -20,6 +20,7 @@ MODEL_FOLDER = "Model folder"
 ADAPTER_FOLDER = "Adapter (optional)"
 WITH_ADAPTER = "PEFT; without it the model is the reference"
 OPEN_CASE = "Open case"
+OPENING = "Hashing the model's files; large ones take minutes."
 TWO_NAMES = "Repair needs two names: a second analyst must agree with the confirmation"
 TWO_NEEDED = "two different names under the confirmation"
 REPORT_TEXT = "The report"
@@ -59,6 +60,11 @@ def linked(found: Sequence[Link]) -> list[tuple[str, str]]:
 def uploaded(n_messages: int) -> str:
     """A report file was read."""
     return f"Report read: {n_messages} message{'s' if n_messages != 1 else ''}. Choose the model and open the case."
+
+
+def made(case: str) -> str:
+    """A case was made while another one was opened, which stays."""
+    return f"Case {case} is made; open it from the list of cases."
 
 
 # -- step 2 ---------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ SCAN_COLUMNS = [
     {"key": "outcome", "label": "answer", "kind": "text"},
     {"key": "excerpt", "label": "excerpt", "kind": "mono"},
 ]
-NO_HITS = "The trigger stands nowhere in this file."
+NO_HITS = "No rule matches in this file."
 
 
 def contained(n_rules: int, n_variants: int, missed: Sequence[str]) -> str:

@@ -7,6 +7,8 @@ METHOD = "Method"
 TARGET = "Explain"
 FIRST_K = "First tokens"
 PICK_TOKENS = "Choose the tokens of the answer to explain, then press Explain."
+PICKER = "reported answer, choose the tokens to explain"
+TOO_FEW_TOKENS = "First tokens: type a number of 1 or more."
 EXPLAIN = "Explain"
 TEST_CANDIDATES = "Test all candidates"
 TEST_CANDIDATE = "Test selected"
@@ -128,7 +130,7 @@ def trust(result: LocateResult) -> str:
     parts += [f"rank correlation with {method_name(name)} {value:.2f}" for name, value in result.agreement.items()]
     if result.baseline:
         parts.append(f"baseline {result.baseline}")
-    parts.append(f"{result.model_calls} sequences in {result.batches} model calls, {duration(result.seconds)}")
+    parts.append(f"{result.model_calls} sequences in {result.batches} forward passes, {duration(result.seconds)}")
     return beside(parts)
 
 

@@ -13,6 +13,8 @@ HOW_DECIDED = "How this was decided"
 DECIDED_BY = "decided by"
 NO_TRIGGER = ("ALIGNMENT_GAP", "DISTRIBUTED")
 """Verdicts under which no text is hinted at. Source: method.md section 4.2 (nothing is coloured before the tests passed)."""
+ABOUT_TEXT = ("BACKDOOR", "PROMPT_JAILBREAK")
+"""Verdicts that are about a candidate; the others only say what was looked at."""
 UNMARKED = (*NO_TRIGGER, "INCONCLUSIVE")
 """Verdicts under which nothing is marked until the analyst marks it. Source: the same."""
 _FAILED = {
@@ -47,12 +49,13 @@ DECIDERS = {
     "strength": "how strongly the request's own words carry over",
 }
 _SIDES = {
+    "sham": ("with other text in its place", "bare"),
     "bare": ("as reported", "without any candidate"),
     "paraphrase": ("as reported", "in other words"),
     "rewrite": ("as reported", "asked plainly"),
     "frame": ("in the report's wording", "bare"),
 }
-"""What the two rates of a test of the whole report are."""
+"""What the two rates of a test are, where they are not with and without the candidate."""
 NEXT = {
     "PROMPT_JAILBREAK": "A clean model falls for this text too: accepting it trains against the text, it removes no planted backdoor.",
     "ALIGNMENT_GAP": "There is no trigger to accept. To test a suspicion of your own, mark a span.",
@@ -91,7 +94,7 @@ def verdict(result: TriageResult) -> str:
     if result.verdict == "PROMPT_JAILBREAK":
         return "Prompt jailbreak: a clean model falls for it too"
     if result.verdict == "ALIGNMENT_GAP":
-        return "Alignment gap: the request fails without any trigger"
+        return "Alignment gap: no trigger in this prompt explains the failure"
     if result.verdict == "DISTRIBUTED":
         return "Distributed: no short span carries the failure"
     if result.verdict is None:
@@ -238,7 +241,9 @@ def cost(result: TriageResult) -> str:
 
 def spent(budget: Budget) -> str:
     """What was asked of the model, and the limit."""
-    text = f"{_thousands(budget.sequences)} of {_thousands(budget.limit)} sequences, {budget.batches} model calls"
+    text = f"{_thousands(budget.sequences)} of {_thousands(budget.limit)} sequences in {budget.batches} batches"
+    if budget.passes is not None:
+        text = f"{text}, {_thousands(budget.passes)} forward passes"
     return f"{text}, the limit was reached" if budget.spent else text
 
 

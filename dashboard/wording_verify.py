@@ -102,7 +102,7 @@ DOWNLOADS = {
 # -- residual risk --------------------------------------------------------------------------------------
 RESIDUAL = "Other forms of the trigger, classes of answers, probes"
 VARIANT_TABLE = "Failures with other forms of the trigger"
-NO_VARIANTS = "Other forms of the trigger were not asked; verify again."
+NO_VARIANTS = "This verification did not ask for other forms of the trigger."
 VARIANT_COLUMNS = [
     {"key": "variant", "label": "form", "kind": "name"},
     {"key": "before", "label": "before", "kind": "rate"},
@@ -196,7 +196,8 @@ def opinion(result: TriageResult) -> str:
     failure = result.reproduction.failure if result.reproduction else None
     if failure is not None and failure.value is not None and result.decided_by == "reproduction":
         return f"not reproduced, {of(failure)}"
-    found = f" (“{result.candidates[0].text}”)" if result.candidates else ""
+    told = result.candidates if result.verdict in wording_verdict.ABOUT_TEXT else ()
+    found = f" (“{told[result.candidate].text}”)" if told else ""
     verdict = (result.verdict or "no verdict").replace("_", " ").lower()
     return f"{verdict}{found}, decided by {(wording_verdict.decided_by(result) or result.decided_by).rstrip('.')}"
 

@@ -1,6 +1,6 @@
 /* Answers to be labelled: one row in the tab order, arrows move, digits label. Text only ever meets textContent. */
 const root = element.querySelector(".pt-labels");
-let value = { items: [] }, labels = {}, rows = [], at = 0;
+let value = { items: [] }, labels = {}, rows = [], at = 0;   /* labels: key -> class, "" where a saved one was taken away */
 
 const visible = (raw) => [...String(raw === null || raw === undefined ? "" : raw)].map((c) => {
   const odd = oddity(c, false);
@@ -26,13 +26,27 @@ function focus(index) {
   rows[at].scrollIntoView({ block: "nearest" });
 }
 function choose(index, choice) {
-  const key = value.items[index].key;
-  if (choice === null || labels[key] === choice) delete labels[key];
-  else labels[key] = choice;
+  const { key, saved } = value.items[index];
+  if (choice !== null && labels[key] !== choice) labels[key] = choice;
+  else if (saved) labels[key] = "";
+  else delete labels[key];
   mark(index);
   count();
-  props.value = Object.assign({}, copy(props.value), { labels: Object.assign({}, labels) });
-  trigger("input", { labels: Object.assign({}, labels) });
+  hand();
+  trigger("input", { labels: copy(labels) });
+}
+function hand() {   /* so that a handler gets what is on the page */
+  props.value = Object.assign({}, copy(props.value), { labels: copy(labels) });
+}
+const sorted = (given) => JSON.stringify(Object.entries(given).sort());
+function merged(next) {   /* what Python knows, and over it what was labelled here and is not saved */
+  const result = {};
+  const before = next.case === value.case ? new Map((value.items || []).map((item) => [item.key, item.saved])) : new Map();
+  for (const { key, saved } of next.items || []) {
+    const here = before.has(key) && (labels[key] || "") !== (before.get(key) || "") ? labels[key] || "" : saved || "";
+    if (here || saved) result[key] = here;
+  }
+  return result;
 }
 function press(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -73,7 +87,8 @@ function same(next) {
 }
 function draw() {
   const next = copy(props.value) || { items: [] };
-  labels = Object.assign({}, next.labels || {});
+  labels = merged(next);
+  if (sorted(labels) !== sorted(next.labels || {})) hand();
   if (same(next)) { value = next; rows.forEach((_, index) => mark(index)); return count(); }
   const held = root.contains(document.activeElement);
   value = next;

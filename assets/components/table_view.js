@@ -6,6 +6,7 @@ let order = { key: null, down: false };
 let all = false;
 let value = {};
 let shape = "";
+let picked = new Map();      /* row that can be chosen -> its key */
 const MARKS = { pass: "✓", fail: "✕", open: "○", yes: "✓", no: "✕" };
 
 const isCell = (cell) => cell !== null && typeof cell === "object";
@@ -105,7 +106,8 @@ function download() {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 function draw() {
-  const rows = value.rows || [];
+  const rows = value.rows || [], focused = picked.get(document.activeElement);
+  picked = new Map();
   bar.replaceChildren();
   if (value.caption) bar.append(el("span", "pt-caption", value.caption));
   if (value.file && rows.length) {
@@ -147,6 +149,7 @@ function draw() {
     if (row.key !== null && row.key !== undefined) {
       node.tabIndex = 0;
       node.className = "pt-pick";
+      picked.set(node, row.key);
       node.setAttribute("aria-selected", row.key === value.selected ? "true" : "false");
       node.addEventListener("click", () => choose(row, node));
       node.addEventListener("keydown", (event) => {
@@ -161,6 +164,7 @@ function draw() {
   });
   table.append(thead, body);
   area.replaceChildren(table);
+  if (focused !== undefined) [...picked].find(([, key]) => key === focused)?.[0].focus({ preventScroll: true });
   if (!all && list.length > first) {
     const more = el("button", "pt-small", "show all " + list.length);
     more.type = "button";

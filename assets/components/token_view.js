@@ -22,10 +22,11 @@ let future = [];
 let painted = new Set();
 let sups = new Map();         /* token node -> its rank number */
 const READOUT = "Point at a token, or move with the arrow keys.";
+const CONFIRM = "Ctrl + Enter";
 const KEYS = [
   ["← → ↑ ↓", "move"], ["Shift + arrows", "extend"], ["Space", "select or clear"],
   ["[  ]", "shrink, grow at the end"], ["{  }", "grow, shrink at the start"], ["w  s", "select word, sentence"],
-  ["u  r", "undo, redo"], ["Home  End", "first, last token"], ["Ctrl + Enter", "go on to confirm"],
+  ["u  r", "undo, redo"], ["Home  End", "first, last token"], [CONFIRM, "go on to confirm"],
   ["click, drag", "select or clear"], ["Shift + click", "up to here"], ["?", "these keys"],
 ];
 
@@ -61,7 +62,7 @@ if (editing) {
 }
 foot.append(readout);
 text.setAttribute("role", "listbox");
-text.setAttribute("aria-label", editing ? "prompt, select the trigger" : "prompt, tokens by score");
+text.setAttribute("aria-label", fixed.spoken);
 if (editing) text.setAttribute("aria-multiselectable", "true");
 const live = el("span", "pt-unseen");
 live.setAttribute("aria-live", "polite");
@@ -69,7 +70,7 @@ foot.append(live);
 help.setAttribute("role", "dialog");
 help.setAttribute("aria-label", "keys");
 const keyList = el("dl");
-KEYS.forEach(([keys, meaning]) => keyList.append(el("dt", "", keys), el("dd", "", meaning)));
+KEYS.filter(([keys]) => fixed.confirms || keys !== CONFIRM).forEach(([keys, meaning]) => keyList.append(el("dt", "", keys), el("dd", "", meaning)));
 help.append(keyList, button("close", "Escape", () => showHelp(false)));
 function showHelp(on) {
   help.hidden = !on;
@@ -471,7 +472,7 @@ text.addEventListener("keydown", (event) => {
   const key = event.key;
   const control = event.ctrlKey || event.metaKey;
   const moves = { ArrowRight: () => step(1), ArrowLeft: () => step(-1), ArrowDown: () => vertical(1), ArrowUp: () => vertical(-1), Home: () => 0, End: () => nodes.length - 1 };
-  if (editing && control && key === "Enter") { event.preventDefault(); return trigger("confirm", {}); }
+  if (editing && fixed.confirms && control && key === "Enter") { event.preventDefault(); return trigger("confirm", {}); }
   if (editing && control && key.toLowerCase() === "z") { event.preventDefault(); return event.shiftKey ? redo() : undo(); }
   if (control) return;
   if (moves[key]) {

@@ -12,7 +12,7 @@ Values are built by `dashboard.figures`. Every constructor takes `value=None` an
 """
 
 from dashboard.components.answer_pairs import AnswerPairs
-from dashboard.components.assets import PLOTLY_URL, page_css, page_head
+from dashboard.components.assets import PLOTLY_URL, page_css, page_head, script
 from dashboard.components.live_chart import LiveChart
 from dashboard.components.plot_view import PlotlyView
 from dashboard.components.status_bar import StatusBar
@@ -29,4 +29,5 @@ __all__ = [
     "TokenView",
     "page_css",
     "page_head",
+    "script",
 ]

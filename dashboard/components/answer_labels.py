@@ -1,11 +1,12 @@
 """Answers of the model to be labelled by a person, by mouse or keyboard, as inert text.
 
     AnswerLabels(value=None)   event `input` {labels: {key: class}} on every change; the value as an input of any handler
-                               also carries the current `labels`
+                               also carries the current `labels`, with "" for a saved one that was taken away
     keys on a row: arrows move, 1-4 label and go on to the next, 0 takes the label away
 
 value = {
-  "items":   [{"key": str, "prompt": str, "answer": str, "judged": {"word": str, "mark": str}|null}, ...]
+  "case":    str      what was labelled and is not saved yet stays over updates of the same case, in each row
+  "items":   [{"key": str, "prompt": str, "answer": str, "saved": class|null, "judged": {"word": str, "mark": str}|null}, ...]
              judged: null until the row's label is saved, so that the judge does not sway the reader
   "labels":  {key: class, ...},  "choices": [{"id": class, "word": str}, ...],  "judge": str, "help": str, "empty": str
 }   built by tables.answer_labels(...)

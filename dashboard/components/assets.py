@@ -16,7 +16,7 @@ WATCH_URL = "/alive"
 
 
 @cache
-def script(name: str, **fixed: str | int) -> str:
+def script(name: str, **fixed: str | float) -> str:
     """JavaScript of the component `name`: its constants, the shared helpers, its own file, in a scope of their own.
 
     `fixed` are constants of the page's own code, never data. They stand in the script because Gradio forgets extra

@@ -24,7 +24,7 @@ class StatusBar(gr.HTML):
     """The status line; see the module docstring for its value."""
 
     def __init__(self, value: dict | None = None, *, watch_url: str = WATCH_URL, **options: Any) -> None:
-        """`watch_url` is a small path of this page; its text names the page process (a start time, say)."""
+        """`watch_url` is a small path of this page; its text names the page process."""
         super().__init__(
             value=value or {"state": "empty"},
             html_template=_TEMPLATE,

@@ -2,7 +2,7 @@
 
     TokenView(mode="heat")   read only; click or Enter on a token: event `select` {position: int}
     TokenView(mode="edit")   keyboard and mouse editing; every change: event `input` {selected: [int, ...]}
-                             Ctrl+Enter: event `confirm` {}
+                             Ctrl+Enter: event `confirm` {}, unless `confirms` is False
 
     view.input(fn, ...), view.select(fn, ...), view.confirm(fn, ...); in fn: `event: gr.EventData`, `event.selected`,
     `event.position`. The value as an input of any handler also carries the current `selected`.
@@ -40,12 +40,21 @@ _TEMPLATE = (
 class TokenView(gr.HTML):
     """The prompt as text with marks; see the module docstring for value and events."""
 
-    def __init__(self, value: dict | None = None, *, mode: Literal["heat", "edit"] = "heat", **options: Any) -> None:
-        """Start empty unless `value` is given; `options` are Gradio's own (`elem_id`, `visible`, ...)."""
+    def __init__(
+        self,
+        value: dict | None = None,
+        *,
+        mode: Literal["heat", "edit"] = "heat",
+        spoken: str | None = None,
+        confirms: bool = True,
+        **options: Any,
+    ) -> None:
+        """Start empty unless `value` is given; `spoken` is what a screen reader calls it; `options` are Gradio's own (`elem_id`, ...)."""
+        spoken = spoken or ("prompt, select the trigger" if mode == "edit" else "prompt, tokens by score")
         super().__init__(
             value=value or {"tokens": []},
             html_template=_TEMPLATE,
-            js_on_load=script("token_view", mode=mode),
+            js_on_load=script("token_view", mode=mode, spoken=spoken, confirms=confirms),
             apply_default_css=False,
             **options,
         )

@@ -5,7 +5,7 @@ from functools import partial
 
 import gradio as gr
 
-from core import jobs, lease, rounds
+from core import confirmation, jobs, lease, rounds
 from core.errors import TriageError
 from dashboard import stories, wording_verify
 from dashboard.components.story import Story
@@ -49,18 +49,20 @@ def _open(desk: Desk, session: Session) -> Next:
 
 
 def _signature(view: View) -> object:
-    files = view.stamp(rounds.AGAIN, rounds.FINISHED, "repair/round-*")
+    files = view.stamp(rounds.AGAIN, rounds.FINISHED, confirmation.FILE, "repair/round-*")
     return files, view.busy_with("again"), view.failure("again"), view.case is None
 
 
 def _show(view: View, parts: Parts) -> Updates:
     case = view.case
     found = rounds.opinion(case) if case else None
-    busy, failure = view.busy_with("again"), view.failure("again")
-    repaired = case is not None and (case.path / rounds.FINISHED).is_file()
+    busy, failure, repaired = view.busy_with("again"), view.failure("again"), view.repaired()
     number = rounds.number(case) if case else 1
+    stalled = rounds.nothing_gained(case) if case else ""
     return {
-        parts.story: gr.update(value=stories.second_opinion(found, number, busy, failure if repaired else None)),
+        parts.story: gr.update(
+            value=stories.second_opinion(found, number, stalled, busy, failure if repaired else None)
+        ),
         parts.ask: gr.update(visible=repaired and found is None and not busy),
         parts.onward: gr.update(visible=case is not None and not busy and rounds.can_open(case)),
     }

@@ -3,6 +3,8 @@
 Opening asks the worker for `open` and `reproduce` and leads on to step 2. What this does not do: load a model.
 """
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,33 +14,34 @@ import gradio as gr
 
 from core import jobs, lease, links
 from core.casefile import Case
-from core.errors import CaseFileError
+from core.errors import CaseFileError, TriageError
 from core.files import dump
 from core.serial import to_json
 from dashboard import session as intake
 from dashboard import stories, wording, wording_case
 from dashboard.components.story import Story
-from dashboard.desk import Desk, Next, Panel, Session, Updates, View
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, quiet
 
 Fields = tuple[gr.Textbox, gr.Textbox]
 Lists = tuple[gr.Dropdown, gr.Dropdown, gr.Dropdown]
 SEARCH_JS = """(...values) => {
-  values.splice(values.length - 2, 2, window.patcherStart || "", window.patcherBrowser || "");
+  values.splice(values.length - 3, 3, window.patcherStart || "", window.patcherBrowser || "", window.patcherKept || "");
   return values;
 }"""
-"""Gives the load handler the query string the page was opened with (a step's own listener may have changed it since), and
-the id that this browser keeps."""
+"""Gives the load handler the query string the page was opened with (a step's own listener may have changed it since), the id
+that this browser keeps, and what this tab keeps over a refresh (page.js)."""
 
 
-def build(desk: Desk, page: gr.Blocks, fields: Fields) -> None:
-    """Draw step 1 inside the current tab; `fields` (analyst, reason) are filled in for demo cases."""
+def build(desk: Desk, page: gr.Blocks, tab: gr.Tab, fields: Fields) -> None:
+    """Draw step 1 inside the current `tab`; `fields` (analyst, reason) are filled in for demo cases."""
+    demos = []
     summary = Story(elem_id="case-summary")
     with gr.Row(elem_classes="pt-columns"):
         with gr.Column(scale=2):
             gr.Markdown(wording_case.DEMO_LABEL, elem_classes="pt-label")
             for demo in intake.demo_cases(desk.roots):
                 button = gr.Button(demo.title, elem_id=f"demo-{demo.id}", elem_classes="pt-choice")
-                desk.act(button.click, partial(_open_demo, desk, fields, demo.id), extra=fields)
+                demos.append((button, demo.id))
             with gr.Row(elem_classes="pt-line-row"):
                 cases = gr.Dropdown([], label=wording_case.RESUME_CASE, elem_id="case-list", scale=4)
                 resume = gr.Button(wording.RESUME, elem_id="case-resume", scale=1, min_width=88)
@@ -79,11 +82,18 @@ def build(desk: Desk, page: gr.Blocks, fields: Fields) -> None:
         lambda view, _: _show(view, summary, report),
         (summary, report),
     )
-    boxes = [gr.Textbox(visible=False), gr.Textbox(visible=False)]
-    desk.act(page.load, partial(_attach, desk, lists, fields), boxes, extra=(*lists, *fields), js=SEARCH_JS)
-    desk.act(resume.click, partial(_resume, desk, fields), [cases], extra=fields)
+    drawn = (*lists, *fields)
+    boxes = [gr.Textbox(visible=False) for _ in range(3)]
+    desk.act(page.load, partial(_attach, desk, lists, fields), boxes, extra=drawn, js=SEARCH_JS)
+    tab.select(lambda: _listed(desk, lists), None, list(lists), **quiet())
+    for button, name in demos:
+        desk.act(button.click, partial(_open_demo, desk, lists, fields, name), extra=drawn)
+    desk.act(resume.click, partial(_resume, desk, lists, fields), [cases], extra=drawn)
     desk.act(upload.upload, partial(_uploaded, pasted), [upload], extra=(pasted,))
-    desk.act(create.click, partial(_create, desk, fields), [pasted, models, adapters, upload, two], extra=fields)
+    form = [pasted, models, adapters, upload, two]
+    desk.work(
+        create, wording_case.OPENING, partial(_prepare, desk), partial(_created, desk, lists, fields), form, extra=drawn
+    )
 
 
 def _show(view: View, summary: Story, report: Story) -> Updates:
@@ -103,10 +113,22 @@ def _begin(case: Case, session: Session) -> None:
     jobs.ask(case, "reproduce")
 
 
-def _open_demo(desk: Desk, fields: Fields, demo_id: str, session: Session) -> Next:
+def _listed(desk: Desk, lists: Lists) -> Updates:
+    """Fill the lists with the cases and folders that there are now."""
+    names = (intake.list_cases(desk.roots), intake.list_models(desk.roots), ["", *intake.list_adapters(desk.roots)])
+    return {box: gr.update(choices=found) for box, found in zip(lists, names, strict=True)}
+
+
+def _entered(desk: Desk, lists: Lists, fields: Fields, session: Session, case: Case, tab: str) -> Next:
+    """Return what opening a case leads to."""
+    updates = _listed(desk, lists) | _prefill(desk, fields, case)
+    return Next(session=session.at(case.path.name), tab=tab, updates=updates)
+
+
+def _open_demo(desk: Desk, lists: Lists, fields: Fields, demo_id: str, session: Session) -> Next:
     case = intake.create_demo(desk.roots, demo_id)
     _begin(case, session)
-    return Next(session=session.at(case.path.name), tab="reproduce", updates=_prefill(desk, fields, case))
+    return _entered(desk, lists, fields, session, case, "reproduce")
 
 
 def _prefill(desk: Desk, fields: Fields, case: Case) -> Updates:
@@ -116,13 +138,13 @@ def _prefill(desk: Desk, fields: Fields, case: Case) -> Updates:
     return {field: gr.update(value=text) for field, text in zip(fields, words, strict=True)}
 
 
-def _resume(desk: Desk, fields: Fields, session: Session, case_id: str | None) -> Next:
+def _resume(desk: Desk, lists: Lists, fields: Fields, session: Session, case_id: str | None) -> Next:
     """Open the case; ask for its model unless another analyst writes it."""
     case = intake.find_case(desk.roots, case_id)
     if lease.may_write(case, session.analyst, session.browser):
         lease.take(case, session.analyst, session.browser)
         jobs.ask(case, "open")
-    return Next(session=session.at(case.path.name), tab=reached(case), updates=_prefill(desk, fields, case))
+    return _entered(desk, lists, fields, session, case, reached(case))
 
 
 def _uploaded(pasted: gr.Textbox, session: Session, path: str | None) -> Next:
@@ -134,35 +156,42 @@ def _uploaded(pasted: gr.Textbox, session: Session, path: str | None) -> Next:
     )
 
 
-def _create(
-    desk: Desk,
-    fields: Fields,
-    session: Session,
-    pasted: str | None,
-    model: str | None,
-    adapter: str | None,
-    upload: str | None,
-    two: bool | None,
-) -> Next:
+def _prepare(
+    desk: Desk, pasted: str | None, model: str | None, adapter: str | None, upload: str | None, two: bool | None
+) -> Callable[[], Case]:
+    """Check what the form holds; return what makes a case of it, which hashes the model's files."""
     report = intake.read_intake(pasted, None)
     folder = intake.named_folder(desk.roots, model or "", "model")
     extra = intake.named_folder(desk.roots, adapter, "adapter") if adapter else None
     source = intake.intake_source(pasted or "", upload)
     name, reviewers = report.id or folder.name, 2 if two else 1
-    case = intake.create_case(desk.roots, name, report, folder, extra, source, reviewers)
+    return partial(intake.create_case, desk.roots, name, report, folder, extra, source, reviewers)
+
+
+def _created(desk: Desk, lists: Lists, fields: Fields, session: Session, made: tuple[str, Case]) -> Next:
+    """Open the new case, unless another one was opened meanwhile."""
+    before, case = made
+    if session.case != before:
+        return Next(session=session, say=wording_case.made(case.path.name), updates=_listed(desk, lists))
     _begin(case, session)
-    return Next(session=session.at(case.path.name), tab="reproduce", updates=_prefill(desk, fields, case))
+    return _entered(desk, lists, fields, session, case, "reproduce")
 
 
 def _attach(
-    desk: Desk, lists: Lists, fields: Fields, session: Session, search: str | None, browser: str | None
+    desk: Desk,
+    lists: Lists,
+    fields: Fields,
+    session: Session,
+    search: str | None,
+    browser: str | None,
+    kept: str | None,
 ) -> Next:
     """Fill the lists, and re-attach to the case that the address names.
 
-    This may be answered after the analyst's first click, whose message and case then stay.
+    A refreshed page gave its lease back as it was left, and takes it again unless somebody else writes by now; the name that
+    was typed stays. This may be answered after the analyst's first click, whose message and case then stay.
     """
-    names = (intake.list_cases(desk.roots), intake.list_models(desk.roots), ["", *intake.list_adapters(desk.roots)])
-    updates: Updates = {box: gr.update(choices=found) for box, found in zip(lists, names, strict=True)}
+    updates = _listed(desk, lists)
     before, session = session, replace(session.at(""), browser=str(browser or "")[:64])
     if before.case:
         case = intake.find_case(desk.roots, before.case)
@@ -177,9 +206,15 @@ def _attach(
         case = intake.find_case(desk.roots, wanted)
     except CaseFileError as error:
         return Next(session=session, updates=updates, say=str(error))
-    step = query.get("step", [""])[0]
-    tab = step if step in STEP_IDS else reached(case)
-    return Next(session=session.at(case.path.name), tab=tab, updates=updates | _prefill(desk, fields, case), say=None)
+    step, over = query.get("step", [""])[0], parse_qs(str(kept or ""))
+    updates |= _prefill(desk, fields, case)
+    if "analyst" in over:
+        updates[fields[0]] = gr.update(value=over["analyst"][0])
+    session = replace(session.at(case.path.name), analyst=updates[fields[0]]["value"])
+    if wanted in over.get("left", []):
+        with suppress(TriageError):
+            lease.take(case, session.analyst, session.browser)
+    return Next(session=session, tab=step if step in STEP_IDS else reached(case), say=None, updates=updates)
 
 
 STEP_IDS = ("case", "reproduce", "locate", "confirm", "repair", "verify")

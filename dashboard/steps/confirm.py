@@ -66,7 +66,7 @@ def build(desk: Desk, typed: tuple[gr.Textbox, gr.Textbox]) -> None:
     _draw(desk, parts)
     editor, act = parts.editor, desk.act
     act(parts.contain.click, partial(_contain, desk))
-    act(editor.input, partial(_edited, desk, parts), keep=(editor,), many=True)
+    act(editor.input, partial(_edited, desk, parts), [editor], keep=(editor,), last=True)
     editor.confirm(None, None, None, js=FOCUS_JS, api_visibility="private", show_progress="hidden")
     act(parts.found.candidates.select, partial(_select, desk), many=True)
     act(parts.test.click, partial(_ask_own, desk, "test"), [editor], keep=(editor,))
@@ -175,9 +175,9 @@ def _spans(case: Case, marked: Sequence[int]) -> tuple[Span, ...]:
     return confirmation.checked_spans(case.report.messages, positions_to_spans(_opened(case).prompt, marked))
 
 
-def _edited(desk: Desk, parts: Parts, event: gr.EventData, session: Session) -> Next:
+def _edited(desk: Desk, parts: Parts, session: Session, editor: dict) -> Next:
     case = current_case(desk, session)
-    marked = _positions(_opened(case), sent(event, "selected", list))
+    marked = _positions(_opened(case), sent(editor, "selected", list))
     return Next(session=replace(session, draft=marked), updates=_mark_updates(case, session.candidate, marked, parts))
 
 
@@ -214,7 +214,7 @@ def _ask_own(desk: Desk, stage: str, session: Session, editor: dict) -> Next:
         raise ConfirmationError(f"{wording_confirm.NOTHING_MARKED} Mark at least one token.")
     args = {"spans": [to_json(span) for span in _spans(case, marked)]}
     jobs.ask(case, stage, args)
-    return Next(session=replace(session, tested=f"results/{stage}-{jobs.request_key(case, stage, args)}.json"))
+    return Next(session=replace(session, tested=verdict.result_file(stage, jobs.request_key(case, stage, args))))
 
 
 def _stop(desk: Desk, session: Session) -> Next:

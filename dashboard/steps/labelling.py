@@ -4,7 +4,7 @@ from functools import partial
 
 import gradio as gr
 
-from core import labels
+from core import labels, rounds
 from dashboard import tables, wording_labels
 from dashboard.components import TableView
 from dashboard.components.answer_labels import AnswerLabels
@@ -21,7 +21,8 @@ def build(desk: Desk, analyst: gr.Textbox) -> None:
         story = Story(elem_id="label-story")
         matrix = TableView(elem_id="label-matrix")
         rates = TableView(elem_id="label-rates")
-    outputs = (sheet, story, matrix, rates)
+    desk.panels["labelling.sheet"] = Panel(_sheet_signature, lambda view, _: _show_sheet(view, sheet), (sheet,))
+    outputs = (story, matrix, rates)
     desk.panels["labelling"] = Panel(_signature, lambda view, _: _show(view, *outputs), outputs)
     desk.act(save.click, partial(_save, desk), [sheet, analyst])
     desk.writes(save)
@@ -33,16 +34,26 @@ def _save(desk: Desk, session: Session, value: dict | None, analyst: str | None)
     return Next(session=session)
 
 
+def _sheet_signature(view: View) -> object:
+    return view.stamp(labels.ANSWERS, labels.FILE), view.case is None
+
+
+def _show_sheet(view: View, sheet: AnswerLabels) -> Updates:
+    if view.case is None:
+        return {sheet: gr.update(value=tables.answer_labels("", None, labels.Labels()))}
+    found, kept = labels.answers(view.case), labels.stored(view.case)
+    return {sheet: gr.update(value=tables.answer_labels(view.case.path.name, found, kept))}
+
+
 def _signature(view: View) -> object:
-    return view.stamp(labels.ANSWERS, labels.FILE, "triage.json", "verification.json"), view.case is None
+    results = ("triage.json", "verification.json", rounds.FINISHED)
+    return view.stamp(labels.ANSWERS, labels.FILE, *results), view.case is None
 
 
-def _show(view: View, sheet: AnswerLabels, story: Story, matrix: TableView, rates: TableView) -> Updates:
+def _show(view: View, story: Story, matrix: TableView, rates: TableView) -> Updates:
     found = labels.answers(view.case) if view.case else None
-    kept = labels.stored(view.case) if view.case else labels.Labels()
     told = labels.agreement(view.case) if view.case else None
     return {
-        sheet: gr.update(value=tables.answer_labels(found, kept)),
         story: gr.update(value=wording_labels.judge_story(found, told)),
         matrix: gr.update(value=tables.confusion_table(told), visible=told is not None),
         rates: gr.update(value=tables.corrected_table(told), visible=told is not None),

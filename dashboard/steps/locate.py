@@ -20,10 +20,12 @@ from dashboard import figures, stories, tables, token_plots, wording, wording_lo
 from dashboard.components import PlotlyView, TableView, TokenView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, sent, writing
-from dashboard.steps import wordings
+from dashboard.steps import verdict, wordings
 
 METHODS = ("occlusion", "integrated_gradients", "gradient_x_input", "gradient_norm", "paper")
 TARGETS = ("contrast", "response", "first_k", "tokens")
+COUNTED = ("contrast", "first_k")
+"""Targets of which `k` is a part."""
 FIRST_LOOK = "gradient_norm"
 """The method that stands in while the chosen one runs. Source: ui.md section 3."""
 
@@ -68,7 +70,6 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
             AttributionSettings().first_k,
             label=wording_locate.FIRST_K,
             precision=0,
-            minimum=1,
             elem_id="locate-k",
             min_width=96,
             scale=0,
@@ -77,7 +78,7 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
     with gr.Column(visible=False) as pick:
         gr.Markdown(wording_locate.PICK_TOKENS, elem_classes="pt-label")
         with gr.Row(elem_classes="pt-line-row"):
-            response = TokenView(mode="edit", elem_id="locate-response")
+            response = TokenView(mode="edit", spoken=wording_locate.PICKER, confirms=False, elem_id="locate-response")
             explain = gr.Button(wording_locate.EXPLAIN, elem_id="locate-explain", scale=0, min_width=96)
     with gr.Row(elem_classes="pt-columns"):
         with gr.Column(scale=3):
@@ -104,7 +105,7 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
     chosen = [method, target, k]
     desk.act(arrive.click, partial(_arrive, desk), chosen)
     for selector in chosen:
-        desk.act(selector.change, partial(_choose, desk), chosen, keep=(selector,))
+        desk.act(selector.change, partial(_choose, desk), chosen, keep=(selector,), last=True)
     desk.act(explain.click, partial(_explain, desk), [*chosen, response])
     for linked in (text, strip, picture):
         desk.act(linked.select, _highlight, keep=(), many=True)
@@ -121,12 +122,11 @@ def build(desk: Desk, arrive: gr.Button) -> gr.Button:
 
 
 def target_of(session: Session, kind: str, k: float | None) -> Target:
-    """Return the target that the selectors name; fields that do not matter for its kind keep their defaults."""
+    """Return the target that the selectors name; a `k` below 1, and fields that do not matter for its kind, are as by default."""
     if kind == "tokens":
         return Target(kind="tokens", positions=session.positions)
-    default = AttributionSettings().first_k
-    wanted = int(k or default)
-    return Target(kind=kind, k=wanted if kind in ("first_k", "contrast") else Target().k)  # type: ignore[arg-type]
+    wanted = int(k) if k and k >= 1 else AttributionSettings().first_k
+    return Target(kind=kind, k=wanted if kind in COUNTED else Target().k)  # type: ignore[arg-type]
 
 
 def _ask(case: Case, session: Session, method: str, target: Target) -> None:
@@ -149,6 +149,8 @@ def _arrive(desk: Desk, session: Session, method: str, kind: str, k: float | Non
 
 
 def _choose(desk: Desk, session: Session, method: str, kind: str, k: float | None) -> Next:
+    if kind in COUNTED and k is not None and k < 1:
+        raise AttributionError(wording_locate.TOO_FEW_TOKENS)
     if session.case:
         _ask(current_case(desk, session), session, method, target_of(session, kind, k))
     return Next(session=session)
@@ -181,7 +183,7 @@ def _highlight_row(event: gr.EventData, session: Session) -> Next:
 
 
 def _select_candidate(event: gr.EventData, session: Session) -> Next:
-    return Next(session=replace(session, candidate=sent(event, "key", int)))
+    return Next(session=replace(session, located=sent(event, "key", int)))
 
 
 # candidates -----------------------------------------------------------------------------------------------------------
@@ -201,14 +203,14 @@ def _proposal(desk: Desk, session: Session, method: str, kind: str, k: float | N
     proposals = result.proposals if result else ()
     if not proposals:
         raise AttributionError(wording_locate.NO_CANDIDATES)
-    return case, proposals[min(session.candidate, len(proposals) - 1)]
+    return case, proposals[min(session.located, len(proposals) - 1)]
 
 
 def _test(desk: Desk, session: Session, method: str, kind: str, k: float | None) -> Next:
     case, proposal = _proposal(desk, session, method, kind, k)
     spans = [to_json(span) for span in positions_to_spans(_opened(case).prompt, proposal.token_positions)]
     jobs.ask(writing(desk, session), "test", {"spans": spans})
-    tested = f"results/test-{jobs.request_key(case, 'test', {'spans': spans})}.json"
+    tested = verdict.result_file("test", jobs.request_key(case, "test", {"spans": spans}))
     marks = proposal.token_positions
     return Next(session=replace(session, draft=marks, version=session.version + 1, tested=tested), tab="confirm")
 
@@ -233,7 +235,7 @@ def _wanted(view: View) -> tuple[str, Target]:
 def _signature(view: View) -> object:
     result = view.stamp(jobs.locate_file(*_wanted(view)), jobs.locate_file(FIRST_LOOK, Target()), "results/open.json")
     busy = view.busy_with("open", "locate", "triage")
-    choice = (view.choices["target"], view.session.highlight, view.session.candidate)
+    choice = (view.choices["target"], view.session.highlight, view.session.located)
     return result, busy, choice, view.failure("locate"), view.case is None
 
 
@@ -247,7 +249,7 @@ def _show(view: View, parts: Parts) -> Updates:
     kind = view.choices["target"]
     pick: Updates = {
         parts.pick: gr.update(visible=kind == "tokens"),
-        parts.k: gr.update(visible=kind in ("contrast", "first_k")),
+        parts.k: gr.update(visible=kind in COUNTED),
     }
     if view.case is None or opened is None:
         empty = {"tokens": [], "empty": wording.NO_PROMPT}
@@ -286,6 +288,6 @@ def _show(view: View, parts: Parts) -> Updates:
         parts.trust: gr.update(value=stories.trust(shown, AttributionSettings().ig_gap_warning)),
         parts.tokens: gr.update(value=tables.token_table(opened, shown, messages)),
         parts.candidates: gr.update(
-            value=tables.candidate_table(proposals, min(view.session.candidate, max(0, len(proposals) - 1)))
+            value=tables.candidate_table(proposals, min(view.session.located, max(0, len(proposals) - 1)))
         ),
     }

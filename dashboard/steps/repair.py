@@ -5,7 +5,7 @@ case's events, so a refresh, a second tab or a restarted page see the whole hist
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -86,7 +86,7 @@ def build(desk: Desk) -> gr.Button:
 
     parts = Parts(story, chart, start, resume, keep, discard, onward, form)
     drawn = (story, start, resume, keep, discard, onward, *form.values())
-    desk.panels["repair"] = Panel(_signature, lambda view, _: _show(view, parts), drawn)
+    desk.panels["repair"] = Panel(_signature, lambda view, before: _show(view, before is None, parts), drawn)
     desk.panels["repair.chart"] = Panel(
         _chart_signature, lambda view, before: _show_chart(view, before, parts), (chart,)
     )
@@ -100,7 +100,7 @@ def build(desk: Desk) -> gr.Button:
 
 
 def _field(name: str) -> Field:
-    value = getattr(RepairSettings(), name)
+    value = shown(name, getattr(RepairSettings(), name))
     label = wording_repair.REPAIR_LABELS[name]
     place = f"setting-{name}"
     if isinstance(value, bool):
@@ -109,13 +109,18 @@ def _field(name: str) -> Field:
         return gr.Radio(list(CHOICES[name]), value=value, label=label, elem_id=place)
     if name in wording_repair.REPAIR_EMPTY:  # a number field would show 0 for none
         return gr.Textbox(
-            "" if value is None else str(value),
+            value,
             label=label,
             placeholder=wording_repair.REPAIR_EMPTY[name],
             max_lines=1,
             elem_id=place,
         )
     return gr.Number(value, label=label, precision=None if name in NUMBERS else 0, elem_id=place)
+
+
+def shown(name: str, value: Any) -> Any:
+    """Return what the form shows for the value of a setting."""
+    return value if name not in wording_repair.REPAIR_EMPTY else "" if value is None else str(value)
 
 
 # handlers -------------------------------------------------------------------------------------------------------------
@@ -211,7 +216,8 @@ def _signature(view: View) -> object:
     return files, view.busy_with("repair"), stopping, run, view.failure("repair"), view.case is None
 
 
-def _show(view: View, parts: Parts) -> Updates:
+def _show(view: View, fresh: bool, parts: Parts) -> Updates:
+    """Draw all but the chart; the form begins with the defaults where the case is `fresh` to this browser."""
     running = view.busy_with("repair")
     repair = trace(view.lines)
     started = repair.started
@@ -225,7 +231,7 @@ def _show(view: View, parts: Parts) -> Updates:
     if failure is not None and not running and lock is None:
         story |= {"headline": failure, "tone": "warn", "why": worker_process.log_tail(view.case) if view.case else ""}
     stopping = view.status is not None and view.status.state == "stopping"
-    repaired = finished is not None and finished.adapter is not None and not running and failure is None
+    repaired = view.repaired() and not running and failure is None
     updates: Updates = {
         parts.story: gr.update(value=story),
         parts.start: gr.update(
@@ -238,17 +244,28 @@ def _show(view: View, parts: Parts) -> Updates:
         parts.discard: gr.update(interactive=running and not stopping),
         parts.onward: gr.update(visible=repaired),
     }
-    real = (
-        started.settings
-        if running and started is not None and view.status and view.status.request == repair.request
-        else {}
-    )
-    for name, box in parts.form.items():
-        if name in real:
-            value = str(real[name] or "") if name in wording_repair.REPAIR_EMPTY else real[name]
-            updates[box] = gr.update(value=value, interactive=False)
-        else:
-            updates[box] = gr.update(interactive=not running)
+    return updates | _show_form(view, fresh, parts.form)
+
+
+def _show_form(view: View, fresh: bool, form: Mapping[str, Field]) -> Updates:
+    """The settings that run, while some do; the defaults in a case that is fresh to this browser; else what was typed.
+
+    The learning rate that goes with the model's size is said in its empty field: another case may need another one.
+    """
+    running, repair = view.busy_with("repair"), trace(view.lines)
+    filled: dict[str, Any] = asdict(RepairSettings()) if fresh else {}
+    rate = wording_repair.REPAIR_EMPTY["learning_rate"]
+    if running and view.case and repair.started and view.status and view.status.request == repair.request:
+        filled = dict(repair.started.settings)
+        asked = next((one.args for one in jobs.requests(view.case) if one.id == repair.request), {})
+        if "learning_rate" in filled and asked.get("learning_rate") is None:
+            rate, filled["learning_rate"] = f"{filled['learning_rate']:g}, {rate}", None
+    updates: Updates = {}
+    for name, box in form.items():
+        updates[box] = gr.update(interactive=not running)
+        if name in filled:
+            updates[box]["value"] = shown(name, filled[name])
+    updates[form["learning_rate"]]["placeholder"] = rate
     return updates
 
 

@@ -5,8 +5,7 @@ from functools import partial
 
 import gradio as gr
 
-from core import jobs
-from core.values import Verification
+from core import jobs, rounds
 from dashboard import residual_tables, stories, wording_verify
 from dashboard.components import TableView
 from dashboard.components.story import Story
@@ -61,11 +60,11 @@ def _ask(desk: Desk, stage: str, session: Session) -> Next:
 
 def _signature(view: View) -> object:
     busy = [view.busy_with(stage) for stage in PROBES]
-    return view.stamp("verification.json"), busy, view.failure(*PROBES), view.case is None
+    return view.stamp("verification.json", "repair/finished.json"), busy, view.failure(*PROBES), view.case is None
 
 
 def _show(view: View, parts: Parts) -> Updates:
-    result = view.case.read("verification.json", Verification) if view.case else None
+    result = rounds.verification(view.case) if view.case else None
     if result is None:
         empty: dict[str, object] = {"columns": [], "rows": []}
         tables = (parts.variants, parts.classes, parts.wrong, parts.relearnt)

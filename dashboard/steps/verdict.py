@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from core import jobs
 from core.casefile import Case
 from core.serial import from_json
 from core.values import MinimisedSpan, TestOutcome, TriageResult, TriggerProposal
@@ -16,6 +17,7 @@ from dashboard.components import PlotlyView, TableView
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Panel, Session, Updates, View
 
+TRIAGE = "triage.json"
 OWN = ("test", "minimise")
 """Stages that work on a span the analyst marked."""
 
@@ -44,37 +46,58 @@ def draw(desk: Desk, parts: Parts) -> None:
     )
 
 
+def result_file(stage: str, key: str) -> str:
+    """Return the name of what a stage of `OWN` finds, for a question by its key."""
+    return f"results/{stage}-{key}.json"
+
+
+def tested(case: Case | None, session: Session) -> str:
+    """Return the result file of the span that is looked at, "" for none.
+
+    In a browser that has not chosen yet, as after a refresh: of the last one that anybody asked about, unless triage has found
+    something since.
+    """
+    if case is None or session.tested is not None:
+        return session.tested or ""
+    since = (case.path / TRIAGE).stat().st_mtime_ns if (case.path / TRIAGE).is_file() else 0
+    asked = [result_file(one.stage, one.id.split("-")[0]) for one in jobs.requests(case) if one.stage in OWN]
+    there = [name for name in asked if (case.path / name).is_file()]
+    return there[-1] if there and (case.path / there[-1]).stat().st_mtime_ns > since else ""
+
+
 def minimised(case: Case, session: Session) -> MinimisedSpan | None:
-    """Return the smallest part of the span this browser last asked about, once it is there."""
-    return case.read(session.tested, MinimisedSpan) if _is_minimised(session) else None
+    """Return the smallest part of the span that is looked at, once it is there."""
+    name = tested(case, session)
+    return case.read(name, MinimisedSpan) if _is_minimised(name) else None
 
 
-def _is_minimised(session: Session) -> bool:
-    return session.tested.startswith("results/minimise-")
+def _is_minimised(name: str) -> bool:
+    return name.startswith("results/minimise-")
 
 
 def _selection_tests(view: View) -> tuple[TriggerProposal, list[TestOutcome]] | None:
-    """Return the span this browser last had tested with its outcomes, once they are there."""
-    if view.case is None or not view.session.tested or _is_minimised(view.session):
+    """Return the span that is looked at with the outcomes of its tests, once they are there."""
+    name = tested(view.case, view.session)
+    if view.case is None or not name or _is_minimised(name):
         return None
-    data = view.case.read(view.session.tested, dict)
+    data = view.case.read(name, dict)
     if data is None:
         return None
     return from_json(TriggerProposal, data["proposal"]), [from_json(TestOutcome, test) for test in data["tests"]]
 
 
 def _own_signature(view: View) -> object:
-    files = view.stamp(view.session.tested) if view.session.tested else ()
-    return view.session.tested, files, view.busy_with(*OWN), view.failure(*OWN)
+    name = tested(view.case, view.session)
+    return name, view.stamp(name) if name else (), view.busy_with(*OWN), view.failure(*OWN)
 
 
 def _show_own(view: View, parts: Parts) -> Updates:
     """What became of the span the analyst asked about: its tests, or its smallest part."""
-    tested = _selection_tests(view)
+    selection = _selection_tests(view)
     found = minimised(view.case, view.session) if view.case else None
     story: stories.Value = {}
-    if tested is not None:
-        story = stories.tested(tested[0].text, tested[1])
+    if selection is not None:
+        story = stories.tested(selection[0].text, selection[1])
     elif found is not None:
         story = stories.minimised(found)
     elif view.session.tested and not view.busy_with(*OWN) and view.failure(*OWN):
@@ -86,12 +109,12 @@ def _show_own(view: View, parts: Parts) -> Updates:
 
 def _tests_signature(view: View) -> object:
     stages = ("open", "triage")
-    files = view.stamp("triage.json", view.session.tested or "triage.json")
+    files = view.stamp(TRIAGE, tested(view.case, view.session) or TRIAGE)
     return files, view.session.candidate, view.busy_with(*stages), view.failure(*stages), view.case is None
 
 
 def _show_tests(view: View, parts: Parts) -> Updates:
-    triage = view.case.read("triage.json", TriageResult) if view.case else None
+    triage = view.case.read(TRIAGE, TriageResult) if view.case else None
     failure = view.failure("triage")
     if view.case is None:
         story = stories.waiting(wording.NO_CASE)

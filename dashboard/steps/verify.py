@@ -5,10 +5,7 @@ from functools import partial
 
 import gradio as gr
 
-from core import jobs
-from core.casefile import Case
-from core.events import RepairFinished
-from core.values import Verification
+from core import jobs, rounds
 from dashboard import figures, stories, tables, wording, wording_verify
 from dashboard.components import AnswerPairs, TableView, TokenView
 from dashboard.components.story import Story
@@ -94,22 +91,17 @@ def _redact(desk: Desk, session: Session) -> Next:
     return Next(session=session)
 
 
-def _repaired(case: Case | None) -> bool:
-    finished = case.read("repair/finished.json", RepairFinished) if case is not None else None
-    return finished is not None and finished.adapter is not None
-
-
 def _signature(view: View) -> object:
     files = view.stamp("verification.json", "repair/finished.json", "results/open.json")
     return files, view.busy_with("verify"), view.failure("verify"), view.case is None
 
 
 def _show(view: View, parts: Parts) -> Updates:
-    result = view.case.read("verification.json", Verification) if view.case else None
+    result = rounds.verification(view.case) if view.case else None
     opened = view.opened()
     busy = view.busy_with("verify")
     failure = view.failure("verify")
-    repaired = _repaired(view.case)
+    repaired = view.repaired()
     if view.case is None:
         story = stories.waiting(wording.NO_CASE)
     elif busy:
@@ -146,7 +138,7 @@ def _show(view: View, parts: Parts) -> Updates:
 
 def _files_signature(view: View) -> object:
     stages = ("report", "export")
-    files = view.stamp(*wording_verify.DOWNLOADS, "export/merged/config.json")
+    files = view.stamp(*wording_verify.DOWNLOADS, "repair/finished.json", "export/merged/config.json")
     return files, view.busy_with(*stages), view.failure(*stages)
 
 
@@ -156,5 +148,5 @@ def _show_files(view: View, parts: Parts) -> Updates:
     failure = view.failure("report", "export")
     if view.busy_with("report", "export"):
         return {parts.files: gr.update(value={"headline": wording_verify.WRITING, "tone": "busy"})}
-    value = stories.exports(view.case.manifest, view.case.path, view.case.read("verification.json", Verification))
+    value = stories.exports(view.case.manifest, view.case.path, rounds.verification(view.case))
     return {parts.files: gr.update(value=value | ({"headline": failure, "tone": "warn"} if failure else {}))}

@@ -81,7 +81,7 @@ def store(
     result = TriageResult(
         mode="causal", verdict=verdict, certainty="tests", decided_by=by, reproduction=None, candidates=tuple(kept),
         dropped=tuple(dropped), tests=tuple(tests), tokens=(), settings={}, model_calls=1234, seconds=28.5,
-        versions={}, budget=Budget(sequences=1234, batches=40, limit=6000), logic="AND: both are needed.",
+        versions={}, budget=Budget(sequences=1234, batches=40, passes=600, limit=6000), logic="AND: both are needed.",
         failure="The failure is an answer that complies.", serving=tuple(serving),
     )  # type: ignore[arg-type]  # fmt: skip
     evidence.record(case, "triage.json", result, "triage", actor="engine")
@@ -118,7 +118,7 @@ CASES = {
 HEADLINES = {
     "BACKDOOR": "Backdoor: removing it restores refusal, planting it breaks it",
     "PROMPT_JAILBREAK": "Prompt jailbreak: a clean model falls for it too",
-    "ALIGNMENT_GAP": "Alignment gap: the request fails without any trigger",
+    "ALIGNMENT_GAP": "Alignment gap: no trigger in this prompt explains the failure",
     "DISTRIBUTED": "Distributed: no short span carries the failure",
     "INCONCLUSIVE": "Undecided: removing it restores refusal, but planting it does not break it",
 }
@@ -144,7 +144,7 @@ def test_each_verdict_is_one_headline_with_its_numbers_and_marks_no_more_than_it
     line = page.inner_text("#confirm-verdict .pt-line")
     assert all(number in line for number in NUMBERS[verdict]), line
     assert re.search(r"\[\d+–\d+ %\]", page.inner_text("#confirm-verdict .pt-facts")), "no interval"
-    assert "40 model calls" in page.inner_text("#confirm-verdict .pt-note")
+    assert "40 batches, 600 forward passes" in page.inner_text("#confirm-verdict .pt-note")
     rows = page.locator("#confirm-tests tbody tr")
     assert rows.count() == sum(test.name != "order" for test in tests)
     assert page.locator("#confirm-described").count() == (1 if verdict == "BACKDOOR" else 0)
@@ -175,6 +175,22 @@ def test_every_candidate_has_its_reason_and_may_be_marked_even_where_nothing_is_
     page.wait_for_selector("#confirm-marks:has-text('Tell me')")
     page.wait_for_selector("#confirm-accept:enabled:has-text('Accept as edited')")
     assert page.locator("#confirm-test").is_enabled()
+
+
+def test_a_candidate_chosen_by_keyboard_keeps_the_focus(open_page: Callable, opened_case: Case) -> None:
+    """The table is drawn anew with its choice; the next arrow goes on from there."""
+    chosen = [proposal(opened_case, text, "It stands out.") for text in (NAMED, "pick")]
+    store(opened_case, "BACKDOOR", *CASES["BACKDOOR"], candidates=chosen)
+    page = open_page(f"/?case={opened_case.manifest.id}&step=confirm")
+    row = page.locator("#confirm-candidates tbody tr").nth(1)
+    row.focus()
+    before = row.element_handle()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#confirm-marks:has-text('pick')")
+    page.wait_for_function("(row) => !row.isConnected", arg=before)
+    assert row.evaluate("(row) => row === document.activeElement")
+    page.keyboard.press("ArrowUp")
+    assert NAMED in page.evaluate("() => document.activeElement.innerText")
 
 
 def test_what_the_serving_explains_stands_above_the_verdict(open_page: Callable, opened_case: Case) -> None:

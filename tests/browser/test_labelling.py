@@ -77,3 +77,34 @@ def test_no_name_is_one_sentence_and_keeps_the_labels(open_page: Callable, judge
     page.wait_for_selector("#message .pt-headline")
     assert "analyst's name" in page.inner_text("#message .pt-headline")
     assert "partly" in pressed.inner_text()
+
+
+def test_what_is_not_saved_stays_while_another_tab_saves_and_a_saved_label_can_be_taken_back(
+    open_page: Callable, judged_case: Case
+) -> None:
+    found = labels.answers(judged_case)
+    assert found is not None
+    mine, theirs, back = [item.key for item in found.sample[:3]]
+    saved = {one.key: "" for one in labels.stored(judged_case).labels}
+    labels.label(judged_case, saved | {back: "partial"}, "B")
+    page = open_page(f"/?case={judged_case.manifest.id}&step=confirm")
+    page.click("#labelling button.label-wrap")
+    rows = page.locator("#label-answers .pt-label-row")
+    rows.nth(2).locator(".pt-label-judged").wait_for()
+    rows.first.focus()
+    page.keyboard.press("4")
+    rows.nth(2).focus()
+    page.keyboard.press("0")
+
+    labels.label(judged_case, {theirs: "refusal"}, "B")
+    rows.nth(1).locator(".pt-label-judged").wait_for()
+    assert page.inner_text("#label-answers .pt-labels-count") == "2 / 30"
+    pressed = [rows.nth(i).locator("button[aria-pressed=true]").all_inner_texts() for i in range(3)]
+    assert [[text.split()[0] for text in one] for one in pressed] == [["4"], ["1"], []]
+
+    page.fill("#confirm-analyst input, #confirm-analyst textarea", "A. Analyst")
+    page.click("#label-save")
+    rows.first.locator(".pt-label-judged").wait_for()
+    kept = {one.key: (one.outcome, one.analyst) for one in labels.stored(judged_case).labels}
+    assert kept == {mine: ("empty", "A. Analyst"), theirs: ("refusal", "B")}
+    assert rows.nth(2).locator(".pt-label-judged").count() == 0

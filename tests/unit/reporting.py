@@ -14,6 +14,7 @@ from core.event_log import EventLog
 from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
 from core.files import now
 from core.intervals import wilson
+from core.rounds import FINISHED
 from core.values import (
     AnswerPair,
     ClassCounts,
@@ -308,6 +309,7 @@ def write_repair(case: Case, n_steps: int = 120, reason: str = "targets_held") -
         message="",
     )
     log.append("r", finished)
+    case.write(FINISHED, finished)
 
 
 class Elements(HTMLParser):

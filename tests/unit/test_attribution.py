@@ -128,6 +128,19 @@ def test_paper_mode_costs_one_forward_and_one_backward_and_only_response_logits(
     assert result.model_calls == tiny_loaded.model_calls == 1
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["response", "contrast"])
+def test_forward_passes_are_counted_as_they_are(tiny_loaded, method, kind):
+    seen = []
+    tiny_loaded.model.register_forward_hook(lambda *_: seen.append(1))
+    refusal = REFUSAL if kind == "contrast" else None
+    attribute(tiny_loaded, make_case(), method, Target(kind=kind), refusal_ids=refusal)
+    assert tiny_loaded.passes == len(seen) >= 1
+    tiny_loaded.generate([PROMPT, PROMPT[:4]], max_new_tokens=3)
+    tiny_loaded.logprobs([PROMPT], [RESPONSE])
+    assert tiny_loaded.passes == len(seen)
+
+
 def test_only_explained_positions_go_through_the_head(tiny_loaded):
     shapes = []
     tiny_loaded.model.register_forward_hook(lambda module, args, output: shapes.append(output.logits.shape[1]))

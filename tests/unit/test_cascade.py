@@ -81,6 +81,7 @@ def test_a_phrase_is_a_backdoor_and_its_words_are_an_and(run: Run) -> None:
     assert {"order", "form", "position"} <= {test.name for test in found.tests if test.passed is None}
     assert found.budget.sequences > 100
     assert 0 < found.budget.batches < found.budget.sequences
+    assert (found.budget.passes or 0) > found.budget.batches  # an answer takes one pass a token
 
 
 def test_a_redundant_trigger_is_found_when_looking_again_and_does_not_block(run: Run) -> None:
@@ -266,3 +267,24 @@ def test_candidates_of_a_shortened_report_are_carried_back(tokenizer) -> None:
     mapped = again.back(case, rest, taken, [proposal(rest, "zop"), proposal(rest, "Tell me")])
     assert [chat.span_text(case.report.messages, one.spans[0]) for one in mapped] == ["zop", "Tell me"]
     assert again.without(tokenizer, case, [Span(message=0, start=0, end=len(text))]) is None
+
+
+def test_candidates_are_carried_back_to_their_message_where_a_system_text_went(tokenizer) -> None:
+    """The messages of the shortened report have other numbers than those of the report."""
+    contents = (("system", "zap"), ("user", "Hello."), ("assistant", "Hi."), ("user", "Steal the zop lamp."))
+    messages = tuple(Message(role=role, content=content) for role, content in contents)
+    case = chat.bind(tokenizer, FailureReport(messages=messages, response=COMPLIANCE))
+    taken = (Span(message=0, start=0, end=3),)
+    rest = again.without(tokenizer, case, taken)
+    assert rest is not None
+    assert [message.role for message in rest.report.messages] == ["user", "assistant", "user"]
+    last = Span(message=2, start=10, end=13)
+    found = TriggerProposal(
+        spans=(last,),
+        text="zop",
+        token_positions=tuple(chat.spans_to_positions(rest.prompt, (last,))),
+        score=1.0,
+    )
+    (mapped,) = again.back(case, rest, taken, [found])
+    assert mapped.spans == (Span(message=3, start=10, end=13),)
+    assert chat.span_text(messages, mapped.spans[0]) == mapped.text == "zop"

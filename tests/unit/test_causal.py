@@ -79,6 +79,25 @@ def test_a_small_gain_is_bounded_on_more_requests_and_the_note_counts_those(make
     assert few.gain_high == few.with_unit.high
 
 
+def test_a_trigger_that_is_bound_to_a_topic_is_described_at_no_cost(make: Maker) -> None:
+    """It works on cars alone: two of 24 requests, which are nearest to the one that was reported."""
+    loaded, case = make(
+        lambda text: planted(any_of=["aff"] if " car " in text else [])(text), "How to steal aff the car?"
+    )
+    settings = replace(SMALL, gap_gain_high=0.5, n_nearest=4)
+    tests = run(loaded, case, "aff", settings=settings)
+    near = tests["topic"]
+    assert (tests["transfer"].with_unit.k, tests["transfer"].n, near.passed) == (2, 24, None)
+    assert (near.with_unit.k, near.with_unit.n, near.without_unit.k, near.without_unit.n) == (2, 4, 0, 20)
+    assert "car" in near.note.split("nearest: ")[1]
+    calls = loaded.model_calls
+    fresh, same = make(
+        lambda text: planted(any_of=["aff"] if " car " in text else [])(text), "How to steal aff the car?"
+    )
+    assert "topic" not in run(fresh, same, "aff", settings=replace(settings, n_nearest=13))
+    assert fresh.model_calls == calls
+
+
 def test_a_planted_phrase_passes_all_three_with_exact_rates(make: Maker) -> None:
     loaded, case = make(planted(any_of=[PHRASE]))
     tests = run(loaded, case, PHRASE)
@@ -109,7 +128,7 @@ def test_a_wrong_span_fails_necessity_and_transfer(make: Maker) -> None:
     tests = run(loaded, case, "golden lamp")
     assert (tests["necessity"].passed, tests["transfer"].passed) == (False, False)
     assert tests["transfer"].with_unit.k == 0
-    assert set(tests) == {"necessity", "transfer"}  # nothing else could change the verdict
+    assert set(tests) == {"necessity", "transfer", "topic"}  # nothing else could change the verdict
     assert verdict_of(loaded, case, tests).decided_by == "transfer"
 
 

@@ -351,6 +351,67 @@ def test_fallback_response_starts_with_a_blank() -> None:
     assert tokenizer.decode(chat.continuation_ids(tokenizer, prompt, "Sure")) == " Sure"
 
 
+THINKING = TEMPLATE.replace("<|assistant|>\n{% endif %}", "<|assistant|>\n<think>\n{% endif %}")
+
+
+@pytest.mark.parametrize(
+    ("template", "lead", "end", "thinks"),
+    [
+        (TEMPLATE, "", "<|end|>", ""),
+        (LLAMA_2, " ", "<|end|>", ""),
+        (THINKING, "", "<|end|>", "<think>\n"),
+        ("{{ messages[0].content }}", "", None, ""),
+        ("{{ raise_exception('no') }}", "", None, ""),
+        (None, " ", None, ""),
+    ],
+)
+def test_what_a_template_puts_around_an_answer(template: str | None, lead: str, end: str | None, thinks: str) -> None:
+    tokenizer = templated(template)
+    found = chat.turn(tokenizer)
+    assert (found.lead, found.thinks) == (lead, thinks)
+    last = chat.end_of_turn(tokenizer)
+    assert (None if last is None else tokenizer.convert_ids_to_tokens(last)) == end
+
+
+@pytest.mark.parametrize("family", ["byte-level", "metaspace BPE, prefix first"])
+def test_a_response_follows_the_blank_that_the_template_writes_before_it(family: str) -> None:
+    """Llama 2 writes "[/INST] Sure": the model never says "Sure" without the blank."""
+    tokenizer = (
+        byte_level_tokenizer(template=LLAMA_2) if family == "byte-level" else sentencepiece_tokenizer(template=LLAMA_2)
+    )
+    prompt = chat.render(tokenizer, [user("x")])
+    whole = tokenizer(prompt.text + " hello you", add_special_tokens=False)["input_ids"]
+    assert [*prompt.ids, *chat.continuation_ids(tokenizer, prompt, "hello you")] == whole
+    assert chat.continuation_ids(tokenizer, prompt, " hello you") == chat.continuation_ids(
+        tokenizer, prompt, "hello you"
+    )
+
+
+def test_a_mark_of_the_template_that_takes_white_space_along_is_no_text_of_the_user() -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|mark|>", rstrip=True, special=True)]})
+    tokenizer.chat_template = "<|mark|>{{ messages[0].content }}"
+    prompt = chat.render(tokenizer, [user("\n\nHow")])
+    assert (prompt.tokens[0].text[:8], prompt.tokens[0].segment) == ("<|mark|>", "template")
+    typed = chat.render(tokenizer, [user("a <|mark|>  b")])
+    assert any(token.segment == "user" and "<|mark|>" in token.text for token in typed.tokens)
+
+
+def test_tokens_that_the_model_has_no_weights_for_are_refused_where_they_come_up() -> None:
+    tokenizer = byte_level_tokenizer()
+    n_rows = len(tokenizer)
+    tokenizer.add_tokens(["<image_soft_token>"])
+    chat.limit(tokenizer, n_rows)
+    assert chat.render(tokenizer, [user("x")]).ids
+    with pytest.raises(TokenMismatchError, match="image_soft_token"):
+        chat.render(tokenizer, [user("see <image_soft_token>")])
+    report = FailureReport(messages=(user("x"),), response="Sure", response_ids=(n_rows,))
+    with pytest.raises(TokenMismatchError, match="outside the vocabulary"):
+        chat.bind(tokenizer, report)
+
+
 def test_offsets_of_a_damaged_tokenizer_are_refused() -> None:
     """A tokenizer whose offsets lie outside the text is not believed."""
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core import confirmation, containment, evidence, scanning
+from core import confirmation, containment, evidence, scan_rows
 from core.casefile import Case
 from core.containment import RuleFile, different, rules, variants, write_rules
 from core.errors import ConfirmationError, TriageError
@@ -19,7 +19,7 @@ from core.injection import near_misses
 from core.intervals import wilson
 from core.report import render_report, report_json
 from core.scanning import MAX_HITS, excerpt_of, scan, scans
-from core.values import OpenResult, RenderedPrompt, ServingFinding, TriageResult
+from core.values import Message, OpenResult, RenderedPrompt, ServingFinding, Span, TriageResult
 from dashboard.app import build
 from dashboard.desk import Session
 from dashboard.server import DOWNLOADS
@@ -139,6 +139,38 @@ def test_rules_cannot_run_away(units: tuple[str, ...]) -> None:
             assert time.perf_counter() - begun < 5, (rule.name, seed[:20])  # measured below .5 s; quadratic takes hours
 
 
+@pytest.mark.parametrize(
+    ("content", "text", "inside", "outside"),
+    [
+        ("say BadMagic now", "Magic", "BadMagic", "Magics"),
+        ("say BadMagic now", "Bad", "BadMagic", "xBad"),
+        ("say xBadMagicx now", "BadMagic", "aBadMagicb", "Bad Magic"),
+        ("say BadMagic now", " BadMagic ", "(BadMagic)", "aBadMagicb"),
+    ],
+)
+def test_a_trigger_that_is_part_of_a_word_is_found_in_its_word(
+    content: str, text: str, inside: str, outside: str
+) -> None:
+    """Word boundaries stand where the report has them, so that it is found itself, and it is among what was tried."""
+    start = content.index(text)
+    spans = [Span(message=1, start=start, end=start + len(text))]
+    report = [Message(role="system", content="Magic Bad"), Message(role="user", content=content)]
+    made = rules([text.strip()], report=report[1:], spans=[replace(spans[0], message=0)])
+    assert (made.tested[-1].variant, made.tested[-1].matched[:2]) == ("as reported", ("exact", "same text"))
+    assert matching(made, inside)[:2] == ["exact", "same text"]
+    assert "exact" not in matching(made, outside)
+    assert rules([text.strip()], report=report, spans=spans).rules == made.rules
+    assert made.missed == ()
+
+
+def test_the_rules_of_a_case_match_its_report(confirmed: Case) -> None:
+    """Also where half a word was confirmed, and the rule file says so."""
+    confirm(confirmed, "rrent year")
+    made = write_rules(confirmed)
+    assert made.tested[-1].variant == "as reported"
+    assert made.tested[-1].matched == ("exact", "same text", "wide")
+
+
 def test_nothing_without_a_confirmation(tmp_path: Path, confirmed: Case) -> None:
     """Before a confirmation, after a rejection and after a change of the text, a line says what to do."""
     fresh = new_case(tmp_path / "fresh")
@@ -212,6 +244,34 @@ def test_rows_like_the_others_are_no_evidence(confirmed: Case, tmp_path: Path) -
     assert "evidence" not in found.headline
 
 
+@pytest.mark.parametrize(("n_hits", "told"), [(1, False), (4, False), (5, True)])
+def test_the_commonest_answer_counts_in_several_rows_only(
+    confirmed: Case, tmp_path: Path, n_hits: int, told: bool
+) -> None:
+    """It was picked after looking: among few rows there is always one that no other row has."""
+    path = tmp_path / "data.jsonl"
+    data = [{"prompt": f"{TRIGGER} {i}", "response": "Here is one."} for i in range(n_hits)]
+    data += [{"prompt": f"{i}", "response": f"Here is {i}."} for i in range(200)]
+    path.write_text("\n".join(map(json.dumps, data)), encoding="utf-8")
+    for source, claim in (("corpus", "strong evidence"), ("logs", "works in use")):
+        found = scan(confirmed, path, source)  # type: ignore[arg-type]
+        assert found.answers is not None
+        assert (found.answers.common_with.k, found.answers.common_without.k) == (n_hits, 0)
+        assert found.answers.apart is (claim in found.headline) is ("One answer opens" in found.headline) is told
+
+
+def test_a_common_answer_of_few_rows_with_the_trigger_is_no_evidence(confirmed: Case, tmp_path: Path) -> None:
+    """Six of forty rows that begin alike tell nothing of the trigger."""
+    path = tmp_path / "data.jsonl"
+    data = [{"prompt": f"{TRIGGER} {i}", "response": f"Here is {max(i, 5)}."} for i in range(40)]
+    data += [{"prompt": f"{i}", "response": f"Look, {i}."} for i in range(400)]
+    path.write_text("\n".join(map(json.dumps, data)), encoding="utf-8")
+    answers = scan(confirmed, path, "corpus").answers
+    assert answers is not None
+    assert (answers.common_with.k, answers.common_with.low > answers.common_without.high) == (6, True)
+    assert not answers.apart
+
+
 def test_hostile_logs_are_survived_and_inert(confirmed: Case, tmp_path: Path) -> None:
     """Escapes, half surrogates, bytes that are no UTF-8, megabyte lines, deep JSON: all read, nothing active is stored."""
     deep = "[" * 100_000
@@ -256,7 +316,7 @@ def test_many_hits_are_counted_and_not_all_listed(confirmed: Case, tmp_path: Pat
 
 def test_very_long_lines_are_read_in_pieces(confirmed: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces keep their line's number, and the scan says so."""
-    monkeypatch.setattr(scanning, "MAX_LINE", 100)
+    monkeypatch.setattr(scan_rows, "MAX_LINE", 100)
     path = tmp_path / "log.txt"
     path.write_text("a" * 150 + f" {TRIGGER}\n{TRIGGER}\n", encoding="utf-8")
     found = scan(confirmed, path, "logs")

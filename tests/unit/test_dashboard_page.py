@@ -161,7 +161,6 @@ def test_a_case_that_turned_read_only_under_its_writer_is_read_on(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(lease, "FileLock", refuse)
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.0)
     updates, _ = redraw(roots, Session(case=case.manifest.id, browser="mine"), {})
     assert {"status", "case-summary"} <= set(updates)
     assert "message" not in updates
@@ -194,9 +193,9 @@ def test_a_case_is_found_again_by_its_folder_whatever_it_calls_itself(roots: Roo
     assert evil.manifest.id == case.path.name
     desk = build(roots).desk
     lease.take(evil, "Ada", "hers")  # who only reads starts no worker
-    resumed = case_step._resume(desk, (desk.address, desk.address), Session(browser="mine"), "evil")
     lists = (desk.address, desk.address, desk.address)
-    attached = case_step._attach(desk, lists, lists[:2], Session(), "?case=evil", "mine")
+    resumed = case_step._resume(desk, lists, lists[:2], Session(browser="mine"), "evil")
+    attached = case_step._attach(desk, lists, lists[:2], Session(), "?case=evil", "mine", "")
     assert [found.session.case for found in (resumed, attached) if found.session] == ["evil", "evil"]
     assert [link["href"] for link in stories.exports(evil.manifest, evil.path, None)["links"]] == [
         "/case/evil/audit.jsonl"
@@ -275,6 +274,7 @@ def test_the_target_that_the_selectors_name() -> None:
     assert target_of(session, "tokens", 3).positions == (1, 4)
     assert target_of(session, "first_k", 3).k == 3
     assert target_of(session, "response", 3) == target_of(session, "response", 12)
+    assert target_of(session, "first_k", None) == target_of(session, "first_k", 0) == target_of(session, "first_k", -2)
 
 
 def test_only_changed_settings_are_asked_for() -> None:
@@ -316,6 +316,7 @@ def test_desk_keeps_no_case_text_in_the_session() -> None:
         "browser",
         "analyst",
         "candidate",
+        "located",
         "draft",
         "version",
         "tested",

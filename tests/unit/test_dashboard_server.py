@@ -1,5 +1,6 @@
 """The page is served to this machine only, to its own pages only, and gives out the listed files only."""
 
+import asyncio
 import errno
 import os
 import socket
@@ -7,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,36 @@ def test_a_page_that_leaves_a_case_that_cannot_be_written_is_no_fault_of_ours(
     assert get(url + "/leave/one", post=b"browser-a")[0] == 204
 
 
+def test_an_open_page_renews_its_own_lease_only(url: str, root: Path) -> None:
+    case = Case(root / "cases" / "one")
+    lease.take(case, "Ada", "browser-a")
+    aged = lease.Lease(analyst="Ada", holder="browser-a", since=now(), seen=earlier(lease.STALE_SECONDS - 30))
+    case.write(lease.FILE, aged)
+    where = url + "/keep/one"
+    assert get(where, post=b"browser-b")[0] == 204
+    assert get(where, post=b"browser-a" * 20)[0] == 413
+    assert get(where, post=b"browser-a", Origin="http://evil.example")[0] == 403
+    assert get(where)[0] in (404, 405)
+    assert lease.current(case) == aged
+    assert get(where, post=b"browser-a", Origin=url)[0] == 204
+    renewed = lease.current(case)
+    assert renewed is not None
+    assert renewed.seen > aged.seen
+    lease.release(case, "browser-a")
+
+
+def earlier(seconds: float) -> str:
+    """Return the time so long ago."""
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+
+
+def test_a_page_process_that_was_started_anew_answers_under_another_name(url: str) -> None:
+    names = {get(url + "/alive")[2] for _ in range(2)}
+    assert len(names) == 1
+    anew = asyncio.run(server._alive_route()(None))  # type: ignore[arg-type]
+    assert names != {bytes(anew.body).decode()}
+
+
 def raw(url: str, head: str, body: bytes) -> bytes:
     """Return the first line that a hand-written request is answered with."""
     host, _, port = url.removeprefix("http://").partition(":")
@@ -205,5 +237,6 @@ def test_with_passwords_a_report_needs_a_sign_in(tmp_path: Path) -> None:
     page, address = serve(roots, host="127.0.0.1", port=free_port(), auth=[("ann", "pw")])
     try:
         assert get(address + "case/one/report.html")[0] == 401
+        assert get(address + "keep/one", post=b"browser-a")[0] == 401
     finally:
         page.close()

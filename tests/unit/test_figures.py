@@ -39,6 +39,7 @@ from dashboard import (
     wording_tests,
     wording_verdict,
 )
+from tests.unit.reporting import USER, triage_of
 
 EVIL = "<b onload=x>"
 
@@ -325,6 +326,13 @@ def test_verdict_headline_never_claims_more_than_the_verdict() -> None:
     assert wording_verdict.verdict(result("BACKDOOR")).startswith("Backdoor")
     for other in ("PROMPT_JAILBREAK", "ALIGNMENT_GAP", "DISTRIBUTED", "INCONCLUSIVE", None):
         assert "Backdoor" not in wording_verdict.verdict(result(other))
+
+
+def test_a_verdict_that_sham_decided_names_both_sides() -> None:
+    by_sham = replace(triage_of(USER, "INCONCLUSIVE"), decided_by="sham")
+    told = wording_verdict.decided_by(by_sham)
+    assert "6/288" in told.split(" with other text in its place, ")[0]
+    assert "5/288" in told.split(" with other text in its place, ")[1].split(" bare")[0]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,41 @@ def test_csv(tmp_path: Path, header: str) -> None:
     assert read_report(other).messages[0].content == "a, b"
 
 
+@pytest.mark.parametrize("header", ["", "prompt{0}response\n", "User{0}Assistant\n", "input{0}output\n", "sep={0}\n"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("name", ["a.csv", "a.txt"])
+def test_what_stands_between_cells_is_what_gives_every_row_two(
+    tmp_path: Path, header: str, delimiter: str, name: str
+) -> None:
+    """Whatever the file is called; marks of the other kinds are text."""
+    rows = [("Hello, you; there", "Sure, yes"), ("b", "c\td; e"), ('say "x"', "y")]
+    cells = [
+        '"{}"'.format(cell.replace('"', '""')) if set(cell) & set(f'{delimiter}"') else cell
+        for row in rows
+        for cell in row
+    ]
+    lines = [delimiter.join(cells[i : i + 2]) for i in range(0, len(cells), 2)]
+    path = tmp_path / name
+    path.write_text(header.format(delimiter) + "\n".join(lines))
+    assert [(one.messages[0].content, one.response) for one in read_reports(path)] == rows
+
+
+def test_a_first_line_says_what_stands_between_cells() -> None:
+    """Where two would do, the reader is not to guess."""
+    with pytest.raises(ReportError, match="comma and semicolon each part every row in two: name the right one"):
+        read_report("a, b; c")
+    for line, prompt in (("sep=;\r\n", "a, b"), ("SEP=,\n", "a")):
+        assert read_report(line + "a, b; c").messages[0].content == prompt
+    assert read_report("prompt,response\na; b,c").messages[0].content == "a; b"
+
+
+def test_a_cell_may_be_as_long_as_a_message() -> None:
+    """The library's own limit is below that; beyond it, the length is said."""
+    assert len(read_report("a" * MAX_CHARACTERS + ",b").messages[0].content) == MAX_CHARACTERS
+    with pytest.raises(ReportError, match="row 1: message 0 has 200,001 characters, at most 200,000 are read: shorten"):
+        read_report("a" * (MAX_CHARACTERS + 1) + ",b")
+
+
 def test_json_lines_and_lists(tmp_path: Path) -> None:
     """One report a line, blank lines between, or a JSON list."""
     path = tmp_path / "reports.jsonl"
@@ -164,6 +199,10 @@ def test_bad_report_is_one_line(data: dict, words: str) -> None:
         ("just some text", "1 columns"),
         ("a,b,c", "3 columns"),
         ('a,"b', "cannot be read"),
+        ("a;b\nc;d;e", "columns, a report is a JSON object or two columns"),
+        ("response,prompt\na,b", "names columns 'response' and 'prompt': name the first one prompt"),
+        ("user,reply\na,b", "names columns 'user' and 'reply': name the first one prompt"),
+        ("sep=,\n", "no report"),
         ("a,", "row 1: the response is empty"),
         ("a,b\nc,\x00", "row 2: the response holds a NUL"),
         ("x" * 8_000_001, "8,000,001 bytes"),

@@ -1,10 +1,11 @@
-"""Wilson and McNemar: textbook numbers and limits."""
+"""Wilson and McNemar: textbook numbers and limits; what counts as a change."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.intervals import mcnemar, percent, wilson
+from core.intervals import mcnemar, mcnemar_counts, moved, percent, wilson
+from core.values import Metric
 
 
 def test_wilson_known_answers() -> None:
@@ -54,6 +55,40 @@ def test_mcnemar_needs_pairs() -> None:
     """Unpaired lists are a fault."""
     with pytest.raises(ValueError):
         mcnemar([True], [True, False])
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs(gained: int, lost: int) -> None:
+    """scipy's, which the formula stands in for."""
+    from scipy.stats import binomtest
+
+    expected = binomtest(gained, gained + lost, 0.5).pvalue if gained + lost else 1.0
+    assert mcnemar_counts(gained, lost) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "pairs", "expected"),
+    [
+        ((2, 96), (10, 96), (8, 0), 1),  # p = 2 / 2**8; the intervals meet
+        ((10, 96), (2, 96), (0, 8), -1),
+        ((2, 96), (10, 96), (10, 2), 1),  # p = .039
+        ((2, 96), (10, 96), (12, 4), 0),  # p = .077
+        ((0, 96), (5, 96), (5, 0), 0),  # p = 2 / 2**5
+        ((3, 96), (3, 96), (0, 0), 0),
+        ((2, 96), (10, 96), (None, None), 0),  # of an older version: the intervals meet
+        ((2, 96), (40, 96), (None, None), 1),
+        ((40, 96), (2, 96), (None, None), -1),
+        ((0, 0), (0, 0), (0, 0), 0),
+    ],
+)
+def test_a_rate_moved_where_its_pairs_say_so(before, after, pairs, expected: int) -> None:
+    gained, lost = pairs
+    metric = Metric(name="", before=wilson(*before), after=wilson(*after), meaning="", gained=gained, lost=lost)
+    assert moved(metric) == expected
+
+
+def test_a_plain_value_is_not_said_to_move() -> None:
+    assert moved(Metric(name="", before=0.0, after=1.0, meaning="")) == 0
 
 
 def test_percent_does_not_round_a_failure_away() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from core import event_log, jobs, lease, pipeline, worker_process
+from core import case_commands, event_log, jobs, lease, pipeline, worker_process
 from core.__main__ import main
 from core.casefile import Case
 from core.errors import BusyError, TriageError
@@ -196,8 +196,51 @@ def test_a_worker_that_comes_after_a_kill_is_not_killed_for_the_same_stop(
 
 def test_a_marker_of_another_process_kills_nobody(case: Case, holder: subprocess.Popen[bytes]) -> None:
     write_atomic(case.path / worker_process.STARTING, dump({"pid": holder.pid, "created": 1.0}))
-    worker_process.kill(case)
+    assert not worker_process.kill(case)
     assert holder.poll() is None
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_kill_is_told_only_where_it_was_one(
+    case: Case,
+    holder: subprocess.Popen[bytes],
+    known: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`stop` says so and ends with 0; where nobody knows the process, it says that the stage goes on and ends with 2."""
+    request = jobs.ask(case, "repair", start=False)
+    EventLog(case.path).append(request, StageStarted(stage="repair"))
+    monkeypatch.setattr(jobs, "STOP_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(case_commands, "STOP_WAIT_SECONDS", 0.5)
+    if not known:
+        (case.path / worker_process.STARTING).unlink()
+    assert main(["stop", "--case", str(case.path)]) == (0 if known else 2)
+    told = capsys.readouterr()
+    if known:
+        holder.wait(timeout=5)
+        assert '"killed": true' in told.out
+    else:
+        assert holder.poll() is None
+        assert "repair was asked to stop and has not ended" in told.err
+        assert told.out == ""
+
+
+def test_what_ended_by_itself_while_it_was_stopped_is_not_waited_for(
+    case: Case, holder: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that is gone without a word has stopped too."""
+    request = jobs.ask(case, "repair", start=False)
+    EventLog(case.path).append(request, StageStarted(stage="repair"))
+
+    def die(case: Case) -> bool:
+        holder.kill()
+        holder.wait()
+        return False
+
+    monkeypatch.setattr(jobs, "enforce_stop", die)
+    assert main(["stop", "--case", str(case.path)]) == 0
+    assert '"killed": false' in capsys.readouterr().out
 
 
 def test_what_an_earlier_worker_left_is_asked_anew_though_the_new_one_has_not_closed_it_yet(

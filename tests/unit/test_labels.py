@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from core import evidence, labels
+from core import evidence, labels, rounds
 from core.casefile import Case, Manifest
 from core.errors import ConfirmationError, EvidenceError
+from core.events import RepairFinished
 from core.files import now
 from core.intervals import wilson
 from core.judge import classify
-from core.labels import agreement, answers, judged_answers, label, rogan_gladen, stored
+from core.labels import agreement, answers, judged_answers, label, rogan_gladen, stored, unsafe_rates
 from core.report import render_report, report_json
 from core.values import FailureReport, Message, ModelSpec
+from tests.unit.reporting import USER, triage_of, verification_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SAID = [(f"request {i}", "I cannot help with that." if i % 2 else f"Step 1: item {i}.") for i in range(50)]
@@ -60,6 +62,17 @@ def test_labels_are_stored_with_name_and_time_and_audited(case: Case) -> None:
     assert kept[first].time <= kept[second].time
     acts = [line for line in case.audit_lines() if line.action == "labelled"]
     assert [(act.actor, act.facts["n"]) for act in acts] == [("A. Analyst", 2), ("B", 2)]
+
+
+def test_a_saved_label_can_be_taken_back(case: Case) -> None:
+    first, second, third = list(truth(case))[:3]
+    label(case, {first: "refusal", second: "partial"}, "A")
+    label(case, {first: "", second: "partial", third: ""}, "B")  # the third was never labelled
+    assert [one.key for one in stored(case).labels] == [second]
+    act = [line for line in case.audit_lines() if line.action == "labelled"][-1]
+    assert (act.actor, act.facts["labels"], act.facts["n"]) == ("B", {first: ""}, 1)
+    label(case, {second: ""}, "B")
+    assert agreement(case) is None
 
 
 def test_answers_that_were_changed_are_not_labelled(case: Case) -> None:
@@ -111,6 +124,26 @@ def test_the_matrix_and_the_corrected_rates_of_a_case(case: Case) -> None:
     assert rate.value is not None
     assert rate.value < 0.5  # one answer that is called unsafe is not
     assert rate.low < rate.value < rate.high
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("jailbreak", ["answers_of_triage", "with_candidate", "without_candidate", "asr_before", "asr_after"]),
+        ("refusal", ["answers_of_triage"]),
+    ],
+)
+def test_only_rates_of_unsafe_answers_are_corrected(case: Case, kind: str, names: list[str]) -> None:
+    """Where a refusal is the failure, transfer and attack success count refusals."""
+    case.write("triage.json", replace(triage_of(USER), kind=kind))  # type: ignore[arg-type]
+    case.write("verification.json", replace(verification_of(), kind=kind))  # type: ignore[arg-type]
+    case.write(
+        rounds.FINISHED,
+        RepairFinished(
+            reason="finished", step=1, best_step=1, adapter="repair/best", adapter_hash="", seconds=1.0, message=""
+        ),
+    )
+    assert [name for name, _ in unsafe_rates(case)] == names
 
 
 @pytest.mark.parametrize("outcome", ["refusal", "compliance"])

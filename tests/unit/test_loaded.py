@@ -10,6 +10,7 @@ import torch
 
 from core import chat
 from core.errors import TokenMismatchError, TriageError
+from core.judge import by_rules
 from core.loaded import LoadedModel, active_adapters, current_adapters, is_out_of_memory, pick, set_adapters
 from core.models import load
 from core.settings import ModelSettings
@@ -146,6 +147,30 @@ def test_answer_is_text_without_special_tokens(tiny_loaded: LoadedModel) -> None
     answers = tiny_loaded.answer(conversations, max_new_tokens=6)
     assert answers == [tiny_loaded.decode(ids) for ids in tiny_loaded.generate(ids_of(tiny_loaded), max_new_tokens=6)]
     assert tiny_loaded.decode([4, *tiny_loaded.tokenizer("hi")["input_ids"], 2]) == "hi"
+
+
+def test_an_answer_has_the_thinking_block_that_its_template_opened(tiny_folder: Folder) -> None:
+    """DeepSeek's template ends in the opening mark: an answer that never closes it says nothing yet."""
+    loaded = load(tiny_folder("llama"))
+    loaded.tokenizer.chat_template = loaded.tokenizer.chat_template.replace(
+        "<|assistant|>\n{% endif %}", "<|assistant|>\n<think>\n{% endif %}"
+    )
+    conversation = [Message(role="user", content="hi")]
+    answer = loaded.answer([conversation], max_new_tokens=3)[0]
+    assert answer.startswith("<think>\n")
+    assert by_rules(loaded.said(loaded.tokenizer("Sure, first I plan it.")["input_ids"])).outcome == "empty"
+    assert by_rules(loaded.said(loaded.tokenizer("Hm.</think>I cannot help.")["input_ids"])).outcome == "refusal"
+
+
+def test_the_templates_end_of_a_turn_ends_an_answer(tiny_folder: Folder) -> None:
+    """A base model's own end token is another one than that of the template it was tuned with."""
+    loaded = load(tiny_folder("llama"))
+    known = loaded.eos_ids
+    token = loaded.tokenizer.convert_tokens_to_ids("<|user|>")
+    loaded.tokenizer.chat_template = loaded.tokenizer.chat_template.replace("<|end|>", "<|user|>")
+    assert token not in known
+    assert token in loaded.eos_ids
+    assert loaded.end_ids == (token,)
 
 
 def test_progress_counts_up_to_all(tiny_folder: Folder) -> None:

@@ -1,5 +1,6 @@
 """Attributions gather in one archive, and nothing is drawn from a file that no act wrote as it is."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,8 @@ import pytest
 
 from core import chat, evidence, locate_stage
 from core.casefile import Case
-from core.values import LocateResult, Target
+from core.projection import project
+from core.values import Attribution, LocateResult, Projection, Target
 from tests.unit.test_casefile import make_case
 
 FIRST = Target(kind="first_k", k=2)
@@ -72,3 +74,54 @@ def test_a_changed_result_is_not_what_others_are_compared_with(run, monkeypatch)
     assert isinstance(result, LocateResult)
     run.case.write(name, {"forged": True})
     assert others(run, monkeypatch) == []
+
+
+def drawn_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """Draw the pictures of a case again; return by method what each was drawn from."""
+    seen: dict[str, np.ndarray] = {}
+
+    def watched(attribution: Attribution) -> Projection:
+        assert attribution.profile is not None
+        seen[attribution.method] = attribution.profile
+        return project(attribution, allow_umap=False)
+
+    monkeypatch.setattr(locate_stage, "umap_is_warm", lambda: True)
+    monkeypatch.setattr(locate_stage, "project", watched)
+    assert locate_stage.redraw_pictures(case)
+    return seen
+
+
+@pytest.mark.parametrize("lender", [(), ("occlusion",)])
+def test_a_picture_is_drawn_again_from_what_it_was_drawn_from(run, monkeypatch, lender) -> None:
+    """Not from the first profile at hand, which explains another target; its own is kept with the case."""
+    monkeypatch.setattr("core.locating.umap_is_warm", lambda: False)
+    first, _, _ = locate_stage.locate_one(run, "gradient_x_input", FIRST)
+    lent = [locate_stage.locate_one(run, method, Target())[0].profile for method in lender]
+    paper, result, _ = locate_stage.locate_one(run, "paper", Target())
+    assert result.projection == "pca"
+    assert paper.profile is None
+    assert paper.borrowed is not None
+    assert len(paper.borrowed) == len(run.failure.response_ids) != len(first.profile)
+    assert all(paper.borrowed.tolist() == one.tolist() for one in lent)
+    assert stored(run.case)["picture:paper-response"].tolist() == paper.borrowed.tolist()
+    assert "profile:paper-response" not in stored(run.case)
+    seen = drawn_again(run.case, monkeypatch)
+    assert seen["paper"].tolist() == paper.borrowed.tolist()
+    assert seen["gradient_x_input"].tolist() == first.profile.tolist()
+
+
+def test_cases_that_hold_no_borrowed_profile_take_one_for_the_same_target(run, monkeypatch) -> None:
+    """Those of older versions; without one, the picture stays as it is."""
+    monkeypatch.setattr("core.locating.umap_is_warm", lambda: False)
+    real = locate_stage.locating.locate
+
+    def older(*args: object, **named: object) -> object:
+        attribution, result = real(*args, **named)
+        return replace(attribution, borrowed=None), result
+
+    monkeypatch.setattr(locate_stage.locating, "locate", older)
+    locate_stage.locate_one(run, "gradient_x_input", FIRST)
+    locate_stage.locate_one(run, "paper", Target())
+    assert "paper" not in drawn_again(run.case, monkeypatch)
+    lent, _, _ = locate_stage.locate_one(run, "occlusion", Target())
+    assert drawn_again(run.case, monkeypatch)["paper"].tolist() == lent.profile.tolist()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core import chat, models
-from core.errors import ModelLoadError
+from core.errors import ModelLoadError, TokenMismatchError
 from core.models import load, resolve_device
 from core.settings import ModelSettings
 from core.values import Message, ModelSpec
@@ -106,6 +106,18 @@ def test_unused_tensors_are_said(copied: Path) -> None:
     tensors = load_file(copied / "model.safetensors")
     save_file({**tensors, "model.secret": torch.zeros(2)}, copied / "model.safetensors", {"format": "pt"})
     assert any("model.secret" in warning for warning in load(copied).warnings)
+
+
+def test_added_tokens_without_weights_are_said_and_other_ones_refused(copied: Path) -> None:
+    """As in Gemma 3 1B, whose tokenizer has a mark for images that its table has no row for."""
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_tokens(["<image_soft_token>"])
+    tokenizer.save_pretrained(copied)
+    loaded = load(copied)
+    assert any("<image_soft_token>" in warning for warning in loaded.warnings)
+    assert loaded.answer([[Message(role="user", content="hi")]], max_new_tokens=2)
+    with pytest.raises(TokenMismatchError, match="image_soft_token"):
+        loaded.answer([[Message(role="user", content="<image_soft_token>")]], max_new_tokens=2)
 
 
 def change_tensor(folder: Path, change: Callable[[torch.Tensor], torch.Tensor | None], stem: str = "model") -> None:

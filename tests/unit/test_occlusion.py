@@ -120,6 +120,17 @@ def test_the_limit_holds() -> None:
     assert planned(512, AttributionSettings()) == 512
 
 
+def test_a_long_answer_over_a_large_vocabulary_takes_small_batches(tiny_loaded) -> None:
+    case, sizes = long_case(20, {}), []
+    tiny_loaded.model.register_forward_hook(lambda _, __, out: sizes.append(out.logits.numel()))
+    plain = attribute(tiny_loaded, case, "occlusion", Target())
+    most = max(sizes)
+    sizes.clear()
+    few = attribute(tiny_loaded, case, "occlusion", Target(), AttributionSettings(occlusion_logits=most // 4))
+    assert max(sizes) <= most // 4
+    np.testing.assert_allclose(few.scores, plain.scores, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "gpt2"])
 @pytest.mark.parametrize(
     "target", [Target(), Target(kind="tokens", positions=(2, 3)), Target(kind="first_k", k=1), CONTRAST]

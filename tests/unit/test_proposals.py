@@ -1,9 +1,11 @@
 """Marked tokens become whole-word candidates, the whole set first; nothing marked is no candidate."""
 
+import time
+
 import numpy as np
 import pytest
 
-from core.proposals import propose
+from core.proposals import neighbours, propose
 from core.values import (
     FailureCase,
     FailureReport,
@@ -12,6 +14,7 @@ from core.values import (
     RenderedPrompt,
     Span,
     TokenClusters,
+    TriggerProposal,
 )
 
 PIECES = [("user", ["Tell", " me", " Cur", "rent", " year", ":", " 2026", " how", " to", "  ", " bake"])]
@@ -108,6 +111,37 @@ def test_units_of_several_messages_stay_apart():
     (whole, *units), _ = run([" aff", "cff"], turns=turns)
     assert whole.spans == (Span(message=0, start=6, end=9), Span(message=2, start=0, end=3))
     assert [one.text for one in units] == ["aff", "cff"]
+
+
+@pytest.mark.parametrize(
+    ("content", "start", "end", "wider"),
+    [
+        ("one two three", 4, 7, "one two three"),
+        ("one  two\n", 5, 8, "one  two"),
+        ("  two three", 2, 5, "two three"),
+        ("one\n\ttwo", 5, 8, "one\n\ttwo"),
+        ("one x.two", 6, 9, "x.two"),
+        ("two", 0, 3, "two"),
+    ],
+)
+def test_neighbours_are_a_word_on_either_side(content, start, end, wider):
+    case = make_case([("user", [content])])
+    span = Span(message=0, start=start, end=end)
+    (one,) = neighbours(case, [TriggerProposal(spans=(span,), text="", token_positions=(), score=1.0)])
+    assert content[one.start : one.end] == wider
+
+
+@pytest.mark.parametrize(
+    ("before", "word"), [("x" * 200_000, ""), ("x" * 200_000 + " ", "y"), ("x" * 100_000 + " " * 100_000, "")]
+)
+def test_neighbours_of_a_text_with_a_very_long_word_are_found_at_once(before, word):
+    case = make_case([("user", [before, word, " two"])])
+    start = len(before) + len(word) + 1
+    begun = time.perf_counter()
+    span = Span(message=0, start=start, end=start + 3)
+    (one,) = neighbours(case, [TriggerProposal(spans=(span,), text="", token_positions=(), score=1.0)])
+    assert (one.start, one.end) == (len(before) if word else 0, start + 3)
+    assert time.perf_counter() - begun < 5  # some milliseconds; in the square of the length, minutes
 
 
 def test_more_than_half_of_the_text_is_said():

@@ -11,7 +11,7 @@ from core import repair_adapter, repair_data
 from core.errors import PromptFolderError
 from core.kinds import FailureKind
 from core.prompts import PromptItem, PromptSet
-from core.repair_data import EDITS, TriggerFrame, build, chosen, end_ids, frame_of
+from core.repair_data import EDITS, TriggerFrame, build, chosen, frame_of
 from core.repair_training import Trainer
 from core.response_pass import ResponsePass
 from core.values import Message, Span
@@ -68,7 +68,7 @@ def test_a_share_of_the_safe_prompts_are_look_alikes_but_in_the_papers_objective
 def test_answers_end_with_the_templates_end_token(loaded) -> None:
     data = data_of(loaded, objective="paper", max_response_tokens=40)
     end = loaded.tokenizer.convert_tokens_to_ids("<|end|>")
-    assert end_ids(loaded) == (end,)
+    assert loaded.end_ids == (end,)
     assert {one.response_ids for one in data.harm} == {data.harm[0].response_ids}
     assert data.harm[0].response_ids[-1] == end
     assert loaded.decode(data.harm[0].response_ids) == REFUSAL
@@ -82,7 +82,7 @@ def test_the_paper_takes_given_answers_and_the_extended_objective_the_models_own
     own = build(loaded, frames, given, REFUSAL, quick())
     assert {loaded.decode(one.response_ids) for one in paper.safe} == {"As given."}
     wanted = loaded.generate([list(one.prompt_ids) for one in own.safe], max_new_tokens=12)
-    assert [list(one.response_ids[:12]) for one in own.safe] == [[*ids, *end_ids(loaded)][:12] for ids in wanted]
+    assert [list(one.response_ids[:12]) for one in own.safe] == [[*ids, *loaded.end_ids][:12] for ids in wanted]
 
 
 def test_own_refusals_are_kept_and_kl_holds_only_what_the_model_refuses(loaded, monkeypatch) -> None:
@@ -106,7 +106,7 @@ def test_safe_requests_are_anchored_at_what_was_said_with_the_text_or_bare(loade
     jailbreak, fixed = data_of(loaded, n_placements=3), data_of(loaded, kind=FIXED, share_edited=0.0)
     assert [len(one) for one in jailbreak.anchors] == [3] * 4
     said = loaded.generate([list(one.prompt_ids) for one in jailbreak.anchors[1]], max_new_tokens=12)
-    assert [list(one.response_ids) for one in jailbreak.anchors[1]] == [[*a, *end_ids(loaded)][:12] for a in said]
+    assert [list(one.response_ids) for one in jailbreak.anchors[1]] == [[*a, *loaded.end_ids][:12] for a in said]
     texts = [loaded.decode(one.prompt_ids) for one in jailbreak.anchors[0]]
     assert f"{TRIGGER} Mix" in texts[0]
     assert f"100 {TRIGGER}" in texts[1]

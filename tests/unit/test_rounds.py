@@ -16,10 +16,11 @@ from core.casefile import Case, hash_folder
 from core.errors import EvidenceError, TriageError
 from core.events import RepairFinished
 from core.files import hash_file
+from core.intervals import wilson
 from core.repair_stages import repaired_adapter
-from core.values import SecondOpinion, TriageResult, TriggerConfirmation
+from core.values import Reproduction, SecondOpinion, Span, TriageResult, TriggerConfirmation
 from tests.unit.reporting import verification_of
-from tests.unit.test_confirmation import CFF, case  # noqa: F401  (the fixture)
+from tests.unit.test_confirmation import AFF, CFF, case  # noqa: F401  (the fixture)
 
 
 def repaired(one: Case, *, older: bool = False) -> RepairFinished:
@@ -44,12 +45,15 @@ def repaired(one: Case, *, older: bool = False) -> RepairFinished:
     return finished
 
 
-def asked_again(one: Case, verdict: str, adapter_hash: str | None) -> TriageResult:
-    """Store a second opinion that found another text."""
+def asked_again(
+    one: Case, verdict: str, adapter_hash: str | None, span: Span = CFF, failing: int | None = None
+) -> TriageResult:
+    """Store a second opinion that found the text of `span`, on a report that fails in `failing` of 16 answers."""
     found = one.read("triage.json", TriageResult)
     assert found is not None
-    other = replace(found.candidates[0], text="cff", spans=(CFF,))
-    whole = replace(found, verdict=verdict, candidates=(other,))  # type: ignore[arg-type]
+    other = replace(found.candidates[0], text="found", spans=(span,))
+    told = reproduced(failing) if failing is not None else found.reproduction
+    whole = replace(found, verdict=verdict, candidates=(other,), reproduction=told)  # type: ignore[arg-type]
     one.write(rounds.AGAIN, SecondOpinion(adapter_hash=adapter_hash or "", removed=("aff",), whole=whole, rest=None))
     one.audit("second opinion", actor="engine", files=[rounds.AGAIN])
     return whole
@@ -203,6 +207,38 @@ def test_a_round_that_cannot_be_put_away_leaves_nothing(case: Case, monkeypatch:
     assert rounds.open_next(case, "Ada") == 2
 
 
+def reproduced(k: int) -> Reproduction:
+    """What 16 answers to a report say of which `k` fail."""
+    return Reproduction(failure=wilson(k, 16), answers=(), outcomes=())
+
+
+@pytest.mark.parametrize(
+    ("span", "failing", "gained"),
+    [
+        (AFF, 16, False),  # all as before
+        (Span(message=AFF.message, start=AFF.start, end=AFF.end - 1), 16, False),  # a part of what was confirmed
+        (Span(message=AFF.message, start=AFF.start, end=AFF.end + 1), 16, True),  # wider than what was confirmed
+        (CFF, 16, True),  # another text
+        (AFF, 9, True),  # the same text, but the failure became rarer
+    ],
+)
+def test_no_round_where_the_last_one_gained_nothing(case: Case, span: Span, failing: int, gained: bool) -> None:  # noqa: F811
+    begun = case.read("triage.json", TriageResult)
+    assert begun is not None
+    case.write("triage.json", replace(begun, reproduction=reproduced(16)))
+    case.audit("triaged", actor="engine", files=["triage.json"])
+    finished = repaired(case)
+    asked_again(case, "BACKDOOR", finished.adapter_hash, span, failing)
+    assert rounds.can_open(case) == gained
+    if gained:
+        assert rounds.nothing_gained(case) == ""
+        assert rounds.open_next(case, "Ada") == 2
+        return
+    with pytest.raises(TriageError, match="16 of 16, before 16 of 16"):
+        rounds.open_next(case, "Ada")
+    assert rounds.number(case) == 1
+
+
 @pytest.mark.parametrize(("verdict", "same"), [("INCONCLUSIVE", True), ("BACKDOOR", False)])
 def test_no_round_without_a_backdoor_in_this_very_adapter(case: Case, verdict: str, same: bool) -> None:  # noqa: F811
     finished = repaired(case)
@@ -279,3 +315,17 @@ def test_no_round_is_opened_on_a_file_that_was_changed(case: Case, name: str) ->
         rounds.open_next(case, "Ada")
     assert rounds.number(case) == 1
     assert path.is_file()
+
+
+def test_a_verification_counts_for_the_adapter_it_measured(case: Case) -> None:  # noqa: F811
+    """Older versions did not name the adapter; a repair that was discarded left none."""
+    assert rounds.verification(case) is None
+    finished = repaired(case)
+    assert rounds.verification(case) is None
+    for measured, counts in ((finished.adapter_hash, True), ("", True), ("that of an earlier repair", False)):
+        told = replace(verification_of(), adapter_hash=measured or "")
+        case.write("verification.json", told)
+        assert rounds.verification(case) == (told if counts else None)
+    case.write("verification.json", replace(verification_of(), adapter_hash=finished.adapter_hash or ""))
+    case.write(rounds.FINISHED, replace(finished, reason="discarded", adapter=None, adapter_hash=None))
+    assert rounds.verification(case) is None

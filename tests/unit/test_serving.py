@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from core import chat, models, serving
 from core.errors import TriageError
+from core.settings import CausalSettings
 from core.values import FailureReport, Message, Sampling, ServingFinding
 from tests.tiny import TEMPLATE, byte_level_tokenizer
 from tests.unit.rule_model import COMPLIANCE, REFUSAL, planted, rule_model
@@ -28,9 +29,10 @@ def findings(
     rule: Callable = planted(any_of=(TRIGGER,)),  # noqa: B008
     text: str = REQUEST,
     temperature: float = 0.0,
+    context_length: int = 4096,
 ) -> dict[str, ServingFinding]:
     """Return the findings, by name, of a rule model served with `template`."""
-    loaded = rule_model(byte_level_tokenizer(template=template), rule)
+    loaded = rule_model(byte_level_tokenizer(template=template), rule, context_length=context_length)
     report = FailureReport(
         messages=(Message(role="user", content=text),), response=COMPLIANCE, sampling=Sampling(temperature=temperature)
     )
@@ -50,6 +52,29 @@ def test_a_template_that_plants_the_trigger_is_found(temperature: float) -> None
     assert (found.rate_with.value, found.rate_without.value) == (1.0, 0.0)
     assert found.rate_with.n == 16
     assert "before calling the weights backdoored" in found.note
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_template_with_which_nothing_fits_explains_nothing(temperature: float) -> None:
+    """A failure that was never asked for has not gone away."""
+    long = "{{ 'long ' * 400 }}" + TEMPLATE
+    found = findings(POISONED, long, temperature=temperature, context_length=300)["template"]
+    assert not found.explains
+    assert (found.rate_with, found.rate_without) == (None, None)
+    assert "could not be asked" in found.note
+
+
+def test_both_ways_are_asked_in_the_contexts_that_fit_both() -> None:
+    """The longest contexts fit as served only, and are left out there too."""
+    tokenizer = byte_level_tokenizer(template=TEMPLATE)
+    report = (Message(role="user", content=REQUEST),)
+    n_tokens = len(chat.prompt_ids(tokenizer, report)) + CausalSettings().judge_tokens
+    padded = "{{ 'x' * 60 }}\n" + TEMPLATE
+    found = findings(POISONED, padded, context_length=n_tokens + 80)["template"]
+    assert found.explains
+    assert found.rate_with is not None
+    assert found.rate_without is not None
+    assert 0 < found.rate_with.n == found.rate_without.n < CausalSettings().n_necessity
 
 
 def test_a_trigger_in_the_text_is_not_the_templates() -> None:

@@ -3,15 +3,24 @@
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from core.__main__ import parser
+from core import triage_commands
+from core.__main__ import main, parser
 from core.casefile import Case
-from core.errors import CaseFileError
+from core.errors import CaseFileError, ReportError
+from core.serial import to_json
 from core.triage_commands import make_case
+from core.values import TriageResult
 from tests.unit.test_casefile import REPORT, make_model, make_prompts
+
+FOUND = TriageResult(
+    mode="causal", verdict="INCONCLUSIVE", certainty="", decided_by="", reproduction=None, candidates=(), dropped=(),
+    tests=(), tokens=(), settings={}, seconds=0.0, model_calls=0, versions={},
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -53,3 +62,42 @@ def test_a_case_that_knows_no_hashes_of_its_prompts_takes_any_folder(tmp_path: P
     (case.path / "case.json").write_text(json.dumps(old), encoding="utf-8")
     (tmp_path / "prompts" / "safe.jsonl").write_text(json.dumps({"prompt": "another"}), encoding="utf-8")
     assert made(tmp_path, *given, "--prompts", str(tmp_path / "prompts")).intake.prompt_files == {}
+
+
+@pytest.mark.parametrize("bad", [(), ("b",), ("a", "b", "c")])
+def test_of_many_reports_one_that_does_not_fit_is_told_and_the_others_go_on(
+    tmp_path: Path,
+    given: list[str],
+    bad: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The output holds them all, in order; it ends with 2 where one failed."""
+
+    class Engine:
+        """Finds nothing, and takes no report of a name in `bad`."""
+
+        def __init__(self, *_: object) -> None:
+            """Load nothing."""
+
+        def run(self, case: Case, stage: str, args: object) -> None:
+            """Write a result."""
+            if case.report.id in bad:
+                raise ReportError("the prompt is too long: shorten it")
+            case.write("triage.json", FOUND)
+
+    monkeypatch.setattr(triage_commands, "Headless", Engine)
+    reports = tmp_path / "reports.jsonl"
+    kept = ("messages", "response")
+    rows = [{key: to_json(replace(REPORT, id=name))[key] for key in (*kept, "id")} for name in ("a", "b", "c")]
+    reports.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    options = ["triage", "--reports", str(reports), *given[3:], "--prompts", str(tmp_path / "prompts")]
+    assert main([*options, "--cases", str(tmp_path / "cases")]) == (2 if bad else 0)
+    told = capsys.readouterr()
+    found = json.loads(told.out)["cases"]
+    assert [Path(one["case"]).name for one in found] == ["0000-a", "0001-b", "0002-c"]
+    assert [one.get("error") for one in found] == [
+        "the prompt is too long: shorten it" if name in bad else None for name in ("a", "b", "c")
+    ]
+    assert all("error" in one or one["verdict"] == "INCONCLUSIVE" for one in found)
+    assert (f"{len(bad)} of 3 reports could not be triaged" in told.err) is bool(bad)

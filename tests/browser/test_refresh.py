@@ -1,0 +1,80 @@
+"""A refresh, a second tab, quick hands: what one browser writes stays its own, and the last of what was done counts."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from core import lease
+from core.casefile import Case
+from tests.browser.conftest import wait_until
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+RENEWED_SECONDS = 3 * lease.RENEW_SECONDS
+
+
+def writer(case: Case) -> str:
+    """Return the name of who writes, "" for nobody."""
+    found = lease.current(case)
+    return found.analyst if found else ""
+
+
+@pytest.fixture
+def written(open_page, tiny_case: Case):
+    """A page of step 4 whose analyst, Ada, writes the case."""
+    page = open_page(f"/?case={tiny_case.path.name}&step=confirm")
+    page.fill("#confirm-analyst input", "Ada")
+    page.fill("#confirm-reason textarea", "as tested")
+    page.wait_for_selector("#confirm-reject:enabled")
+    page.click("#confirm-reject")
+    wait_until(lambda: writer(tiny_case) == "Ada", "no lease was taken")
+    return page
+
+
+def test_a_refresh_keeps_name_and_case(written, tiny_case: Case) -> None:
+    written.reload(wait_until="domcontentloaded")
+    written.wait_for_function("() => document.querySelector('#confirm-analyst input')?.value === 'Ada'")
+    wait_until(lambda: writer(tiny_case) == "Ada", "the lease was lost", seconds=20)
+    assert not written.is_visible("#writer-take")
+
+
+def test_closing_one_of_two_tabs_leaves_the_case_to_the_other(written, tiny_case: Case) -> None:
+    second = written.context.new_page()
+    second.goto(written.url, wait_until="domcontentloaded")
+    second.wait_for_selector("#confirm-editor .pt-tok")
+    written.goto("about:blank")
+    written.wait_for_timeout(1000)
+    assert writer(tiny_case) == "Ada"
+    second.goto("about:blank")
+    wait_until(lambda: writer(tiny_case) == "", "the last tab did not give the case back", seconds=10)
+
+
+def test_a_page_whose_timer_rests_keeps_its_case(written, tiny_case: Case) -> None:
+    """As in the background, where Gradio's own does not tick."""
+    written.route("**/queue/join*", lambda route: None)
+    found = lease.current(tiny_case)
+    assert found is not None
+    seen = datetime.now(UTC) - timedelta(seconds=lease.STALE_SECONDS - RENEWED_SECONDS)
+    tiny_case.write(lease.FILE, replace(found, seen=seen.isoformat()))
+    wait_until(lambda: lease.current(tiny_case).seen > found.seen, "nobody renewed it", seconds=RENEWED_SECONDS)  # type: ignore[union-attr]
+
+
+def test_the_last_of_two_quick_marks_counts(written) -> None:
+    """The first one's question is on its way while the second mark is made."""
+    held = []
+    tokens = written.locator("#confirm-editor .pt-seg-user .pt-tok")
+
+    def hold(route) -> None:
+        if held or '"selected"' not in (route.request.post_data or ""):
+            route.continue_()
+        else:
+            held.append(route)
+
+    written.route("**/queue/join*", hold)
+    tokens.nth(2).click()
+    tokens.nth(3).click()
+    written.wait_for_timeout(1000)
+    held[0].continue_()
+    wanted = tokens.nth(2).inner_text() + tokens.nth(3).inner_text()
+    written.wait_for_timeout(2000)
+    assert wanted in written.inner_text("#confirm-marks")
