@@ -46,10 +46,11 @@ function draw() {
 }
 
 /* Connection. Refused twice means the page process is gone; once it answers again, or answers under another name (it was
-   started anew between two questions), the page reloads and re-attaches. A slow answer is no reason: a busy machine is not gone. */
-let missed = 0, lost = false, name = null;
+   started anew between two questions), the page reloads and re-attaches, once: another reload would break off one that is slow.
+   A slow answer is no reason: a busy machine is not gone. */
+let missed = 0, lost = false, name = null, reloading = false;
 function connected(answered) {
-  if (answered !== null && (lost || (name !== null && answered !== name))) { location.reload(); return; }
+  if (answered !== null && (lost || (name !== null && answered !== name))) { reloading = true; location.reload(); return; }
   if (answered !== null) { name = answered; missed = 0; } else missed += 1;
   lost = missed >= 2;
   root.classList.toggle("pt-lost", lost);
@@ -63,7 +64,7 @@ async function ask() {
       connected(answer.ok ? await answer.text() : name);
     } catch { connected(null); }
   }
-  setTimeout(ask, missed ? 1000 : 4000);
+  if (!reloading) setTimeout(ask, missed ? 1000 : 4000);
 }
 watch("value", draw);
 draw();
