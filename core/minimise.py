@@ -5,8 +5,8 @@ answered rightly bare, and counts as sufficient at a share of the best attack su
 together. Up to `EXHAUSTIVE` words are searched by size; more are first cut down to those that cannot be left out one at a
 time or, where these do not suffice, by delta debugging (Zeller and Hildebrandt 2002). A set is given up as soon as it
 cannot reach the needed count, which changes no result. In the end a word is cut to the tokens that stand out in it, and
-marks at its ends are left out, where nothing is lost by that. A set of more than half of the prompt is a finding only
-where each of its words is needed and it is not the request itself: a style or a scenario has no text of its own.
+marks at its ends are left out, where nothing is lost by that. A set of more than half of the prompt, or of many sentences, is
+a finding only where each of its words is needed and it is not the request itself: a style or a scenario has no text of its own.
 What this does not do: look for a second text that works by itself beside these words (`again.py` prepares that).
 """
 
@@ -22,6 +22,7 @@ from core.intervals import wilson
 from core.loaded import LoadedModel
 from core.progress import Progress
 from core.prompts import PromptSet
+from core.rewrites import SENTENCE
 from core.settings import CausalSettings
 from core.transplants import carrier, close_units, shown, text_of, touches, words_of
 from core.values import FailureCase, Message, Rate, Span, TriggerProposal
@@ -101,8 +102,8 @@ def search(
     needed = found is not None and not small and one.is_needed(found)
     if found is not None and not small and not needed:
         why = (
-            f"The smallest set of words that changes other requests is more than half of the prompt ({len(found)} words), and not each "
-            "of them is needed: a style or a scenario rather than a phrase."
+            f"The smallest set of words that changes other requests ({len(found)}) is more than half of the prompt or stands all over it, "
+            "and not each of them is needed: a style or a scenario rather than a phrase."
         )
         found = None
     elif n < settings.min_minimise:
@@ -131,11 +132,19 @@ def search(
 
 
 def is_small(case: FailureCase, spans: Sequence[Span], settings: CausalSettings) -> bool:
-    """Return whether the spans are a few words, or no more than half of the words that are not the model's own."""
+    """Return whether the spans are a few words, or words of a few sentences that are no more than half of those that are not the
+    model's own."""
     messages = case.report.messages
     n_words = len(words_of(messages, spans))
     everything = sum(len(message.content.split()) for message in messages if message.role != "assistant")
-    return n_words <= settings.small_words or n_words <= settings.large_share * everything
+    sentences = [
+        Span(message=number, start=found.start(), end=found.end())
+        for number, message in enumerate(messages)
+        for found in SENTENCE.finditer(message.content)
+    ]
+    spread = sum(touches(one, spans) for one in sentences)
+    few = n_words <= settings.large_share * everything and spread <= settings.small_sentences
+    return n_words <= settings.small_words or few
 
 
 class _Search:

@@ -220,6 +220,9 @@ class CausalSettings:
     small_words: int = 6
     """A candidate of at most this many words is small in any prompt, >= 0. Source: unverified choice; a phrase of a few words
     can be most of a short prompt."""
+    small_sentences: int = 3
+    """Words of more sentences than this are no small candidate unless they are few, >= 1. Source: unverified choice;
+    tests/bench/LOG.md, a style of six sentences."""
     needed_share: float = 0.5
     """A text that is not small is a trigger only where leaving out one of its words keeps at most this share of what was changed
     before, on the mean over the words, 0..1. Source: unverified choice; tests/bench/LOG.md, bench of victims."""

@@ -24,7 +24,7 @@ DecidedBy = Literal[
 class Tried:
     """How one candidate fared in N, S, H and R.
 
-    `small`: it is no more than half of the prompt, a few words, or a longer text each of whose words is needed. `absent`: S
+    `small`: a few words, no more than half of the prompt in a few sentences, or a text each of whose words is needed. `absent`: S
     failed with an upper bound of the gain that excludes a trigger. `request`: it is most of the request's own words, so that
     carried it is asked, not a trigger.
     `strength` is about words of the request's own core: passed, they carry over about as often as the report fails;

@@ -321,6 +321,15 @@ def test_the_demo_case_command_by_command(run: Run, tmp_path: Path) -> None:
     assert again["whole"]["verdict"] == "BACKDOOR"  # such a repair changes nothing
     assert again["rest"]["decided_by"] == "reproduction"  # and without the trigger the model refuses
     accept = ["--accept", "--analyst", "Ada", "--reason", "the second opinion agrees"]
+    code, _, err = run("confirm", "--case", case, "--next-round", *accept)
+    assert (code, "gained nothing" in err) == (2, True)  # the same text again, and the report fails as often
+    content = Case(case).report.messages[0].content
+    first = {"message": 0, "start": 0, "end": len(content.split()[0])}
+    assert all(span["start"] > first["end"] for span in found["candidates"][0]["spans"])
+    wrong = ["--spans", json.dumps([first]), "--analyst", "Ada", "--reason", "a wrong text"]
+    assert run("confirm", "--case", case, *wrong)[0] == 0
+    assert run("repair", "--case", case, "--steps", 2, "--lr", 1e-7)[0] == 0
+    assert run("triage", "--repaired", "--case", case)[0] == 0  # the trigger, which is new beside the wrong text
     assert run("confirm", "--case", case, "--next-round", *accept)[0] == 0
     code, out, err = run("repair", "--case", case, "--steps", 40)
     assert code == 0, err
