@@ -1,5 +1,6 @@
 """A refresh, a second tab, quick hands: what one browser writes stays its own, and the last of what was done counts."""
 
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -78,3 +79,17 @@ def test_the_last_of_two_quick_marks_counts(written) -> None:
     wanted = tokens.nth(2).inner_text() + tokens.nth(3).inner_text()
     written.wait_for_timeout(2000)
     assert wanted in written.inner_text("#confirm-marks")
+
+
+def test_a_page_process_that_was_started_anew_is_loaded_again_once(written) -> None:
+    """However long the page takes to come: a further reload would break off the one that is on its way."""
+    loads: list = []
+    written.route(lambda url: "/?case=" in url, lambda route: loads.append(route))
+    written.route("**/alive", lambda route: route.fulfill(body="anew"))
+    deadline = time.monotonic() + 20
+    while not loads and time.monotonic() < deadline:
+        written.wait_for_timeout(200)
+    written.wait_for_timeout(6000)
+    assert len(loads) == 1
+    loads[0].continue_()
+    written.wait_for_selector("#confirm-editor .pt-tok")

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from core.events import Line, RepairFinished, RepairStarted
 from core.jobs import CaseStatus
 from core.settings import RepairSettings
 from dashboard.app import build
+from dashboard.components import page_css
 from dashboard.desk import Desk, Next, Session, View
 from dashboard.session import Roots, create_case, read_intake
 from dashboard.steps import case as case_step
@@ -150,6 +152,26 @@ def test_the_picker_of_answer_tokens_says_what_it_is_for(roots: Roots) -> None:
     picker, editor = (block(page, name).js_on_load for name in ("locate-response", "confirm-editor"))
     assert '"spoken": "reported answer, choose the tokens to explain", "confirms": false' in picker
     assert '"spoken": "prompt, select the trigger", "confirms": true' in editor
+
+
+def test_every_focus_ring_stands_out() -> None:
+    """At least 3 to 1 against the page, in both themes. Source: WCAG 2.2, 1.4.11."""
+    css = page_css()
+    dark = css.index("body.dark {")
+
+    def luminance(name: str, start: int) -> float:
+        found = re.search(rf"{name}: #(\w{{6}});", css[start:]) or re.search(rf"{name}: #(\w{{6}});", css)
+        assert found
+        red, green, blue = (int(found[1][i : i + 2], 16) / 255 for i in (0, 2, 4))
+        parts = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in (red, green, blue)]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    rings = set(re.findall(r":focus[^{}]*\{[^}]*outline: 2px solid var\((--[\w-]+)\)", css))
+    assert rings
+    for name in rings:
+        for start in (0, dark):
+            light, deep = sorted((luminance(name, start), luminance("--pt-back", start)), reverse=True)
+            assert (light + 0.05) / (deep + 0.05) >= 3, name
 
 
 # step 4 ---------------------------------------------------------------------------------------------------------------
