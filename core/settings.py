@@ -220,9 +220,9 @@ class CausalSettings:
     small_words: int = 6
     """A candidate of at most this many words is small in any prompt, >= 0. Source: unverified choice; a phrase of a few words
     can be most of a short prompt."""
-    small_sentences: int = 3
-    """Words of more sentences than this are no small candidate unless they are few, >= 1. Source: unverified choice;
-    tests/bench/LOG.md, a style of six sentences."""
+    small_sentences: int = 2
+    """Words of more sentences than this are no small candidate unless they are few, >= 1. Source: tests/bench/LOG.md, a style of six
+    sentences (chosen on ten of its reports)."""
     needed_share: float = 0.5
     """A text that is not small is a trigger only where leaving out one of its words keeps at most this share of what was changed
     before, on the mean over the words, 0..1. Source: unverified choice; tests/bench/LOG.md, bench of victims."""
@@ -243,9 +243,8 @@ class CausalSettings:
     def __post_init__(self) -> None:
         """Check ranges."""
         _at_least(self, 0, "max_looks")
-        _at_least(
-            self, 1, "min_transfer", "min_minimise", "margin_tokens", "marker_words", "min_paraphrases", "max_calls"
-        )
+        _at_least(self, 1, "min_transfer", "min_minimise", "margin_tokens", "marker_words", "min_paraphrases")
+        _at_least(self, 1, "max_calls", "small_sentences", "n_nearest")
         _at_least(self, 2, "n_instead")
         _at_least(self, 4, "n_minimise", "n_shams", "n_frame")
         _at_least(self, 8, "n_transfer", "judge_tokens", "marker_characters", "fixed_answer_tokens")
