@@ -82,6 +82,11 @@ class Attack:
                     break
         return "".join(said)
 
+    @property
+    def uploading(self) -> dict:
+        """The handler of the upload button."""
+        return next(one for one in self.handlers if any(event == "upload" for _, event in one["targets"]))
+
     def upload(self, name: str, content: bytes) -> tuple[int, bytes]:
         """Send one file as the upload button does; return status and answer, which names where it lies."""
         edge = uuid.uuid4().hex
@@ -176,7 +181,7 @@ def test_an_upload_is_limited_and_stays_where_uploads_go(attack: Attack) -> None
     assert MAX_UPLOAD == "8mb"
     assert attack.upload("large.json", b"x" * 8_500_000)[0] == 413
     before = files(attack.root)
-    handler = next(one for one in attack.handlers if any(attack.types[i] == "uploadbutton" for i in one["inputs"]))
+    handler = attack.uploading
     names = [
         "../../../up.json",
         "/etc/up.json",
@@ -224,7 +229,7 @@ def test_an_upload_is_limited_and_stays_where_uploads_go(attack: Attack) -> None
 
 def test_hostile_files_through_the_upload_button(attack: Attack, caplog: pytest.LogCaptureFixture) -> None:
     """Each is shown as the report in it, or refused in the sentence of intake; none is a fault of ours."""
-    handler = next(one for one in attack.handlers if any(attack.types[i] == "uploadbutton" for i in one["inputs"]))
+    handler = attack.uploading
     n_refused = 0
     for name, content in FILES.items():
         if not isinstance(content, bytes):
