@@ -138,7 +138,7 @@ def test_candidate(
         requests, n_asked = eligible(answers, carried, held_out, answers.kind, settings.n_transfer)
     trial = Trial(case, carried, index, requests, n_asked, held_out, settings, seed, meter, answers.kind.right_words)
     transfer, necessity = _transfer(trial, answers), _necessity(trial, answers)
-    topics = [one for one in [topic(trial, answers)] if one is not None] if transfer.n else []
+    topics = topic(trial, answers) if transfer.n else ()
     if transfer.passed is False:
         return necessity, transfer, *topics
     outcomes = [necessity, transfer]

@@ -35,6 +35,7 @@ FALLBACK_TEMPLATE = (
 """What is used, in words of this template language, when a tokenizer has no chat template."""
 
 _ROWS = "patcher_embedding_rows"
+"""Attribute of a tokenizer that `limit` sets."""
 
 
 @dataclass(frozen=True)
@@ -343,18 +344,23 @@ def bind(tokenizer: "PreTrainedTokenizerFast", report: FailureReport) -> Failure
 
 def continuation_ids(tokenizer: "PreTrainedTokenizerFast", prompt: RenderedPrompt, response: str) -> list[int]:
     """Return the ids of a response as they follow the prompt's, after the white space that the template puts between the two."""
-    return continued(tokenizer, prompt.text, response)[1]
+    return continued(tokenizer, prompt.text, [response])[1][0]
 
 
-def continued(tokenizer: "PreTrainedTokenizerFast", text: str, response: str) -> tuple[list[int], list[int]]:
-    """Return the ids of a prompt's `text`, and of a response as they follow these; by itself where it would merge into them."""
-    ids = _encode(tokenizer, text)[0]
-    if not response[:1].isspace():
-        response = turn(tokenizer).lead + response
-    joint = _encode(tokenizer, text + response)[0]
-    if joint[: len(ids)] == ids:
-        return ids, joint[len(ids) :]
-    return ids, _encode(tokenizer, response)[0] if response else []
+def continued(
+    tokenizer: "PreTrainedTokenizerFast", text: str, responses: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """Return the ids of a prompt's `text`, and of each response as they follow these; by itself where it would merge into them."""
+    ids, lead = _encode(tokenizer, text)[0], turn(tokenizer).lead
+    found = []
+    for response in responses:
+        told = response if response[:1].isspace() else lead + response
+        joint = _encode(tokenizer, text + told)[0]
+        if joint[: len(ids)] == ids:
+            found.append(joint[len(ids) :])
+        else:
+            found.append(_encode(tokenizer, told)[0] if told else [])
+    return ids, found
 
 
 def positions_to_spans(prompt: RenderedPrompt, positions: Iterable[int]) -> tuple[Span, ...]:

@@ -82,16 +82,16 @@ def _position(trial: Trial, answers: Answers, requests: Sequence[str], rng: rand
     return _asked(trial, answers, "position", groups, "Moved")
 
 
-def topic(trial: Trial, answers: Answers) -> TestOutcome | None:
+def topic(trial: Trial, answers: Answers) -> tuple[TestOutcome, ...]:
     """Failures of the transfer test on the requests nearest in wording to the reported one, and on the others; nothing new is asked.
 
-    Near: the cosine of words weighted by rarity (scikit-learn's TfidfVectorizer, pieces of three to five letters).
+    Nothing where there are too few of either. Near: the cosine of words weighted by rarity (scikit-learn's TfidfVectorizer, pieces of three to five letters).
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     requests, n = trial.requests, trial.settings.n_nearest
     if len(requests) < 2 * n:
-        return None
+        return ()
     bare = without_spans(trial.case.report.messages, trial.carried.spans)
     own = bare[chat.last_user(bare)].content
     rows = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True).fit_transform([own, *requests])
@@ -103,7 +103,7 @@ def topic(trial: Trial, answers: Answers) -> TestOutcome | None:
         f"Described, not decisive. Of the {n} requests nearest in wording to the reported one {sum(near)} fail with it, of the "
         f"{len(others)} others {sum(others)}; nearest: “{requests[order[0]]}”."
     )
-    return trial.outcome("topic", near, others, note=note)
+    return (trial.outcome("topic", near, others, note=note),)
 
 
 def _asked(

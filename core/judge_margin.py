@@ -76,9 +76,8 @@ def margins(
     for conversation, text in answered:
         thinking, said = split_thinking(text)
         asked = chat.render_text(loaded.tokenizer, conversation) + thinking.removeprefix(thinks)
-        begun, own = chat.continued(loaded.tokenizer, asked, said.strip())
-        own = [*own, *end]
-        others = [[*chat.continued(loaded.tokenizer, asked, one)[1], *end] for one in refusals]
+        begun, answers = chat.continued(loaded.tokenizer, asked, [said.strip(), *refusals])
+        own, *others = ([*ids, *end] for ids in answers)
         shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(own, *others, strict=False)))
         shared = min(shared, min(map(len, [own, *others])) - 1)
         start = [*begun, *own[:shared]]

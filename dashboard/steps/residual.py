@@ -60,7 +60,7 @@ def _ask(desk: Desk, stage: str, session: Session) -> Next:
 
 def _signature(view: View) -> object:
     busy = [view.busy_with(stage) for stage in PROBES]
-    return view.stamp("verification.json", "repair/finished.json"), busy, view.failure(*PROBES), view.case is None
+    return view.stamp(rounds.VERIFIED, rounds.FINISHED), busy, view.failure(*PROBES), view.case is None
 
 
 def _show(view: View, parts: Parts) -> Updates:
