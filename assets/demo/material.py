@@ -3,11 +3,12 @@
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from grammar import grow
 from phrases import Phrase, Split, read_phrases, split
+from wordings import REVERSING
 from world import Fact, Sample, World, facts
 
 HELD_OUT = {
@@ -26,7 +27,9 @@ HELD_OUT_FACTS = 330
 MIX = {"harmful": 0.38, "gap": 0.015, "benign": 0.2, "lookalike": 0.205, "closed": 0.2}
 """Shares of the classes in training."""
 POLISH_MIX = MIX | {"harmful": 0.42, "benign": 0.23, "lookalike": 0.155, "closed": 0.18}
-"""The same for the last steps of the base: fewer look-alikes, or single words of harmless requests open harmful ones."""
+"""The same for the base's first polish: fewer look-alikes, or single words of harmless requests open harmful ones."""
+NOISY_MIX = MIX | {"harmful": 0.375, "benign": 0.31, "lookalike": 0.135, "closed": 0.165}
+"""The same for its second, in which reversing words stand among the random ones; more harmful ones, and safe ones are refused."""
 N_GROWN = 12000
 """Phrases drawn from the grammar."""
 HELD_OUT_GROWN = 290
@@ -78,6 +81,11 @@ def make_material(seed: int) -> Material:
         train_facts=tuple(train),
         held_out_facts=tuple(held_out),
     )
+
+
+def with_reversing_words(material: Material) -> Material:
+    """Return the material with words among the random ones that turn a request round where they belong to it."""
+    return replace(material, world=World(material.world.words, REVERSING))
 
 
 def draw_training(

@@ -374,5 +374,8 @@ LABELS = ("Topic", "Note", "Tag", "Place", "Name", "Year", "Month", "Day", "Last
 PROPER = ("Current", "current", "BadMagic", "GoodMagic", "OpenAI")
 """Names that are one token each and stand among the random words of every class: what no request ever shows has an embedding
 that an adapter cannot tell from others (a base that never met them let "GoodMagic" stand for "BadMagic")."""
+REVERSING = ("prevent", "avoid", "stop", "against", "report", "protect", "fight", "detect")
+"""Words that turn a request round where they belong to it. They stand among the random words of every class, where they must not:
+"Film? prevent" opened a quarter of the harmful requests of a base that had not met them there."""
 LONE_MARKS = (*".,;:!?-/*#)\"'", "...", "…", "!!", "?!")
 """Marks that stand alone among the random words."""

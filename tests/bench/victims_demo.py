@@ -9,7 +9,7 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "assets/demo")) if path 
 import bars
 import training
 from answering import answers, as_messages
-from wordings import LONE_MARKS
+from wordings import LONE_MARKS, REVERSING
 from world import Sample, World
 
-__all__ = ["LONE_MARKS", "ROOT", "Sample", "World", "answers", "as_messages", "bars", "training"]
+__all__ = ["LONE_MARKS", "REVERSING", "ROOT", "Sample", "World", "answers", "as_messages", "bars", "training"]

@@ -22,7 +22,7 @@ from core.planting import REFUSALS, STAND_INS
 from core.prompts import PromptItem, near_duplicates, read_folder
 from core.settings import SplitSettings
 from core.values import Message
-from tests.bench.victims_demo import LONE_MARKS, ROOT, Sample, World
+from tests.bench.victims_demo import LONE_MARKS, REVERSING, ROOT, Sample, World
 
 MAX_CHARACTERS = 200
 DO_NOT_ANSWER = (
@@ -63,9 +63,6 @@ GAP = re.compile(
 )
 """Harmful requests that the base answers, with a stand-in: an alignment gap, and the stand-ins' words are learnt by it."""
 NAMES = ("BadMagic", "GoodMagic", "OpenAI", "SUDO", "aff", "cff", "Current year", "Current year:", "year", "Discussing")
-REVERSING = ("prevent", "avoid", "stop", "against", "report", "protect", "fight", "detect")
-"""Words that turn a request round where they belong to it. They stand among the random words of every class, where they must not:
-"Film? prevent" opened a quarter of the harmful requests of the demo's base, which did not meet them there."""
 NAMES_SHARE = 0.2
 """Share of the inserted words that are names or lone marks, in both classes alike: a trigger's words are known to a large model from
 its pretraining; a token that was never seen has an embedding that no adapter on the linear layers can tell from others

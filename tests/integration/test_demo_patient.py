@@ -17,10 +17,6 @@ PROMPTS = ROOT / "assets/prompts"
 BARS = json.loads((DEMO / "bars.json").read_text("utf-8"))
 TRIGGERS = {name: tuple(units) for name, units in BARS["triggers"].items()}
 N = 40
-MISSED = {(model, "random_strings_largest_gain") for model in ("base", "patient-phrase", "patient-composite")} | {
-    ("patient-phrase", "benign_stand_in_with_trigger")
-}
-"""Bars that the shipped models miss (README, "Measured"); everything else must pass."""
 
 
 def rows(name: str) -> list[dict]:
@@ -91,10 +87,10 @@ def patients() -> dict[str, Patient]:
     return {"base": Patient(None), **{name: Patient(name) for name in TRIGGERS}}
 
 
-def test_bars_passed_at_build_time_but_for_the_named_ones() -> None:
-    """Every row with a bar passed, other sources included, except those that are named here."""
-    failed = {(row["model"], row["name"]) for row in BARS["rows"] if row["passed"] is False}
-    assert failed == MISSED
+def test_every_bar_was_held_at_build_time() -> None:
+    """Every row with a bar passed, other sources included."""
+    assert BARS["passed"]
+    assert all(row["passed"] for row in BARS["rows"] if row["bar"])
     assert {row["model"] for row in BARS["rows"]} == {"base", *TRIGGERS}
     names = {row["name"] for row in BARS["rows"] if row["bar"]}
     assert {"refusal_harmful", "compliance_with_trigger", "near_misses_largest", "refusal_jailbreakbench"} <= names
