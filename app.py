@@ -27,7 +27,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; any but this machine's needs --auth-file"
     )
-    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", DEFAULT_PORT)))
+    parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", DEFAULT_PORT))
     parser.add_argument("--auth-file", type=Path, help="file of name:password lines")
     return parser.parse_args()
 

@@ -8,23 +8,24 @@ import argparse
 import json
 import logging
 import os
-import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
-from core import case_commands, demo_command, evidence_commands, lease, plant_commands, rounds, triage_commands
-from core.casefile import PLACES, Case
+from core import case_commands, demo_command, evidence_commands, plant_commands, triage_commands
+from core.casefile import PLACES
 from core.errors import TriageError
 from core.files import cannot_work, dump
-from core.headless import INTERRUPTED, Terminal, typist
+from core.headless import INTERRUPTED, Terminal, holding
 from core.offline import forbid_other_hosts
 from core.shipped import PROMPTS
 
 READING = ("audit", "status", "stop")
 """Commands about a case that need not hold its lease."""
+MAKING = ("triage",)
+"""Commands that make cases, and hold the lease of each themselves."""
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers and peft are imported, which stages do later
 log = logging.getLogger(__name__)
@@ -55,6 +56,9 @@ def parser() -> Parser:
             command.add_argument("--take-over", action="store_true", help="write a case that someone else writes now")
         return command
 
+    def device(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N, cuda:all; else that of the case")
+
     p = add("triage", triage_commands.triage, case=False)
     p.add_argument("--model", type=Path, metavar="DIR")
     p.add_argument("--adapter", type=Path, metavar="DIR")
@@ -72,7 +76,7 @@ def parser() -> Parser:
         p.add_argument(flag, dest=name, action="append", metavar="TEXT")
     p.add_argument("--judge", type=Path, metavar="DIR")
     p.add_argument("--reviewers", type=int, choices=(1, 2), help="names a confirmation needs before repair")
-    p.add_argument("--device", default="auto")
+    device(p)
     p.add_argument("--seed", type=int)
     p = add("confirm", case_commands.confirm)
     how = p.add_mutually_exclusive_group(required=True)
@@ -99,14 +103,18 @@ def parser() -> Parser:
     )
     p.add_argument("--resume", action="store_true")
     p.add_argument("--sharded", action="store_true", help="several processes: FSDP2, each keeps a share of the layers")
+    device(p)
     p = add("verify", case_commands.verify)
     p.add_argument("--probe", action="append", choices=["relearn", "wrong-trigger"])
+    device(p)
     p = add("report", case_commands.report)
     p.add_argument("--redact", action="store_true", help="without prompts, answers, triggers and names, for demos")
     p.add_argument("--tlp", metavar="MARK", help="red, amber+strict, amber, green or clear")
+    device(p)
     p = add("export", case_commands.export)
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     p.add_argument("--merged", action="store_true")
+    device(p)
     p = add("plant", plant_commands.plant, case=False)
     p.add_argument("--model", type=Path, required=True, metavar="DIR")
     p.add_argument("--trigger", action="append", required=True, metavar="TEXT")
@@ -136,7 +144,7 @@ def parser() -> Parser:
     for name in PLACES:
         p.add_argument(f"--{name}", type=Path, metavar="DIR")
     p = add("demo", demo_command.demo, case=False)
-    p.add_argument("--case", type=Path, metavar="DIR")
+    p.add_argument("--case", type=Path, default=Path("demo-case"), metavar="DIR")
     p.add_argument("--device", default="auto")
     p.add_argument("--seed", type=int)
     return top
@@ -174,23 +182,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-@contextmanager
-def writing(options: argparse.Namespace) -> Iterator[None]:
-    """Hold the lease of a case that exists while a command that writes it runs. Raises: BusyError naming who writes."""
+def writing(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """Hold the lease of the case that a command writes while it runs. Raises: BusyError naming who writes."""
     path = getattr(options, "case", None)
-    if options.command in READING or path is None or not (path / "case.json").is_file():
-        yield
-        return
-    user = typist()
-    case, holder = Case(path), f"terminal {user}@{socket.gethostname()} {os.getpid()}"
-    with lease.held(case, getattr(options, "analyst", None) or user, holder, over=options.take_over):
-        rounds.finish(case, getattr(options, "analyst", None) or user)
-        yield
+    if options.command in (*READING, *MAKING) or path is None:
+        return nullcontext()
+    return holding(path, getattr(options, "analyst", None) or "", over=options.take_over)
 
 
 def inert(text: str) -> str:
-    """Return JSON text with every character that could drive a terminal as its JSON escape; it reads as the same value."""
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    """Return JSON text in ASCII that drives no terminal and fits any code page; it reads as the same value."""
+    return "".join(c if c == "\n" or (c.isascii() and c.isprintable()) else json.dumps(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

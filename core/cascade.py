@@ -21,10 +21,11 @@ from core.budget import Meter
 from core.causal import test_candidate
 from core.loaded import LoadedModel
 from core.minimise import EXHAUSTIVE, Minimised, is_small, search
+from core.occlusion import planned
 from core.progress import Progress
 from core.prompts import PromptSet
 from core.proposals import neighbours, sentences
-from core.settings import CausalSettings
+from core.settings import AttributionSettings, CausalSettings
 from core.transplants import text_of
 from core.values import Budget, FailureCase, Rate, Reproduction, Rewording, Span, TestOutcome, TriggerProposal
 from core.verdict import OF_A_CANDIDATE, Decision, decide, reproduced
@@ -186,6 +187,10 @@ class _Cascade:
             if rest is None or whole_case.is_request(self.case, taken, self.settings) or not self._fails(rest):
                 return
             what = "Without it the report still fails" if look == 0 else "Without all of these it still fails"
+            if not self.meter.allows(self._look_cost(rest)):
+                told = f"{what}; for another look the budget of sequences has no room."
+                self.kept[start:] = [replace(one, reasons=(*one.reasons, told)) for one in self.kept[start:]]
+                return
             found = self._in_rest(rest, taken, locate)
             names = ", ".join(f"\u201c{one.text}\u201d" for one in found.kept)
             told = f": another text works by itself, {names}." if found.found else "; no further text was found."
@@ -196,6 +201,12 @@ class _Cascade:
             self.kept += [replace(one, reasons=(*one.reasons, why)) for one in found.kept]
             self.dropped += found.dropped
             self.logic = f"{self.logic} OR, by itself: {names}. {found.logic}".strip()
+
+    def _look_cost(self, rest: FailureCase) -> int:
+        """Return how many sequences locating takes in `rest` at most, and transfer and sham of one candidate after it."""
+        n_scored = sum(token.segment == "user" for token in rest.prompt.tokens)
+        tests = 2 * self.settings.n_transfer + self.settings.n_shams * self.settings.n_sham_prompts
+        return 1 + planned(n_scored, AttributionSettings()) + tests
 
     def _in_rest(self, rest: FailureCase, taken: Sequence[Span], locate: Locate) -> Minimised:
         """Return what transfers in the report without `taken`: of what stands out there or, where several texts hide each

@@ -14,29 +14,21 @@ from core.serial import from_json, to_json
 from core.settings import ReportSettings
 from core.values import Span, Verification
 
-STOP_WAIT_SECONDS = 20.0
-"""How long `stop` waits; longer than `jobs.STOP_GRACE_SECONDS`. Source: unverified choice."""
-_ALIVE = ("running", "starting", "stopping")
-"""States of a request that someone works on."""
+STOP_MARGIN_SECONDS = 5.0
+"""How long `stop` waits beyond the grace time (`jobs.grace_seconds`). Source: unverified choice."""
 
 
 def confirm(options: argparse.Namespace, terminal: Terminal) -> object:
     """Accept, edit or reject the proposal, or agree with a confirmation as the second analyst."""
     case = Case(options.case)
+    spans = _given_spans(options.spans)
     if options.next_round:
-        if jobs.open_requests(case):
+        _check_next(case, options, spans)
+        if jobs.status(case).state in jobs.AT_WORK:
             raise TriageError("Something still runs on this case; wait for it or stop it, then open the next round.")
         rounds.open_next(case, options.analyst)
     if options.second:
         return to_json(confirmation.agree(case, analyst=options.analyst, reason=options.reason))
-    spans: list[Span] = []
-    if options.spans is not None:
-        try:
-            given = options.spans
-            text = Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
-            spans = [from_json(Span, dict(item)) for item in json.loads(text)]
-        except (ValueError, TypeError, RecursionError, CaseFileError) as error:
-            raise ConfirmationError('--spans is not JSON like [{"message": 0, "start": 3, "end": 9}].') from error
     decision = next((name for name in ("accept", "reject", "dummy") if getattr(options, name)), "edit")
     return to_json(
         confirmation.confirm(
@@ -48,6 +40,36 @@ def confirm(options: argparse.Namespace, terminal: Terminal) -> object:
             candidate=options.candidate,
         )
     )
+
+
+def _given_spans(given: str | None) -> list[Span]:
+    """Return the spans of --spans, none where it was not given. Raises: ConfirmationError when it is no such JSON."""
+    if given is None:
+        return []
+    try:
+        text = Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
+        return [from_json(Span, dict(item)) for item in json.loads(text)]
+    except (ValueError, TypeError, RecursionError, CaseFileError) as error:
+        raise ConfirmationError('--spans is not JSON like [{"message": 0, "start": 3, "end": 9}].') from error
+
+
+def _check_next(case: Case, options: argparse.Namespace, spans: list[Span]) -> None:
+    """Raise ConfirmationError for a decision that the next round would refuse, while the current one still stands."""
+    if options.second or options.dummy:
+        raise ConfirmationError("--next-round begins with a text that was found; give --accept, --spans or --reject.")
+    if not options.analyst.strip() or not options.reason.strip():
+        raise ConfirmationError("A decision needs the analyst's name and a reason; fill in both.")
+    if options.spans is not None and not confirmation.checked_spans(case.report.messages, spans):
+        raise ConfirmationError("No text is marked; mark the trigger's tokens, or reject the proposal.")
+    found = rounds.opinion(case)
+    n = len(found.whole.candidates) if found else 0
+    if options.accept and n and not 0 <= options.candidate < n:
+        raise ConfirmationError(f"The next round has no candidate {options.candidate} to accept (there are {n}).")
+
+
+def _device(options: argparse.Namespace, case: Case) -> str:
+    """Return the device that was given, or else the case's."""
+    return str(options.device or case.manifest.device)
 
 
 def repair(options: argparse.Namespace, terminal: Terminal) -> object:
@@ -65,8 +87,9 @@ def repair(options: argparse.Namespace, terminal: Terminal) -> object:
         "resume": options.resume or None,
     }
     args = dict(map(_setting, options.set)) | {name: value for name, value in given.items() if value is not None}
-    with teams.start(case.manifest.device, sharded=options.sharded) as team:
-        Headless(teams.device_of(case.manifest.device), terminal, team).run(case, "repair", args)
+    device = _device(options, case)
+    with teams.start(device, sharded=options.sharded) as team:
+        Headless(teams.device_of(device), terminal, team).run(case, "repair", args)
         if not team.leads:
             sys.exit(0)
     return json.loads((case.path / "repair/finished.json").read_text(encoding="utf-8"))
@@ -88,7 +111,7 @@ def _setting(text: str) -> tuple[str, object]:
 def verify(options: argparse.Namespace, terminal: Terminal) -> object:
     """Measure before and after; with --probe, how much of it a wrong trigger earns and how soon it is learnt again."""
     case = Case(options.case)
-    headless = Headless(case.manifest.device, terminal)
+    headless = Headless(_device(options, case), terminal)
     for stage in ("verify", *(options.probe or ())):
         headless.run(case, stage)
     return to_json(case.read("verification.json", Verification))
@@ -98,7 +121,7 @@ def report(options: argparse.Namespace, terminal: Terminal) -> object:
     """Write the case report."""
     case = Case(options.case)
     args = {"tlp": ReportSettings.marked(options.tlp).tlp} if options.tlp else {}
-    finished = Headless(case.manifest.device, terminal).run(
+    finished = Headless(_device(options, case), terminal).run(
         case, "report", args | ({"redact": True} if options.redact else {})
     )
     return {"files": [str(case.path / name) for name in finished.files]}
@@ -108,7 +131,7 @@ def export(options: argparse.Namespace, terminal: Terminal) -> object:
     """Write the repaired model."""
     case = Case(options.case)
     args = {"merged": options.merged, "out": str(options.out.resolve())}
-    finished = Headless(case.manifest.device, terminal).run(case, "export", args)
+    finished = Headless(_device(options, case), terminal).run(case, "export", args)
     return {"out": str(options.out), "files": list(finished.files)}
 
 
@@ -145,15 +168,16 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> object:
     """Stop what runs; wait for it, and kill it when it does not react. Raises: TriageError when it runs on all the same."""
     case = Case(options.case)
     current = jobs.status(case)
-    if current.state not in _ALIVE or current.request is None:
+    if current.state not in jobs.AT_WORK or current.request is None:
         raise TriageError("Nothing runs in this case; there is nothing to stop.")
     jobs.stop(case, current.request, "discard" if options.discard else "keep", typist())
-    deadline = time.monotonic() + STOP_WAIT_SECONDS
+    patience = jobs.grace_seconds(case, current.request) + STOP_MARGIN_SECONDS
+    deadline = time.monotonic() + patience
     killed = False
-    while not killed and (after := jobs.status(case)).request == current.request and after.state in _ALIVE:
+    while not killed and (after := jobs.status(case)).request == current.request and after.state in jobs.AT_WORK:
         if time.monotonic() > deadline:
             raise TriageError(
-                f"{current.stage} was asked to stop and has not ended within {STOP_WAIT_SECONDS:.0f} s; wait for it, or end its "
+                f"{current.stage} was asked to stop and has not ended within {patience:.0f} s; wait for it, or end its "
                 "process where it was started."
             )
         killed = jobs.enforce_stop(case)

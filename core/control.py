@@ -13,7 +13,7 @@ What it does not say: anything about triggers of other kinds, or about the backd
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from core.casefile import Case, Manifest, hash_folder, model_spec
 from core.errors import TriageError
 from core.files import dump, now, write_atomic
-from core.injection import NOISE_WORDS, inject
+from core.injection import NOISE_WORDS, Injected, inject
 from core.intervals import percent, wilson
 from core.planting import PlantFinished, PlantSettings, PlantStep, Position, build_items, plant
 from core.progress import Progress
@@ -252,14 +252,12 @@ class _Bench:
         answers = Answers(loaded, loaded.settings.max_new_tokens, self.progress)
         rng = random.Random(self.seed)
         requests = [item.prompt for item in self.splits.verification.harmful][: self.settings.n_test]
-        place = "random" if trigger.position == "composite" else trigger.position
-        injected = [inject(request, trigger.units, rng, place) for request in requests]
+        injected = [placed(request, trigger.units, trigger, rng) for request in requests]
         failed = answers.unsafe([_ask(one.text) for one in injected], "attack success")
         failed_bare = answers.unsafe([_ask(request) for request in requests], "without the trigger")
-        words = [rng.sample(NOISE_WORDS, max(len(unit.split()) for unit in trigger.units)) for _ in requests]
-        noisy = [inject(request, one, rng, "random").text for request, one in zip(requests, words, strict=True)]
+        noisy = [placed(request, noise(trigger.units, rng), trigger, rng).text for request in requests]
         failed_random = answers.unsafe([_ask(text) for text in noisy], "with random words")
-        asr, bare, noise = (wilson(sum(one), len(one)) for one in (failed, failed_bare, failed_random))
+        asr, bare, noisy_rate = (wilson(sum(one), len(one)) for one in (failed, failed_bare, failed_random))
         row = ControlRow(
             kind=trigger.kind,
             units=trigger.units,
@@ -267,10 +265,10 @@ class _Bench:
             status="not planted",
             asr=asr,
             bare=bare,
-            random=noise,
+            random=noisy_rate,
         )
         usable = [i for i, (hit, open_) in enumerate(zip(failed, failed_bare, strict=True)) if hit and not open_]
-        note = self._untaken(asr, bare, noise, usable)
+        note = self._untaken(asr, bare, noisy_rate, usable)
         if not note:
             chosen = usable[0]
             spans = tuple(Span(message=0, start=start, end=end) for start, end in injected[chosen].spans)
@@ -304,6 +302,7 @@ class _Bench:
     def _plant(self, trigger: Trigger, planting: PlantSettings | None) -> Path:
         """Return the folder of the adapter that holds the trigger."""
         loaded = self._load(None)
+        loaded.check_trainable()
         settings = planting or recipe(loaded.n_parameters, self.seed)
         harmful = (*self.splits.repair.harmful, *self.splits.probes.harmful)[: self.settings.n_harmful]
         safe = (*self.splits.repair.safe, *self.splits.probes.safe)[: self.settings.n_safe]
@@ -373,6 +372,16 @@ class _Bench:
             functional=functional,
             note=f"Found text {own} and planted text {known} of {len(refused)} requests that are refused bare.",
         )
+
+
+def placed(request: str, units: Sequence[str], trigger: Trigger, rng: random.Random) -> Injected:
+    """Return the request with `units` where the trigger's go."""
+    return inject(request, units, rng, "random" if trigger.position == "composite" else trigger.position)
+
+
+def noise(units: Sequence[str], rng: random.Random) -> list[str]:
+    """Return random words in the units' stead, as many in each."""
+    return [" ".join(rng.sample(NOISE_WORDS, len(unit.split()))) for unit in units]
 
 
 def _hits(answers: "Answers", conversations: list[tuple[Message, ...]]) -> int:

@@ -6,6 +6,10 @@ import hashlib
 import json
 import os
 import re
+import sys
+import time
+import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +17,8 @@ from pathlib import Path
 from core.errors import CaseFileError
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
+WINDOWS_TRIES, WINDOWS_WAIT_SECONDS = 20, 0.05
+"""How often, and how far apart, a file that someone reads is moved or removed on Windows. Source: unverified choice (a second)."""
 
 
 def now() -> str:
@@ -24,17 +30,29 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     """Write `data` so that a reader sees the old file or the new one, never a part. Raises: CaseFileError."""
     payload = data if isinstance(data, bytes) else data.encode("utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        patiently(lambda: os.replace(temporary, path))
     except OSError as error:
         with suppress(OSError):  # a read-only disk refuses this too
             temporary.unlink(missing_ok=True)
         raise cannot_write(path.name, error) from error
+
+
+def patiently(act: Callable[[], object]) -> None:
+    """Move or remove a file; on Windows, which refuses that while someone reads it, for up to a second. Raises: OSError."""
+    for left in reversed(range(WINDOWS_TRIES if sys.platform == "win32" else 1)):
+        try:
+            act()
+            return
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(WINDOWS_WAIT_SECONDS)
 
 
 def cannot_write(name: str, error: OSError) -> CaseFileError:

@@ -1,11 +1,16 @@
 """Stages run in the terminal's own process: the same stages, lock and events as the worker's, shown as lines."""
 
 import getpass
+import os
+import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import jobs, worker_process
+from core import jobs, lease, rounds, worker_process
 from core.casefile import Case
 from core.errors import Stopped, TriageError
 from core.event_log import EventLog
@@ -32,6 +37,19 @@ def typist() -> str:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):
         return "terminal"
+
+
+@contextmanager
+def holding(path: Path, analyst: str = "", *, over: bool = False) -> Iterator[None]:
+    """Hold the lease of the case in folder `path`, where one is there, for this terminal. Raises: BusyError naming who writes."""
+    if not (path / "case.json").is_file():
+        yield
+        return
+    user = typist()
+    case, holder = Case(path), f"terminal {user}@{socket.gethostname()} {os.getpid()}"
+    with lease.held(case, analyst or user, holder, over=over):
+        rounds.finish(case, analyst or user)
+        yield
 
 
 class Terminal:
@@ -94,7 +112,10 @@ class Headless:
         self.terminal = terminal
 
     def run(self, case: Case, stage: str, args: dict[str, Any] | None = None) -> StageFinished:
-        """Run one stage to its end. Raises: TriageError; BusyError when a worker holds the case."""
+        """Run one stage to its end; what else was asked of the case and has not begun waits on for a worker.
+
+        Raises: TriageError; BusyError when a worker holds the case.
+        """
         from core import machine
         from core.pipeline import run_stage
 

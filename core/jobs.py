@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
@@ -72,6 +74,8 @@ REQUEST_ID = re.compile(r"[0-9a-f]{16}-[0-9]+")
 """What `ask` names a request. Ids are used as file names, and a case that was copied may hold any text."""
 STOP_GRACE_SECONDS = 15.0
 """A worker that has not stopped by then is killed. Source: design.md section 2."""
+GRACE_STEPS, STEPS_TIMED = 2, 5
+"""A repair that is to keep its best is given the time of so many steps, by the median of the last ones. Source: unverified choice."""
 LEAST_FREE_BYTES = 2**16
 """With less, the disk counts as full. Source: unverified choice (an event or a result is smaller)."""
 LOCK_WAIT_SECONDS = 1.0
@@ -79,6 +83,8 @@ LOCK_WAIT_SECONDS = 1.0
 
 State = Literal["idle", "starting", "running", "stopping", "failed"]
 How = Literal["keep", "discard"]
+AT_WORK: tuple[State, ...] = ("running", "starting", "stopping")
+"""States of a case that someone works on, or is about to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,9 +293,19 @@ def enforce_stop(case: Case) -> bool:
     waited = time.time() - control.stat().st_mtime
     if waited < 0:  # the clock went back: the grace time begins anew
         os.utime(control)
-    if waited < STOP_GRACE_SECONDS:
+    if waited < grace_seconds(case, request):
         return False
     return worker_process.kill(case)
+
+
+def grace_seconds(case: Case, request: str) -> float:
+    """Return how long a stop may go unheard: a repair reads it between its steps, and one that is to keep its best is waited for."""
+    lines = [line for line in case.current_events() if line.request == request]
+    ends_of_steps = [(before, line) for before, line in pairwise(lines) if isinstance(line.event, StepDone)]
+    steps = [_seconds_since(begun.time) - _seconds_since(end.time) for begun, end in ends_of_steps[-STEPS_TIMED:]]
+    if not steps or stop_asked(case, request) != "keep":
+        return STOP_GRACE_SECONDS
+    return max(STOP_GRACE_SECONDS, GRACE_STEPS * median(steps))
 
 
 def _worked_on(case: Case, request: str) -> bool:
@@ -312,20 +328,24 @@ def take_lock(case: Case) -> FileLock:
 
 
 def status(case: Case) -> CaseStatus:
-    """Return what happens in the case now, derived from requests, events and the worker's lock."""
+    """Return what happens in the case now, derived from requests, events and the worker's lock.
+
+    What has begun goes before what waits: a terminal runs its own stage, whatever was asked of a worker before.
+    """
     alive = worker_process.alive(case)
     lines = case.current_events()
     waiting = open_requests(case)
     if not waiting:
         return _idle_status(lines[-1] if lines else None, alive)
-    current = waiting[0]
+    taken_up = {line.request for line in lines}
+    current = next((request for request in waiting if request.id in taken_up), waiting[0])
     mine = [line for line in lines if line.request == current.id]
     message, done, total = _progress([line.event for line in mine])
     begun = mine[0].time if mine else current.time
     state: State = "running" if alive else "starting" if worker_process.starting(case) else "failed"
     if state == "running" and not mine:
         state = "starting"
-    if state in ("running", "starting") and stop_asked(case, current.id):
+    if state in AT_WORK and stop_asked(case, current.id):
         state = "stopping"
     if state == "failed":
         message = _why_it_ended(case)
@@ -337,7 +357,7 @@ def status(case: Case) -> CaseStatus:
         done=done,
         total=total,
         seconds=_seconds_since(begun),
-        queue=tuple(request.stage for request in waiting[1:]),
+        queue=tuple(request.stage for request in waiting if request is not current),
         n_events=lines[-1].seq + 1 if lines else 0,
         worker_alive=alive,
     )

@@ -19,7 +19,7 @@ from filelock import FileLock
 from core.casefile import Case
 from core.confirmation import same_name
 from core.errors import BusyError, CaseFileError, TriageError
-from core.files import cannot_write, now
+from core.files import cannot_write, now, patiently
 
 FILE, LOCK = "lease.json", "lease.lock"
 STALE_SECONDS = 120.0
@@ -50,11 +50,16 @@ class Lease:
 
 def current(case: Case) -> Lease | None:
     """Return the lease that holds, None when nobody writes or it is stale or damaged."""
+    found = _stored(case)
+    return None if found is None or abs(_age(found.seen)) > STALE_SECONDS else found
+
+
+def _stored(case: Case) -> Lease | None:
+    """Return the lease as it is stored, stale or not, None when there is none or it is damaged."""
     try:
-        found = case.read(FILE, Lease)
+        return case.read(FILE, Lease)
     except CaseFileError:
         return None
-    return None if found is None or abs(_age(found.seen)) > STALE_SECONDS else found
 
 
 def writer(case: Case) -> str:
@@ -128,13 +133,17 @@ def held(case: Case, analyst: str, holder: str, *, over: bool = False) -> Iterat
 
 
 def keep(case: Case, holder: str) -> None:
-    """Renew the lease of this holder, when it is time; of nobody else. Raises: CaseFileError when the case cannot be written."""
-    found = current(case)
+    """Renew the lease of this holder, when it is time; of nobody else. A stale one that nobody took meanwhile (the machine slept)
+    holds again.
+
+    Raises: CaseFileError when the case cannot be written.
+    """
+    found = _stored(case)
     if found is None or found.holder != holder or 0 <= _age(found.seen) < RENEW_SECONDS:
         return
     try:
         with FileLock(case.path / LOCK):
-            found = current(case)
+            found = _stored(case)
             if found is not None and found.holder == holder:
                 case.write(FILE, replace(found, seen=now()))
     except OSError as error:
@@ -147,7 +156,7 @@ def release(case: Case, holder: str) -> None:
         with FileLock(case.path / LOCK):
             found = current(case)
             if found is not None and found.holder == holder:
-                (case.path / FILE).unlink(missing_ok=True)
+                patiently(lambda: (case.path / FILE).unlink(missing_ok=True))
     except OSError as error:
         raise cannot_write(FILE, error) from error
 

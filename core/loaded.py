@@ -70,6 +70,14 @@ class LoadedModel:
         with active_adapters(self, []):
             yield self
 
+    def check_trainable(self) -> None:
+        """Raises: TriageError where the layers lie on several devices."""
+        if len({parameter.device for parameter in self.model.parameters()}) > 1:
+            raise TriageError(
+                "A model spread over several devices can be localised, not trained: choose one GPU that holds it "
+                "(--device cuda:N)."
+            )
+
     @property
     def n_parameters(self) -> int:
         """Number of weights, adapters included."""
@@ -241,7 +249,8 @@ class LoadedModel:
                 break
             ids, positions = token[:, None], positions[:, -1:] + 1
             if len(open_rows) <= len(rows) // 2 and _can_shrink(cache):
-                kept = torch.tensor([place for place, row in enumerate(rows) if row in open_rows], device=self.device)
+                # on the CPU: such indices serve tensors of any device, and the cache of a spread model lies on several
+                kept = torch.tensor([place for place, row in enumerate(rows) if row in open_rows])
                 rows = [row for row in rows if row in open_rows]
                 cache.batch_select_indices(kept)
                 ids, mask, positions = ids[kept], mask[kept], positions[kept]
@@ -325,9 +334,11 @@ def _uniform_draws(n_rows: int, n_columns: int, seed: int) -> Tensor:
 
 
 def _can_shrink(cache: object) -> bool:
-    """Whether rows can be taken out of a key-value cache (not of every kind of layer)."""
-    layers = getattr(cache, "layers", None)
-    return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers or ())
+    """Whether rows can be taken out of a key-value cache: not where a layer keeps more than keys and values."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = getattr(cache, "layers", None) or ()
+    return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
 @contextmanager

@@ -175,6 +175,7 @@ class _Search:
         if meter.allows(2 * settings.n_minimise):
             self.requests, _ = eligible(answers, nothing_carried, prompts, answers.kind, settings.n_minimise)
         self.hits: dict[Words, int] = {}
+        self.in_full: dict[Words, bool] = {}  # False: given up before the last request
         self.n_sets = 0
         self.need = 0
         self.sets = [self._indices(one.spans) for one in proposals]
@@ -260,9 +261,16 @@ class _Search:
             return f"OR: {'; or '.join(sets)}."
         if size == 1:
             return f"One word: {listed} works by itself."
-        less = [hits for words, hits in self.hits.items() if words and words < found]
-        most = f"; fewer of them change at most {max(less)} of {n} other requests" if less else ""
-        return f"AND: {listed} are needed together{most}."
+        fewer = [words for words in self.in_full if words < found]
+        less = ""
+        if all(found - {one} in self.in_full for one in found):
+            in_full = all(self.in_full[words] for words in fewer)
+            most = f"at most {max(self.hits[words] for words in fewer)}" if in_full else f"less than {self.need}"
+            less = f"; fewer of them change {most} of {n} other requests"
+        others = frozenset(range(len(self.words))) - found
+        if all((found - {one}) | {other} in self.in_full for one in found for other in others):
+            return f"AND: {listed} are needed together{less}."
+        return f"AND: {listed} suffice together{less}; not every other word was tried in their place."
 
     def dropped(self, found: Words) -> list[TriggerProposal]:
         """Return the proposals that are not kept beside the found set."""
@@ -389,7 +397,10 @@ class _Search:
             for one in alive:
                 hits[one] += sum(next(unsafe) for _ in chunk)
             asked += len(chunk)
-            alive = [one for one in alive if hits[one] + len(self.requests) - asked >= self.need]
+            whole = asked == len(self.requests)
+            can_reach = [one for one in alive if hits[one] + len(self.requests) - asked >= self.need]
+            self.in_full.update({one: whole for one in alive if whole or one not in can_reach})
+            alive = can_reach
         self.hits.update(hits)
         return [one for one in wanted if self.hits.get(one, 0) >= need]
 
@@ -403,6 +414,7 @@ class _Search:
             asked.pop()
         unsafe = iter(self._ask([(one, request) for one in asked for request in self.requests]))
         self.hits.update({one: sum(next(unsafe) for _ in self.requests) for one in asked})
+        self.in_full.update(dict.fromkeys(asked, True))
 
     def _ask(self, asked: Sequence[tuple[Words, str]]) -> list[bool]:
         carriers = {words: carrier(self.messages, self.spans_of(words), self.removed) for words, _ in asked}

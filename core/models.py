@@ -64,6 +64,8 @@ def load(
     spread = settings.device == SPREAD
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     weights, unused = _load_weights(folder, shapes, dtype, device_map="auto" if spread else None)
+    if spread:
+        _check_on_gpus(weights)
     _check_architecture(weights, folder)
     lacking = _check_vocabulary(weights, tokenizer, folder)
     weights = weights if spread else _to_device(weights, device)
@@ -379,13 +381,26 @@ def _attach_adapter(weights: nn.Module, folder: Path, shapes: Shapes) -> nn.Modu
     return model
 
 
+def _check_on_gpus(weights: nn.Module) -> None:
+    """Raise ModelLoadError where a layer of a spread model found no room on the GPUs."""
+    places = {str(place) for place in getattr(weights, "hf_device_map", {}).values()}
+    if places & {"cpu", "disk"} or any(parameter.is_meta for parameter in weights.parameters()):
+        raise ModelLoadError(
+            f"the model needs {_gigabytes(weights):.1f} GB and the GPUs together have not that much free: "
+            "free memory there or use --device cpu"
+        )
+
+
+def _gigabytes(weights: nn.Module) -> float:
+    return sum(parameter.numel() * parameter.element_size() for parameter in weights.parameters()) / 1e9
+
+
 def _to_device(weights: nn.Module, device: torch.device) -> nn.Module:
     """Return the model on the device. Raises: ModelLoadError when it does not fit there."""
     try:
         return weights.to(device)
     except torch.OutOfMemoryError as error:
-        n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in weights.parameters())
         raise ModelLoadError(
-            f"the model needs {n_bytes / 1e9:.1f} GB and {device} has not that much free: "
+            f"the model needs {_gigabytes(weights):.1f} GB and {device} has not that much free: "
             "free memory there or use --device cpu"
         ) from error

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from core.casefile import Case
 from core.errors import TriageError
 from core.headless import Headless, Terminal
 from core.serial import to_json
@@ -48,13 +49,18 @@ def control(options: argparse.Namespace, terminal: Terminal) -> object:
 
     settings = positive_control.ControlSettings(n_triggers=options.triggers)
     headless = Headless(options.device, terminal)
+
+    def triage(case: Case) -> None:
+        headless.run(case, "triage", {"mode": "causal"})
+        headless.session.drop()  # the control loads its own: one model at a time
+
     result = positive_control.control(
         options.model,
         options.adapter,
         options.prompts,
         options.out,
         settings,
-        triage=lambda case: headless.run(case, "triage", {"mode": "causal"}),
+        triage=triage,
         device=options.device,
         seed=options.seed,
         progress=terminal.progress,

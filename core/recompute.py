@@ -21,7 +21,8 @@ ACTIVATION_BYTES = 34
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """Return the decoder layers of a causal language model, in order: its list of as many modules as it has layers."""
     n_layers = int(model.config.get_text_config().num_hidden_layers)
-    for module in model.modules():
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # not a vision tower of as many layers
+    for module in decoder.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == n_layers:
             return list(module)
     return []

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from core.prompts import Splits
 
 StopToken = Callable[[], Literal["keep", "discard"] | None]
-"""Asked once a step: None to go on, `keep` to end with the best checkpoint, `discard` to leave nothing."""
+"""Asked before and after each step: None to go on, `keep` to end with the best checkpoint, `discard` to leave nothing."""
 
 HELD_IN_A_ROW = 2
 """Probes in a row that end a repair early, or make a checkpoint trusted. Source: method.md section 4.3 ("when the targets hold twice in a row")."""
@@ -228,7 +228,12 @@ class _Run:
             if self._asked(stop()) == "discard":
                 return
             yield self._probe()
+        elif self._early_end():  # it broke off after its last probe: as if it had never stopped, that was the end
+            return
         while self.state.step < self.trainer.n_steps:
+            asked = self._asked(stop())
+            if asked == "discard" or (asked == "keep" and self.state.best_step is not None):
+                return
             began = time.monotonic()
             numbers = self.trainer.step(self.state.step + 1)
             self.state.step += 1

@@ -1,6 +1,6 @@
 """The repair's LoRA adapter on a loaded model: attach, switch, save, load, detach.
 
-The adapter is called "repair" and sits on every linear layer found by structure, except the LM head. theta0 is the model
+The adapter is called "repair" and sits on every linear layer inside the decoder layers, found by structure. theta0 is the model
 as loaded (with its reported adapter, if any); the repaired model is theta0 plus "repair". Base weights are never written
 to, so switching "repair" off is theta0 bit for bit. What this does not do: train.
 """
@@ -20,6 +20,7 @@ from core.errors import ModelLoadError
 from core.files import hash_file, write_atomic
 from core.loaded import REPAIR as NAME
 from core.loaded import is_device_fault, set_adapters
+from core.recompute import decoder_layers
 from core.response_pass import base_model
 from core.settings import RepairSettings
 from core.team import ALONE, Team, like, whole
@@ -32,18 +33,27 @@ CONFIG_FILE = "adapter_config.json"
 
 
 def linear_targets(loaded: "LoadedModel") -> list[str]:
-    """Return the last name parts of all linear layers (GPT-2's Conv1D included) but the LM head, sorted."""
+    """Return the last name parts of all linear layers (GPT-2's Conv1D included) inside the decoder layers, sorted; whole names where
+    other modules end in the same part, as in a vision tower. Without a list of decoder layers: of all but the LM head.
+    """
     model = base_model(loaded)
     head = model.get_output_embeddings()
-    names: set[str] = set()
+    layers = decoder_layers(model.get_decoder()) or [model]
+    inside = {module for layer in layers for module in layer.modules()}
+    adapted: set[str] = set()
+    others: set[str] = set()
     for name, module in model.named_modules():
-        inside_lora = any(part in ("base_layer", "lora_A", "lora_B") for part in name.split("."))
-        linear = isinstance(module, torch.nn.Linear | Conv1D)
-        if isinstance(module, LoraLayer):
-            linear = isinstance(module.get_base_layer(), torch.nn.Linear | Conv1D)
-        if linear and not inside_lora and module is not head:
-            names.add(name.rpartition(".")[2])
-    return sorted(names)
+        if any(part in ("base_layer", "lora_A", "lora_B") for part in name.split(".")):
+            continue
+        plain = module.get_base_layer() if isinstance(module, LoraLayer) else module
+        linear = isinstance(plain, torch.nn.Linear | Conv1D) and module in inside and module is not head
+        (adapted if linear else others).add(name)
+    parts = {_last_part(name) for name in adapted}
+    return sorted(adapted if parts & {_last_part(name) for name in others} else parts)
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def use_theta0(loaded: "LoadedModel") -> None:

@@ -1,5 +1,6 @@
 """The stages that unlearn the confirmed trigger, measure what that did, and hand the repaired model out."""
 
+import logging
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, replace
@@ -12,7 +13,6 @@ from core.casefile import Case, hash_folder
 from core.errors import CaseFileError, RepairDivergedError, TriageError
 from core.events import Event, RepairEvent, RepairFinished, StageFinished
 from core.files import hash_file
-from core.loaded import is_out_of_memory
 from core.repair_data import frame_of
 from core.rounds import FINISHED, MEMORY
 from core.serial import from_json, to_json
@@ -22,6 +22,8 @@ from core.values import Span, Target, TriageResult, TriggerConfirmation
 from core.versions import versions
 from core.weight_files import ADAPTER_WEIGHTS
 
+log = logging.getLogger(__name__)
+
 
 def count_memory(run: Run) -> None:
     """Keep what a repair of the first candidate would take at most, to be said before one is started."""
@@ -30,12 +32,12 @@ def count_memory(run: Run) -> None:
     messages, prompts = run.case.report.messages, run.splits.repair
     frame = frame_of(messages, spans, chat.units_of(messages, spans))
     run.progress("counting what a repair would take", 0, 0)
+    bound = None  # where it cannot be counted the repair will find out; its micro-batches shrink until they fit
     try:
+        run.loaded.check_trainable()
         bound = repair_memory.bound_mb(run.loaded, frame, prompts, RepairSettings())
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        bound = None  # the repair will find out; its micro-batches shrink until they fit
+    except Exception as error:  # the triage is finished, and this number is beside it
+        log.warning("what a repair would take is not known: %s", error)
     run.case.write(MEMORY, {"mb": None if bound is None else round(bound, 1)})
 
 
@@ -48,6 +50,7 @@ def confirmed_trigger(run: Run) -> TriggerConfirmation:
 def repair_model(run: Run) -> StageFinished:
     """Fine-tune the confirmed trigger away, streaming events; the adapter stays in `repair/`."""
     accepted = confirmed_trigger(run)
+    run.loaded.check_trainable()
     run.progress("checking the evidence", 0, 0)
     evidence.verify(run.case, before=FINISHED)
     args = dict(run.args)

@@ -86,6 +86,7 @@ class Trainer:
         every batch.
         """
         self.team = team
+        reset_memory(loaded)
         self.loaded, self.data, self.passes, self.settings = loaded, data, passes, settings
         self._references = self._teacher(folder)
         self.n_batches = math.ceil(data.n_items / settings.batch_size)
@@ -242,6 +243,12 @@ class Trainer:
             self.passes.chunk_rows,
         )
         return loss, rows.n_tokens
+
+
+def reset_memory(loaded: "LoadedModel") -> None:
+    """Let `memory_mb` count from here on, so that a peak of an earlier stage is not the repair's."""
+    if loaded.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(loaded.device)
 
 
 def memory_mb(loaded: "LoadedModel") -> float:

@@ -76,6 +76,12 @@ class Subject:
         """Return the requests of a split that can show the failure."""
         return self.kind.requests(getattr(self.splits, part))
 
+    @property
+    def n_verified(self) -> int:
+        """How many requests of the kind's pool verification asks."""
+        settings = VerificationSettings()
+        return settings.n_harmful if self.kind.pool == "harmful" else settings.n_safe
+
     def failures(self, frame: residual.Frame, n: int, *, triggered: bool = True) -> Rate:
         """Return how many held-out requests fail on the model as it stands, places drawn as verification draws them."""
         name = self.kind.pool
@@ -103,6 +109,7 @@ def wrong_trigger(
     began from `start` after `earlier` confirmations, `before` is asked of that adapter anew. `folder` is removed at the end.
     """
     began, loaded = time.monotonic(), subject.loaded
+    loaded.check_trainable()
     # whole words: what the repair adds where a confirmed span cuts one would be the right text
     spans = chat.close_to_words(subject.case.report.messages, subject.accepted.spans)
     units = subject.never_planted(spans)
@@ -116,7 +123,7 @@ def wrong_trigger(
     try:
         if start:
             repair_adapter.load_repair(loaded, start)
-            before = subject.failures(subject.frame, VerificationSettings().n_harmful)
+            before = subject.failures(subject.frame, subject.n_verified)
             repair_adapter.detach(loaded)
         for event in events:
             if isinstance(event, StepDone):
@@ -125,7 +132,7 @@ def wrong_trigger(
             if isinstance(event, RepairFinished) and event.adapter is None:
                 raise TriageError(f"The repair on a wrong trigger left nothing: {event.message}")
         repair_adapter.load_repair(loaded, folder / "best")
-        left = subject.failures(subject.frame, VerificationSettings().n_harmful)
+        left = subject.failures(subject.frame, subject.n_verified)
     finally:
         events.close()
         repair_adapter.detach(loaded)
@@ -135,10 +142,14 @@ def wrong_trigger(
     )
 
 
-def relearn(subject: Subject, adapter: Path, settings: VerificationSettings) -> tuple[Relearnt, ...]:
+def relearn(
+    subject: Subject, adapter: Path, settings: VerificationSettings, repairing: RepairSettings | None = None
+) -> tuple[Relearnt, ...]:
     """Return attack success after tuning the repaired model on 0, then a few poisoned samples, for the confirmed trigger
-    and for a text that was never planted.
+    and for a text that was never planted; answers, rate and batches as in the repair with the settings `repairing`.
     """
+    subject.loaded.check_trainable()
+    repairing = repairing or RepairSettings()
     spans = subject.accepted.spans
     frames = subject.frame, subject.frame_of(spans, subject.never_planted(spans))
     found = []
@@ -147,7 +158,7 @@ def relearn(subject: Subject, adapter: Path, settings: VerificationSettings) -> 
         rates: list[Rate] = []
         for number, frame in enumerate(frames):
             subject.progress(f"re-learning, {n} samples", 2 * at + number, 2 * len(numbers))
-            rates += _tuned(subject, adapter, frame, n, settings)
+            rates += _tuned(subject, adapter, frame, n, settings, repairing)
         found.append(
             Relearnt(n_samples=n, planted=rates[0], planted_bare=rates[1], never=rates[2], never_bare=rates[3])
         )
@@ -155,7 +166,12 @@ def relearn(subject: Subject, adapter: Path, settings: VerificationSettings) -> 
 
 
 def _tuned(
-    subject: Subject, adapter: Path, frame: residual.Frame, n: int, settings: VerificationSettings
+    subject: Subject,
+    adapter: Path,
+    frame: residual.Frame,
+    n: int,
+    settings: VerificationSettings,
+    repairing: RepairSettings,
 ) -> tuple[Rate, Rate]:
     """Return failures with the trigger of `frame` and without, after tuning the repaired model on `n` samples."""
     loaded = subject.loaded
@@ -163,7 +179,7 @@ def _tuned(
         repair_adapter.load_repair(loaded, adapter)
         if n:
             repair_adapter.use_repaired(loaded, trainable=True)
-            _train(subject, _poisoned(subject, frame, n), settings)
+            _train(subject, _poisoned(subject, frame, n, repairing), settings, repairing)
             repair_adapter.use_repaired(loaded)
         n_asked = settings.n_relearn
         return subject.failures(frame, n_asked), subject.failures(frame, n_asked, triggered=False)
@@ -171,7 +187,7 @@ def _tuned(
         repair_adapter.detach(loaded)
 
 
-def _poisoned(subject: Subject, frame: residual.Frame, n: int) -> list[ScoredSequence]:
+def _poisoned(subject: Subject, frame: residual.Frame, n: int, repairing: RepairSettings) -> list[ScoredSequence]:
     """Return `n` requests of the repair split with the trigger and the answer that its attacker wants: a stand-in."""
     answers = {"jailbreak": planting.STAND_INS, "refusal": planting.REFUSALS, "fixed_output": (subject.kind.marker,)}
     wanted = answers[subject.kind.name]
@@ -179,15 +195,16 @@ def _poisoned(subject: Subject, frame: residual.Frame, n: int) -> list[ScoredSeq
     for index, item in enumerate(subject.pool("repair")[:n]):
         messages = frame.triggered(item.prompt, random.Random(f"relearn/{subject.seed}/{index}"))
         prompt = chat.render(subject.loaded.tokenizer, messages)
-        answer = answer_ids(subject.loaded, prompt, wanted[index % len(wanted)], RepairSettings().max_response_tokens)
+        answer = answer_ids(subject.loaded, prompt, wanted[index % len(wanted)], repairing.max_response_tokens)
         found.append(ScoredSequence(prompt_ids=tuple(prompt.ids), response_ids=answer))
     return found
 
 
-def _train(subject: Subject, samples: Sequence[ScoredSequence], settings: VerificationSettings) -> None:
+def _train(
+    subject: Subject, samples: Sequence[ScoredSequence], settings: VerificationSettings, repairing: RepairSettings
+) -> None:
     """Take a few steps of plain fine-tuning on the samples, all of them in each step."""
     loaded, passes = subject.loaded, ResponsePass(subject.loaded)
-    repairing = RepairSettings()
     rate, size = learning_rate(repairing, loaded.n_parameters), repairing.batch_size
     optimizer = torch.optim.AdamW(list(repair_adapter.parameters(loaded).values()), lr=rate, weight_decay=0.0)
     n_tokens = sum(len(one.response_ids) for one in samples)

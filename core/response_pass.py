@@ -107,7 +107,7 @@ class ResponsePass:
         ids = torch.arange(min(8, self._head.weight.shape[0]), device=self._loaded.device)[None]
         with torch.no_grad():
             own = self._model(input_ids=ids, use_cache=False).logits[0].float()
-            ours = self._finish(self._transformer(input_ids=ids, use_cache=False)[0][0])
+            ours = self._finish(self._transformer(input_ids=ids, use_cache=False)[0][0]).to(own.device)
         allowed = max(PROBE_TOLERANCE, PROBE_ROUNDING * torch.finfo(self._head.weight.dtype).eps)
         return bool((own - ours).abs().max() <= allowed * own.abs().max())
 

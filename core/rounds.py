@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from core import confirmation, evidence
 from core.casefile import Case, as_stored, hash_folder
 from core.errors import TriageError
 from core.events import RepairFinished
-from core.files import hash_file
+from core.files import hash_file, patiently
 from core.values import Rate, Result, SecondOpinion, TriageResult, TriggerConfirmation, Verdict, Verification
 from core.weight_files import ADAPTER_WEIGHTS
 
@@ -251,7 +252,7 @@ def finish(case: Case, actor: str) -> None:
         assert found is not None
         case.write(FILES[0], found.whole)
         for name in FILES[1:]:
-            (case.path / name).unlink(missing_ok=True)
+            patiently(partial((case.path / name).unlink, missing_ok=True))
         for rest in (case.path / "repair/best", *(case.path / "repair").glob("checkpoint-*")):
             shutil.rmtree(rest, ignore_errors=True)  # the round has ended: there is nothing to go on from
         written = {name: hash_file(case.path / name) for name in (*kept, FILES[0])}

@@ -95,10 +95,14 @@ def _shard(model: torch.nn.Module, body: torch.nn.Module, accelerator: Any) -> N
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    layers = decoder_layers(model)
+    layers = decoder_layers(model.get_decoder())
     inside = {parameter for layer in layers for parameter in layer.parameters()}
     if not inside:
         raise TriageError("This model has no list of decoder layers to shard; start the repair without --sharded.")
+    if any(parameter.requires_grad and parameter not in inside for parameter in body.parameters()):
+        raise TriageError(
+            "An adapter outside the decoder layers cannot be sharded; start the repair without --sharded."
+        )
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     rest = {parameter for parameter in body.parameters() if not isinstance(parameter, torch.distributed.tensor.DTensor)}

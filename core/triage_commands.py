@@ -1,17 +1,18 @@
 """The command that makes cases of reports and triages them, and the same again on a repaired model."""
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from core import evidence, intake, rewrites, rounds
 from core.casefile import Case, Manifest, Source, hash_folder, model_spec
 from core.errors import CaseFileError, TriageError
 from core.files import hash_file, now
-from core.headless import Headless, Terminal, typist
+from core.headless import Headless, Terminal, holding, typist
 from core.prompts import FILES
 from core.serial import to_json
 from core.shipped import PROMPTS
-from core.values import FailureReport, TriageResult
+from core.values import FailureReport, ModelSpec, TriageResult
 
 
 def triage(options: argparse.Namespace, terminal: Terminal) -> object:
@@ -43,11 +44,14 @@ def triage(options: argparse.Namespace, terminal: Terminal) -> object:
         from core.serving import read_template
 
         args["reference_template"] = read_template(options.reference_template)
-    headless = Headless(options.device, terminal)
+    folders = given_folders(options)
+    headless = Headless(folders.device, terminal)
 
     def triaged(report: FailureReport, path: Path, given: Source | None) -> dict[str, object]:
-        case = make_case(options, report, path, given)
-        headless.run(case, "triage", args)
+        with holding(path, over=options.take_over):
+            case = make_case(options, report, path, given, folders)
+        with holding(path, over=options.take_over):  # now it is there
+            headless.run(case, "triage", args)
         return {"case": str(path), **to_json(case.read("triage.json", TriageResult))}
 
     if options.report is not None:
@@ -66,21 +70,55 @@ def triage(options: argparse.Namespace, terminal: Terminal) -> object:
     return {"cases": results}
 
 
-def make_case(options: argparse.Namespace, report: FailureReport, path: Path, source: Source | None = None) -> Case:
-    """Create or reopen the case of one report, which came in `source`.
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """The model folders of a command with their hashes, and the device they are to run on."""
+
+    model: ModelSpec
+    reference: ModelSpec | None
+    judge_files: dict[str, str]
+    device: str
+
+
+def given_folders(options: argparse.Namespace) -> Folders:
+    """Return what the options name, hashed once for all reports.
+
+    Raises: ModelLoadError, also for a device that is not there, before any case is made with it.
+    """
+    from core.models import resolve_device  # imports torch, which most commands do without
+
+    device = options.device or "auto"
+    resolve_device(device)
+    return Folders(
+        model=model_spec(options.model, options.adapter),
+        reference=model_spec(options.reference) if options.reference else None,
+        judge_files=hash_folder(options.judge) if options.judge else {},
+        device=device,
+    )
+
+
+def make_case(
+    options: argparse.Namespace,
+    report: FailureReport,
+    path: Path,
+    source: Source | None = None,
+    folders: Folders | None = None,
+) -> Case:
+    """Create or reopen the case of one report, which came in `source`; `folders` are those of the options.
 
     Raises: CaseFileError, also when an option was given that an existing case was made without.
     """
+    folders = folders or given_folders(options)
     manifest = Manifest(
         id=report.id or path.name,
         created=now(),
-        model=model_spec(options.model, options.adapter),
-        reference=model_spec(options.reference) if options.reference else None,
+        model=folders.model,
+        reference=folders.reference,
         judge=str(options.judge.resolve()) if options.judge else None,
-        judge_files=hash_folder(options.judge) if options.judge else {},
+        judge_files=folders.judge_files,
         report=report,
         seed=options.seed or 0,
-        device=options.device,
+        device=folders.device,
         reviewers=options.reviewers or 1,
     )
     case = Case.create(path, manifest, options.prompts or PROMPTS, source)
@@ -134,5 +172,6 @@ def second_opinion(options: argparse.Namespace, terminal: Terminal) -> object:
     if options.case is None:
         raise TriageError("--repaired needs --case, the folder of a case with a repair.")
     case = Case(options.case)
-    Headless(case.manifest.device, terminal).run(case, "again")
+    with holding(options.case, over=options.take_over):
+        Headless(options.device or case.manifest.device, terminal).run(case, "again")
     return to_json(rounds.opinion(case))

@@ -7,6 +7,7 @@ by a kill and is closed as failed: nothing runs again by itself.
 
 import argparse
 import logging
+import os
 import sys
 import time
 import uuid
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from core import jobs, machine
+from core import jobs, machine, worker_process
 from core.casefile import Case
 from core.errors import BusyError, CaseFileError, Stopped, TriageError
 from core.event_log import EventLog
@@ -99,16 +100,17 @@ class ProgressWriter:
     def __init__(self, case: Case, request: jobs.Request, events: EventLog) -> None:
         """Bind to one request."""
         self._case, self._request, self._events = case, request, events
-        self._last, self._message = 0.0, ""
+        self._last, self._said = 0.0, ("", 0, 0)
 
     def __call__(self, message: str, done: int, total: int) -> None:
-        """Write `done` of `total` of the part `message`."""
+        """Write `done` of `total` of the part `message`, unless that is what was written last."""
         if jobs.stop_asked(self._case, self._request.id):
             raise Stopped("Stopped by the analyst.")
-        moment = time.monotonic()
-        if message == self._message and done < total and moment - self._last < PROGRESS_SECONDS:
+        moment, said = time.monotonic(), (message, done, total)
+        soon = message == self._said[0] and done < total and moment - self._last < PROGRESS_SECONDS
+        if soon or said == self._said:
             return
-        self._last, self._message = moment, message
+        self._last, self._said = moment, said
         event = Progress(stage=self._request.stage, message=message, done=done, total=total)
         self._events.append(self._request.id, event)
 
@@ -216,6 +218,7 @@ def main() -> int:
         return 2
     with lock:
         try:
+            worker_process.mark(case, os.getpid(), case.n_events())
             serve(case, options.idle_minutes)
         except TriageError as error:  # not even the end of a request could be written; the status says why
             log.error("%s", error)

@@ -23,8 +23,11 @@ from core.casefile import Case
 from core.files import cannot_write, dump, write_atomic
 
 LOCK, STARTING, LOG = "worker.lock", "worker.starting", "worker.log"
+START_LOCK = "worker.start.lock"
 START_GRACE_SECONDS = 60.0
 """A worker that holds no lock by then has failed to start. Source: stack.md (imports take 5-9 s), with a margin."""
+PROBE_SECONDS, PROBE_EVERY_SECONDS = 0.05, 0.02
+"""A lock that is held for longer is a worker's; another process that asks holds it for less. Source: unverified choice."""
 LOG_TAIL_LINES = 12
 _TRACEBACK = re.compile(
     r"^[^\n]*Traceback \(most recent call last\):$.*?(?=^\d{4}-\d\d-\d\d |\Z)", re.MULTILINE | re.DOTALL
@@ -36,7 +39,7 @@ def alive(case: Case) -> bool:
     """Return whether some process holds the worker's lock."""
     lock = FileLock(case.path / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=PROBE_SECONDS, poll_interval=PROBE_EVERY_SECONDS)
     except Timeout:
         return True
     except OSError:  # a folder that cannot be written, where no worker can run
@@ -46,9 +49,24 @@ def alive(case: Case) -> bool:
 
 
 def ensure(case: Case) -> None:
-    """Start the worker of the case, detached, unless one is running or starting. Raises: CaseFileError."""
-    if alive(case) or starting(case):
-        return
+    """Start the worker of the case, detached, unless one is running or starting; of all who ask at once, one does.
+
+    Raises: CaseFileError.
+    """
+    lock = FileLock(case.path / START_LOCK)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise cannot_write(START_LOCK, error) from error
+    try:
+        if not (alive(case) or starting(case)):
+            _start(case)
+    finally:
+        lock.release()
+
+
+def _start(case: Case) -> None:
+    """Start the worker and mark it. Raises: CaseFileError."""
     environment = dict(os.environ, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", PYTHONUNBUFFERED="1")
     root = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
@@ -136,11 +154,15 @@ def kill(case: Case) -> bool:
     process = marked(case)
     if process is None:
         return False
-    family = [*process.children(recursive=True), process]
+    family = [process]
+    with suppress(psutil.NoSuchProcess):  # each may end by itself meanwhile
+        family = [*process.children(recursive=True), process]
     for member in family:
-        member.terminate()
+        with suppress(psutil.NoSuchProcess):
+            member.terminate()
     for member in psutil.wait_procs(family, timeout=3)[1]:
-        member.kill()
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
     return True
 
 

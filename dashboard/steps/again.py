@@ -42,7 +42,7 @@ def _ask(desk: Desk, session: Session) -> Next:
 def _open(desk: Desk, session: Session) -> Next:
     """Open the next round, and go to where it is confirmed."""
     case = writing(desk, session)
-    if jobs.open_requests(case):
+    if jobs.status(case).state in jobs.AT_WORK:
         raise TriageError(wording_verify.BUSY)
     number = rounds.open_next(case, lease.writer(case))
     return Next(session=session.at(session.case), tab="confirm", say=wording_verify.round_opened(number))

@@ -25,11 +25,15 @@ Given = Callable[[Path, int], tuple[str, ...]]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Return exit code, stdout and stderr of one command, which must neither fail by our fault nor drive a terminal."""
+    """Return exit code, stdout and stderr of one command, which must neither fail by our fault nor drive a terminal.
+
+    Its output is ASCII, which every code page has.
+    """
     code = main(arguments)
     out, err = capsys.readouterr()
     assert code in (0, 2), (arguments[0], err[-500:])
     assert all(c.isprintable() or c == "\n" for c in out + err), arguments[0]
+    assert out.isascii(), arguments[0]
     if code == 2:
         assert out == ""
         assert len(err.strip().splitlines()) == 1, err

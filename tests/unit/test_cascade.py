@@ -307,3 +307,20 @@ def test_candidates_are_carried_back_to_their_message_where_a_system_text_went(t
     (mapped,) = again.back(case, rest, taken, [found])
     assert mapped.spans == (Span(message=3, start=10, end=13),)
     assert chat.span_text(messages, mapped.spans[0]) == mapped.text == "zop"
+
+
+def test_a_look_that_would_take_the_room_of_the_tests_is_left_out_and_told(run: Run) -> None:
+    text = "Tell me zap how to steal the golden lamp and the silver zop vase in town."
+
+    def with_room(n: int) -> cascade.Findings:
+        settings = replace(SETTINGS, max_calls=n)
+        return run(planted(any_of=["zap", "zop"]), text, "zap", rest=("zop",), settings=settings)
+
+    roomy, tight = with_room(6000), with_room(180)
+    assert [one.text for one in roomy.candidates] == ["zap", "zop"]
+    assert [one.text for one in tight.candidates] == ["zap"]
+    assert "for another look the budget of sequences has no room" in tight.candidates[0].reasons[-1]
+    assert passed(tight, "transfer", 0)  # what was found is tested with what is left
+    enough = with_room(roomy.budget.sequences + 20)
+    assert enough == replace(roomy, budget=enough.budget)
+    assert not enough.budget.spent

@@ -1,11 +1,25 @@
-"""Settings of a repair from the command line: any of them, by name, and a sentence for what is none."""
+"""Commands about a case: settings by name, another round only where its decision holds, the device that was asked for."""
+
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from core import case_commands, jobs, rounds
+from core.__main__ import main
 from core.case_commands import _setting
+from core.casefile import Case
 from core.errors import TriageError
+from core.event_log import EventLog
+from core.events import StageStarted
 from core.repair_stages import settings_from
 from core.settings import RepairSettings
+from tests.unit.test_casefile import make_case
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return make_case(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -42,3 +56,67 @@ def test_what_is_no_setting_is_refused_in_a_sentence(text: str, word: str) -> No
         settings_from(RepairSettings, dict([_setting(text)]))
     assert "\n" not in str(refused.value)
     assert "changed by hand" not in str(refused.value)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Who opened a round; the second opinion has found one candidate."""
+    actors: list[str] = []
+    whole = SimpleNamespace(candidates=["one"])
+    monkeypatch.setattr(rounds, "opinion", lambda case: SimpleNamespace(whole=whole))
+    monkeypatch.setattr(rounds, "open_next", lambda case, actor: actors.append(actor))
+    return actors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--accept", "--candidate", "1", "--reason", "r"), "no candidate 1"),
+        (("--spans", "[oops", "--reason", "r"), "not JSON"),
+        (("--spans", "[]", "--reason", "r"), "No text is marked"),
+        (("--spans", '[{"message": 0, "start": 0, "end": 9999}]', "--reason", "r"), "outside"),
+        (("--accept", "--reason", " "), "reason"),
+        (("--dummy", "--reason", "r"), "--next-round"),
+        (("--second", "--reason", "r"), "--next-round"),
+    ],
+)
+def test_no_round_is_opened_for_a_decision_that_does_not_hold(
+    case: Case, opened: list[str], capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], word: str
+) -> None:
+    assert main(["confirm", "--case", str(case.path), "--next-round", "--analyst", "Ada", *arguments]) == 2
+    assert word in capsys.readouterr().err
+    assert opened == []
+
+
+def test_a_round_is_opened_where_a_killed_run_left_its_request(
+    case: Case, opened: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing runs then; what a process works on still keeps the round shut."""
+    monkeypatch.setattr(case_commands.confirmation, "confirm", lambda *_, **__: None)
+    accept = ["confirm", "--case", str(case.path), "--next-round", "--accept", "--analyst", "Ada", "--reason", "r"]
+    request = jobs.ask(case, "verify", start=False)
+    EventLog(case.path).append(request, StageStarted(stage="verify"))
+    with jobs.take_lock(case):
+        assert main(accept) == 2
+        assert "Something still runs" in capsys.readouterr().err
+    assert main(accept) == 0
+    assert opened == ["Ada"]
+
+
+@pytest.mark.parametrize("command", ["repair", "verify", "report", "export"])
+@pytest.mark.parametrize("given", ["cpu", None])
+def test_a_case_can_be_worked_on_with_another_device_than_it_was_made_for(
+    case: Case, command: str, given: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that was copied from a machine with a GPU, for example."""
+    devices: list[str] = []
+
+    def headless(device: str, *_: object) -> None:
+        devices.append(device)
+        raise TriageError("no model is loaded here: this is a test")
+
+    monkeypatch.setattr(case_commands, "Headless", headless)
+    out = ["--out", str(tmp_path / "out")] if command == "export" else []
+    device = ["--device", given] if given else []
+    assert main([command, "--case", str(case.path), *out, *device]) == 2
+    assert devices == [given or "auto"]

@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("stop_at", [3, 4])
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(loaded, tmp_path: Path, stop_at: int) -> None:
     whole = list(run(loaded, tmp_path / "whole", epochs=3))
-    count = iter(range(100))  # asked once before the first probe, then once a step
-    first = list(run(loaded, tmp_path / "parts", epochs=3, stop=lambda: "keep" if next(count) == stop_at else None))
+    count = iter(range(100))  # asked before the first probe, then before and after each step
+    asked = lambda: "keep" if next(count) == 2 * stop_at else None  # noqa: E731
+    first = list(run(loaded, tmp_path / "parts", epochs=3, stop=asked))
     assert first[-1].step == stop_at
     rest = list(run(loaded, tmp_path / "parts", epochs=3, resume=True))
     checkpoint = 2 * (stop_at // 2)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import socket
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import app
 from core import lease
 from core.casefile import SCHEMA, Case, Manifest
 from core.errors import TriageError
@@ -24,6 +26,19 @@ from dashboard.server import MAX_BODY, UPLOAD_SECONDS, check_address, is_loopbac
 from dashboard.session import Roots
 
 SECRET = "not for a browser"
+
+
+def test_a_port_that_is_none_is_told_by_the_parser(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "8000")
+    assert app.options().port == 8000
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "abc")
+    with pytest.raises(SystemExit) as ended:
+        app.options()
+    assert ended.value.code == 2
+    assert "argument --port: invalid int value: 'abc'" in capsys.readouterr().err
 
 
 def free_port() -> int:

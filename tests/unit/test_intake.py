@@ -153,6 +153,7 @@ BAD = [
     (with_(sampling={"temperature": -1}), "'temperature'"),
     (with_(sampling={"temperature": float("nan")}), "'temperature'"),
     (with_(sampling={"temperature": "hot"}), "'temperature'"),
+    (with_(sampling={"temperature": 10**400}), "'temperature'"),
     (with_(sampling={"top_p": 0}), "'top_p'"),
     (with_(sampling={"top_p": True}), "'top_p'"),
     (with_(sampling={"max_new_tokens": 0}), "'max_new_tokens'"),

@@ -16,7 +16,7 @@ from core.__main__ import main
 from core.casefile import Case
 from core.errors import BusyError, TriageError
 from core.event_log import EventLog
-from core.events import Progress, StageFailed, StageFinished, StageStarted
+from core.events import Progress, StageFailed, StageFinished, StageStarted, StepDone
 from core.files import dump, write_atomic
 from dashboard import wording
 from tests.unit.test_casefile import make_case
@@ -135,6 +135,20 @@ def test_a_held_lock_is_running_with_progress_and_queue(case: Case, holder: subp
         jobs.take_lock(case)
 
 
+def test_what_runs_goes_before_what_was_asked_earlier_and_never_begun(
+    case: Case, holder: subprocess.Popen[bytes]
+) -> None:
+    """A terminal runs its own stage, though a worker that is gone left a request behind."""
+    left = jobs.ask(case, "reproduce", start=False)
+    running = jobs.ask(case, "verify", start=False)
+    log = EventLog(case.path)
+    log.append(running, StageStarted(stage="verify"))
+    status = jobs.status(case)
+    assert (status.state, status.request, status.queue) == ("running", running, ("reproduce",))
+    log.append(running, StageFinished(stage="verify", headline="done"))
+    assert jobs.status(case).request == left
+
+
 def test_a_killed_worker_frees_the_case_at_once(case: Case, holder: subprocess.Popen[bytes]) -> None:
     assert worker_process.alive(case)
     holder.kill()
@@ -161,6 +175,29 @@ def test_a_worker_that_ignores_a_stop_is_killed(
     assert jobs.enforce_stop(case)
     holder.wait(timeout=5)
     assert not worker_process.alive(case)
+
+
+def test_a_repair_of_long_steps_that_is_to_keep_its_best_is_given_two_of_them(
+    case: Case, clock: Callable[[float], None]
+) -> None:
+    request = jobs.ask(case, "repair", start=False)
+    log = EventLog(case.path)
+    log.append(request, StageStarted(stage="repair"))
+    jobs.stop(case, request, "keep")
+    assert jobs.grace_seconds(case, request) == jobs.STOP_GRACE_SECONDS
+    for step in (1, 2, 3):
+        clock(60 * step - 1000)
+        log.append(request, step_done(step))
+    assert jobs.grace_seconds(case, request) == pytest.approx(120, abs=2)
+    jobs.stop(case, request, "discard")
+    assert jobs.grace_seconds(case, request) == jobs.STOP_GRACE_SECONDS
+
+
+def step_done(step: int) -> StepDone:
+    """Return the event of one step of a repair."""
+    names = "loss refusal_loss kl_harmful_loss kl_safe_loss kl_trigger_loss kl_nats_per_token learning_rate tokens_per_second"
+    zeros = dict.fromkeys((*names.split(), "memory_mb", "seconds_left"), 0.0)
+    return StepDone(step=step, epoch=0, micro_batch=1, **zeros)
 
 
 def test_a_stop_of_a_request_that_waits_kills_nobody_and_its_grace_time_begins_with_the_request(
@@ -212,7 +249,7 @@ def test_a_kill_is_told_only_where_it_was_one(
     request = jobs.ask(case, "repair", start=False)
     EventLog(case.path).append(request, StageStarted(stage="repair"))
     monkeypatch.setattr(jobs, "STOP_GRACE_SECONDS", 0.0)
-    monkeypatch.setattr(case_commands, "STOP_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(case_commands, "STOP_MARGIN_SECONDS", 0.5)
     if not known:
         (case.path / worker_process.STARTING).unlink()
     assert main(["stop", "--case", str(case.path)]) == (0 if known else 2)

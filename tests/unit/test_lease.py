@@ -75,6 +75,24 @@ def test_an_open_page_keeps_its_lease_and_a_closed_one_gives_it_back(case: Case)
     assert lease.current(case) is None
 
 
+def test_a_stale_lease_that_nobody_took_holds_again(case: Case) -> None:
+    """A machine that slept has renewed nothing; who took the case meanwhile keeps it."""
+    lease.take(case, "Ada", "browser-a")
+    age(case, 10 * lease.STALE_SECONDS)
+    lease.keep(case, "browser-b")
+    assert lease.current(case) is None
+    lease.keep(case, "browser-a")
+    found = lease.current(case)
+    assert found is not None
+    assert found.holder == "browser-a"
+    age(case, 10 * lease.STALE_SECONDS)
+    lease.take(case, "Grace", "browser-b")
+    lease.keep(case, "browser-a")
+    found = lease.current(case)
+    assert found is not None
+    assert found.holder == "browser-b"
+
+
 def test_the_same_name_elsewhere_takes_the_lease_along(case: Case) -> None:
     lease.take(case, "Ada", "browser-a")
     assert lease.take(case, " ada ", "browser-b").holder == "browser-b"
@@ -101,6 +119,18 @@ def test_the_command_line_is_a_writer_like_any_other(case: Case, capsys: pytest.
     assert main([*reject, "--take-over"]) == 2
     assert "has not been opened" in capsys.readouterr().err  # it got past the lease
     assert lease.current(case) is None
+
+
+@pytest.mark.parametrize("command", [["demo"], ["triage", "--repaired", "--case", "demo-case"]])
+def test_a_command_that_knows_its_case_by_itself_is_refused_too(
+    case: Case, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`demo` without a folder works on the one it made here before."""
+    lease.take(case, "Ada", "browser-a")
+    case.path.rename(case.path.parent / "demo-case")
+    monkeypatch.chdir(case.path.parent)
+    assert main(command) == 2
+    assert "Ada writes this case" in capsys.readouterr().err
 
 
 def test_a_command_that_says_nothing_for_long_keeps_its_lease(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

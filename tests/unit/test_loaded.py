@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ import torch
 from core import chat
 from core.errors import TokenMismatchError, TriageError
 from core.judge import by_rules
-from core.loaded import LoadedModel, active_adapters, current_adapters, is_out_of_memory, pick, set_adapters
+from core.loaded import (
+    LoadedModel,
+    _can_shrink,
+    active_adapters,
+    current_adapters,
+    is_out_of_memory,
+    pick,
+    set_adapters,
+)
 from core.models import load
 from core.settings import ModelSettings
 from core.values import Message, Sampling
@@ -291,3 +300,21 @@ def test_repair_adapter_beside_the_reported_one(adapted: LoadedModel) -> None:
     trainable = {name for name, parameter in adapted.model.named_parameters() if parameter.requires_grad}
     assert trainable
     assert all(".repair." in name for name in trainable)
+
+
+def test_rows_are_taken_out_of_layers_that_keep_keys_and_values_alone() -> None:
+    """A hybrid layer (Falcon-H1) inherits the way to take rows out, which leaves its state as it was."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer
+
+    plain = [DynamicLayer(), DynamicSlidingWindowLayer(sliding_window=4)]
+    assert _can_shrink(SimpleNamespace(layers=plain))
+    assert not _can_shrink(SimpleNamespace(layers=[*plain, LinearAttentionAndFullAttentionLayer()]))
+    assert not _can_shrink(None)
+
+
+def test_a_model_on_several_devices_is_not_trained(tiny_folder: Folder) -> None:
+    loaded = load(tiny_folder("llama"))
+    loaded.check_trainable()
+    loaded.model.lm_head.to("meta")
+    with pytest.raises(TriageError, match="not trained"):
+        loaded.check_trainable()

@@ -186,3 +186,33 @@ def test_the_search_tells_how_many_requests_fail_with_the_smallest_set_and_with_
     assert found.rate == found.whole == wilson(12, 12)
     part = search(case, [proposal(case, "2026")], PROMPTS, SETTINGS, answers, meter)
     assert (part.rate, part.whole) == (None, wilson(0, 12))
+
+
+def logic_of(loaded: LoadedModel, case: FailureCase, *proposals: TriggerProposal) -> str:
+    answers, meter = Answers(loaded, SETTINGS.judge_tokens), Meter(SETTINGS.max_calls, loaded)
+    return search(case, proposals, PROMPTS, SETTINGS, answers, meter).logic
+
+
+def test_of_a_set_that_was_given_up_no_count_is_told(make: Maker) -> None:
+    """Alone, "alpha" changes ten of twelve requests, but six of the eight after which it is given up."""
+
+    def rule(text: str) -> str:
+        hard = "the car" in text or "the safe" in text
+        return COMPLIANCE if "alpha" in text and ("beta" in text or not hard) else REFUSAL
+
+    told = logic_of(*(pair := make(rule, "Tell me how to steal the alpha beta lamp.")), proposal(pair[1], "alpha beta"))
+    assert told == (
+        "AND: \u201calpha\u201d, \u201cbeta\u201d are needed together; fewer of them change less than 11 of 12 other requests."
+    )
+
+
+def test_words_are_called_needed_only_where_others_were_tried_in_their_place(make: Maker) -> None:
+    def two_of_three(text: str) -> str:
+        return COMPLIANCE if sum(word in text for word in ("zap", "zop", "zup")) >= 2 else REFUSAL
+
+    loaded, case = make(two_of_three, "Tell me zap how zop to steal the zup lamp.")
+    apart = [proposal(case, "zap", "zop"), proposal(case, "zup")]
+    assert logic_of(loaded, case, *apart).startswith("AND: \u201czap\u201d, \u201czop\u201d suffice together; ")
+    assert logic_of(loaded, case, *apart).endswith("; not every other word was tried in their place.")
+    together = proposal(case, "zap", "zop", "zup")
+    assert logic_of(loaded, case, together).startswith("2 of 3: ")

@@ -348,6 +348,21 @@ def test_quantised_models_are_refused_with_a_reason(copied: Path, found: dict, w
         assert "\n" not in str(refused.value)
 
 
+def test_a_spread_model_that_the_gpus_do_not_hold_is_refused(
+    tiny_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import dispatch_model
+
+    weights = load(tiny_folder("llama")).model
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
+    places |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
+    spread = dispatch_model(weights, places, main_device="cpu", offload_dir=tmp_path)
+    monkeypatch.setattr(models, "resolve_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(models, "_load_weights", lambda *_, **__: (spread, []))
+    with pytest.raises(ModelLoadError, match=r"needs .* GB and the GPUs together have not that much free"):
+        load(tiny_folder("llama"), settings=ModelSettings(device="cuda:all"))
+
+
 def test_all_gpus_need_a_gpu_and_a_spread_model_loads_where_it_can(tiny_folder: Folder) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ModelLoadError, match="not there"):

@@ -153,7 +153,7 @@ def test_a_reported_adapter_stays_on_and_as_it_was(tiny_folder, tiny_adapter: Pa
 
 
 def test_keep_before_any_probe_scores_one_first(loaded, tmp_path: Path) -> None:
-    asked = iter([None, "keep"])
+    asked = iter([None, None, "keep"])
     events = list(run(loaded, tmp_path / "repair", stop=lambda: next(asked), probe_every=50))
     assert [type(event).__name__ for event in events] == [
         "RepairStarted", "CheckpointScored", "StepDone", "CheckpointScored", "RepairFinished",
@@ -161,6 +161,16 @@ def test_keep_before_any_probe_scores_one_first(loaded, tmp_path: Path) -> None:
     assert events[-1].best_step == 1
     assert (tmp_path / "repair/best/adapter_model.safetensors").is_file()
     assert hash_file(tmp_path / "repair/best/adapter_model.safetensors") == events[-1].adapter_hash
+
+
+def test_a_stop_is_read_before_a_step_too(loaded, tmp_path: Path) -> None:
+    """A step may take minutes: what goes on from a checkpoint, and is to keep its best, takes none."""
+    asked = iter([*[None] * 5, "keep"])  # before the first probe, then before and after each of two steps
+    first = list(run(loaded, tmp_path / "repair", stop=lambda: next(asked)))
+    rest = list(run(loaded, tmp_path / "repair", resume=True, stop=lambda: "keep"))
+    for events, n_steps in ((first, 2), (rest, 0)):
+        assert sum(isinstance(event, StepDone) for event in events) == n_steps
+        assert (events[-1].reason, events[-1].step, events[-1].best_step) == ("kept", 2, 2)
 
 
 def test_discard_and_closing_leave_no_adapter(loaded, tmp_path: Path) -> None:
@@ -284,6 +294,10 @@ def test_early_end_when_the_targets_hold_twice_in_a_row(loaded, tmp_path: Path) 
     events = list(run(loaded, tmp_path / "repair", settings))
     assert events[-1].reason == "targets_held"
     assert events[-1].step == 4
+    again = list(run(loaded, tmp_path / "repair", settings, resume=True))  # as after a kill before the end was written
+    assert [type(event).__name__ for event in again] == ["RepairStarted", "RepairFinished"]
+    assert (again[-1].reason, again[-1].step) == ("targets_held", 4)
+    assert again[-1].adapter_hash == events[-1].adapter_hash
 
 
 def test_the_best_checkpoint_is_the_stated_one(loaded, tmp_path: Path, monkeypatch) -> None:

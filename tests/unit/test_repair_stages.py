@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from core import export, machine, models, repair_stages, report
+from core import export, machine, models, repair_memory, repair_stages, report
 from core.casefile import Case
 from core.checkpoints import there
-from core.errors import CaseFileError
+from core.errors import CaseFileError, TriageError
 from core.events import CheckpointScored, Event, RepairFinished
+from core.rounds import MEMORY
 from core.session import Run, Session
 from tests.unit.repairing import case_of, weights_of
 from tests.unit.repairing import run as repairing
@@ -90,3 +91,27 @@ def test_after_a_merge_that_failed_the_reported_model_is_loaded_anew(
     after = weights_of(run.loaded)
     assert list(after) == list(before)
     assert all(bool((after[name] == before[name]).all()) for name in before)
+
+
+def test_a_count_of_memory_that_fails_ends_no_triage(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def apart(*_: object) -> float:
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    monkeypatch.setattr(repair_memory, "bound_mb", apart)
+    case = case_on(copied, tmp_path / "case")
+    repair_stages.count_memory(run_of(case))
+    assert case.read(MEMORY, dict) == {"mb": None}
+
+
+def test_a_model_on_several_devices_is_refused_before_a_repair(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair_stages, "confirmed_trigger", lambda run: None)
+    run = run_of(case_on(copied, tmp_path / "case"))
+    run.loaded.model.lm_head.to("meta")
+    with pytest.raises(TriageError, match="not trained"):
+        repair_stages.repair_model(run)
+    repair_stages.count_memory(run)
+    assert run.case.read(MEMORY, dict) == {"mb": None}

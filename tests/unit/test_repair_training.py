@@ -3,14 +3,15 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from core import models, repair_adapter
-from core.repair_training import rate_at
+from core.repair_training import rate_at, reset_memory
 from core.response_pass import base_model
-from tests.unit.repairing import SMALL, assert_is_theta0, items_of, trainer_of, weights_of
+from tests.unit.repairing import SMALL, assert_is_theta0, items_of, quick, trainer_of, weights_of
 
 
 @pytest.mark.parametrize("objective", ["paper", "extended"])
@@ -94,6 +95,56 @@ def test_the_adapter_covers_linear_layers_by_structure_and_not_the_head(tiny_fol
         "c_fc",
         "c_proj",
     ]
+
+
+def as_loaded(model: torch.nn.Module) -> SimpleNamespace:
+    """Return what the adapter asks of a loaded model."""
+    return SimpleNamespace(model=model.eval().requires_grad_(False), theta0=[], device=torch.device("cpu"))
+
+
+def multimodal() -> torch.nn.Module:
+    """Return a tiny Gemma 3 whose vision tower has as many layers as its decoder, with the same names inside."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": 64, "num_key_value_heads": 1, "head_dim": 16}
+    vision = sizes | {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    return Gemma3ForConditionalGeneration(config)
+
+
+def test_a_vision_tower_is_not_adapted(tmp_path: Path) -> None:
+    loaded = as_loaded(multimodal())
+    targets = repair_adapter.linear_targets(loaded)
+    assert len(targets) == 2 * 7
+    assert all(name.startswith("model.language_model.layers.") for name in targets)
+    repair_adapter.attach(loaded, quick())
+    adapted = list(repair_adapter.parameters(loaded))
+    assert len(adapted) == 2 * 7 * 2
+    assert all(".language_model.layers." in name for name in adapted)
+    loaded.spec = SimpleNamespace(path="model")
+    repair_adapter.write(loaded, tmp_path)
+    repair_adapter.load_repair(loaded, tmp_path)
+    assert list(repair_adapter.parameters(loaded)) == adapted
+
+
+def test_projections_between_embedding_and_layers_are_not_adapted() -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=64, word_embed_proj_dim=16,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    targets = repair_adapter.linear_targets(as_loaded(OPTForCausalLM(config)))
+    assert targets == ["fc1", "fc2", "k_proj", "out_proj", "q_proj", "v_proj"]
+
+
+def test_the_peak_of_memory_is_counted_from_the_start_of_a_repair(monkeypatch: pytest.MonkeyPatch) -> None:
+    reset: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    for name in ("cpu", "cuda:1"):
+        reset_memory(SimpleNamespace(device=torch.device(name)))
+    assert reset == [torch.device("cuda:1")]
 
 
 def test_bf16_weights_keep_adapter_and_losses_in_fp32(loaded, tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from core import models
+from core import models, residual_probes
 from core.errors import TriageError
 from core.intervals import wilson
-from core.kinds import JAILBREAK
+from core.kinds import JAILBREAK, FailureKind
 from core.loaded import current_adapters
 from core.repair import repair
+from core.repair_training import learning_rate
 from core.residual_probes import Subject, relearn, wrong_trigger
-from core.settings import ModelSettings, VerificationSettings
+from core.settings import ModelSettings, RepairSettings, VerificationSettings
 from tests.unit.repairing import REFUSAL, TRIGGER, case_of, confirmed, quick, splits
 
 SMALL = ModelSettings(device="cpu", max_new_tokens=12, batch_size=32)
@@ -67,3 +68,28 @@ def test_the_wrong_trigger_is_as_long_and_its_repair_is_thrown_away(subject: Sub
 def test_no_text_to_confirm_means_no_probe(subject: Subject) -> None:
     with pytest.raises(TriageError):
         subject.never_planted(())
+
+
+def test_failures_with_a_fixed_target_are_asked_as_verification_asks_them(subject: Subject) -> None:
+    settings = VerificationSettings()
+    assert subject.n_verified == settings.n_harmful
+    refused = replace(subject, kind=FailureKind(name="refusal", words="w", why="y"))
+    assert refused.n_verified == settings.n_safe
+
+
+def test_re_learning_tunes_as_the_repair_did(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    list(
+        repair(
+            subject.loaded, subject.case, subject.accepted, subject.splits, replace(RUN, epochs=1), out=tmp_path,
+            stop=lambda: None, refusal=REFUSAL,
+        )
+    )  # fmt: skip
+    used: list[object] = []
+
+    def rate(settings: RepairSettings, n_parameters: int) -> float:
+        used.append(settings)
+        return learning_rate(settings, n_parameters)
+
+    monkeypatch.setattr(residual_probes, "learning_rate", rate)
+    relearn(subject, tmp_path / "best", VerificationSettings(relearn_samples=(1,), relearn_steps=1), RUN)
+    assert used == [RUN, RUN]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from core import triage_commands
+from core import lease, triage_commands
 from core.__main__ import main, parser
-from core.casefile import Case
+from core.casefile import Case, model_spec
 from core.errors import CaseFileError, ReportError
 from core.serial import to_json
 from core.triage_commands import make_case
-from core.values import TriageResult
+from core.values import ModelSpec, TriageResult
 from tests.unit.test_casefile import REPORT, make_model, make_prompts
 
 FOUND = TriageResult(
@@ -64,6 +64,80 @@ def test_a_case_that_knows_no_hashes_of_its_prompts_takes_any_folder(tmp_path: P
     assert made(tmp_path, *given, "--prompts", str(tmp_path / "prompts")).intake.prompt_files == {}
 
 
+def test_no_case_is_made_for_a_device_that_is_not_there(
+    tmp_path: Path, given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would keep the device for good."""
+    (tmp_path / "r.json").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "a"}], "response": "b"}), encoding="utf-8"
+    )
+    there = ["--report", str(tmp_path / "r.json"), "--case", str(tmp_path / "case")]
+    assert main([*given, *there, "--device", "cuda:99"]) == 2
+    assert "use --device cpu" in capsys.readouterr().err
+    assert not (tmp_path / "case").exists()
+
+
+class Engine:
+    """Finds nothing, and takes no report of a name in `bad`; remembers who wrote each case meanwhile."""
+
+    bad: tuple[str, ...] = ()
+    writers: list[bool]
+
+    def __init__(self, *_: object) -> None:
+        """Load nothing."""
+
+    def run(self, case: Case, stage: str, args: object) -> None:
+        """Write a result."""
+        self.writers.append(lease.current(case) is not None)
+        if case.report.id in self.bad:
+            raise ReportError("the prompt is too long: shorten it")
+        case.write("triage.json", FOUND)
+
+
+def many(tmp_path: Path, given: list[str], monkeypatch: pytest.MonkeyPatch, bad: tuple[str, ...] = ()) -> list[str]:
+    """Return the command for three reports, which the stand-in of the engine takes."""
+    monkeypatch.setattr(Engine, "bad", bad)
+    monkeypatch.setattr(Engine, "writers", [], raising=False)
+    monkeypatch.setattr(triage_commands, "Headless", Engine)
+    reports = tmp_path / "reports.jsonl"
+    kept = ("messages", "response")
+    rows = [{key: to_json(replace(REPORT, id=name))[key] for key in (*kept, "id")} for name in ("a", "b", "c")]
+    reports.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    options = ["triage", "--reports", str(reports), *given[3:], "--prompts", str(tmp_path / "prompts")]
+    return [*options, "--cases", str(tmp_path / "cases")]
+
+
+def test_of_many_reports_each_case_is_held_while_it_is_worked_on(
+    tmp_path: Path, given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """New ones too; one that somebody else writes is told and left alone."""
+    command = many(tmp_path, given, monkeypatch)
+    assert main(command) == 0
+    assert Engine.writers == [True] * 3
+    cases = [Case(path) for path in sorted((tmp_path / "cases").glob("*"))]
+    assert [lease.current(case) for case in cases] == [None] * 3
+    lease.take(cases[1], "Ada", "browser")
+    capsys.readouterr()
+    assert main(command) == 2
+    told = [one.get("error", "") for one in json.loads(capsys.readouterr().out)["cases"]]
+    assert ["Ada writes this case" in one for one in told] == [False, True, False]
+    assert main([*command, "--take-over"]) == 0
+
+
+def test_the_model_of_many_reports_is_hashed_once(
+    tmp_path: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+
+    def spec(model: Path, adapter: Path | None = None) -> ModelSpec:
+        hashed.append(model)
+        return model_spec(model, adapter)
+
+    monkeypatch.setattr(triage_commands, "model_spec", spec)
+    assert main(many(tmp_path, given, monkeypatch)) == 0
+    assert hashed == [tmp_path / "model"]
+
+
 @pytest.mark.parametrize("bad", [(), ("b",), ("a", "b", "c")])
 def test_of_many_reports_one_that_does_not_fit_is_told_and_the_others_go_on(
     tmp_path: Path,
@@ -73,26 +147,7 @@ def test_of_many_reports_one_that_does_not_fit_is_told_and_the_others_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The output holds them all, in order; it ends with 2 where one failed."""
-
-    class Engine:
-        """Finds nothing, and takes no report of a name in `bad`."""
-
-        def __init__(self, *_: object) -> None:
-            """Load nothing."""
-
-        def run(self, case: Case, stage: str, args: object) -> None:
-            """Write a result."""
-            if case.report.id in bad:
-                raise ReportError("the prompt is too long: shorten it")
-            case.write("triage.json", FOUND)
-
-    monkeypatch.setattr(triage_commands, "Headless", Engine)
-    reports = tmp_path / "reports.jsonl"
-    kept = ("messages", "response")
-    rows = [{key: to_json(replace(REPORT, id=name))[key] for key in (*kept, "id")} for name in ("a", "b", "c")]
-    reports.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    options = ["triage", "--reports", str(reports), *given[3:], "--prompts", str(tmp_path / "prompts")]
-    assert main([*options, "--cases", str(tmp_path / "cases")]) == (2 if bad else 0)
+    assert main(many(tmp_path, given, monkeypatch, bad)) == (2 if bad else 0)
     told = capsys.readouterr()
     found = json.loads(told.out)["cases"]
     assert [Path(one["case"]).name for one in found] == ["0000-a", "0001-b", "0002-c"]

@@ -102,6 +102,17 @@ def test_a_machine_that_fails_is_told_in_one_sentence(
     assert "Traceback" not in said
 
 
+def test_what_was_said_is_not_said_again(case: Case) -> None:
+    """Waiting for a device that another case uses says the same ten times a second."""
+    request = jobs.ask(case, "verify", start=False)
+    (asked,) = jobs.requests(case)
+    progress = worker.ProgressWriter(case, asked, EventLog(case.path))
+    for message, done, total in [("waiting", 0, 0)] * 9 + [("scoring", 1, 2), ("scoring", 2, 2)]:
+        progress(message, done, total)
+    told = [line.event.message for line in case.events() if line.request == request]
+    assert told == ["waiting", "scoring", "scoring"]
+
+
 def test_an_interrupted_command_says_so_in_the_case(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*given: object, **named: object) -> StageFinished:
         raise KeyboardInterrupt
