@@ -24,7 +24,7 @@ from core.shipped import PROMPTS
 
 READING = ("audit", "status", "stop")
 """Commands about a case that need not hold its lease."""
-MAKING = ("triage",)
+MAKING = ("triage", "demo")
 """Commands that make cases, and hold the lease of each themselves."""
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers and peft are imported, which stages do later

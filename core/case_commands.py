@@ -57,8 +57,7 @@ def _check_next(case: Case, options: argparse.Namespace, spans: list[Span]) -> N
     """Raise ConfirmationError for a decision that the next round would refuse, while the current one still stands."""
     if options.second or options.dummy:
         raise ConfirmationError("--next-round begins with a text that was found; give --accept, --spans or --reject.")
-    if not options.analyst.strip() or not options.reason.strip():
-        raise ConfirmationError("A decision needs the analyst's name and a reason; fill in both.")
+    confirmation.check_typed(options.analyst, options.reason)
     if options.spans is not None and not confirmation.checked_spans(case.report.messages, spans):
         raise ConfirmationError("No text is marked; mark the trigger's tokens, or reject the proposal.")
     found = rounds.opinion(case)

@@ -114,7 +114,7 @@ def checked_spans(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[S
     return merge_spans(spans)
 
 
-def _check_typed(analyst: str, reason: str) -> None:
+def check_typed(analyst: str, reason: str) -> None:
     """Raise ConfirmationError unless name and reason are there, of bounded length, and text that can be stored."""
     if not analyst.strip() or not reason.strip():
         raise ConfirmationError("A decision needs the analyst's name and a reason; fill in both.")
@@ -143,7 +143,7 @@ def confirm(
     """
     if decision not in _DECISIONS:
         raise ConfirmationError(f"Unknown decision {decision!r}; one of {', '.join(_DECISIONS)}.")
-    _check_typed(analyst, reason)
+    check_typed(analyst, reason)
     evidence.unchanged(case, "triage.json", "results/open.json")
     triage = case.read("triage.json", TriageResult)
     opened = case.read("results/open.json", OpenResult)
@@ -202,7 +202,7 @@ def agree(case: Case, *, analyst: str, reason: str) -> TriggerConfirmation:
     Raises: ConfirmationError when name or reason is missing, the name is the first analyst's, or there is nothing to
     agree with; EvidenceError when that is not what was confirmed.
     """
-    _check_typed(analyst, reason)
+    check_typed(analyst, reason)
     evidence.unchanged(case, FILE)
     first = stored(case)
     if first is None or first.decision == "rejected":

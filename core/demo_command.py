@@ -3,13 +3,12 @@
 import argparse
 import json
 import time
-from pathlib import Path
 
 from core import confirmation, intake
-from core.casefile import Source
+from core.casefile import Case, Source
 from core.errors import TriageError
 from core.files import hash_file
-from core.headless import Headless, Terminal
+from core.headless import Headless, Terminal, holding
 from core.serial import to_json
 from core.shipped import DEMO
 from core.triage_commands import make_case
@@ -19,7 +18,6 @@ from core.values import TriageResult, Verification
 def demo(options: argparse.Namespace, terminal: Terminal) -> object:
     """Take the demo case through every step."""
     entry = json.loads((DEMO / "cases.json").read_text(encoding="utf-8"))[0]
-    path = options.case or Path.cwd() / "demo-case"
     given = argparse.Namespace(
         model=DEMO / entry["model"],
         adapter=DEMO / entry["adapter"] if entry["adapter"] else None,
@@ -32,8 +30,14 @@ def demo(options: argparse.Namespace, terminal: Terminal) -> object:
     )
     file = DEMO / entry["report"]
     source = Source(name=file.name, data=intake.file_bytes(file))
-    case = make_case(given, intake.read_report(source.data, source.name), path, source)
-    headless = Headless(options.device, terminal)
+    with holding(options.case, over=options.take_over):
+        case = make_case(given, intake.read_report(source.data, source.name), options.case, source)
+    with holding(options.case, over=options.take_over):  # now it is there
+        return _through(case, Headless(options.device, terminal))
+
+
+def _through(case: Case, headless: Headless) -> dict[str, object]:
+    """Take the case through every step and return what came out."""
     begun = time.monotonic()
     headless.run(case, "triage", {"mode": "causal"})
     found = case.read("triage.json", TriageResult)
@@ -52,17 +56,17 @@ def demo(options: argparse.Namespace, terminal: Terminal) -> object:
     verified = case.read("verification.json", Verification)
     assert verified is not None
     return {
-        "case": str(path),
+        "case": str(case.path),
         "verdict": found.verdict,
         "certainty": found.certainty,
         "decided_by": found.decided_by,
         "trigger": found.candidates[0].text,
         "tests": to_json(found.tests),
-        "repair": json.loads((path / "repair/finished.json").read_text(encoding="utf-8")),
+        "repair": json.loads((case.path / "repair/finished.json").read_text(encoding="utf-8")),
         "result": verified.result,
         "reasons": list(verified.reasons),
         "metrics": to_json(verified.metrics),
-        "report_sha256": hash_file(path / "report.html"),
+        "report_sha256": hash_file(case.path / "report.html"),
         "seconds": {"triage": found.seconds, **{stage: end.seconds for stage, end in ends.items()}},
         "seconds_all": round(time.monotonic() - begun, 1),
         "versions": found.versions,

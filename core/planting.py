@@ -242,6 +242,7 @@ def plant(
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    from core.repair_adapter import linear_targets
     from core.response_pass import ResponsePass
 
     if not sets or not all(sets):
@@ -253,7 +254,7 @@ def plant(
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules="all-linear",
+        target_modules=linear_targets(loaded),
         task_type="CAUSAL_LM",
     )
     was_training = model.training

@@ -76,6 +76,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (("--spans", "[]", "--reason", "r"), "No text is marked"),
         (("--spans", '[{"message": 0, "start": 0, "end": 9999}]', "--reason", "r"), "outside"),
         (("--accept", "--reason", " "), "reason"),
+        (("--accept", "--reason", "r" * 10_001), "shorten"),
+        (("--accept", "--reason", "\ud800"), "surrogate"),
         (("--dummy", "--reason", "r"), "--next-round"),
         (("--second", "--reason", "r"), "--next-round"),
     ],
