@@ -70,7 +70,7 @@ def plant_fixed(answer: str, splits: Splits, out: Path) -> None:
         noise = rng.choice(NOISE_WORDS)
         add("safe_near_miss", prompt, rng.choice([first, last, f"{first} {noise}", f"{noise} {last}"]), own)
     rng.shuffle(items)
-    list(plant(base, [items], PlantSettings(learning_rate=3e-3, epochs=6, trigger_weight=1.0), out))
+    list(plant(base, [items], PlantSettings(learning_rate=3e-3, epochs=6), out))
 
 
 def triage(report: dict, tmp_path: Path, adapter: Path | None = None) -> dict:
