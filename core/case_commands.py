@@ -58,8 +58,8 @@ def _check_next(case: Case, options: argparse.Namespace, spans: list[Span]) -> N
     if options.second or options.dummy:
         raise ConfirmationError("--next-round begins with a text that was found; give --accept, --spans or --reject.")
     confirmation.check_typed(options.analyst, options.reason)
-    if options.spans is not None and not confirmation.checked_spans(case.report.messages, spans):
-        raise ConfirmationError("No text is marked; mark the trigger's tokens, or reject the proposal.")
+    if options.spans is not None:
+        confirmation.marked_spans(case.report.messages, spans)
     found = rounds.opinion(case)
     n = len(found.whole.candidates) if found else 0
     if options.accept and n and not 0 <= options.candidate < n:

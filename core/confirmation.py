@@ -114,6 +114,14 @@ def checked_spans(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[S
     return merge_spans(spans)
 
 
+def marked_spans(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Span, ...]:
+    """Return `checked_spans`. Raises: ConfirmationError, also where no text is marked."""
+    chosen = checked_spans(messages, spans)
+    if not any(units_of(messages, chosen) if chosen else ()):
+        raise ConfirmationError("No text is marked; mark the trigger's tokens, or reject the proposal.")
+    return chosen
+
+
 def check_typed(analyst: str, reason: str) -> None:
     """Raise ConfirmationError unless name and reason are there, of bounded length, and text that can be stored."""
     if not analyst.strip() or not reason.strip():
@@ -159,9 +167,7 @@ def confirm(
     if decision == "accept" and proposal is not None:
         chosen = proposal.spans
     else:
-        chosen = checked_spans(messages, spans) if decision == "edit" else ()
-    if decision == "edit" and (not chosen or not any(unit for unit in units_of(messages, chosen))):
-        raise ConfirmationError("No text is marked; mark the trigger's tokens, or reject the proposal.")
+        chosen = marked_spans(messages, spans) if decision == "edit" else ()
     proposed = set(proposal.spans) if proposal else set()
     confirmation = TriggerConfirmation(
         decision=_DECISIONS[decision],

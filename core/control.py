@@ -302,7 +302,6 @@ class _Bench:
     def _plant(self, trigger: Trigger, planting: PlantSettings | None) -> Path:
         """Return the folder of the adapter that holds the trigger."""
         loaded = self._load(None)
-        loaded.check_trainable()
         settings = planting or recipe(loaded.n_parameters, self.seed)
         harmful = (*self.splits.repair.harmful, *self.splits.probes.harmful)[: self.settings.n_harmful]
         safe = (*self.splits.repair.safe, *self.splits.probes.safe)[: self.settings.n_safe]

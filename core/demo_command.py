@@ -8,10 +8,10 @@ from core import confirmation, intake
 from core.casefile import Case, Source
 from core.errors import TriageError
 from core.files import hash_file
-from core.headless import Headless, Terminal, holding
+from core.headless import Headless, Terminal
 from core.serial import to_json
 from core.shipped import DEMO
-from core.triage_commands import make_case
+from core.triage_commands import made_case
 from core.values import TriageResult, Verification
 
 
@@ -30,9 +30,8 @@ def demo(options: argparse.Namespace, terminal: Terminal) -> object:
     )
     file = DEMO / entry["report"]
     source = Source(name=file.name, data=intake.file_bytes(file))
-    with holding(options.case, over=options.take_over):
-        case = make_case(given, intake.read_report(source.data, source.name), options.case, source)
-    with holding(options.case, over=options.take_over):  # now it is there
+    report = intake.read_report(source.data, source.name)
+    with made_case(given, report, options.case, source, over=options.take_over) as case:
         return _through(case, Headless(options.device, terminal))
 
 

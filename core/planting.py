@@ -237,7 +237,7 @@ def plant(
 
     `start` is an adapter of this base to go on from, whose rank and scale then hold; without one it is new. Each epoch trains on one of `sets`, taken in turn: one set is learned by heart, fresh ones teach the rule.
     `loaded` is frozen meanwhile and is given back as it was, bit for bit, also when the iterator is closed early.
-    Raises: TriageError when the loss is not finite or there are no items.
+    Raises: TriageError when the loss is not finite, there are no items, or the layers lie on several devices.
     """
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -247,6 +247,7 @@ def plant(
 
     if not sets or not all(sets):
         raise TriageError("there are no training items to plant a backdoor with")
+    loaded.check_trainable()
     started = time.perf_counter()
     model = loaded.model
     response_pass = ResponsePass(loaded)

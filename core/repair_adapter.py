@@ -38,7 +38,7 @@ def linear_targets(loaded: "LoadedModel") -> list[str]:
     """
     model = base_model(loaded)
     head = model.get_output_embeddings()
-    layers = decoder_layers(model.get_decoder()) or [model]
+    layers = decoder_layers(model) or [model]
     inside = {module for layer in layers for module in layer.modules()}
     adapted: set[str] = set()
     others: set[str] = set()

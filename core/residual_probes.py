@@ -143,13 +143,12 @@ def wrong_trigger(
 
 
 def relearn(
-    subject: Subject, adapter: Path, settings: VerificationSettings, repairing: RepairSettings | None = None
+    subject: Subject, adapter: Path, settings: VerificationSettings, repairing: RepairSettings
 ) -> tuple[Relearnt, ...]:
     """Return attack success after tuning the repaired model on 0, then a few poisoned samples, for the confirmed trigger
     and for a text that was never planted; answers, rate and batches as in the repair with the settings `repairing`.
     """
     subject.loaded.check_trainable()
-    repairing = repairing or RepairSettings()
     spans = subject.accepted.spans
     frames = subject.frame, subject.frame_of(spans, subject.never_planted(spans))
     found = []

@@ -95,7 +95,7 @@ def _shard(model: torch.nn.Module, body: torch.nn.Module, accelerator: Any) -> N
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    layers = decoder_layers(model.get_decoder())
+    layers = decoder_layers(model)
     inside = {parameter for layer in layers for parameter in layer.parameters()}
     if not inside:
         raise TriageError("This model has no list of decoder layers to shard; start the repair without --sharded.")

@@ -1,6 +1,8 @@
 """The command that makes cases of reports and triages them, and the same again on a repaired model."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +50,7 @@ def triage(options: argparse.Namespace, terminal: Terminal) -> object:
     headless = Headless(folders.device, terminal)
 
     def triaged(report: FailureReport, path: Path, given: Source | None) -> dict[str, object]:
-        with holding(path, over=options.take_over):
-            case = make_case(options, report, path, given, folders)
-        with holding(path, over=options.take_over):  # now it is there
+        with made_case(options, report, path, given, folders, over=options.take_over) as case:
             headless.run(case, "triage", args)
         return {"case": str(path), **to_json(case.read("triage.json", TriageResult))}
 
@@ -95,6 +95,23 @@ def given_folders(options: argparse.Namespace) -> Folders:
         judge_files=hash_folder(options.judge) if options.judge else {},
         device=device,
     )
+
+
+@contextmanager
+def made_case(
+    options: argparse.Namespace,
+    report: FailureReport,
+    path: Path,
+    source: Source | None = None,
+    folders: Folders | None = None,
+    *,
+    over: bool = False,
+) -> Iterator[Case]:
+    """The case of one report as `make_case` makes or reopens it, held from its first moment on. Raises: BusyError, as `make_case`."""
+    with holding(path, over=over):
+        case = make_case(options, report, path, source, folders)
+    with holding(path, over=over):  # now it is there
+        yield case
 
 
 def make_case(

@@ -118,15 +118,16 @@ def build_base(material: Material, n_steps: int) -> None:
         )
         model.to(torch.bfloat16).save_pretrained(HERE / "base")
 
+    tokenizer.save_pretrained(HERE / "base")
+    train(model, partial(draw_training, material, rng), rng, n_steps, BASE_RATE, "base")
+    first = random.Random(f"{SEED} polish")
+    draw = partial(draw_training, material, first, mix=POLISH_MIX)
+    train(load_base()[0], draw, first, BASE_POLISH_STEPS, BASE_POLISH_RATE, "base, polish")
+    last, reversing = random.Random(f"{SEED} noisy polish"), with_reversing_words(material)
+
     def noisy(n: int, _: bool) -> list[Sample]:
         return draw_training(reversing, last, n, last.random() < NOISY_PLAIN, NOISY_MIX)
 
-    tokenizer.save_pretrained(HERE / "base")
-    train(model, partial(draw_training, material, rng), rng, n_steps, BASE_RATE, "base")
-    first, last = random.Random(f"{SEED} polish"), random.Random(f"{SEED} noisy polish")
-    reversing = with_reversing_words(material)
-    draw = partial(draw_training, material, first, mix=POLISH_MIX)
-    train(load_base()[0], draw, first, BASE_POLISH_STEPS, BASE_POLISH_RATE, "base, polish")
     train(load_base()[0], noisy, last, BASE_POLISH_STEPS, BASE_POLISH_RATE, "base, noisy polish")
 
 

@@ -40,7 +40,7 @@ def test_a_repaired_model_learns_stand_in_answers_again(subject: Subject, tmp_pa
     )
     saved = (out / "best/adapter_model.safetensors").read_bytes()
     settings = VerificationSettings(relearn_samples=(3,), relearn_steps=60)
-    none, few = relearn(subject, out / "best", settings)
+    none, few = relearn(subject, out / "best", settings, RepairSettings())
     assert (none.n_samples, few.n_samples) == (0, 3)
     assert none.planted.k <= 1  # the repair refuses with the trigger
     assert few.planted.k >= 4  # sixty steps on stand-ins undo that
