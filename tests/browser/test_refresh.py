@@ -85,16 +85,18 @@ def test_a_page_process_that_was_started_anew_is_loaded_again_once(written) -> N
     """However long the page takes to come: a further reload would break off the one that is on its way."""
     loads: list = []
     asked: list = []
-    browser = written.context.new_cdp_session(written)
-    browser.on("Page.frameRequestedNavigation", lambda told: asked.append(told["reason"]))
-    browser.send("Page.enable")
+
+    def answer(route) -> None:
+        asked.append(len(loads))
+        route.fulfill(body="anew")
+
     written.route(lambda url: "/?case=" in url, lambda route: loads.append(route))
-    written.route("**/alive", lambda route: route.fulfill(body="anew"))
+    written.route("**/alive", answer)
     deadline = time.monotonic() + 20
     while not loads and time.monotonic() < deadline:
         written.wait_for_timeout(200)
     written.wait_for_timeout(6000)
-    assert asked == ["reload"]
-    for load in loads:  # one navigation may be reported twice
+    assert loads and asked == [0]  # who no longer asks does not load again; Gradio may, of its own accord
+    for load in loads:
         load.continue_()
     written.wait_for_selector("#confirm-editor .pt-tok")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,14 +40,14 @@ def test_the_export_is_the_cases_own_which_a_second_run_may_replace(
         seconds=0.0,
     )
     found.versions = {}
-    case = SimpleNamespace(read=lambda *_: found)
+    case = SimpleNamespace(read=lambda *_: found, path=tmp_path)
     (tmp_path / "repair").mkdir()
     (tmp_path / "repair" / "finished.json").write_text("{}", encoding="utf-8")
     (tmp_path / "report.html").write_text("", encoding="utf-8")
     monkeypatch.setattr(demo_command, "Headless", Engine)
-    monkeypatch.setattr(demo_command, "make_case", lambda *_: case)
+    monkeypatch.setattr(demo_command, "made_case", lambda *_, **__: nullcontext(case))
     monkeypatch.setattr(demo_command.confirmation, "confirm", lambda *_, **__: None)
-    done = demo_command.demo(argparse.Namespace(case=tmp_path, seed=None, device="cpu"), Terminal())
+    done = demo_command.demo(argparse.Namespace(case=tmp_path, seed=None, device="cpu", take_over=False), Terminal())
     assert list(asked) == ["triage", "repair", "verify", "export", "report"]
     assert asked["export"] == {"merged": True}
     assert json.dumps(done)
