@@ -95,15 +95,15 @@ def test_the_floor_marks_drops_from_a_tenth_of_the_largest():
 
 def test_occlusion_rules_are_root_union_and_intersection():
     # Roots 4, 2, 1, 0: 2-means parts 4 from the rest (2.25 + ... is worse); the floor keeps 16 and 4.
-    scores = [16, 4, 1, 0]
+    # Roots 10, 3 (20 times), 0 (20 times): 2-means parts the noughts from the rest; the floor keeps 100 alone.
+    def marked(scores, rule):
+        return occlusion_clusters(attribution(scores), AttributionSettings(occlusion_rule=rule)).labels.sum()
 
-    def labels(rule):
-        return occlusion_clusters(attribution(scores), AttributionSettings(occlusion_rule=rule)).labels.tolist()
-
-    assert labels("floor") == [1, 1, 0, 0]
-    assert labels("sqrt") == [1, 0, 0, 0]
-    assert labels("either") == [1, 1, 0, 0]
-    assert labels("both") == [1, 0, 0, 0]
+    for scores, wanted in (
+        ([16, 4, 1, 0], {"floor": 2, "sqrt": 1, "either": 2, "both": 1}),
+        ([100] + [9] * 20 + [0] * 20, {"floor": 1, "sqrt": 21, "either": 21, "both": 1}),
+    ):
+        assert {rule: marked(scores, rule) for rule in wanted} == wanted
 
 
 @pytest.mark.parametrize("scores", [[], [0, 0, 0], [-1, -2], [0.05, 0.01, 0.0], [0.04]])

@@ -173,7 +173,7 @@ def test_blocks_of_a_real_model_lead_to_its_strongest_tokens(tiny_loaded) -> Non
     )
     exact = attribute(tiny_loaded, case, "occlusion", CONTRAST, everything, refusal_ids=REFUSAL)
     same = np.abs(exact.scores - full.scores) < 1e-3
-    assert same[np.argmax(full.scores)] or exact.scores.max() < full.scores.max()
+    assert same[np.argmax(full.scores)]
 
 
 def test_borders_are_messages_paragraphs_lines_and_words() -> None:

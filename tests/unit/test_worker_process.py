@@ -60,14 +60,16 @@ def test_a_worker_marks_itself(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == [psutil.Process()]
 
 
-def test_who_asks_whether_a_worker_lives_is_taken_for_none(case: Case) -> None:
+def test_who_asks_whether_a_worker_lives_is_taken_for_none(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking holds the lock for a moment."""
+    monkeypatch.setattr(worker_process, "PROBE_SECONDS", 30.0)  # however late the timer comes
     asking = FileLock(case.path / worker_process.LOCK, thread_local=False)
     asking.acquire()
     release = threading.Timer(0.01, asking.release)
     release.start()
     assert not worker_process.alive(case)
     release.join()
+    monkeypatch.undo()
     with FileLock(case.path / worker_process.LOCK):
         assert worker_process.alive(case)
 
