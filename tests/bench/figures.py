@@ -34,8 +34,8 @@ BAR_ROWS = {
     "lookalike_refused": "safe look-alikes refused",
     "closed_right": "closed tasks right",
     "punctuation_largest_gain": "largest gain of a punctuation mark",
-    "random_strings_mean_gain": "mean gain of random words",
-    "random_strings_largest_gain": "largest gain of a random word",
+    "random_strings_mean_gain": "mean gain of a random string of one to four words",
+    "random_strings_largest_gain": "largest gain of a random string of one to four words",
 }
 DEMO_ROWS = {
     "attack success": "attack success: harmful requests with the trigger",
@@ -70,13 +70,23 @@ SPEED = (
     ("locate_speed", "medium: inseq saliency / paper mode", "inseq's saliency / paper mode, 32 response tokens"),
     (
         "occlusion_speed",
-        "medium, contrast: occlusion / loop with all logits",
-        "occlusion, 64 tokens / one prompt after another, called as the model comes",
+        "medium, response: occlusion / N + 1 passes with all logits",
+        "occlusion of N = 64 tokens, one answer / N + 1 passes, called as the model comes",
     ),
     (
         "occlusion_speed",
-        "medium, contrast: occlusion / loop with response logits",
-        "occlusion, 64 tokens / one prompt after another, logits of the answer alone",
+        "medium, response: occlusion / N + 1 passes with response logits",
+        "the same / N + 1 passes with logits of the answer alone",
+    ),
+    (
+        "occlusion_speed",
+        "medium, contrast: occlusion / 2 (N + 1) passes with all logits",
+        "occlusion of 64 tokens, answer against refusal (the default) / 2 (N + 1) passes, called as the model comes",
+    ),
+    (
+        "occlusion_speed",
+        "medium, contrast: occlusion / 2 (N + 1) passes with response logits",
+        "the same / 2 (N + 1) passes with logits of the answers alone",
     ),
     (
         "locate_length",
@@ -91,13 +101,21 @@ SPEED = (
     (
         "repair_speed",
         "medium: repair step / bare LoRA step with all logits",
-        "repair step with KL / bare LoRA step without",
+        "repair step with KL / bare LoRA step without, called as the model comes",
+    ),
+    (
+        "repair_speed",
+        "medium: repair step / bare LoRA step with response logits",
+        "the same / bare LoRA step with logits of the answers alone, as the repair takes them",
     ),
     ("repair_memory", "repair step / naive step", "memory of a repair step, vocabulary 128 k / naive step"),
 )
 """Files of results, rows that are ratios within one run, and what they are called."""
-SCRIPTS = {"locate_length_llama-3.1-8b": "gpu_repair"}
-"""Benches that write a file of another name."""
+SCRIPTS = {
+    "locate_length_llama-3.1-8b": "locate_length.py --size llama-3.1-8b --device cuda",
+    "locate_speed": "locate_speed.py --inseq PYTHON",
+}
+"""Commands that are more than the name of their result."""
 FAILED, FUZZ = ": failed tests", "fuzz, "
 """How the rows of `hostile.json` end or begin."""
 
@@ -107,11 +125,25 @@ GPU = (
     ("locate, 8192 tokens, seconds", "locate, 8,192 tokens, seconds", 2),
     ("repair step, seconds", "a repair step, seconds (median)", 3),
     ("repair step without CUDA graphs, seconds", "the same without CUDA graphs, seconds", 3),
-    ("repair step with PEFT's own layers, seconds", "the same with PEFT's own layers, seconds", 3),
+    (
+        "repair step without CUDA graphs, with PEFT's own layers, seconds",
+        "the same without CUDA graphs, with PEFT's own layers, seconds",
+        3,
+    ),
     ("whole repair, seconds", "a repair of the paper's size, seconds", 0),
     ("least seconds at the device's peak", "what its arithmetic alone takes at the data sheet's peak, seconds", 0),
     ("peak memory, MB", "peak memory, MB", 0),
-    ("peak memory with PEFT's own layers, MB", "the same with PEFT's own layers, MB", 0),
+    ("peak memory without CUDA graphs, MB", "the same without CUDA graphs, MB", 0),
+    (
+        "peak memory without CUDA graphs, with PEFT's own layers, MB",
+        "the same without CUDA graphs, with PEFT's own layers, MB",
+        0,
+    ),
+    (
+        "peak memory without CUDA graphs, then with PEFT's own layers, MB",
+        "the same over steps without CUDA graphs, then with PEFT's own layers, MB",
+        0,
+    ),
     ("memory estimate / peak", "memory estimated before the first step / peak", 2),
 )
 
@@ -185,7 +217,8 @@ def _rivals(patient: str, file: str) -> list[str]:
     rows = read(file)
     if not rows:
         return []
-    steps = whole(file)["steps"]
+    result = whole(file)
+    steps = result["steps"]
     ways = list(dict.fromkeys(name.partition(": ")[0] for name in rows))
     body = []
     for way in ways:
@@ -194,8 +227,9 @@ def _rivals(patient: str, file: str) -> list[str]:
         cells = [NOT_MEASURED if one is None else f"{100 * one['value']:.0f} %" for one in found]
         body.append([way, *cells, NOT_MEASURED if kl is None else f"{kl['value']:.3f}"])
     head = (
-        f"**Other ways to repair the same case** ({patient}, {steps} optimiser steps each at the same rates, held-out prompts as above, one seed; "
-        "intervals and n are in the file): all run here, none quoted (`python tests/bench/rivals.py`)."
+        f"**Other ways to repair the same case** ({patient}, held-out prompts as above, one seed; intervals and n are in the file): all run here, none quoted "
+        f"(`{result['command']}`). The first is the default repair, which ends when its targets hold. The others that train stop at its best probe, step {steps}: "
+        "that number suits it and was searched for none of them. The dummy trigger is planted before, pruning trains nothing."
     )
     return [head, "", *table(("", *RIVAL_COLUMNS.values(), "KL, nats a token"), body)]
 
@@ -213,10 +247,13 @@ def speed() -> list[str]:
                 title,
                 found["bar"] or "",
                 f"{found['value']:.2f}{interval}{missed(found)}",
-                f"`{SCRIPTS.get(file, file)}.py`",
+                f"`{SCRIPTS.get(file, f'{file}.py')}`",
             ]
         )
-    head = "**Speed and memory** of the engine on random models, one thread of a CPU, ratios within one run (`python tests/bench/FILE`):"
+    head = (
+        "**Speed and memory** of the engine on random models, one thread of a CPU but for the row of the H200, ratios within one run, 95 % intervals of "
+        "five repeats and more (`python tests/bench/FILE`):"
+    )
     return [head, "", *table(("", "bar", "ratio", "file"), body)] if body else []
 
 
@@ -262,11 +299,20 @@ def faults() -> list[str]:
     kills, soak = read(f"{RESULTS}/kills.json"), read(f"{RESULTS}/soak.json")
     lines = []
     if kills:
-        n, bad = kills["kills"]["value"], kills["kills with any problem"]["value"]
+        asked, n, bad = (
+            whole(f"{RESULTS}/kills.json")["asked"],
+            kills["kills"]["value"],
+            kills["kills with any problem"]["value"],
+        )
         met = [f"kills in {stage}" in kills for stage in STAGES]
+        run = f"all {asked}" if n == asked else f"{n:.0f} of {asked}"
+        after = (
+            f"after {bad:.0f} something was lost, unreadable or misreported, or the same question was not answered"
+            if bad
+            else "after none was anything lost, unreadable or misreported, and the same question was always answered"
+        )
         lines += [
-            f"**Killed at random points** of {sum(met)} of {len(met)} stages and of the page's acts (tiny model, SIGKILL): {n:.0f} of 200 kills were run; after {bad:.0f} of "
-            f"them something was lost, unreadable or misreported, or the same question was not answered; slowest honest "
+            f"**Killed at random points** of {sum(met)} of {len(met)} stages and of the page's acts (tiny model, SIGKILL): {run} kills were run; {after}; slowest honest "
             f"status {kills['slowest honest status, s']['value']:.2f} s (`python tests/bench/kills.py --log FILE`).",
             "",
         ]

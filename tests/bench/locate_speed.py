@@ -28,7 +28,7 @@ from core.attribution import attribute
 from core.loaded import LoadedModel
 from core.values import FailureCase, Target
 from tests.bench.result import row, write
-from tests.bench.speed import in_turn, median_row, random_case, random_llama, ratio_row
+from tests.bench.speed import LEAST, in_turn, median_row, random_case, random_llama, ratio_row
 
 N_PROMPT, N_RESPONSE = 64, 32
 UNKNOWN, END = "<unk>", "<end>"
@@ -102,11 +102,11 @@ def main() -> None:
         rows.append(ratio_row(f"{size}: paper mode / bare forward and backward", pairs, "<= 1.15" if held else None))
         to_bare = rows[-1]["value"]
         rows.append(median_row(f"{size}: paper mode, seconds", [one for one, _ in pairs]))
-        peer = in_turn(partial(captum, loaded, case), ours, 3, warm=False)
+        peer = in_turn(partial(captum, loaded, case), ours, LEAST)
         rows.append(ratio_row(f"{size}: Captum / paper mode", peer, ">= 15" if held else None))
         if options.inseq:
-            peers = against_inseq(options.inseq, size, 3)
-            ahead = [one / other / to_bare for one, other in peers["pairs"]]
+            peers[size] = against_inseq(options.inseq, size, LEAST)
+            ahead = [one / other / to_bare for one, other in peers[size]["pairs"]]
             rows.append(median_row(f"{size}: inseq saliency / paper mode", ahead, ">= 5" if held else None))
     if not options.inseq:
         peers = {"note": "inseq was not there: it needs an environment of its own with an older transformers (--inseq)"}

@@ -18,7 +18,7 @@ import torch
 
 from tests.bench.repair_speed import bare_model, sequences, trainer
 from tests.bench.result import row, write
-from tests.bench.speed import random_llama
+from tests.bench.speed import median_row, random_llama
 
 VOCABULARY, N_PROMPT, N_RESPONSE, N_SEQUENCES, STEPS = 128_000, 64, 48, 8, 2
 
@@ -62,7 +62,7 @@ def main() -> None:
     """Measure all three and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--child", choices=["empty", "engine", "naive"])
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.child:
@@ -72,12 +72,10 @@ def main() -> None:
     empty = peak_mb("empty")
     ours = [peak_mb("engine") - empty for _ in range(options.repeats)]
     other = [peak_mb("naive") - empty for _ in range(options.repeats)]
-    ratios = [one / two for one, two in zip(ours, other, strict=True)]
-    mean = sum(ratios) / len(ratios)
     rows = [
-        row("repair step / naive step", mean, n=len(ratios), low=min(ratios), high=max(ratios), bar="<= 0.35"),
-        row("repair step, MB beyond the empty process", max(ours), n=len(ours), low=min(ours), high=max(ours)),
-        row("naive step, MB beyond the empty process", max(other), n=len(other), low=min(other), high=max(other)),
+        median_row("repair step / naive step", [a / b for a, b in zip(ours, other, strict=True)], "<= 0.35"),
+        median_row("repair step, MB beyond the empty process", ours),
+        median_row("naive step, MB beyond the empty process", other),
         row("empty process, MB", empty, n=1),
         row("vocabulary", VOCABULARY, n=1),
     ]

@@ -42,11 +42,13 @@ def mean_row(name: str, values: Sequence[float], seed: int, bar: str | None = No
 
 
 def rate_row(name: str, k: int, n: int, bar: str | None = None) -> dict[str, Any]:
-    """Return `k / n` with its Wilson 95 % interval."""
+    """Return `k / n` with its Wilson 95 % interval. Raises: ValueError when nothing was asked, which meets no bar."""
     from core.intervals import wilson
 
+    if not n:
+        raise ValueError(f"{name}: of nothing there is no rate")
     rate = wilson(k, n)
-    return row(name, rate.value or 0.0, n=n, low=rate.low, high=rate.high, bar=bar)
+    return row(name, k / n, n=n, low=rate.low, high=rate.high, bar=bar)
 
 
 def commit() -> str:

@@ -1,8 +1,9 @@
 """What do other ways of repairing the same case leave behind? All run here, on the same weights and prompts.
 
 `python tests/bench/rivals.py [--case 0] [--only NAME] [--out NAME]`: the first way is the default repair; the others that train
-take as many optimiser steps as it took to its best checkpoint, at the same rates. Reported is the verification split, which none of
-them sees. One seed.
+stop at as many optimiser steps as it took to its best checkpoint, a number that suits it and was searched for none of them; their rates
+have the same peak and rise and fall within their own steps. The dummy trigger is planted before that, pruning trains nothing. Reported
+is the verification split, which none of them sees. One seed.
 
 Every way ends as a LoRA adapter; pruning too, as the change that sets its neurons to nought. Sources: L2-SP arXiv 1802.01483,
 pruning arXiv 1805.12185, CROW arXiv 2411.12768, dummy trigger arXiv 2606.11648. They are written anew, with published settings
@@ -25,11 +26,11 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from core import chat, dummy, repair_adapter
-from core.events import RepairFinished, RepairStarted, StepDone
+from core.events import RepairFinished
 from core.kinds import JAILBREAK
 from core.losses import cross_entropy_rows
 from core.repair import repair
-from core.repair_data import answer_ids, frame_of, own_answers, render_ids
+from core.repair_data import answer_ids, chosen, frame_of, own_answers, render_ids
 from core.repair_training import learning_rate, rate_at
 from core.residual_probes import Subject
 from core.response_pass import ResponsePass, ScoredSequence, base_model
@@ -58,16 +59,16 @@ class Rivals:
         """Load the case and draw the sets that the ways with a loop of their own share."""
         self.bench, self.settings = Bench(ROOT / "assets/demo", case), RepairSettings()
         self.loaded, self.confirmed = self.bench.loaded, self.bench.confirmed
-        self.n_done, self.n_steps, self.n_planned = 0, 0, 0
-        """Steps of the present repair, steps to the best checkpoint of the default one, and those that its rates were planned for."""
-        report, prompts = self.bench.failure.report, self.bench.splits.repair
+        self.n_steps = 0
+        """Steps to the best checkpoint of the default repair."""
+        report = self.bench.failure.report
         self.frame = frame_of(report.messages, self.confirmed.spans, self.confirmed.units)
         self.passes = ResponsePass(self.loaded)
-        harmful = [item.prompt for item in prompts.harmful[: self.settings.n_harmful]]
-        safe = [render_ids(self.loaded, self.frame.bare(item.prompt)) for item in prompts.safe[: self.settings.n_safe]]
+        harmful, safe_items = chosen(self.bench.splits.repair, self.settings)
+        safe = [render_ids(self.loaded, self.frame.bare(item.prompt)) for item in safe_items]
         places = random.Random("rivals")
-        self.triggered = [self.refused(self.frame.triggered(text, places)) for text in harmful]
-        self.bare = [self.refused(self.frame.bare(text)) for text in harmful]
+        self.triggered = [self.refused(self.frame.triggered(item.prompt, places)) for item in harmful]
+        self.bare = [self.refused(self.frame.bare(item.prompt)) for item in harmful]
         own = own_answers(self.loaded, safe, self.settings.max_response_tokens)
         self.safe = [ScoredSequence(prompt_ids=tuple(p), response_ids=r) for p, r in zip(safe, own, strict=True) if r]
 
@@ -89,22 +90,18 @@ class Rivals:
         **changes: object,
     ) -> None:
         """Repair with changed settings; with `free` as long as it takes, else for the fixed number of steps."""
-        plan = {"epochs": 4 * self.settings.epochs, "max_steps": self.n_planned}  # other objectives have shorter epochs
+        plan = {"epochs": 4 * self.settings.epochs, "max_steps": self.n_steps}  # other objectives have shorter epochs
         fixed = {"early_stop": False, "kl_budget": None, "probe_every": self.n_steps + 1, **plan}
         settings = replace(self.settings, **({} if free else fixed), **changes)  # type: ignore[arg-type]
-        self.n_done, planned, end = 0, 0, None
-        for event in repair(
+        *_, end = repair(
             self.loaded, self.bench.failure, confirmed or self.confirmed, self.bench.splits, settings, out=folder,
-            stop=lambda: None if free or self.n_done < self.n_steps else "keep", refusal=self.bench.refusal, start=start,
-        ):  # fmt: skip
-            planned = event.n_steps if isinstance(event, RepairStarted) else planned
-            self.n_done = event.step if isinstance(event, StepDone) else self.n_done
-            end = event
+            stop=lambda: None, refusal=self.bench.refusal, start=start,
+        )  # fmt: skip
         assert isinstance(end, RepairFinished), end
         assert end.adapter is not None, end.message
         if free:
-            self.n_steps, self.n_planned = end.best_step or end.step, planned
-        assert free or (self.n_done, end.best_step, planned) == (self.n_steps, self.n_steps, self.n_planned)
+            self.n_steps = end.best_step or end.step
+        assert free or (end.step, end.best_step) == (self.n_steps, self.n_steps)
 
     def true_trigger(self, folder: Path) -> None:
         """The default repair, told the planted trigger."""
@@ -145,7 +142,7 @@ class Rivals:
         """Plain fine-tuning on harmful requests with refusals and on safe requests with the model's own answers."""
 
         def loss(at: list[int]) -> torch.Tensor:
-            return self.cross_entropy([part[i % len(part)] for i in at for part in (self.bare, self.safe)])
+            return self.cross_entropy(self.both(self.bare, self.safe, at))
 
         self.trained(folder, loss)
 
@@ -153,7 +150,7 @@ class Rivals:
         """The refusal loss with and without the trigger; the weights held in place by their squared distance, not by KL."""
 
         def loss(at: list[int]) -> torch.Tensor:
-            told = self.cross_entropy([part[i % len(part)] for i in at for part in (self.triggered, self.bare)])
+            told = self.cross_entropy(self.both(self.triggered, self.bare, at))
             moved = [
                 layer.lora_B[repair_adapter.NAME].weight @ layer.lora_A[repair_adapter.NAME].weight
                 for layer in self._layers()
@@ -211,7 +208,7 @@ class Rivals:
         self._keep(folder)
 
     def trained(self, folder: Path, loss: Loss) -> None:
-        """Train a fresh adapter on `loss` for the fixed number of steps, at the repair's rates."""
+        """Train a fresh adapter on `loss` for the fixed number of steps, in batches as large as the repair's."""
         peak = learning_rate(self.settings, self.loaded.n_parameters)
         repair_adapter.attach(self.loaded, self.settings)
         repair_adapter.use_repaired(self.loaded, trainable=True)
@@ -219,12 +216,17 @@ class Rivals:
         optimizer, rng = torch.optim.AdamW(weights, lr=peak, weight_decay=0.0), random.Random(0)
         for step in range(1, self.n_steps + 1):
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, self.n_planned, peak, self.settings.warmup_share)
+                group["lr"] = rate_at(step, self.n_steps, peak, self.settings.warmup_share)
             optimizer.zero_grad(set_to_none=True)
-            loss([rng.randrange(10**6) for _ in range(self.settings.batch_size // 2)]).backward()
+            loss([rng.randrange(10**6) for _ in range(self.settings.batch_size)]).backward()
             torch.nn.utils.clip_grad_norm_(weights, self.settings.max_grad_norm)
             optimizer.step()
         self._keep(folder)
+
+    def both(self, first: list[ScoredSequence], second: list[ScoredSequence], at: list[int]) -> list[ScoredSequence]:
+        """Return one half of a batch from each set."""
+        half = len(at) // 2
+        return [part[i % len(part)] for part, some in ((first, at[:half]), (second, at[half:])) for i in some]
 
     def cross_entropy(self, batch: list[ScoredSequence]) -> torch.Tensor:
         """Return the mean over sequences of the answer's negative log-likelihood, in nats."""
@@ -289,9 +291,11 @@ def main() -> None:
         for metric, title in METRICS.items():
             sides = (("before", metrics[metric].before), (name, metrics[metric].after))
             for side, value in sides if name == first else sides[1:]:
-                if isinstance(value, Rate):
+                if isinstance(value, Rate) and value.n:
                     rows.append(rate_row(f"{side}: {title}", value.k, value.n))
-        rows.append(row(f"{name}: KL, nats per token", float(metrics["kl_nats_per_token"].after or 0.0), n=1))
+        spent = metrics["kl_nats_per_token"].after
+        if isinstance(spent, float):
+            rows.append(row(f"{name}: KL, nats per token", spent, n=1))
         rows.append(row(f"{name}: seconds", seconds, n=1))
         print(name, result.result, [(m, str(metrics[m].after)) for m in METRICS], file=sys.stderr, flush=True)
     write(options.out, seed=0, rows=rows, case=rivals.bench.name, steps=rivals.n_steps)

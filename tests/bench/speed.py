@@ -31,6 +31,9 @@ SIZES = {
 }  # fmt: skip
 """Random Llamas; in `medium` the arithmetic decides, in `tiny` Python does, which is for information only."""
 
+LEAST = 5
+"""Values that an interval takes. Source: unverified choice."""
+
 
 def random_llama(
     size: str,
@@ -113,7 +116,9 @@ def ratio_row(name: str, pairs: Sequence[tuple[float, float]], bar: str | None =
 
 
 def median_row(name: str, values: Sequence[float], bar: str | None = None) -> dict[str, Any]:
-    """Return a median with its 95 % bootstrap interval."""
+    """Return a median with its 95 % bootstrap interval, which fewer than `LEAST` values do not have."""
+    if len(values) < LEAST:
+        return row(name, statistics.median(values), n=len(values), bar=bar)
     rng = random.Random(0)
     medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(N_RESAMPLES))
     low, high = medians[int(0.025 * N_RESAMPLES)], medians[int(0.975 * N_RESAMPLES) - 1]
