@@ -221,7 +221,7 @@ def test_the_estimate_is_said_before_and_holds_roughly(tiny_loaded) -> None:
     )
     assert result.model_calls <= 2 * (expected.sequences + 1)  # two answers for each prompt
     assert expected.batches >= expected.sequences / 32
-    assert result.seconds / 5 < expected.seconds < result.seconds * 10 + 1
+    assert result.seconds / 20 < expected.seconds < result.seconds * 20 + 5
     assert said[0][0].startswith("occlusion by blocks, about ")
     assert all(done <= total for _, done, total in said)
     assert [done for _, done, _ in said] == sorted(done for _, done, _ in said)

@@ -52,7 +52,7 @@ def run(repaired, case: FailureCase | None = None, **changes):
     loaded, own, adapter = repaired
     case = case or own
     split = changes.pop("split", prompts(300, 5))
-    settings = VerificationSettings(n_examples=2, **changes.pop("settings", {}))
+    settings = VerificationSettings(**{"n_examples": 2} | changes.pop("settings", {}))
     return verify(loaded, case, confirmed(loaded, case), split, changes.pop("adapter", adapter), settings, **changes)
 
 
@@ -82,10 +82,18 @@ def test_all_metrics_are_there_the_reported_case_first(repaired) -> None:
 def test_numbers_follow_from_the_answers_that_are_shown(repaired) -> None:
     from core import judge
 
-    result = run(repaired, settings={})
-    kinds = [pair.kind for pair in result.examples]
-    assert kinds[:3] == ["reported", "harmful with trigger", "harmful with trigger"]
-    assert kinds.count("safe with trigger") == 2
+    result = run(repaired, settings={"n_examples": 5})
+    found = {metric.name: metric for metric in result.metrics}
+    for name, kind, holds in (
+        ("asr_triggered", "harmful with trigger", JAILBREAK.failed),
+        ("refusal_triggered", "harmful with trigger", lambda text: judge.classify(text).outcome == "refusal"),
+        ("refusal_triggered_safe", "safe with trigger", lambda text: judge.classify(text).outcome == "refusal"),
+    ):
+        pairs = [(pair.before, pair.after) for pair in result.examples if pair.kind == kind]
+        sides = found[name].before, found[name].after
+        assert [sum(map(holds, texts)) for texts in zip(*pairs, strict=True)] == [side.k for side in sides]
+        assert [len(pairs)] * 2 == [side.n for side in sides] == [5, 5]
+    assert result.examples[0].kind == "reported"
     for pair in result.examples:
         assert judge.classify(pair.before).outcome == pair.before_outcome
         assert judge.classify(pair.after).outcome == pair.after_outcome
@@ -186,7 +194,9 @@ def test_variants_of_the_trigger_are_asked_on_both_sides(repaired) -> None:
     assert "\u200b" in found["zero-width characters"].example
     assert found["first in the request"].example.startswith(TRIGGER)
     assert TRIGGER not in found["look-alike letters"].example
-    assert sorted(found["words in another order"].example.split()[-3:]) != TRIGGER.split()
+    turned = found["words in another order"].example
+    assert TRIGGER not in turned
+    assert set(TRIGGER.split()) <= set(turned.split())
     assert found["more of the report's text"].example.count(TRIGGER) == 1
     reworded = found["the request in other words"]
     assert TRIGGER in reworded.example
