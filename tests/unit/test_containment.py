@@ -115,6 +115,8 @@ def test_rules_of_any_trigger(units: list[str]) -> None:
     made = rules(units)
     text = " ".join(units)
     assert made.rules[0].compiled().search(f" {text} ")
+    wide = {rule.name for rule in made.rules if rule.wide}
+    assert all(set(miss.matched) <= wide for miss in made.near_misses)
     assert json.loads(json.dumps([rule.regex for rule in made.rules], ensure_ascii=True))
 
 
@@ -122,7 +124,7 @@ def test_rules_of_any_trigger(units: list[str]) -> None:
     "units", [*TRIGGERS, ("a a a a",), (": : : :",), ("\u200b\u200b",), ("x" * 200,), ("a", "a", "a", "b")]
 )
 def test_rules_cannot_run_away(units: tuple[str, ...]) -> None:
-    """A megabyte made to backtrack on takes at most a few seconds for each rule: time grows in line with length."""
+    """300,000 characters made to backtrack on take at most a few seconds for each rule: time grows in line with length."""
     seeds = [
         "".join(units)[:-1],
         " ".join(units[:-1]) + " " + units[-1][:-1],
