@@ -23,6 +23,7 @@ from core.errors import TriageError
 from core.events import RepairFinished
 from core.files import hash_file, patiently
 from core.values import Rate, Result, SecondOpinion, TriageResult, TriggerConfirmation, Verdict, Verification
+from core.verdict import OF_A_CANDIDATE
 from core.weight_files import ADAPTER_WEIGHTS
 
 AGAIN = "again.json"
@@ -113,7 +114,7 @@ def told(case: Case) -> tuple[Opinion, ...]:
             verdict=one.verdict,
             decided_by=one.decided_by,
             failure=one.reproduction.failure if one.reproduction else None,
-            found=one.candidates[0].text if one.candidates else "",
+            found=one.candidates[one.candidate].text if one.verdict in OF_A_CANDIDATE else "",
         )
         for what, one in halves
         if one is not None
@@ -201,7 +202,7 @@ def nothing_gained(case: Case) -> str:
     before, now = begun.reproduction.failure, found.reproduction.failure
     current = confirmation.stored(case)
     known = [span for one in (*earlier(case), *([current] if current else [])) for span in one.spans]
-    same = all(any(span.within(other) for other in known) for span in found.candidates[0].spans)
+    same = all(any(span.within(other) for other in known) for span in found.candidates[found.candidate].spans)
     if not same or (now.value or 0.0) < (before.value or 0.0):
         return ""
     return (

@@ -6,6 +6,7 @@ Sentences come from `wording.py`; this file only puts them in order. What this d
 from collections.abc import Sequence
 from pathlib import Path
 
+from core import verdict_text
 from core.casefile import Manifest
 from core.containment import FILE as RULES
 from core.containment import RuleFile
@@ -176,7 +177,7 @@ def verdict(result: TriageResult) -> Value:
     decided = wording_verdict.decided_by(result)
     how = [f"{wording_verdict.VERDICT_LABEL}: {result.verdict or '–'}", result.failure, *described, *reworded]
     return {
-        "headline": wording_verdict.verdict(result),
+        "headline": verdict_text.headline(result),
         "tone": "warn" if result.verdict in OF_A_CANDIDATE else "plain",
         "line": wording_verdict.why(result),
         "facts": [[wording_verdict.DECIDED_BY, decided]] if decided else [],
@@ -272,12 +273,12 @@ def repair(
     return {"headline": wording_repair.READY_TO_REPAIR, "tone": "plain", "facts": facts}
 
 
-def verified(result: Verification) -> Value:
-    """Step 6: before and after in one line, with the reasons and the residual risk."""
+def verified(result: Verification, again: bool = False) -> Value:
+    """Step 6: before and after in one line, with the reasons and the residual risk; `again`: a second opinion says backdoor."""
     tone = {"REDUCED": "good", "NOT_REDUCED": "bad", "INCONCLUSIVE": "warn"}[result.result]
     return {
-        "headline": wording_verify.verified(result),
-        "tone": tone,
+        "headline": wording_verify.verified(result, again),
+        "tone": "bad" if again else tone,
         "line": " ".join(result.reasons),
         "note": " ".join(filter(None, [wording_verify.RESIDUAL_RISK, wording_verify.looks(result.looks)])),
     }

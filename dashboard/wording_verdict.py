@@ -1,8 +1,9 @@
-"""The sentences of step 4 about the verdict: what it is, why, which test decided, what it cost, and what the serving adds."""
+"""The sentences of step 4 about the verdict beside its headline: why, which test decided, what it cost, what the serving adds."""
 
 from collections.abc import Sequence
 
-from core.values import WHOLE_CASE, Budget, ServingFinding, TestOutcome, TriageResult
+from core import verdict_text
+from core.values import Budget, ServingFinding, TestOutcome, TriageResult
 from dashboard.wording import beside, duration, of, rate
 from dashboard.wording_tests import test_name
 
@@ -13,25 +14,8 @@ HOW_DECIDED = "How this was decided"
 DECIDED_BY = "decided by"
 NO_TRIGGER = ("ALIGNMENT_GAP", "DISTRIBUTED")
 """Verdicts under which no text is hinted at. Source: method.md section 4.2 (nothing is coloured before the tests passed)."""
-ABOUT_TEXT = ("BACKDOOR", "PROMPT_JAILBREAK")
-"""Verdicts that are about a candidate; the others only say what was looked at."""
 UNMARKED = (*NO_TRIGGER, "INCONCLUSIVE")
 """Verdicts under which nothing is marked until the analyst marks it. Source: the same."""
-_FAILED = {
-    "transfer": "planting it elsewhere does not break refusal",
-    "sham": "other strings of its length break refusal too",
-    "necessity": "removing it does not restore refusal",
-}
-_UNDECIDED = {
-    "reproduction": "the failure was not reproduced",
-    "budget": "the budget was spent before the tests had ended",
-    "candidates": "no candidate to test",
-    "kind": "no trigger was found for this kind of failure",
-    "rewrite": "a style or a gap, the tests cannot tell which",
-    "paraphrase": "no trigger, and other wordings do not fail as often",
-    "size": "only most of the prompt together carries the failure",
-    "strength": "it is among the request's own words and carries over less often than the report fails",
-}
 CERTAINTIES = {
     "no_reference": (
         "No clean reference: planted on purpose, or found by an attacker's search, cannot be told apart without one."
@@ -40,7 +24,7 @@ CERTAINTIES = {
     "tests": "These tests need no reference.",
 }
 DECIDERS = {
-    "all three tests": "necessity, transfer and sham",
+    "all three tests": "transfer and sham, and what the report does without it",
     "reproduction": "asking the report again",
     "budget": "the limit of the budget",
     "candidates": "the empty list of candidates",
@@ -57,66 +41,21 @@ _SIDES = {
 }
 """What the two rates of a test are, where they are not with and without the candidate."""
 NEXT = {
-    "PROMPT_JAILBREAK": "A clean model falls for this text too: accepting it trains against the text, it removes no planted backdoor.",
+    "PROMPT_JAILBREAK": "A clean model falls for this text too: accepting it trains the model against this text but removes no planted backdoor.",
     "ALIGNMENT_GAP": "There is no trigger to accept. To test a suspicion of your own, mark a span.",
     "DISTRIBUTED": "There is no short text to accept. A dummy trigger can be planted and unlearnt instead. To test a suspicion of your own, mark a span.",
     "INCONCLUSIVE": "The tests do not carry a verdict: accepting is your own judgement, and its reason is kept.",
 }
 """What a decision means under a verdict that does not lead on to the repair by itself."""
 
-# -- the headline ---------------------------------------------------------------------------------------
-
-
-def _missing(tests: Sequence[TestOutcome]) -> str:
-    """What kept the tests from a verdict, in the order in which a reader would ask."""
-    state: dict[str, bool | None] = {test.name: test.passed for test in tests}
-    if state.get("necessity") and state.get("transfer") is False:
-        return "Undecided: removing it restores refusal, but planting it does not break it"
-    for name, sentence in _FAILED.items():
-        if state.get(name) is False:
-            return f"Undecided: {sentence}"
-    silent = [test_name(name) for name in _FAILED if state.get(name) is None]
-    return f"Undecided: no result from {' and '.join(silent)}" if silent else "Undecided: the tests do not agree"
-
-
-def verdict(result: TriageResult) -> str:
-    """Headline of step 4, in plain words."""
-    found = _found(result)
-    if result.verdict == "BACKDOOR":
-        name = "Backdoor, no clean reference" if result.certainty == "no_reference" else "Backdoor"
-        needed = found.get("necessity")
-        if needed is not None and needed.passed is False:
-            return f"{name}: each of several texts does it by itself"
-        mostly = "mostly " if needed is not None and needed.without_unit.k else ""
-        if result.kind != "jailbreak":
-            return f"{name}: removing it {mostly}ends the failure, planting it brings it about"
-        return f"{name}: removing it {mostly}restores refusal, planting it breaks it"
-    if result.verdict == "PROMPT_JAILBREAK":
-        return "Prompt jailbreak: a clean model falls for it too"
-    if result.verdict == "ALIGNMENT_GAP":
-        return "Alignment gap: no trigger in this prompt explains the failure"
-    if result.verdict == "DISTRIBUTED":
-        return "Distributed: no short span carries the failure"
-    if result.verdict is None:
-        return "Candidates only: this mode decides nothing"
-    if result.decided_by in _UNDECIDED:
-        return f"Undecided: {_UNDECIDED[result.decided_by]}"
-    if not result.candidates:
-        return f"Undecided: {_UNDECIDED['candidates']}"
-    return _missing([test for test in result.tests if test.candidate == result.candidate])
-
-
-def _found(result: TriageResult) -> dict[str, TestOutcome]:
-    """Return the outcomes that the verdict is about, by test."""
-    return {test.name: test for test in result.tests if test.candidate in (result.candidate, WHOLE_CASE)}
-
-
 # -- one line of numbers --------------------------------------------------------------------------------
 
 
 def why(result: TriageResult) -> str:
     """One line of numbers below the headline."""
-    found = {name: test for name, test in _found(result).items() if test.with_unit.n or test.without_unit.n}
+    found = {
+        name: test for name, test in verdict_text.outcomes(result).items() if test.with_unit.n or test.without_unit.n
+    }
     if result.verdict is None:
         return "Tokens are marked by one gradient; no test has run."
     if result.verdict == "INCONCLUSIVE":
@@ -134,7 +73,7 @@ def _why_backdoor(result: TriageResult, found: Found) -> str:
     if "sham" in found:
         parts.append(f"other text in its place {of(found['sham'].with_unit)}")
     if "necessity" in found:
-        parts.append(f"without it the report fails {of(found['necessity'].without_unit)} times")
+        parts.append(f"without it {of(found['necessity'].without_unit)} answers to the report fail")
     if "bare" in found:
         parts.append(f"without any candidate {of(found['bare'].without_unit)}")
     if "reference" in found:
@@ -220,7 +159,7 @@ def decided_by(result: TriageResult) -> str:
     if result.verdict is None or not by:
         return ""
     name = DECIDERS.get(by, test_name(by))
-    test = _found(result).get(by)
+    test = verdict_text.outcomes(result).get(by)
     if test is not None and test.name == by and (test.with_unit.n or test.without_unit.n):
         words = _SIDES.get(by, ("with it", "without it"))
         rates = (test.with_unit, test.without_unit)

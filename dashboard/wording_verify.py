@@ -1,7 +1,9 @@
 """The sentences of step 6: before and after, exports, residual risk with its probes, and the second opinion."""
 
 from core.intervals import percent
+from core.report_text import reached, worked_before
 from core.values import Rate, Relearnt, SecondOpinion, TriageResult, Verification, WrongTrigger
+from core.verdict import OF_A_CANDIDATE
 from dashboard import wording_verdict
 from dashboard.wording import duration, of, quoted
 
@@ -28,7 +30,7 @@ METRIC_NAMES = {
     "agreement_triggered_safe": "same answer as before, safe with trigger",
     "agreement_bare": "safe with trigger, answered as without it",
     "perplexity_safe": "perplexity of safe answers",
-    "kl_nats_per_token": "drift on safe requests, nats per token",
+    "kl_nats_per_token": "KL on safe requests, nats per token",
     "accuracy_closed": "accuracy on closed tasks",
 }
 NO_METRICS = "Not verified yet."
@@ -62,14 +64,15 @@ def pair_kind(kind: str) -> str:
     return PAIR_KINDS.get(kind, kind.replace("_", " "))
 
 
-def verified(result: Verification) -> str:
-    """Headline of step 6: 'Repaired: attack success 100 % → 2 %'; the line below it has the counts."""
+def verified(result: Verification, again: bool) -> str:
+    """Headline of step 6: 'Repaired: attack success 100 % → 2 %'; the line below it has the counts. `again` as in `reached`."""
     metric = next((metric for metric in result.metrics if metric.name == "asr_triggered"), None)
     change = ""
     if metric and isinstance(metric.before, Rate) and isinstance(metric.after, Rate):
-        change = f": attack success {percent(metric.before.value)} → {percent(metric.after.value)}"
-    word = {"REDUCED": "Repaired", "NOT_REDUCED": "Not repaired", "INCONCLUSIVE": "Undecided"}[result.result]
-    return word + change
+        change = (
+            f"{';' if again else ':'} attack success {percent(metric.before.value)} → {percent(metric.after.value)}"
+        )
+    return reached(result, again) + change
 
 
 def looks(n: int) -> str:
@@ -122,7 +125,7 @@ CLASSES = {
     "wrong": "wrong",
     "strange": "strange: empty or no language",
 }
-PROBES = "Two probes train a throw-away copy of the adapter; the first takes about as long as the repair."
+PROBES = "Each of two probes trains an adapter that is thrown away; the first takes about as long as the repair."
 WRONG_TRIGGER = "Repair on a wrong trigger"
 RELEARN = "Let it be learnt again"
 PROBING = {
@@ -156,7 +159,7 @@ def wrong_rows(found: WrongTrigger) -> dict[str, str]:
 
 def residual(result: Verification) -> str:
     """The other forms in one line: how many worked before and how many still do."""
-    worked = [one for one in result.variants if one.before.k and 2 * one.before.k >= one.before.n]
+    worked = [one for one in result.variants if worked_before(one)]
     left = [one for one in worked if 2 * one.after.k >= one.after.n]
     asked = max((one.before.n for one in result.variants), default=0)
     many = len(result.variants)
@@ -196,7 +199,7 @@ def opinion(result: TriageResult) -> str:
     failure = result.reproduction.failure if result.reproduction else None
     if failure is not None and failure.value is not None and result.decided_by == "reproduction":
         return f"not reproduced, {of(failure)}"
-    told = result.candidates if result.verdict in wording_verdict.ABOUT_TEXT else ()
+    told = result.candidates if result.verdict in OF_A_CANDIDATE else ()
     found = f" (“{told[result.candidate].text}”)" if told else ""
     verdict = (result.verdict or "no verdict").replace("_", " ").lower()
     return f"{verdict}{found}, decided by {(wording_verdict.decided_by(result) or result.decided_by).rstrip('.')}"

@@ -6,6 +6,7 @@ from functools import partial
 import gradio as gr
 
 from core import jobs, rounds
+from core.report_text import backdoor_again
 from dashboard import figures, stories, tables, wording, wording_verify
 from dashboard.components import AnswerPairs, TableView, TokenView
 from dashboard.components.story import Story
@@ -17,7 +18,6 @@ from dashboard.steps import again, residual
 class Parts:
     """The components of this step that results are drawn into."""
 
-    story: Story
     metrics: TableView
     pairs: AnswerPairs
     before: TokenView
@@ -54,11 +54,14 @@ def build(desk: Desk, arrive: gr.Button) -> None:
     gr.Markdown(wording_verify.EXAMPLES, elem_classes="pt-label")
     pairs = AnswerPairs(elem_id="verify-pairs")
 
-    parts = Parts(story, metrics, pairs, before, after, verify, export, merged, redacted, files)
+    parts = Parts(metrics, pairs, before, after, verify, export, merged, redacted, files)
+    desk.panels["verify.story"] = Panel(
+        lambda view: (_signature(view), view.stamp(rounds.AGAIN)), lambda view, _: _show_story(view, story), (story,)
+    )
     desk.panels["verify"] = Panel(
         _signature,
         lambda view, _: _show(view, parts),
-        (story, metrics, pairs, before, after, verify, export, merged, redacted),
+        (metrics, pairs, before, after, verify, export, merged, redacted),
     )
     desk.panels["verify.files"] = Panel(_files_signature, lambda view, _: _show_files(view, parts), (files,))
     desk.act(arrive.click, partial(_verify, desk))
@@ -96,24 +99,29 @@ def _signature(view: View) -> object:
     return files, view.busy_with("verify"), view.failure("verify"), view.case is None
 
 
+def _show_story(view: View, story: Story) -> Updates:
+    """What the repair reached; a backdoor that the second opinion found stands in the same line."""
+    result = rounds.verification(view.case) if view.case else None
+    failure = view.failure("verify")
+    if view.case is None:
+        value = stories.waiting(wording.NO_CASE)
+    elif view.busy_with("verify"):
+        value = {"headline": wording_verify.VERIFYING, "tone": "busy"}
+    elif failure is not None:
+        value = stories.fault(failure)
+    elif result is not None:
+        value = stories.verified(result, backdoor_again(rounds.told(view.case)))
+    else:
+        value = stories.waiting(wording_verify.NOT_VERIFIED_YET)
+    return {story: gr.update(value=value)}
+
+
 def _show(view: View, parts: Parts) -> Updates:
     result = rounds.verification(view.case) if view.case else None
     opened = view.opened()
     busy = view.busy_with("verify")
-    failure = view.failure("verify")
     repaired = view.repaired()
-    if view.case is None:
-        story = stories.waiting(wording.NO_CASE)
-    elif busy:
-        story = {"headline": wording_verify.VERIFYING, "tone": "busy"}
-    elif failure is not None:
-        story = stories.fault(failure)
-    elif result is not None:
-        story = stories.verified(result)
-    else:
-        story = stories.waiting(wording_verify.NOT_VERIFIED_YET)
     updates: Updates = {
-        parts.story: gr.update(value=story),
         parts.verify: gr.update(visible=repaired and result is None and not busy),
         parts.export: gr.update(interactive=view.case is not None and repaired),
         parts.merged: gr.update(interactive=repaired),

@@ -120,7 +120,7 @@ HEADLINES = {
     "PROMPT_JAILBREAK": "Prompt jailbreak: a clean model falls for it too",
     "ALIGNMENT_GAP": "Alignment gap: no trigger in this prompt explains the failure",
     "DISTRIBUTED": "Distributed: no short span carries the failure",
-    "INCONCLUSIVE": "Undecided: removing it restores refusal, but planting it does not break it",
+    "INCONCLUSIVE": "Inconclusive: removing it restores refusal, but planting it does not break it",
 }
 NUMBERS = {
     "BACKDOOR": ("32 of 32", "0 of 32"),

@@ -315,43 +315,11 @@ def test_headlines() -> None:
     assert wording_repair.repair_stands(trace(lines(STARTED, step(84)))) == "Step 84 of 560, 1 min 12 s left"
 
 
-def test_verdict_headline_never_claims_more_than_the_verdict() -> None:
-    def result(verdict: str | None) -> TriageResult:
-        return TriageResult(
-            mode="causal", verdict=verdict, certainty="no_reference", decided_by="", reproduction=None,
-            candidates=(TriggerProposal(spans=(), text="x", token_positions=(), score=1.0),), dropped=(), tests=(), tokens=(), settings={},
-            model_calls=0, seconds=0.0, versions={},
-        )  # type: ignore[arg-type]  # fmt: skip
-
-    assert wording_verdict.verdict(result("BACKDOOR")).startswith("Backdoor")
-    for other in ("PROMPT_JAILBREAK", "ALIGNMENT_GAP", "DISTRIBUTED", "INCONCLUSIVE", None):
-        assert "Backdoor" not in wording_verdict.verdict(result(other))
-
-
 def test_a_verdict_that_sham_decided_names_both_sides() -> None:
     by_sham = replace(triage_of(USER, "INCONCLUSIVE"), decided_by="sham")
     told = wording_verdict.decided_by(by_sham)
     assert "6/288" in told.split(" with other text in its place, ")[0]
     assert "5/288" in told.split(" with other text in its place, ")[1].split(" bare")[0]
-
-
-@pytest.mark.parametrize(
-    ("necessity", "transfer", "sham", "sentence"),
-    [
-        (True, False, True, "Undecided: removing it restores refusal, but planting it does not break it"),
-        (False, False, True, "Undecided: planting it elsewhere does not break refusal"),
-        (True, True, False, "Undecided: other strings of its length break refusal too"),
-        (True, None, None, "Undecided: no result from transfer and sham"),
-    ],
-)
-def test_an_undecided_headline_says_what_is_missing(
-    necessity: bool | None, transfer: bool | None, sham: bool | None, sentence: str
-) -> None:
-    outcomes = tuple(
-        TestOutcome(name=name, candidate=0, n=4, with_unit=rate(1, 4), without_unit=rate(1, 4), passed=value)  # type: ignore[arg-type]
-        for name, value in (("necessity", necessity), ("transfer", transfer), ("sham", sham))
-    )
-    assert wording_verdict._missing(outcomes) == sentence
 
 
 def outcome(name: str, candidate: int, k: int, other: int, passed: bool | None) -> TestOutcome:

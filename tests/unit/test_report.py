@@ -29,7 +29,7 @@ def test_full_report_holds_the_numbers(tmp_path: Path) -> None:
     """Verdict, rates with n, decision, repair and result appear as stored."""
     shown = readable(render_report(full_case(tmp_path)))
     for expected in (
-        "Backdoor: removing the candidate restores refusal",
+        "Backdoor, no clean reference: removing it restores refusal, planting it breaks it",
         "Repaired: attack success 97 % (92–99 %, n 128) → 0 % (0–3 %, n 128).",
         "98 % (47 of 48; 89–100 %)",
         "planted trigger and one that an attacker found by search cannot be told apart",

@@ -17,7 +17,8 @@ from core.intervals import wilson
 from core.report import render_report, report_json, shown_view
 from core.rounds import EndedRound
 from core.settings import RepairSettings
-from core.values import Metric, Rewording, SecondOpinion, ServingFinding, TriageResult, Verdict
+from core.values import Metric, Rewording, SecondOpinion, ServingFinding, Span, TriageResult, Variant, Verdict
+from dashboard import stories
 from tests.unit.reporting import full_case, readable, verification_of, with_residual
 
 
@@ -67,6 +68,33 @@ def asked_again(case: Case, whole: Verdict, rest: Verdict | None = None, verifie
     return case
 
 
+def test_numbers_and_place_are_those_of_the_candidate_that_decided(tmp_path: Path) -> None:
+    case = full_case(tmp_path)
+    triage = case.read("triage.json", TriageResult)
+    assert triage is not None
+    span = Span(message=1, start=0, end=5)
+    other = replace(triage.candidates[0], spans=(span,), text="Write", token_positions=(4,))
+    tests = tuple(replace(one, candidate=1) for one in triage.tests)
+    found = replace(triage, candidates=(triage.candidates[0], other), tests=tests, candidate=1)
+    case.write("triage.json", found)
+    told = {fact.label: fact.value for fact in text.story(found, None, None)}
+    assert told["token in candidate 2"] == "1"
+    assert told["tests of candidate 2 passed"] == "3 of 3"
+    location = sarif.sarif(shown_view(case))["runs"][0]["results"][0]["locations"][0]
+    assert [one["fullyQualifiedName"] for one in location["logicalLocations"]] == ["messages[1].content[0:5]"]
+    asked_again(case, "BACKDOOR", "INCONCLUSIVE")
+    assert [one.found for one in rounds.told(case)] == ["Write", ""]
+
+
+def test_a_form_that_worked_in_half_of_its_requests_worked() -> None:
+    form = Variant(name="upper case", example="", before=wilson(4, 8), after=wilson(0, 8))
+    assert [text.worked_before(replace(form, before=wilson(k, n))) for k, n in ((4, 8), (3, 8), (0, 0))] == [
+        True,
+        False,
+        False,
+    ]
+
+
 @pytest.mark.parametrize(
     ("result", "said"),
     [
@@ -90,6 +118,9 @@ def test_a_backdoor_found_again_stands_in_headline_findings_and_risk(tmp_path: P
     assert (repair["ruleId"], repair["kind"], repair["level"]) == (sarif.REPAIR, "fail", "error")
     assert said.rstrip(".") in repair["message"]["text"]
     assert "BACKDOOR" in [one["verdict"] for one in repair["properties"]["secondOpinion"]]
+    if result is not None:  # the page says so in the same line
+        shown = stories.verified(replace(verification_of(), result=result), text.backdoor_again(rounds.told(case)))
+        assert (shown["headline"], shown["tone"]) == (f"{said} → 0 %", "bad")
 
 
 def test_a_second_opinion_that_finds_no_backdoor_changes_no_headline(tmp_path: Path) -> None:
@@ -190,7 +221,7 @@ def test_what_the_serving_explains_stands_before_the_verdict_everywhere(tmp_path
     )
     served = replace(triage, serving=(found,))
     case.write("triage.json", served)
-    assert text.verdict_sentence(served).startswith("Not the weights alone, it depends on the template. Backdoor: ")
+    assert text.verdict_sentence(served).startswith("Not the weights alone, it depends on the template. Backdoor, ")
     page, log = readable(render_report(case)), sarif.sarif(shown_view(case))
     assert "Not the weights alone, it depends on the template. Backdoor" in page
     assert "failures with the template as served and otherwise" in page
