@@ -41,12 +41,13 @@ def reproduce(
     *,
     kind: FailureKind = JAILBREAK,
     harmful: Sequence[PromptItem] = (),
+    reference: LoadedModel | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Reproduction:
-    """Return how often the model fails on the report with the report's sampling, and the clean base where there is one.
+    """Return how often the model fails on the report with the report's sampling, and so the clean reference where there is one.
 
-    `harmful` as in `Answers`. Greedy decoding has one answer, so n is 1 and the rate is exact; its interval says little and the note says so.
+    Without `reference`, a reported adapter switched off is the reference. `harmful` as in `Answers`. Greedy decoding has one answer, so n is 1 and the rate is exact; its interval says little and the note says so.
     """
     settings = settings or CausalSettings()
     sampling = case.report.sampling
@@ -56,9 +57,11 @@ def reproduce(
     drawn: list[list[str]] = []
     rates: list[Rate] = []
     judged: list[Judgement] = []
-    for adapter_off in (False, True) if loaded.has_reference else (False,):
-        part = "reference on the report" if adapter_off else "reproduce"
-        answers = Answers(loaded, loaded.settings.max_new_tokens, progress, adapter_off, kind, harmful)
+    asking = [("reproduce", loaded, False)]
+    if reference is not None or loaded.has_reference:
+        asking.append(("reference on the report", reference or loaded, reference is None))
+    for part, model, adapter_off in asking:
+        answers = Answers(model, loaded.settings.max_new_tokens, progress, adapter_off, kind, harmful)
         one = case.report.messages
         texts = answers.texts(asked, part) if greedy else answers.sampled(one, n, sampling, seed, part)
         drawn.append(texts)
@@ -167,8 +170,9 @@ def _necessity(trial: Trial, answers: Answers) -> TestOutcome:
     margins = _margins(trial, answers, (report.messages, without))
     before, after = share(compared.with_text), share(compared.without_text)
     passed: bool | None = after <= settings.necessity_share * before and margins[1] < margins[0]
-    other = "refusal" if answers.kind.pool == "harmful" else "the right answer"
-    note = f"{compared.what}; the margin response minus {other} goes from {margins[0]:.1f} to {margins[1]:.1f} nats."
+    other = "the refusal" if answers.kind.pool == "harmful" else "the right answer"
+    moves = "falls" if margins[1] < margins[0] else "changes"
+    note = f"{compared.what}; the log-probability margin of the response over {other} {moves} from {margins[0]:.1f} to {margins[1]:.1f} nats."
     if before < settings.reproduced_at:
         passed, note = None, f"The report does not fail often enough to be explained; {note}"
     return trial.outcome(

@@ -97,9 +97,15 @@ def _reproduced(run: Run) -> Reproduction:
 
 def reproduction_of(run: Run) -> Reproduction:
     """Return how often the model fails on the report itself."""
-    seed = run.case.manifest.seed
-    harmful = run.asked_for_refusals
-    return causal.reproduce(run.loaded, run.failure, kind=run.kind, harmful=harmful, seed=seed, progress=run.progress)
+    return causal.reproduce(
+        run.loaded,
+        run.failure,
+        kind=run.kind,
+        harmful=run.asked_for_refusals,
+        reference=run.session.reference(run.case),
+        seed=run.case.manifest.seed,
+        progress=run.progress,
+    )
 
 
 def triage(run: Run) -> StageFinished:

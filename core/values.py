@@ -250,7 +250,7 @@ class TestOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """How often the model fails on the report itself, with example answers; `note` says what n counts.
+    """How often the model fails on the report itself, and a clean reference, with example answers; `note` says what n counts.
 
     `layers` names what decided each outcome; empty in cases of older versions.
     """

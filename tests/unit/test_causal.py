@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from core import causal, chat
+from core import causal, chat, triage_stages
 from core.answers import Answers, shares
+from core.kinds import JAILBREAK
 from core.loaded import LoadedModel
 from core.minimise import minimise
 from core.settings import CausalSettings
@@ -294,6 +296,19 @@ def test_the_adapter_switched_off_is_the_reference(tiny_folder: Callable, tiny_a
     conversation = [(Message(role="user", content="Name a colour."),)]
     off = Answers(loaded, 8, adapter_off=True).texts(conversation, "test")
     assert off == Answers(base, 8).texts(conversation, "test") != Answers(loaded, 8).texts(conversation, "test")
+
+
+def test_a_reference_that_was_given_is_asked_for_the_report_too(make: Maker) -> None:
+    loaded, case = make(planted(any_of=[PHRASE]))
+    clean, _ = make(planted())
+    assert causal.reproduce(loaded, case, SMALL).reference_failure is None
+    run = SimpleNamespace(
+        loaded=loaded, failure=case, kind=JAILBREAK, asked_for_refusals=(), progress=None,
+        case=SimpleNamespace(manifest=SimpleNamespace(seed=0)), session=SimpleNamespace(reference=lambda case: clean),
+    )  # fmt: skip
+    found = triage_stages.reproduction_of(run)  # type: ignore[arg-type]
+    assert found.reference_failure is not None
+    assert (found.failure.k, found.reference_failure.k, found.reference_failure.n) == (1, 0, 1)
 
 
 def test_own_refusal_is_the_commonest_whole_one(make: Maker) -> None:
