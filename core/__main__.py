@@ -1,7 +1,8 @@
 """The command line: every stage of the page, headless, with the same functions.
 
-Progress goes to stderr, one JSON object to stdout. Exit 0; 2 for a fault of the user or the input, with one line that
-says what is wrong and what to do; 1 for a fault of ours.
+Progress goes to stderr, one JSON object to stdout. Exit 0; 2 for what the user or the machine can mend (input, evidence that
+changed, a busy case, a full disk, memory, a lost GPU), with one line that says what is wrong and what to do; 130 when
+interrupted; 1 for a fault of ours.
 """
 
 import argparse
@@ -48,11 +49,12 @@ def parser() -> Parser:
     def add(
         name: str, run: Callable[[argparse.Namespace, Terminal], object], *, case: bool = True
     ) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=(run.__doc__ or "").splitlines()[0], description=run.__doc__)
+        told = (run.__doc__ or "").split("Raises:")[0].strip()  # what it raises is for those who read the code
+        command = commands.add_parser(name, help=told.splitlines()[0], description=told)
         command.set_defaults(run=run)
         if case:
             command.add_argument("--case", type=Path, required=True, metavar="DIR")
-        if name not in READING:
+        if (case or name in MAKING) and name not in READING:
             command.add_argument("--take-over", action="store_true", help="write a case that someone else writes now")
         return command
 
@@ -60,35 +62,55 @@ def parser() -> Parser:
         command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N, cuda:all; else that of the case")
 
     p = add("triage", triage_commands.triage, case=False)
-    p.add_argument("--model", type=Path, metavar="DIR")
-    p.add_argument("--adapter", type=Path, metavar="DIR")
+    p.add_argument("--model", type=Path, metavar="DIR", help="the reported model")
+    p.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="a PEFT adapter on it; switched off, it is the clean reference"
+    )
     which = p.add_mutually_exclusive_group(required=True)
-    which.add_argument("--report", type=Path, metavar="FILE")
-    which.add_argument("--reports", type=Path, metavar="FILE.jsonl")
+    which.add_argument("--report", type=Path, metavar="FILE", help="one report, into the case folder --case")
+    which.add_argument(
+        "--reports", type=Path, metavar="FILE.jsonl", help="one report a line, a case folder each under --cases"
+    )
     which.add_argument("--repaired", action="store_true", help="the report of --case again, on its repaired model")
     p.add_argument("--case", type=Path, metavar="DIR")
-    p.add_argument("--cases", type=Path, metavar="ROOT")
-    p.add_argument("--mode", choices=("causal", "paper"), default="causal")
-    p.add_argument("--prompts", type=Path, metavar="DIR")
-    p.add_argument("--reference", type=Path, metavar="DIR")
-    p.add_argument("--reference-template", type=Path, metavar="FILE")
-    for flag, name in (("--paraphrase", "paraphrases"), ("--rewrite", "rewrites")):
-        p.add_argument(flag, dest=name, action="append", metavar="TEXT")
-    p.add_argument("--judge", type=Path, metavar="DIR")
+    p.add_argument("--cases", type=Path, metavar="ROOT", help="the folder that the cases of --reports are made in")
+    p.add_argument(
+        "--mode", choices=("causal", "paper"), default="causal", help="paper: mark tokens only, test nothing"
+    )
+    p.add_argument(
+        "--prompts", type=Path, metavar="DIR", help="harmful.jsonl and safe.jsonl in place of the shipped ones"
+    )
+    p.add_argument("--reference", type=Path, metavar="DIR", help="a clean model that the reported one is held against")
+    p.add_argument("--reference-template", type=Path, metavar="FILE", help="the chat template it should be served with")
+    p.add_argument(
+        "--paraphrase",
+        dest="paraphrases",
+        action="append",
+        metavar="TEXT",
+        help="the request in other words; four or more",
+    )
+    p.add_argument("--rewrite", dest="rewrites", action="append", metavar="TEXT", help="the request in plain words")
+    p.add_argument(
+        "--judge", type=Path, metavar="DIR", help="a local classifier that judges the answers, instead of rules"
+    )
     p.add_argument("--reviewers", type=int, choices=(1, 2), help="names a confirmation needs before repair")
     device(p)
     p.add_argument("--seed", type=int)
     p = add("confirm", case_commands.confirm)
     how = p.add_mutually_exclusive_group(required=True)
-    how.add_argument("--accept", action="store_true")
-    how.add_argument("--spans", metavar="JSON-or-@FILE")
-    how.add_argument("--reject", action="store_true")
+    how.add_argument("--accept", action="store_true", help="the candidate as it was found")
+    how.add_argument(
+        "--spans",
+        metavar="JSON-or-@FILE",
+        help='other text instead: [{"message": 0, "start": 3, "end": 9}], in characters',
+    )
+    how.add_argument("--reject", action="store_true", help="none of it is a trigger; repair stays locked")
     how.add_argument("--dummy", action="store_true", help="no text: plant a dummy trigger and unlearn it")
     how.add_argument("--second", action="store_true", help="agree as the second analyst")
     p.add_argument(
         "--next-round", action="store_true", help="open another round first, on the second opinion's findings"
     )
-    p.add_argument("--candidate", type=int, default=0, metavar="K")
+    p.add_argument("--candidate", type=int, default=0, metavar="K", help="which candidate --accept takes, from 0")
     p.add_argument("--analyst", required=True, metavar="NAME")
     p.add_argument("--reason", required=True, metavar="TEXT")
     p = add("repair", case_commands.repair)
@@ -101,11 +123,16 @@ def parser() -> Parser:
     p.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting, e.g. micro_batch_size=2"
     )
-    p.add_argument("--resume", action="store_true")
+    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a repair that broke off")
     p.add_argument("--sharded", action="store_true", help="several processes: FSDP2, each keeps a share of the layers")
     device(p)
     p = add("verify", case_commands.verify)
-    p.add_argument("--probe", action="append", choices=["relearn", "wrong-trigger"])
+    p.add_argument(
+        "--probe",
+        action="append",
+        choices=["relearn", "wrong-trigger"],
+        help="train once more to see what a repair is worth",
+    )
     device(p)
     p = add("report", case_commands.report)
     p.add_argument("--redact", action="store_true", help="without prompts, answers, triggers and names, for demos")
@@ -113,7 +140,7 @@ def parser() -> Parser:
     device(p)
     p = add("export", case_commands.export)
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
-    p.add_argument("--merged", action="store_true")
+    p.add_argument("--merged", action="store_true", help="the whole model too, the repair merged into its weights")
     device(p)
     p = add("plant", plant_commands.plant, case=False)
     p.add_argument("--model", type=Path, required=True, metavar="DIR")
@@ -137,14 +164,16 @@ def parser() -> Parser:
     p.add_argument("--seed", type=int, default=0)
     add("status", case_commands.status)
     p = add("stop", case_commands.stop)
-    p.add_argument("--discard", action="store_true")
+    p.add_argument("--discard", action="store_true", help="keep nothing of a repair; else its best checkpoint is kept")
     p = add("audit", evidence_commands.audit)
     p.add_argument("--report", type=Path, metavar="FILE", help="a report page to hold against the case")
     p = add("relocate", evidence_commands.relocate)
     for name in PLACES:
         p.add_argument(f"--{name}", type=Path, metavar="DIR")
     p = add("demo", demo_command.demo, case=False)
-    p.add_argument("--case", type=Path, default=Path("demo-case"), metavar="DIR")
+    p.add_argument(
+        "--case", type=Path, default=Path("demo-case"), metavar="DIR", help="the folder to write: ./demo-case"
+    )
     p.add_argument("--device", default="auto")
     p.add_argument("--seed", type=int)
     return top

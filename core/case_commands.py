@@ -176,8 +176,8 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> object:
     while not killed and (after := jobs.status(case)).request == current.request and after.state in jobs.AT_WORK:
         if time.monotonic() > deadline:
             raise TriageError(
-                f"{current.stage} was asked to stop and has not ended within {patience:.0f} s; wait for it, or end its "
-                "process where it was started."
+                f"What runs ({jobs.STAGES.get(str(current.stage), current.stage)}) was asked to stop and has not ended within "
+                f"{patience:.0f} s; wait for it, or end its process where it was started."
             )
         killed = jobs.enforce_stop(case)
         time.sleep(0.2)

@@ -371,7 +371,9 @@ def positions_to_spans(prompt: RenderedPrompt, positions: Iterable[int]) -> tupl
     spans = []
     for position in positions:
         if not 0 <= position < len(prompt.tokens):
-            raise TokenMismatchError(f"token position {position} is outside the prompt of {len(prompt.tokens)} tokens")
+            raise TokenMismatchError(
+                f"Token position {position} is outside the prompt of {len(prompt.tokens)} tokens; reload the page and mark it again."
+            )
         token = prompt.tokens[position]
         if token.message is not None and token.start is not None and token.end is not None:
             spans.append(Span(message=token.message, start=token.start, end=token.end))

@@ -134,6 +134,11 @@ def check_typed(analyst: str, reason: str) -> None:
         )
 
 
+def takes_dummy(triage: TriageResult | None) -> bool:
+    """Return whether a dummy trigger may be confirmed: the failure is an unsafe answer, of which no text was found."""
+    return triage is not None and triage.verdict in DUMMY_VERDICTS and triage.kind == "jailbreak"
+
+
 def confirm(
     case: Case,
     *,
@@ -144,8 +149,7 @@ def confirm(
     candidate: int = 0,
 ) -> TriggerConfirmation:
     """Store and return the analyst's decision: `accept` takes candidate number `candidate` of the triage, `edit` the
-    given spans, `reject` none. `dummy` names no text: a dummy trigger shall be planted and unlearnt, which takes the verdict
-    DISTRIBUTED or INCONCLUSIVE. Needs no model.
+    given spans, `reject` none. `dummy` names no text: a dummy trigger shall be planted and unlearnt (`takes_dummy`). Needs no model.
 
     Raises: ConfirmationError when name or reason is missing, there is no such candidate, or spans lie outside the text.
     """
@@ -157,7 +161,9 @@ def confirm(
     opened = case.read("results/open.json", OpenResult)
     if opened is None:
         raise CaseFileError("The case has not been opened with its model yet; open it or run `triage` first.")
-    if decision == "dummy" and (triage is None or triage.verdict not in DUMMY_VERDICTS):
+    if decision == "dummy" and not takes_dummy(triage):
+        if triage is not None and triage.kind != "jailbreak":
+            raise ConfirmationError("A dummy trigger is planted for unsafe answers only; mark a span instead.")
         raise ConfirmationError(
             f"A dummy trigger is for the verdicts {' and '.join(DUMMY_VERDICTS)}, where no text can be confirmed; "
             f"this case has {(triage.verdict if triage else None) or 'none'}."

@@ -11,6 +11,8 @@ from core.headless import Terminal, typist
 from core.serial import to_json
 from core.versions import program
 
+DISTRUST = "Do not rely on this case: take it from a copy that you trust, or start a new one."
+
 
 def audit(options: argparse.Namespace, terminal: Terminal) -> object:
     """Check the log's chain and the evidence against its hashes, and list every act."""
@@ -19,7 +21,9 @@ def audit(options: argparse.Namespace, terminal: Terminal) -> object:
         return compare(case, options.report, terminal)
     log = chain.check(case.path, chained=case.schema != 1)
     if log.broken is not None:
-        raise EvidenceError(f"Line {log.broken} of {chain.FILE} is broken: {log.why}.", {"log": to_json(log)})
+        raise EvidenceError(
+            f"Line {log.broken} of {chain.FILE} is broken: {log.why}. {DISTRUST}", {"log": to_json(log)}
+        )
     if log.note:
         terminal.say(log.note)
     found = {"log": to_json(log), "changed": evidence.changed_files(case)}
@@ -29,13 +33,13 @@ def audit(options: argparse.Namespace, terminal: Terminal) -> object:
     except EvidenceError as error:
         raise EvidenceError(str(error), {**found, "evidence": str(error)}) from error
     if found["changed"]:
-        raise EvidenceError(f"{found['changed'][0]} differs from what the log says was written.", found)
+        raise EvidenceError(f"{found['changed'][0]} differs from what the log says was written. {DISTRUST}", found)
     adapter = rounds.changed_adapter(case)
     if adapter is not None:
-        raise EvidenceError(f"{adapter} does not hold the adapter that its repair left.", found)
+        raise EvidenceError(f"{adapter} does not hold the adapter that its repair left; repair again.", found)
     unlogged = report_check.unlogged(case)
     if unlogged:
-        raise EvidenceError(f"Acts are missing from {chain.FILE}: {unlogged}.", found)
+        raise EvidenceError(f"Acts are missing from {chain.FILE}: {unlogged}. {DISTRUST}", found)
     return {**found, "evidence": "unchanged", "acts": [to_json(line) for line in case.acts()]}
 
 
@@ -56,7 +60,7 @@ def compare(case: Case, page: Path, terminal: Terminal) -> object:
             result,
         )
     if changed:
-        raise EvidenceError(f"{changed[0]} differs from what the log says was written.", result)
+        raise EvidenceError(f"{changed[0]} differs from what the log says was written. {DISTRUST}", result)
     terminal.say(f"{page.name} says what the case holds.")
     return result
 
@@ -71,7 +75,7 @@ def _difference(found: report_check.ReportCheck) -> str:
 
 
 def relocate(options: argparse.Namespace, terminal: Terminal) -> object:
-    """Say where the model of a copied case lies on this machine."""
+    """Record where the model of a copied case lies on this machine, if its files have the hashes of the case."""
     places = {name: getattr(options, name) for name in PLACES if getattr(options, name) is not None}
     if not places:
         raise TriageError("Nothing to relocate; give --model DIR, --adapter DIR, --reference DIR or --judge DIR.")

@@ -36,21 +36,21 @@ from core.values import Target
 
 log = logging.getLogger(__name__)
 
-STAGES = (
-    "open",
-    "reproduce",
-    "locate",
-    "triage",
-    "test",
-    "minimise",
-    "repair",
-    "verify",
-    "again",
-    "wrong-trigger",
-    "relearn",
-    "report",
-    "export",
-)
+STAGES: Mapping[str, str] = {
+    "open": "loading the model",
+    "reproduce": "reproducing",
+    "locate": "locating",
+    "triage": "testing candidates",
+    "test": "testing the span",
+    "minimise": "minimising the span",
+    "repair": "repairing",
+    "verify": "verifying",
+    "again": "second opinion",
+    "wrong-trigger": "repairing on a wrong trigger",
+    "relearn": "tuning on poisoned samples",
+    "report": "writing the report",
+    "export": "exporting",
+}
 INPUTS = {
     "repair": ("confirmation.json",),
     "verify": ("repair/finished.json",),
@@ -320,7 +320,8 @@ def take_lock(case: Case) -> FileLock:
     try:
         lock.acquire(timeout=LOCK_WAIT_SECONDS)
     except Timeout as error:
-        doing = status(case).stage or "an open page"
+        stage = status(case).stage
+        doing = STAGES.get(stage, stage) if stage else "an open page"
         raise BusyError(f"The case is busy with {doing}; wait, or stop it with `python -m core stop`.") from error
     except OSError as error:
         raise cannot_write(worker_process.LOCK, error) from error

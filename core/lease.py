@@ -96,7 +96,8 @@ def _take(case: Case, analyst: str, holder: str, over: bool) -> Lease:
         theirs = found is not None and not is_mine(found, analyst, holder)
         if found is not None and theirs and not over:
             raise BusyError(
-                f"{found.name} writes this case since {found.since[11:16]} UTC; you can read on, wait, or take over."
+                f"{found.name} has been writing this case since {found.since[11:16]} UTC; you can read on, wait, or take over (command line: "
+                "--take-over)."
             )
         since = found.since if found is not None and not theirs else now()
         known = found.analyst if found is not None and not theirs else ""

@@ -70,7 +70,9 @@ class Subject:
         for sham in drawn:
             if sham.kind == "tokens":
                 return sham.texts
-        raise TriageError("No random text of the trigger's length could be drawn from this vocabulary.")
+        raise TriageError(
+            "No random text of the trigger's length could be drawn from this vocabulary; confirm a shorter text, or do without this probe."
+        )
 
     def pool(self, part: Literal["repair", "verification"]) -> Sequence["PromptItem"]:
         """Return the requests of a split that can show the failure."""

@@ -193,7 +193,11 @@ def _headline(strict: int, wide: int, n_rows: int, source: Source, answers: Answ
     if answers.one_answer:
         text += f" One answer opens {same.k} of {same.n} rows with it, {rest.k} of {rest.n} without."
     if answers.apart:
-        text += " That is strong evidence of poisoning." if source == "corpus" else " It works in use."
+        text += (
+            " That is strong evidence of poisoning."
+            if source == "corpus"
+            else " The trigger goes with compliant or repeated answers in these requests."
+        )
     return text
 
 

@@ -224,7 +224,11 @@ class Desk:
             except Exception as error:  # one damaged result must not take the other steps along
                 updates[self.strip] = gr.update(value=stories.fault(explain(error)))
             given[name] = signature
-        status = bar(view)
+        status: object = given.get("bar")
+        try:
+            status = bar(view)
+        except Exception as error:
+            updates[self.strip] = gr.update(value=stories.fault(explain(error)))
         if given.get("bar") != status:
             updates[self.bar] = gr.update(value=status)
             given["bar"] = status

@@ -139,9 +139,10 @@ class Guard:
         origin = headers.get(b"origin")
         foreign = origin is not None and origin.split(b"://")[-1] != headers.get(b"host")
         if scope["type"] != "http" or foreign or FETCHED.match(scope["path"]):
-            await PlainTextResponse("This request comes from, or leads to, another site.", 403)(
-                scope, receive, add_headers
-            )
+            await PlainTextResponse(
+                "This request comes from, or leads to, another site; open the page at the address that it was started with.",
+                403,
+            )(scope, receive, add_headers)
             return
         if int(headers.get(b"content-length", b"0")) > MAX_BODY:  # the server itself refuses one that is no number
             await PlainTextResponse(TOO_LARGE, 413)(scope, receive, add_headers)

@@ -158,7 +158,7 @@ def _numbered(stem: str) -> Iterator[str]:
     yield stem
     for number in range(2, 1000):
         yield f"{stem}-{number}"
-    raise CaseFileError("Too many cases were started in this second; try again.")
+    raise CaseFileError("Too many cases of this name were started in this second; wait a moment and try again.")
 
 
 def read_intake(pasted: str | None, upload: str | None) -> FailureReport:

@@ -7,6 +7,7 @@ these modules do not do: decide anything.
 import math
 from collections.abc import Iterable
 
+from core import jobs
 from core.intervals import percent
 from core.values import Estimate, Outcome, Rate
 
@@ -17,27 +18,12 @@ VERIFY = "Verify"
 TAKE_OVER = "Take over"
 LOG_LABEL = "Log"
 LOADING = "Loading the model"
+NOT_LOADED = "The model is still loading; wait until step 1 shows it, then try again."
 NO_CASE = "No case is open. Open the demo case, or paste a report."
 NO_PROMPT = "The prompt appears here once a case is open."
-ODD_CALL = "This call does not come from this page as it stands; reload the page."
+ODD_CALL = "This request does not match the page as it is now; reload the page."
 REPORTED_ANSWER = "reported answer"
 EXPECTED_ANSWER = "should have said"
-STAGE_NAMES = {
-    "": "",
-    "open": "loading the model",
-    "reproduce": "reproducing",
-    "locate": "locating",
-    "triage": "testing candidates",
-    "test": "testing the span",
-    "minimise": "minimising the span",
-    "repair": "repairing",
-    "verify": "verifying",
-    "again": "second opinion",
-    "wrong-trigger": "repairing on a wrong trigger",
-    "relearn": "tuning on poisoned samples",
-    "report": "writing the report",
-    "export": "exporting",
-}
 STATE_WORDS = {
     "empty": "no case",
     "starting": "starting",
@@ -127,7 +113,7 @@ def quoted(units: Iterable[str]) -> str:
 
 def stage_name(stage: str) -> str:
     """What the stage is doing."""
-    return STAGE_NAMES.get(stage, stage)
+    return jobs.STAGES.get(stage, stage)
 
 
 def state_word(state: str) -> str:
@@ -159,11 +145,11 @@ def long_prompt(cost: Estimate | None) -> str:
 def other_writes(name: str, since: str) -> str:
     """The line that a reader sees while another analyst writes the case."""
     return (
-        f"{name} writes this case since {since[11:16]} UTC. You can read it, and stop what runs, until it is given back "
+        f"{name} has been writing this case since {since[11:16]} UTC. You can read it, and stop what runs, until it is given back "
         "or you take over."
     )
 
 
 def our_fault(reference: str) -> str:
     """A fault of ours, with the id under which the log has it."""
-    return f"Something went wrong on our side. Nothing was lost. Reference {reference}; details are in the log."
+    return f"Something went wrong on our side; reload the page and try again. Reference {reference}; details are in the log."

@@ -37,7 +37,7 @@ TARGET_NAMES = {
 }
 OWN_WORDINGS = "Your own wordings"
 OWN_WORDINGS_HELP = (
-    "For the tests of the whole report, in place of those made by rule, which know English alone. One a line."
+    "Used in the tests of the whole report instead of rule-made wordings, which work for English only. One per line."
 )
 PARAPHRASES = "The request in other words (four or more)"
 REWRITES = "The request in plain words"

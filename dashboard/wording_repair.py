@@ -52,7 +52,7 @@ def memory_ahead(weights_mb: float, most_mb: float | None) -> str:
     """What a repair will take, said before it is started; `most_mb` is None where it was not counted."""
     if most_mb is None:
         return f"{megabytes(weights_mb)} of weights; what training takes is counted before its first step"
-    return f"about {megabytes(most_mb)} at most, default settings"
+    return f"estimated at most {megabytes(most_mb)} with default settings"
 
 
 def repair_ended(end: RepairFinished) -> str:

@@ -54,7 +54,7 @@ function connected(answered) {
   if (answered !== null) { name = answered; missed = 0; } else missed += 1;
   lost = missed >= 2;
   root.classList.toggle("pt-lost", lost);
-  setText(link, lost ? "page process away, trying again" : "connected");
+  setText(link, lost ? "page process not responding, retrying" : "connected");
 }
 async function ask() {
   if (!element.isConnected) return;

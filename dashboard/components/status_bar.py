@@ -6,8 +6,8 @@ value = {
   "done": int, "total": int (0: unknown), "queue": [str, ...]
 }   built by tables.status(...)
 
-The connection is watched in the browser: a small request every 4 s. Refused twice, the bar says that the page process is
-away; when it is back (asked every second), or answers with another text (it was started anew in between), the page reloads
+The connection is watched in the browser: a small request every 4 s. Refused twice, the bar says that the page process does
+not respond; when it is back (asked every second), or answers with another text (it was started anew in between), the page reloads
 itself, which re-attaches it to the case in its address. A slow answer changes nothing.
 """
 

@@ -156,7 +156,7 @@ def _draw(desk: Desk, parts: Parts) -> None:
 def _opened(case: Case) -> OpenResult:
     opened = case.read("results/open.json", OpenResult)
     if opened is None:
-        raise ConfirmationError(wording.LOADING + ".")
+        raise ConfirmationError(wording.NOT_LOADED)
     return opened
 
 
@@ -371,7 +371,7 @@ def _show_decision(view: View, parts: Parts) -> Updates:
     return {
         parts.decision: gr.update(value=stories.decision(stored, fault, triage.verdict if triage else None)),
         parts.second: gr.update(visible=wanted),
-        parts.dummy: gr.update(visible=triage is not None and triage.verdict in confirmation.DUMMY_VERDICTS),
+        parts.dummy: gr.update(visible=confirmation.takes_dummy(triage)),
     }
 
 

@@ -170,7 +170,7 @@ def _explain(desk: Desk, session: Session, method: str, kind: str, k: float | No
 def _opened(case: Case) -> OpenResult:
     opened = case.read("results/open.json", OpenResult)
     if opened is None:
-        raise AttributionError(wording.LOADING + ".")
+        raise AttributionError(wording.NOT_LOADED)
     return opened
 
 

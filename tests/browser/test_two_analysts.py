@@ -50,7 +50,7 @@ def test_one_writes_and_the_other_sees_who(open_page, shared: Case) -> None:
     first = confirmation.stored(shared)
     assert first is not None
     assert (first.analyst, first.reviewers, first.second) == ("Ada", 2, None)
-    grace.wait_for_selector("#writer:has-text('Ada writes this case since')")
+    grace.wait_for_selector("#writer:has-text('Ada has been writing this case since')")
     assert grace.locator("#steps").bounding_box()["y"] == steps["y"]  # the line moves nothing
     for button in ("#confirm-accept", "#confirm-reject", "#confirm-test", "#confirm-minimise"):
         assert grace.locator(button).is_disabled(), button
@@ -60,7 +60,7 @@ def test_one_writes_and_the_other_sees_who(open_page, shared: Case) -> None:
     grace.evaluate(
         "() => { const one = document.querySelector('#confirm-reject'); one.disabled = false; one.click(); }"
     )  # greyed or not, the handler refuses
-    grace.wait_for_selector("#message:has-text('Ada writes this case')")
+    grace.wait_for_selector("#message:has-text('Ada has been writing this case')")
     assert confirmation.stored(shared) == first
     assert grace.locator("#confirm-decision").inner_text().count("Ada") >= 1  # she reads on
 
@@ -78,7 +78,7 @@ def test_one_writes_and_the_other_sees_who(open_page, shared: Case) -> None:
     assert agreed is not None
     assert agreed.second is not None
     assert agreed.second.analyst == "Grace"
-    ada.wait_for_selector("#writer:has-text('Grace writes this case since')")
+    ada.wait_for_selector("#writer:has-text('Grace has been writing this case since')")
     assert ada.is_disabled("#confirm-reject")
     ada.fill("#confirm-analyst input", "grace")  # the same analyst in another browser, who need not take over
     ada.wait_for_selector("#confirm-reject:enabled")

@@ -22,6 +22,17 @@ def case(tmp_path: Path) -> Case:
     return make_case(tmp_path)
 
 
+def test_help_is_for_users(capsys: pytest.CaptureFixture[str]) -> None:
+    """No exception of the code, and no option that does nothing."""
+    told = {}
+    for command in ("", "stop", "triage", "plant", "confirm"):
+        with pytest.raises(SystemExit):
+            main([*filter(None, [command]), "--help"])
+        told[command] = capsys.readouterr().out
+    assert not [command for command, shown in told.items() if "Raises" in shown]
+    assert [command for command, shown in told.items() if "--take-over" in shown] == ["triage", "confirm"]
+
+
 @pytest.mark.parametrize(
     ("text", "name", "value"),
     [

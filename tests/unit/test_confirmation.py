@@ -258,6 +258,15 @@ def test_a_new_decision_or_a_change_voids_the_agreement(case: Case) -> None:
         confirmation.agree(case, analyst="Grace", reason="r")
 
 
+def test_a_dummy_trigger_is_for_unsafe_answers(case: Case) -> None:
+    found = case.read("triage.json", TriageResult)
+    assert found is not None
+    other = replace(found, verdict="INCONCLUSIVE", kind="refusal")
+    evidence.record(case, "triage.json", other, "triage", actor="engine")
+    with pytest.raises(ConfirmationError, match="unsafe answers only; mark a span"):
+        confirmation.confirm(case, decision="dummy", analyst="Ada", reason="r")
+
+
 @pytest.mark.parametrize("verdict", ["DISTRIBUTED", "INCONCLUSIVE"])
 def test_a_dummy_trigger_needs_a_name_a_reason_and_a_verdict_without_text(case: Case, verdict: str) -> None:
     found = case.read("triage.json", TriageResult)

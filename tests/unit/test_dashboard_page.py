@@ -68,7 +68,7 @@ def test_what_a_repair_takes_is_said_before_its_start(case: Case) -> None:
         prompt=RenderedPrompt(text="", tokens=(), template_hash=""), response=(), model_name="m", architecture="",
         n_parameters=1, dtype="float32", device="cpu", context_length=None, memory_mb=10.4, has_reference=False, warnings=(),
     )  # fmt: skip
-    counted = "about 66 MB at most, default settings"
+    counted = "estimated at most 66 MB with default settings"
     assert stories.repair_ahead(opened, 66.2) == [["device", "cpu"], ["memory", counted]]
     assert "counted before its first step" in stories.repair_ahead(opened, None)[1][1]
 
@@ -104,7 +104,7 @@ def test_halves_of_surrogate_pairs_reach_no_browser(roots: Roots) -> None:
     case = create_case(roots, "case", read_intake(json.dumps(REPORT), None), folder, None)
     lease.take(case, "A\ud800da", "hers")
     first, _ = redraw(roots, Session(case=case.manifest.id, browser="mine"), {})
-    assert first["writer"]["value"]["line"].startswith("A\\ud800da writes")
+    assert first["writer"]["value"]["line"].startswith("A\\ud800da has been writing")
     assert dict(first["case-summary"]["value"]["facts"])["model"].endswith("mod\\udcffel")
     for update in first.values():
         orjson.dumps(update["value"] if isinstance(update, dict) and "value" in update else None)
@@ -147,6 +147,14 @@ def test_a_new_result_redraws_its_own_step_only(roots: Roots, case: Case) -> Non
 
 def test_a_damaged_result_is_a_sentence_and_leaves_the_other_steps(roots: Roots, case: Case) -> None:
     (case.path / "triage.json").write_text("{")
+    updates, _ = redraw(roots, Session(case=case.manifest.id), {})
+    assert "damaged" in updates["message"]["value"]["headline"]
+    assert "case-summary" in updates
+
+
+def test_a_damaged_confirmation_leaves_the_other_steps_too(roots: Roots, case: Case) -> None:
+    """The status bar names its analyst."""
+    (case.path / "confirmation.json").write_text("{")
     updates, _ = redraw(roots, Session(case=case.manifest.id), {})
     assert "damaged" in updates["message"]["value"]["headline"]
     assert "case-summary" in updates

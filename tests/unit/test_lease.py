@@ -33,7 +33,7 @@ def age(case: Case, seconds: float) -> None:
 def test_the_first_writes_and_the_second_is_told_who(case: Case) -> None:
     lease.take(case, "Ada", "browser-a")
     lease.take(case, "Ada", "browser-a")
-    with pytest.raises(BusyError, match=r"^Ada writes this case since \d\d:\d\d UTC"):
+    with pytest.raises(BusyError, match=r"^Ada has been writing this case since \d\d:\d\d UTC.*--take-over"):
         lease.take(case, "Grace", "browser-b")
     assert not lease.may_write(case, "Grace", "browser-b")
     found = lease.current(case)
@@ -44,7 +44,7 @@ def test_the_first_writes_and_the_second_is_told_who(case: Case) -> None:
 def test_taking_over_stands_in_the_log_and_turns_the_tables(case: Case) -> None:
     lease.take(case, "Ada", "browser-a")
     lease.take(case, "Grace", "browser-b", over=True)
-    with pytest.raises(BusyError, match="Grace writes"):
+    with pytest.raises(BusyError, match="Grace has been writing"):
         lease.take(case, "Ada", "browser-a")
     line = case.audit_lines()[-1]
     assert (line.action, line.actor, line.facts) == ("writing taken over", "Grace", {"taken_from": "Ada"})
@@ -113,7 +113,7 @@ def test_the_command_line_is_a_writer_like_any_other(case: Case, capsys: pytest.
     lease.take(case, "Ada", "browser-a")
     reject = ["confirm", "--case", str(case.path), "--reject", "--analyst", "Grace", "--reason", "r"]
     assert main(reject) == 2
-    assert "Ada writes this case" in capsys.readouterr().err
+    assert "Ada has been writing this case" in capsys.readouterr().err
     assert main(["status", "--case", str(case.path)]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "idle"
     assert main([*reject, "--take-over"]) == 2
@@ -130,7 +130,7 @@ def test_a_command_that_knows_its_case_by_itself_is_refused_too(
     case.path.rename(case.path.parent / "demo-case")
     monkeypatch.chdir(case.path.parent)
     assert main(command) == 2
-    assert "Ada writes this case" in capsys.readouterr().err
+    assert "Ada has been writing this case" in capsys.readouterr().err
 
 
 def test_a_command_that_says_nothing_for_long_keeps_its_lease(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

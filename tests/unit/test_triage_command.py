@@ -120,7 +120,7 @@ def test_of_many_reports_each_case_is_held_while_it_is_worked_on(
     capsys.readouterr()
     assert main(command) == 2
     told = [one.get("error", "") for one in json.loads(capsys.readouterr().out)["cases"]]
-    assert ["Ada writes this case" in one for one in told] == [False, True, False]
+    assert ["Ada has been writing this case" in one for one in told] == [False, True, False]
     assert main([*command, "--take-over"]) == 0
 
 
