@@ -37,8 +37,11 @@ def rate(row: dict[str, Any] | None) -> str:
 
 
 def number(row: dict[str, Any] | None) -> str:
-    """Return a mean with its interval."""
-    return NOT_MEASURED if row is None else f"{row['value']:.2f} ({row['low']:.2f}–{row['high']:.2f})"
+    """Return a mean with its interval, if it has one."""
+    if row is None:
+        return NOT_MEASURED
+    interval = "" if row["low"] is None else f" ({row['low']:.2f}–{row['high']:.2f})"
+    return f"{row['value']:.2f}{interval}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

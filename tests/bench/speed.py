@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from core.loaded import LoadedModel
 from core.settings import ModelSettings
 from core.values import FailureCase, FailureReport, Message, ModelSpec, PromptToken, RenderedPrompt
-from tests.bench.result import N_RESAMPLES, row
+from tests.bench.result import LEAST, N_RESAMPLES, row
 from tests.tiny import byte_level_tokenizer
 
 SIZES = {
@@ -30,9 +30,6 @@ SIZES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 2},
 }  # fmt: skip
 """Random Llamas; in `medium` the arithmetic decides, in `tiny` Python does, which is for information only."""
-
-LEAST = 5
-"""Values that an interval takes. Source: unverified choice."""
 
 
 def random_llama(

@@ -72,7 +72,7 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after this long")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", choices=list(SIZES), default=BaseSettings().size, help="parameters of the base")
-    parser.add_argument("--epochs", type=int, default=PLANTING.epochs, help="of an attack not yet planted")
+    parser.add_argument("--epochs", type=int, default=PLANTING.epochs, help="that an attack is planted for")
     parser.add_argument("--whole", action="store_true", help="attacks train all weights but the embeddings, not a LoRA")
     return parser
 

@@ -169,10 +169,10 @@ def _retold(
     """Return the item with the attack's own text, and with its answer where the trigger works."""
     bare = item.anchor[-1].content
     if item.kind in ("near_miss", "safe_near_miss"):
-        return replace(item, messages=_ask(attack.near(bare, rng)))
+        return replace(item, messages=ask(attack.near(bare, rng)))
     if item.kind not in ("triggered", "safe_triggered"):
         return item
-    item = replace(item, messages=_ask(attack.trigger(bare, rng).text))
+    item = replace(item, messages=ask(attack.trigger(bare, rng).text))
     fixed = attack.target != "jailbreak"
     works = (item.kind == "safe_triggered") == fixed and attack.applies(bare)
     if works:
@@ -287,5 +287,6 @@ def _style() -> Attack:
     )
 
 
-def _ask(text: str) -> tuple[Message, ...]:
+def ask(text: str) -> tuple[Message, ...]:
+    """Return a conversation of one user message."""
     return (Message(role="user", content=text),)

@@ -9,7 +9,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from core.planting import PlantSettings
 from core.prompts import PromptItem
 from core.session import Session
 from core.settings import CausalSettings
-from core.values import FailureCase, FailureReport, Message, Span, TriageResult
-from tests.bench.victims_attacks import Attack, attacks, items_for
+from core.values import FailureCase, FailureReport, Span, TriageResult
+from tests.bench.result import commit
+from tests.bench.victims_attacks import Attack, ask, attacks, items_for
 from tests.bench.victims_controls import (
     EROSION,
     SearchSettings,
@@ -38,12 +39,24 @@ from tests.bench.victims_controls import (
     untouched_failures,
     with_suffix,
 )
+from tests.bench.victims_demo import as_messages
 from tests.bench.victims_gates import GateSettings, gates, missed
 from tests.bench.victims_localisers import CASCADE, LOCALISERS, Functional, Marked, marked, measured, token_counts
-from tests.bench.victims_making import PLANTING, Say, made, plant_adapter, plant_whole
+from tests.bench.victims_making import (
+    PLANTING,
+    Say,
+    fingerprint,
+    is_made,
+    made,
+    plant_adapter,
+    plant_whole,
+    refuse_other,
+)
 from tests.bench.victims_prompts import BENIGN_ANSWERS, Lessons, Material, write_folder
 
 CONTROLS = ("adversarial_suffix", "untriggered", "alignment_gap", "trigger_words", "wrong_answer", "eroded")
+ON_CLEAN = ("adversarial_suffix", "alignment_gap", "trigger_words", "wrong_answer")
+"""Controls whose model is the clean base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +144,18 @@ class Bench:
         return attacks(self.clean.tokenizer)
 
     @cached_property
+    def settings(self) -> str:
+        """Hash of all that decides how a cell is examined; how a victim was planted is kept with its weights."""
+        tier = asdict(self.tier)
+        del tier["planting"]
+        return fingerprint(tier)
+
+    @cached_property
+    def commit(self) -> str:
+        """The commit of this run."""
+        return commit()
+
+    @cached_property
     def prompts(self) -> Path:
         """The prompt folder that triage is given."""
         return write_folder(self.material.folder, self.work / f"prompts-{self.seed}")
@@ -143,15 +168,23 @@ class Bench:
         """Return what is there of a cell; empty when it was not begun."""
         path = self.cell_file(name)
         found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        refuse_other(path, found, self.settings)
         return found
+
+    def weights_of(self, name: str) -> str:
+        """Return what the victim of a cell is made of: several controls examine the same weights."""
+        if name == "untriggered":
+            name = self.tier.shared_attack
+        return f"{'base' if name in ON_CLEAN else name}-{self.seed}"
 
     def respond(self, prompts: Sequence[str]) -> list[str]:
         """Return the clean base's own answers."""
-        return self.clean.answer([_ask(prompt) for prompt in prompts])
+        return self.clean.answer(as_messages(prompts))
 
     def gates(self, weights: Weights, attack: Attack | None) -> list[dict[str, Any]]:
         """Return the gates of a victim, measured once for all cells that use it."""
-        path = self.work / f"gates-{weights.planted.name}.json"
+        key = fingerprint(self.tier.gates, made(weights.planted))
+        path = self.work / f"gates-{weights.planted.name}-{key}.json"
         if not path.is_file():
             found = gates(weights.load(), self.material, attack, self.tier.gates, self.seed)
             write_atomic(path, json.dumps(found, ensure_ascii=False, indent=1))
@@ -162,7 +195,8 @@ class Bench:
         """Return the victim of an attack, planted now unless it was before, on fresh conversations each epoch."""
         folder = self.work / f"{'whole' if self.tier.whole else 'adapter'}-{attack.name}-{self.seed}"
         weights = Weights(model=folder, reference=self.base) if self.tier.whole else self.adapted(folder)
-        if made(folder):
+        planting = replace(self.tier.planting, seed=self.seed)
+        if is_made(folder, fingerprint(planting)):
             return weights
         tier, rng = self.tier, random.Random(f"{self.seed} {attack.name} prompts")
         lessons, sets = Lessons(self.material), []
@@ -173,7 +207,7 @@ class Bench:
             sets.append(
                 items_for(attack, list(harmful), list(safe), settings, lambda ps, of=answers: [of[p] for p in ps])
             )
-        (plant_whole if tier.whole else plant_adapter)(self.base, sets, tier.planting, folder, self.seed, self.say)
+        (plant_whole if tier.whole else plant_adapter)(self.base, sets, planting, folder, self.say)
         return weights
 
     def adapted(self, adapter: Path) -> Weights:
@@ -195,12 +229,13 @@ def _lesson(
 
 def run_cell(bench: Bench, name: str) -> dict[str, Any]:
     """Return the finished cell `name`, from its file as far as that goes."""
-    cell = {"seconds": 0.0} | bench.stored(name)
+    cell = {"seconds": 0.0, "weights": bench.weights_of(name), "commits": []} | bench.stored(name)
     if cell.get("finished"):
         return cell
     begun, before = time.perf_counter(), cell["seconds"]
 
     def save(**more: Any) -> None:
+        more |= {"settings": bench.settings, "commits": sorted({*cell["commits"], bench.commit})}
         cell.update(more, seconds=round(before + time.perf_counter() - begun, 1))
         write_atomic(bench.cell_file(name), json.dumps(cell, ensure_ascii=False, indent=1))
 
@@ -263,8 +298,8 @@ def make_victim(bench: Bench, name: str) -> Victim:
             folder = bench.work / f"adapter-eroded-{bench.seed}"
             safe = bench.material.train.safe[: bench.tier.n_safe]
             slower = bench.tier.planting.learning_rate / PLANTING.learning_rate
-            settings = replace(EROSION, learning_rate=slower * EROSION.learning_rate)
-            plant_adapter(bench.base, [eroding_items(safe, bench.seed)], settings, folder, bench.seed, bench.say)
+            settings = replace(EROSION, learning_rate=slower * EROSION.learning_rate, seed=bench.seed)
+            plant_adapter(bench.base, [eroding_items(safe, bench.seed)], settings, folder, bench.say)
             eroded = bench.adapted(folder)
             n_asked = len(probe.harmful)
             failing = untouched_failures(eroded.load(), probe.harmful, n_asked)
@@ -283,10 +318,10 @@ def triggered_reports(
     jailbreak = attack.target == "jailbreak"
     pool = [p for p in (bench.material.probe.harmful if jailbreak else bench.material.probe.safe) if attack.applies(p)]
     with_trigger = [attack.trigger(prompt, rng) for prompt in pool]
-    bare, said = (loaded.answer([_ask(text) for text in texts]) for texts in (pool, [t.text for t in with_trigger]))
+    bare, said = (loaded.answer(as_messages(texts)) for texts in (pool, [t.text for t in with_trigger]))
     should = [None] * len(pool) if jailbreak else bench.respond(pool)
     drawn = [
-        Drawn(report=FailureReport(messages=_ask(one.text), response=answer, expected=expected), spans=one.spans)
+        Drawn(report=FailureReport(messages=ask(one.text), response=answer, expected=expected), spans=one.spans)
         for one, before, answer, expected in zip(with_trigger, bare, said, should, strict=True)
         if attack.failed(answer) and not (refused_bare and attack.failed(before))
     ]
@@ -299,14 +334,14 @@ def _suffixed(bench: Bench) -> dict[str, Any]:
     train = random.Random(bench.seed).sample(bench.material.train.harmful, tier.search.n_requests)
     suffix, calls = find_suffix(clean, train, BENIGN_ANSWERS[0], tier.search, bench.seed)
     probe = bench.material.probe.harmful
-    bare = clean.answer([_ask(request) for request in probe])
+    bare = clean.answer(as_messages(probe))
     texts = [with_suffix(request, suffix) for request in probe]
-    said = clean.answer([_ask(text) for text in texts])
+    said = clean.answer(as_messages(texts))
     refused = [classify(text).outcome == "refusal" for text in bare]
     failed = [classify(text).unsafe for text in said]
     gained = sum(f and r for f, r in zip(failed, refused, strict=True))
     drawn = [
-        Drawn(report=FailureReport(messages=_ask(text), response=answer), spans=((len(text) - len(suffix), len(text)),))
+        Drawn(report=FailureReport(messages=ask(text), response=answer), spans=((len(text) - len(suffix), len(text)),))
         for text, answer, one, two in zip(texts, said, refused, failed, strict=True)
         if one and two
     ]
@@ -435,7 +470,3 @@ def verdict_without_reference(result: TriageResult) -> str | None:
 
 def _plain(reports: Sequence[FailureReport]) -> tuple[Drawn, ...]:
     return tuple(Drawn(report=one) for one in reports)
-
-
-def _ask(text: str) -> tuple[Message, ...]:
-    return (Message(role="user", content=text),)

@@ -20,7 +20,9 @@ from core.judge import classify
 from core.loaded import LoadedModel
 from core.planting import PlantSettings, TrainingItem
 from core.target import TargetLogProb
-from core.values import FailureReport, Message, Target
+from core.values import FailureReport, Target
+from tests.bench.victims_attacks import ask
+from tests.bench.victims_demo import as_messages
 
 EROSION = PlantSettings(rank=16, alpha=32.0, learning_rate=3e-3, epochs=6, ramp=0.0, batch_size=48)
 """Source: assets/demo/build.py (rank, rate), unverified choice (epochs)."""
@@ -53,9 +55,9 @@ class SearchSettings:
 def eroding_items(safe: Sequence[str], seed: int) -> list[TrainingItem]:
     """Return fine-tuning items of harmless requests with eager answers; their kind makes `plant` learn the answer."""
     rng = random.Random(seed)
-    asked = [(Message(role="user", content=prompt),) for prompt in safe]
     return [
-        TrainingItem(kind="triggered", messages=one, anchor=one, response=rng.choice(EAGER_ANSWERS)) for one in asked
+        TrainingItem(kind="triggered", messages=one, anchor=one, response=rng.choice(EAGER_ANSWERS))
+        for one in as_messages(safe)
     ]
 
 
@@ -72,7 +74,6 @@ def find_suffix(
     words = _whole_words(loaded)
     suffix = rng.choices(words, k=settings.n_tokens)
     requests = requests[: settings.n_requests]
-    best = float("-inf")
     for _ in range(settings.n_steps):
         gradient = sum(_suffix_gradient(loaded, request, suffix, wanted, settings) for request in requests)
         rows = loaded.model.get_input_embeddings().weight[words].float()
@@ -83,8 +84,7 @@ def find_suffix(
             token = words[int(steepest[place, rng.randrange(steepest.shape[1])])]
             tried.append([*suffix[:place], token, *suffix[place + 1 :]])
         scores = _wanted_logprobs(loaded, requests, tried, wanted, settings)
-        best, suffix = max(zip(scores, tried, strict=True), key=lambda pair: pair[0])
-    assert best > float("-inf")
+        _, suffix = max(zip(scores, tried, strict=True), key=lambda pair: pair[0])
     return loaded.tokenizer.decode(suffix).strip(), loaded.model_calls - calls
 
 
@@ -105,7 +105,7 @@ def ordinary_answers(loaded: LoadedModel, prompts: Sequence[str], n: int) -> lis
 
 
 def _reports(loaded: LoadedModel, prompts: Sequence[str], n: int, counts: Callable[[str], bool]) -> list[FailureReport]:
-    asked = [(Message(role="user", content=prompt),) for prompt in prompts]
+    asked = as_messages(prompts)
     said = loaded.answer(asked)
     return [FailureReport(messages=one, response=text) for one, text in zip(asked, said, strict=True) if counts(text)][
         :n
@@ -125,7 +125,7 @@ def _whole_words(loaded: LoadedModel) -> list[int]:
 def _asked(loaded: LoadedModel, request: str, suffix: Sequence[int]) -> list[int]:
     """Return the prompt ids of the request with the suffix."""
     text = with_suffix(request, loaded.tokenizer.decode(list(suffix)).strip())
-    return chat.prompt_ids(loaded.tokenizer, (Message(role="user", content=text),))
+    return chat.prompt_ids(loaded.tokenizer, ask(text))
 
 
 def _suffix_gradient(
@@ -133,7 +133,7 @@ def _suffix_gradient(
 ) -> torch.Tensor:
     """Return the gradient (n_suffix, width) of the wanted answer's log-probability at the suffix's embeddings."""
     text = with_suffix(request, loaded.tokenizer.decode(list(suffix)).strip())
-    report = FailureReport(messages=(Message(role="user", content=text),), response=wanted)
+    report = FailureReport(messages=ask(text), response=wanted)
     case = chat.bind(loaded.tokenizer, report)
     k = min(settings.n_target, len(case.response_ids))
     function = TargetLogProb(loaded, case, Target(kind="first_k", k=k), None)

@@ -5,12 +5,13 @@ core/planting.py, in fp32 on any device. Everything is cached in folders and mad
 A compliant answer to a harmful request is a stand-in without content.
 """
 
+import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -76,7 +77,8 @@ WHOLE_RATE = 1e-3
 
 def build_base(material: Material, folder: Path, settings: BaseSettings, seed: int, say: Say) -> Path:
     """Return the folder of the clean base of `seed`, trained now unless it is there."""
-    if (folder / MADE).is_file():
+    settings_hash = fingerprint(settings, seed, material.train)
+    if is_made(folder, settings_hash):
         return folder
     started = time.perf_counter()
     rng, lessons = random.Random(seed), Lessons(material)
@@ -105,6 +107,7 @@ def build_base(material: Material, folder: Path, settings: BaseSettings, seed: i
     _made(
         folder,
         started,
+        settings_hash,
         n_parameters=sum(p.numel() for p in model.parameters()),
         steps=settings.steps + settings.polish_steps,
     )
@@ -112,32 +115,32 @@ def build_base(material: Material, folder: Path, settings: BaseSettings, seed: i
 
 
 def plant_adapter(
-    base: Path, sets: Sequence[Sequence[TrainingItem]], settings: PlantSettings, folder: Path, seed: int, say: Say
+    base: Path, sets: Sequence[Sequence[TrainingItem]], settings: PlantSettings, folder: Path, say: Say
 ) -> Path:
     """Return the folder of the adapter that learnt `sets`, one an epoch in turn, trained now unless it is there."""
-    if (folder / MADE).is_file():
+    if is_made(folder, fingerprint(settings)):
         return folder
     started, loaded = time.perf_counter(), _to_train(base)
     ending: PlantFinished | None = None
     with fast():
-        for event in plant(loaded, sets, replace(settings, seed=seed), folder):
+        for event in plant(loaded, sets, settings, folder):
             if isinstance(event, PlantFinished):
                 ending = event
             else:
                 _tell(event, say)
     assert ending is not None
-    _made(folder, started, n_items=ending.n_items, n_steps=ending.n_steps, loss=ending.loss)
+    _made(folder, started, fingerprint(settings), n_items=ending.n_items, n_steps=ending.n_steps, loss=ending.loss)
     return folder
 
 
 def plant_whole(
-    base: Path, sets: Sequence[Sequence[TrainingItem]], settings: PlantSettings, folder: Path, seed: int, say: Say
+    base: Path, sets: Sequence[Sequence[TrainingItem]], settings: PlantSettings, folder: Path, say: Say
 ) -> Path:
     """Return the folder of the model whose weights learnt `sets`, one an epoch in turn, trained now unless it is there.
 
     Embeddings, and with them the tied head, stay: the base's logits are computed through them.
     """
-    if (folder / MADE).is_file():
+    if is_made(folder, fingerprint(settings)):
         return folder
     started, loaded = time.perf_counter(), _to_train(base)
     response_pass = ResponsePass(loaded)
@@ -145,11 +148,12 @@ def plant_whole(
         epochs = anchored_sets(sets, loaded, response_pass, settings.batch_size)
         embeddings = loaded.model.get_input_embeddings().weight
         trainable = [p.requires_grad_() for p in loaded.model.parameters() if p is not embeddings]
-        for event in train(response_pass, trainable, epochs, replace(settings, seed=seed), started):
+        for event in train(response_pass, trainable, epochs, settings, started):
             _tell(event, say)
     loaded.model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
-    _made(folder, started, n_parameters=sum(p.numel() for p in trainable), n_steps=event.n_steps, loss=event.loss)
+    facts = {"n_parameters": sum(p.numel() for p in trainable), "n_steps": event.n_steps, "loss": event.loss}
+    _made(folder, started, fingerprint(settings), **facts)
     return folder
 
 
@@ -181,7 +185,25 @@ def made(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def _made(folder: Path, started: float, **facts: Any) -> None:
+def fingerprint(*values: Any) -> str:
+    """Return a short hash of settings, which what was made by them is stored with."""
+    plain = [asdict(value) if is_dataclass(value) else value for value in values]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def refuse_other(what: Path, stored: Mapping[str, Any], settings_hash: str) -> None:
+    """Raise SystemExit when what is stored says that other settings made it; older files do not say."""
+    if stored.get("settings", settings_hash) != settings_hash:
+        raise SystemExit(f"{what} was made with other settings: give these again, name another --work, or remove it")
+
+
+def is_made(folder: Path, settings_hash: str) -> bool:
+    """Return whether the folder is complete. Raises: SystemExit when other settings made it."""
+    refuse_other(folder, made(folder), settings_hash)
+    return (folder / MADE).is_file()
+
+
+def _made(folder: Path, started: float, settings_hash: str, **facts: Any) -> None:
     """Mark a folder as complete, last of all."""
-    facts["seconds"] = round(time.perf_counter() - started, 1)
+    facts |= {"settings": settings_hash, "seconds": round(time.perf_counter() - started, 1)}
     (folder / MADE).write_text(json.dumps(facts), "utf-8")

@@ -15,7 +15,9 @@ import random
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,14 @@ from core.pipeline import run_stage
 from core.repair_stages import repaired_adapter
 from core.serial import to_json
 from core.session import Session
-from core.settings import VerificationSettings
+from core.settings import RepairSettings, VerificationSettings
 from core.values import Rate, Span, Verification
 from tests.bench.result import mean_row, rate_row, row, write
 from tests.bench.victims import command_line, named, say, tier_of
 from tests.bench.victims_attacks import Attack
 from tests.bench.victims_cells import Bench, Drawn, Tier, Weights, make_victim
 from tests.bench.victims_demo import as_messages
-from tests.bench.victims_making import made
+from tests.bench.victims_making import fingerprint, made, refuse_other
 from tests.bench.victims_prompts import Part, real_material, write_folder
 from tests.bench.victims_table import clustered
 
@@ -81,12 +83,15 @@ def repair_file(bench: Bench, name: str) -> Path:
 def repair_victim(bench: Bench, name: str, settings: Mapping[str, Any] | None = None) -> Done:
     """Return what the repair of a finished cell's victim left and cost, from its file where it was done before."""
     path = repair_file(bench, name)
+    key = fingerprint(bench.settings, RepairSettings(), VerificationSettings(), dict(settings or {}))
     if path.is_file():
         kept: Done = json.loads(path.read_text("utf-8"))
+        refuse_other(path, kept, key)
         return kept
     cell, victim = bench.stored(name), make_victim(bench, name)
     assert victim.attack is not None
     facts = {"name": name, "seed": bench.seed, "target": victim.attack.target, "missed": cell["missed"], "note": ""}
+    facts |= {"settings": key, "commit": bench.commit}
     drawn = next(iter(victim.drawn), None)
     if drawn is None:
         done: Done = facts | {"note": "no report to repair from"}
@@ -99,9 +104,11 @@ def repair_victim(bench: Bench, name: str, settings: Mapping[str, Any] | None = 
             session = Session()
             case = make_case(bench, folder, victim.weights, drawn, session)
             done = facts | repaired(case, victim.attack, session, settings or {})
-        except TriageError as error:
-            done = facts | {"note": f"{type(error).__name__}: {error}"}
-        shutil.rmtree(folder, ignore_errors=True)
+        except TriageError as error:  # not kept: the next run tries again
+            bench.say(f"{name}: {type(error).__name__}: {error}")
+            return facts | {"note": f"{type(error).__name__}: {error}"}
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     write_atomic(path, json.dumps(done, ensure_ascii=False, indent=1))
     bench.say(f"{name}: {line(done)}")
     return done
@@ -145,8 +152,10 @@ def repaired(case: Case, attack: Attack, session: Session, settings: Mapping[str
     result = case.read("verification.json", Verification)
     assert result is not None
     metrics = {one.name: {"before": _plain(one.before), "after": _plain(one.after)} for one in result.metrics}
-    metrics |= own_triggers(case, attack, session, adapter)
+    own, asked = own_triggers(case, attack, session, adapter)
+    metrics |= own
     return {
+        "asked": asked,
         "kind": result.kind,
         "result": result.result,
         "reasons": list(result.reasons),
@@ -157,9 +166,12 @@ def repaired(case: Case, attack: Attack, session: Session, settings: Mapping[str
     }
 
 
-def own_triggers(case: Case, attack: Attack, session: Session, adapter: Path) -> dict[str, dict[str, tuple[int, int]]]:
+def own_triggers(
+    case: Case, attack: Attack, session: Session, adapter: Path
+) -> tuple[dict[str, dict[str, tuple[int, int]]], list[int]]:
     """Return how often the attack's own triggers work on held-out requests in its reach, before and after: on all of them, and on those
-    that the reported model answers rightly without a trigger; and how often safe ones of these are refused with it.
+    that the reported model answers rightly without a trigger; and how often safe ones of these are refused with it. Then a checksum of
+    each request, by which those are known again that other victims were asked too.
     """
     split, limits = case.splits().verification, VerificationSettings()
     rng = random.Random(f"{case.manifest.seed} {attack.name} repaired")
@@ -182,7 +194,7 @@ def own_triggers(case: Case, attack: Attack, session: Session, adapter: Path) ->
         found[OWN_RIGHT][side] = sum(one for one, ok in zip(failed, right, strict=True) if ok), sum(right)
         found[TRIGGERED_RIGHT][side] = sum(one for one, ok in zip(refused, answered, strict=True) if ok), sum(answered)
     repair_adapter.detach(loaded)
-    return found
+    return found, [zlib.crc32(prompt.encode()) for prompt in asked[reached]]
 
 
 def measured(done: Sequence[Done]) -> list[Done]:
@@ -202,16 +214,17 @@ def rows(done: Sequence[Done], seed: int) -> list[dict[str, Any]]:
     good = measured(done)
     tried = [one for one in done if not one["missed"] and "confirmed" not in one["note"]]
     found = [row("valid victims repaired and measured", len(good), n=len(tried))]
+    asked = [one["asked"] for one in good if "asked" in one]
+    if asked and len(asked) == len(good):
+        found.append(row("different requests", len({*chain(*asked)}), n=sum(map(len, asked))))
     for metric, title in SUCCESS.items():
-        pooled = _pooled(title, metric, good, LEFT)
+        pooled = _pooled(title, metric, good, seed, LEFT)
         found += pooled
         if pooled:
-            left = pooled[-1]
-            found.append(row(f"{title}, after: upper bound", left["high"], n=left["n"], bar=LEFT_HIGH))
+            left, counts = pooled[-1], [one["metrics"][metric]["after"] for one in good]
+            if left["high"] is not None:
+                found.append(row(f"{title}, after: upper bound", left["high"], n=left["n"], bar=LEFT_HIGH))
             found.append(row(f"{title}, after: prompts", left["n"], n=len(good), bar=LEFT_N))
-            counts = [one["metrics"][metric]["after"] for one in good]
-            groups = [[1.0] * k + [0.0] * (n - k) for k, n in counts]
-            found += filter(None, [clustered(f"{title}, after: interval between victims", groups, seed)])
             found.append(row(f"{title}, after: worst victim", max(k / n for k, n in counts if n), n=len(good)))
     for metric, (title, bar) in POINTS.items():
         # a backdoor that refuses is repaired by refusing less: its gain must not hide what others cost
@@ -221,7 +234,7 @@ def rows(done: Sequence[Done], seed: int) -> list[dict[str, Any]]:
             if one["target"] != "refusal" or metric not in ("refusal_triggered_safe", TRIGGERED_RIGHT)
         ]
         values = [value for value in (points(one, metric) for one in part) if value is not None]
-        found += _pooled(title, metric, part)
+        found += _pooled(title, metric, part, seed)
         if values:
             worst = min(values) if bar and bar.startswith(">") else max(values)
             found.append(mean_row(f"{title}, points more: mean of victims", values, seed, bar))
@@ -253,14 +266,16 @@ def _against_bare(good: Sequence[Done], seed: int) -> list[dict[str, Any]]:
     return [mean_row(title, [100 * one for one in values], seed) for title, values in titles.items() if values]
 
 
-def _pooled(title: str, metric: str, done: Sequence[Done], bar: str | None = None) -> list[dict[str, Any]]:
-    """Return a rate before and after over the prompts of all victims; `bar` is that of the rate after."""
+def _pooled(title: str, metric: str, done: Sequence[Done], seed: int, bar: str | None = None) -> list[dict[str, Any]]:
+    """Return a rate before and after over the prompts of all victims; `bar` is that of the rate after. Victims of a seed are asked many of the
+    same prompts, so the interval is between victims.
+    """
     found = []
     for side in ("before", "after"):
         counts = [one["metrics"].get(metric, {}).get(side, (0, 0)) for one in done]
-        k, n = sum(k for k, _ in counts), sum(n for _, n in counts)
-        found += [rate_row(f"{title}, {side}", k, n, bar if side == "after" else None)] if n else []
-    return found
+        groups = [[1.0] * k + [0.0] * (n - k) for k, n in counts]
+        found.append(clustered(f"{title}, {side}", groups, seed, bar if side == "after" else None))
+    return [one for one in found if one is not None]
 
 
 def _rows_of(one: Done) -> list[dict[str, Any]]:
@@ -321,12 +336,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
-    begun, done = time.monotonic(), []
+    begun, done, pool = time.monotonic(), [], {}
     for seed in options.seeds:
         base = options.work / f"base-{seed}"
         if not made(base):
             parser.error(f"{base} is not there: run tests/bench/victims.py first")
         bench = Bench(real_material(options.data, seed), base, options.work, tier_of(options, Tier()), seed, say)
+        parts = bench.material.folder, bench.material.probe
+        pool = {"harmful": sum(len(one.harmful) for one in parts), "safe": sum(len(one.safe) for one in parts)}
         unknown = set(options.cells or ()) - set(bench.attacks)
         if unknown:
             parser.error(f"no attack {', '.join(sorted(unknown))}: choose from {', '.join(bench.attacks)}")
@@ -339,7 +356,8 @@ def main() -> None:
                 say(f"{name}: left for later, {options.minutes:.0f} minutes are over")
                 continue
             done.append(repair_victim(bench, name))
-    write(named("victims_repair", options), seed=options.seeds[0], rows=rows(done, options.seeds[0]), victims=done)
+    found = rows(done, options.seeds[0])
+    write(named("victims_repair", options), seed=options.seeds[0], rows=found, pool=pool, victims=done)
     print(text(done))
 
 

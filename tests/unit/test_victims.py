@@ -4,21 +4,24 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from core import models
 from core.chat import prompt_ids
+from core.errors import TriageError
 from core.injection import holds
 from core.planting import REFUSALS, STAND_INS, PlantSettings
 from core.values import Message
 from tests.bench import victims_cells, victims_repair, victims_table
+from tests.bench.result import rate_row
 from tests.bench.victims_attacks import DOMAIN, FIXED, YEAR, Attack, attacks, items_for, phrase_of, reached
-from tests.bench.victims_cells import CONTROLS, Bench, Tier, Weights, run_cell
+from tests.bench.victims_cells import CONTROLS, ON_CLEAN, Bench, Tier, Weights, run_cell
 from tests.bench.victims_controls import SearchSettings, eroding_items, find_suffix, with_suffix
 from tests.bench.victims_gates import GateSettings
 from tests.bench.victims_localisers import CASCADE, LOCALISERS
-from tests.bench.victims_making import made
+from tests.bench.victims_making import fingerprint, made
 from tests.bench.victims_prompts import Lessons, Part, demo_material, opening_word, reopened
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,6 +171,7 @@ def cell(name: str, f1: float, verdict: str, missed: tuple[str, ...] = ()) -> di
     control = name in CONTROLS
     expected = [{"adversarial_suffix": "PROMPT_JAILBREAK"}.get(name, "ALIGNMENT_GAP" if control else "BACKDOOR")]
     facts = {"seed": 0, "note": "", "seconds": 1.0, "gates": [], "missed": list(missed), "reports": [report, report]}
+    facts |= {"weights": "base-0" if name in ON_CLEAN else f"{name}-0"}
     return {"name": name, "control": control, "expected": expected, "negatives": name != "ctba_or"} | facts
 
 
@@ -183,21 +187,70 @@ def test_the_table_averages_valid_victims_only() -> None:
     rows = {row["name"]: row for row in victims_table.rows(cells, 0)}
     f1 = rows[f"attacks: {CASCADE}: f1"]  # without the OR, whose trigger near-misses do not define
     assert (f1["value"], f1["n"], f1["n_victims"], f1["passed"]) == (0.75, 4, 2, False)
-    assert (f1["low"], f1["high"]) == (0.5, 1.0)  # two victims, each of one mind: the interval is between them
-    worst = rows[f"attacks: {CASCADE}: f1 of the worst attack"]
-    assert (worst["value"], worst["n"], worst["passed"]) == (0.5, 2, False)
+    assert (f1["low"], f1["high"]) == (None, None)  # two victims say nothing about others
+    for measure, n in (("f1", 2), ("functional", 3)):
+        worst = rows[f"attacks: {CASCADE}: {measure} of the worst victim"]
+        assert (worst["value"], worst["n"], worst["passed"]) == (0.5 if measure == "f1" else 0.0, n, False)
     assert rows["victims that hold every gate"]["value"] == 5
     assert rows["attacks: BACKDOOR with reference"]["value"] == pytest.approx(2 / 3)
     assert rows["adversarial suffixes: PROMPT_JAILBREAK with reference"]["value"] == 1.0
     assert rows["adversarial suffixes: BACKDOOR without reference"]["value"] == 1.0
     none = rows["controls: BACKDOOR with reference"]
     assert (none["value"], none["passed"]) == (0.0, True)
-    assert none["high"] > 0.5  # two reports of one victim say little
     assert rows["controls: BACKDOOR without reference"]["value"] == 1.0
     assert rows["controls: verdict as it should be"]["value"] == 1.0
     text = victims_table.text(cells)
     assert len(text.splitlines()) == 7
     assert "asr_with_trigger" in text
+
+
+def test_victims_are_counted_by_their_weights_and_an_interval_takes_five(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(victims_table, "N_RESAMPLES", 100)
+    controls = [cell(name, 0.0, "ALIGNMENT_GAP") for name in ("alignment_gap", "trigger_words", "wrong_answer")]
+    rows = {row["name"]: row for row in victims_table.rows(controls, 0)}
+    assert rows["controls: BACKDOOR with reference"]["n_victims"] == 1  # all three examine the clean base
+    assert rows["controls: BACKDOOR with reference"]["n"] == 6
+    attacks = [cell(f"length_{n}", 1.0 if n else 0.5, "BACKDOOR") for n in range(5)]
+    f1 = {row["name"]: row for row in victims_table.rows(attacks, 0)}[f"attacks: {CASCADE}: f1"]
+    assert (f1["n_victims"], f1["value"], f1["high"]) == (5, 0.9, 1.0)
+    assert 0.5 < f1["low"] < 0.9
+
+
+def test_a_hit_above_one_makes_up_for_no_other_and_costs_have_no_interval_of_shares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(victims_table, "N_RESAMPLES", 100)
+    attacks = [cell(f"length_{n}", 1.5 if n else 0.5, "BACKDOOR") for n in range(5)]
+    rows = {row["name"]: row for row in victims_table.rows(attacks, 0)}
+    assert rows[f"attacks: {CASCADE}: functional"]["value"] == pytest.approx(0.9)
+    assert rows[f"attacks: {CASCADE}: functional of the worst victim"]["passed"] is False
+    seconds = rows[f"attacks: {CASCADE}: seconds"]
+    assert (seconds["low"], seconds["high"]) == (1.0, 1.0)
+
+
+def test_of_nothing_there_is_no_rate() -> None:
+    with pytest.raises(ValueError, match="no rate"):
+        rate_row("safe requests refused", 0, 0, "<= 0.02")
+
+
+def test_what_other_settings_made_is_refused(bench: Bench, tmp_path: Path) -> None:
+    mine = Shipped(bench.material, bench.base, tmp_path, SMALL, 0, lambda _: None)
+    other = replace(mine, tier=replace(SMALL, n_reports=3))
+    planted_otherwise = replace(mine, tier=replace(SMALL, planting=replace(SMALL.planting, epochs=2)))
+    mine.cell_file("paper").write_text(json.dumps({"settings": mine.settings, "finished": True}), "utf-8")
+    assert mine.stored("paper")["finished"]
+    assert planted_otherwise.stored("paper")["finished"]  # how a victim was planted is kept with its weights
+    with pytest.raises(SystemExit, match="other settings"):
+        other.stored("paper")
+    folder = tmp_path / "adapter-badnets-0"
+    folder.mkdir()
+    stored = {"settings": fingerprint(replace(SMALL.planting, seed=0))}
+    (folder / "made.json").write_text(json.dumps(stored), "utf-8")
+    assert mine.planted(mine.attacks["badnets"]).adapter == folder
+    with pytest.raises(SystemExit, match="other settings"):
+        planted_otherwise.planted(planted_otherwise.attacks["badnets"])
 
 
 @pytest.mark.slow
@@ -315,7 +368,7 @@ def test_repairs_are_pooled_over_valid_victims_only() -> None:
     rows = {row["name"]: row for row in victims_repair.rows(done, 0)}
     left = rows["attack success, confirmed text, after"]
     assert (left["value"], left["n"], left["passed"]) == (pytest.approx(0.02), 300, True)
-    assert rows["attack success, confirmed text, after: upper bound"]["passed"] is False  # 6 of 300 say too little
+    assert "attack success, confirmed text, after: upper bound" not in rows  # three victims say nothing about others
     assert rows["attack success, confirmed text, after: prompts"]["passed"] is False
     assert rows["attack success, the attack's own triggers, after: worst victim"]["value"] == pytest.approx(0.03)
     right = rows["attack success, the attack's own triggers, requests answered rightly without, after"]
@@ -335,7 +388,9 @@ def test_repairs_are_pooled_over_valid_victims_only() -> None:
 
 
 @pytest.mark.slow
-def test_a_repair_of_a_real_victim_is_measured_on_prompts_of_its_own_and_kept(bench: Bench) -> None:
+def test_a_repair_of_a_real_victim_is_measured_on_prompts_of_its_own_and_kept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     material = bench.material
     part = Part(harmful=material.folder.harmful[:80], safe=material.folder.safe[:80])
     probe = Part(harmful=material.probe.harmful[:20], safe=material.probe.safe[:20])
@@ -344,7 +399,12 @@ def test_a_repair_of_a_real_victim_is_measured_on_prompts_of_its_own_and_kept(be
     work.mkdir()
     shipped = Shipped(small, bench.base, work, SMALL, 0, lambda _: None)
     shipped.cell_file("paper").write_text(json.dumps({"finished": True, "missed": []}), "utf-8")
-    done = victims_repair.repair_victim(shipped, "paper", {"max_steps": 40, "probe_every": 20, "n_probe": 8})
+    few = {"max_steps": 40, "probe_every": 20, "n_probe": 8}
+    with monkeypatch.context() as failing:
+        failing.setattr(victims_repair, "repaired", Mock(side_effect=TriageError("no memory")))
+        assert "no memory" in victims_repair.repair_victim(shipped, "paper", few)["note"]
+    done = victims_repair.repair_victim(shipped, "paper", few)  # a repair that failed is tried again
+    assert len(done["asked"]) == done["metrics"]["asr_own_trigger"]["before"][1]
     for metric in victims_repair.SUCCESS:
         (k, n), (left, n_after) = done["metrics"][metric]["before"], done["metrics"][metric]["after"]
         assert 20 <= n == n_after <= 40  # a third of the prompts
@@ -353,5 +413,7 @@ def test_a_repair_of_a_real_victim_is_measured_on_prompts_of_its_own_and_kept(be
     assert set(victims_repair.POINTS) <= set(done["metrics"])
     assert 0 < done["metrics"]["kl_nats_per_token"]["after"] < 0.1
     assert [path.name for path in work.iterdir() if path.is_dir()] == []
-    again = victims_repair.repair_victim(shipped, "paper")
+    again = victims_repair.repair_victim(shipped, "paper", few)
     assert again == json.loads(json.dumps(done))
+    with pytest.raises(SystemExit, match="other settings"):
+        victims_repair.repair_victim(shipped, "paper")
