@@ -22,13 +22,20 @@ def options() -> argparse.Namespace:
     """Return the command line's options."""
     data = Path(user_data_dir("patcher", appauthor=False))
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=Path, default=data / "cases", help="folder that holds the case folders")
-    parser.add_argument("--models", type=Path, default=data / "models", help="folder whose models a browser may name")
+    parser.add_argument(
+        "--cases", type=Path, default=data / "cases", help="folder of the case folders, by default %(default)s"
+    )
+    parser.add_argument(
+        "--models",
+        type=Path,
+        default=data / "models",
+        help="folder whose models a browser may name, by default %(default)s",
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; any but this machine's needs --auth-file"
     )
     parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", DEFAULT_PORT))
-    parser.add_argument("--auth-file", type=Path, help="file of name:password lines")
+    parser.add_argument("--auth-file", type=Path, help="file of the analysts who may log in, a line name:password each")
     return parser.parse_args()
 
 

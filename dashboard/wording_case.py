@@ -38,7 +38,8 @@ def opened(result: OpenResult) -> str:
 
 def under(root: Path) -> str:
     """Where the model folders of the list lie; another place is chosen when the page is started."""
-    return f"folders under {root.name}/, or start with --models DIR"
+    shown = f"~/{root.relative_to(Path.home())}" if root.is_relative_to(Path.home()) else str(root)
+    return f"folders under {shown}, or start the page with --models DIR"
 
 
 def reference(there: bool, given: bool) -> str:

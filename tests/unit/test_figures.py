@@ -186,8 +186,8 @@ def test_the_map_rings_what_stands_out_by_all_methods_together() -> None:
     assert (rings["x"], rings["y"]) == ((2.0,), (2.0,))
     alone = replace(located(), adaptive_labels=(-1, 0, 0, 0))
     assert len(token_plots.token_map(opened(), alone)["data"]) == 2  # type: ignore[arg-type]
-    assert "ringed" in wording_locate.picture(located())
-    assert "ringed" not in wording_locate.picture(alone)
+    assert "rings" in wording_locate.picture(located())
+    assert "rings" not in wording_locate.picture(alone)
     assert "one token stands out by 2 methods together" in wording_locate.trust(located())
 
 
