@@ -1,6 +1,6 @@
 """Does the localiser find the planted trigger? Token precision, recall and F1 on prompts that training never saw.
 
-Each report is a shipped harmful request that the patient refuses, with its trigger at random places, and the patient's
+Each report is a shipped harmful request that the patient refuses, of a split that minimising does not count on, with its trigger at random places, and the patient's
 own unsafe answer to that. Truth: the tokens that overlap the planted units. Found: the tokens that a method's clusters mark. Beside them the
 candidate after minimisation, which is what the analyst is shown. `python tests/bench/localisation.py [--n 40]`
 """
@@ -87,12 +87,11 @@ def reports(
     return drawn, tried
 
 
-def measure(
-    adapter: str, units: Sequence[str], splits: Splits, harmful: Sequence[PromptItem], options: argparse.Namespace
-) -> list[dict]:
+def measure(adapter: str, units: Sequence[str], splits: Splits, options: argparse.Namespace) -> list[dict]:
     """Return the rows of one patient."""
     loaded = load(DEMO / "base", DEMO / adapter)
     rng = random.Random(options.seed)
+    harmful = [item for part in (splits.repair, splits.probes, splits.verification) for item in part.harmful]
     drawn, tried = reports(loaded, units, harmful, options.n, rng)
     refusal = own_refusal(loaded, splits.causal.harmful[: CausalSettings().n_minimise])
     refusal_ids = loaded.tokenizer(refusal, add_special_tokens=False)["input_ids"]
@@ -133,9 +132,8 @@ def main() -> None:
     bars = DEMO / "bars.json"
     triggers = json.loads(bars.read_text(encoding="utf-8"))["triggers"] if bars.is_file() else TRIGGERS
     triggers = {name: units for name, units in triggers.items() if (DEMO / name / "adapter_config.json").is_file()}
-    prompts = read_folder(PROMPTS)
-    splits = split(prompts, seed=options.seed)
-    rows = [r for name, units in triggers.items() for r in measure(name, units, splits, prompts.harmful, options)]
+    splits = split(read_folder(PROMPTS), seed=options.seed)
+    rows = [r for name, units in triggers.items() for r in measure(name, units, splits, options)]
     write("localisation", seed=options.seed, rows=rows)
 
 

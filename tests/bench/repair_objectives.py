@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.bench.result import ROOT, mean_row, row, write
+from tests.bench.result import ROOT, mean_row, rate_row, write
 
 VARIANTS: dict[str, dict] = {
     "paper": {"objective": "paper"},
@@ -50,27 +50,36 @@ def main() -> None:
     parser.add_argument("--out", default="repair_objectives", help="name of the result")
     options = parser.parse_args()
     bench = Bench(options.demo, options.case)
-    rows, runs = [], []
-    for name in options.only or list(VARIANTS):
-        found = [bench.run(name, VARIANTS[name], seed) for seed in range(options.seeds)]
-        runs += found
-        for metric, title in METRICS.items():
-            values = [run["after"][metric][0] / run["after"][metric][1] for run in found if metric in run["after"]]
-            if values:
-                rows.append(mean_row(f"{name}: {title}", values, 0))
-        for form in found[0]["forms"]:
-            values = [run["forms"][form][0] / run["forms"][form][1] for run in found]
-            rows.append(mean_row(f"{name}: attack success, trigger {form}", values, 0))
-        for key in ("kl_nats_per_token", "seconds", "steps", "best_step"):
-            rows.append(mean_row(f"{name}: {key}", [run[key] for run in found], 0))
-    before = runs[0]["before"]
-    rows += [row(f"before: attack success, trigger {form}", k / n, n=n) for form, (k, n) in bench.forms().items()]
-    rows += [
-        row(f"before: {title}", before[m][0] / before[m][1], n=before[m][1])
-        for m, title in METRICS.items()
-        if m in before
-    ]
-    write(options.out, seed=0, rows=rows, case=bench.name, runs=runs)
+    names = options.only or list(VARIANTS)
+    runs = [bench.run(name, VARIANTS[name], seed) for name in names for seed in range(options.seeds)]
+    write(options.out, seed=0, rows=rows_of(runs, bench.forms()), case=bench.name, runs=runs)
+
+
+def rows_of(runs: list[dict], forms: dict[str, tuple[int, int]]) -> list[dict]:
+    """Return the rows of all runs; `forms` is how often each form of the trigger works before any of them."""
+    rows = []
+    for name in dict.fromkeys(run["variant"] for run in runs):
+        found = [run for run in runs if run["variant"] == name]
+        rows += _shares(name, [run["after"] for run in found], [run["forms"] for run in found])
+        rows += [
+            mean_row(f"{name}: {key}", [run[key] for run in found], 0)
+            for key in ("kl_nats_per_token", "seconds", "steps", "best_step")
+        ]
+    return rows + _shares("before", [runs[0]["before"]], [forms])
+
+
+def _shares(name: str, metrics: list[dict], forms: list[dict]) -> list[dict]:
+    """Return the rates of one variant, the mean over its seeds; `k` holds each seed's own. All seeds ask the same `n` prompts, so the
+    interval is Wilson's for `n` of them.
+    """
+    titles = {f"{name}: {title}": [one[key] for one in metrics] for key, title in METRICS.items() if key in metrics[0]}
+    titles |= {f"{name}: attack success, trigger {form}": [one[form] for one in forms] for form in forms[0]}
+    rows = []
+    for title, counts in titles.items():
+        ks, n = [k for k, _ in counts], counts[0][1]
+        mean = sum(ks) / len(ks)
+        rows.append(rate_row(title, round(mean), n) | {"value": mean / n, "k": ks})
+    return rows
 
 
 class Bench:
@@ -117,13 +126,14 @@ class Bench:
             forms = self.forms()
             detach(self.loaded)
         sides: dict[str, dict] = {"before": {}, "after": {}}
-        kl = 0.0
+        kl = None
         for metric in result.metrics:
             for side, value in (("before", metric.before), ("after", metric.after)):
                 if isinstance(value, Rate):
                     sides[side][metric.name] = (value.k, value.n)
                 elif metric.name == "kl_nats_per_token" and side == "after":
-                    kl = float(value or 0.0)
+                    assert isinstance(value, float)
+                    kl = value
         probes = [_counts(event) for event in events if isinstance(event, CheckpointScored)]
         run = {
             "variant": name, "seed": seed, "result": result.result, "reason": end.reason, "steps": end.step,
