@@ -12,13 +12,14 @@ from pathlib import Path
 import orjson
 import pytest
 
-from core import lease
+from core import lease, rounds
 from core.casefile import Case
 from core.errors import TriageError
-from core.events import Progress, StageFailed, StageFinished, StageStarted
+from core.events import Progress, RepairFinished, StageFailed, StageFinished, StageStarted
 from core.jobs import CaseStatus, stop
+from core.report_text import AGAIN
 from core.settings import RepairSettings
-from core.values import OpenResult, RenderedPrompt
+from core.values import OpenResult, RenderedPrompt, SecondOpinion, TriageResult
 from dashboard import stories, wording_repair
 from dashboard.app import build
 from dashboard.desk import Desk, Session, View, address, bar, explain
@@ -27,6 +28,7 @@ from dashboard.steps import case as case_step
 from dashboard.steps.case import reached
 from dashboard.steps.locate import target_of
 from dashboard.steps.repair import ADVANCED, FEW, changed_settings
+from tests.unit.reporting import full_case
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "captum", "sklearn", "umap", "peft", "scipy", "numba")
@@ -150,6 +152,23 @@ def test_a_damaged_result_is_a_sentence_and_leaves_the_other_steps(roots: Roots,
     updates, _ = redraw(roots, Session(case=case.manifest.id), {})
     assert "damaged" in updates["message"]["value"]["headline"]
     assert "case-summary" in updates
+
+
+def test_a_backdoor_found_again_stands_in_the_headline_of_step_6(roots: Roots) -> None:
+    """And the answers below it, which an analyst may be reading, are not drawn again."""
+    case = full_case(roots.cases)
+    session = Session(case=case.path.name)
+    first, shown = redraw(roots, session, {})
+    assert first["verify-story"]["value"]["headline"].startswith("Repaired: ")
+    triage, finished = case.read("triage.json", TriageResult), case.read(rounds.FINISHED, RepairFinished)
+    assert triage is not None
+    assert finished is not None
+    case.write(
+        rounds.AGAIN, SecondOpinion(adapter_hash=finished.adapter_hash or "", removed=(), whole=triage, rest=None)
+    )
+    then, _ = redraw(roots, session, shown)
+    assert AGAIN in then["verify-story"]["value"]["headline"]
+    assert "verify-pairs" not in then
 
 
 def test_a_damaged_confirmation_leaves_the_other_steps_too(roots: Roots, case: Case) -> None:
