@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from tests.bench.figures_read import RESULTS, missed, number, read, table, whole
@@ -105,7 +106,7 @@ def victims() -> list[str]:
     )
     notes = (
         "Intervals are between victims, of which cells that examine the same weights are one, and left out where there are fewer than five. Whether a proper part of a "
-        f"planted text reaches the hit too was not run. {windowed}{whole(file).get('assembled', '')}"
+        f"planted text reaches the hit too was not run. {windowed}{made_elsewhere(['victims'])}"
     )
     return [
         head,
@@ -167,22 +168,25 @@ def other_victims() -> list[str]:
         return []
     head = (
         "**Larger bases, and all weights trained** (one seed; not among the averages above). *After repair*: requests answered rightly without the trigger that its own "
-        f"triggers still turn, of how many, and the result. Commands: {'; '.join(commands())}. {made_elsewhere()}"
+        f"triggers still turn, of how many, and the result. Commands: {'; '.join(commands())}. {made_elsewhere([f'victims_{key}' for key in OTHER_VICTIMS])}"
     ).strip()
     columns = ("", "reports", *VICTIM_COLUMNS[1:-1], "after repair")
     return [head, "", *table(columns, body), *bars, *([""] if bars else [])]
 
 
 def commands() -> list[str]:
-    """Return the command of each further set of victims, folders left out."""
+    """Return the command of each further set of victims."""
     stored = [whole(f"{RESULTS}/victims_{key}.json").get("command", "") for key in OTHER_VICTIMS]
-    return [f"`{re.sub(r' --(data|work|minutes) [^ ]+', '', one)}`" for one in stored if one]
+    named = [re.sub(r"--data \S+ --work \S+", "--data DIR --work WORK", one) for one in stored if one]
+    return [f"`{re.sub(r' --minutes 0', '', one)}`" for one in named]
 
 
-def made_elsewhere() -> str:
-    """Return which of the further sets were put together, and from where."""
-    told = {key: whole(f"{RESULTS}/victims_{key}.json").get("assembled") for key in OTHER_VICTIMS}
-    return " ".join(f"*{OTHER_VICTIMS[key]}*: {one[0].lower()}{one[1:]}" for key, one in told.items() if one)
+def made_elsewhere(files: Sequence[str]) -> str:
+    """Return a clause on results that were put together from runs elsewhere."""
+    one = any("assembled" in whole(f"{RESULTS}/{name}.json") for name in files)
+    return (
+        "Put together from runs on several machines, a lent one among them (`assembled` in the results)." if one else ""
+    )
 
 
 def victims_repair() -> list[str]:
