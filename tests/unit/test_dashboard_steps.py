@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import get_args
 
 import gradio as gr
 import pytest
@@ -16,13 +17,14 @@ from core.errors import AttributionError, BusyError, ReportError
 from core.events import Line, RepairFinished, RepairStarted
 from core.jobs import CaseStatus
 from core.settings import RepairSettings
+from core.values import KindName, Verdict
 from dashboard.app import build
 from dashboard.components import page_css
 from dashboard.desk import Desk, Next, Session, View
 from dashboard.session import Roots, create_case, read_intake
 from dashboard.steps import case as case_step
 from dashboard.steps import confirm, locate, repair, verdict
-from tests.unit.reporting import verification_of
+from tests.unit.reporting import triage_of, verification_of
 from tests.unit.test_dashboard_page import REPORT, case, redraw, roots  # noqa: F401  (fixtures)
 
 
@@ -212,6 +214,19 @@ def test_results_of_other_steps_leave_the_label_sheet(roots: Roots, case: Case) 
     assert "label-answers" not in second
     case.write(labels.FILE, labels.Labels())
     assert "label-answers" in redraw(roots, session, shown)[0]
+
+
+def test_a_dummy_trigger_is_offered_where_no_text_was_found(case: Case) -> None:
+    """For unsafe answers only."""
+    parts = SimpleNamespace(decision="decision", second="second", dummy="dummy")
+    view = View(session=Session(), case=case, status=None, lines=(), choices={})
+    offered = []
+    for word in (*get_args(Verdict), None):
+        for kind in get_args(KindName):
+            case.write("triage.json", replace(triage_of("x" * 80, word), kind=kind))
+            if confirm._show_decision(view, parts)["dummy"]["visible"]:  # type: ignore[arg-type, index]
+                offered.append((word, kind))
+    assert offered == [("DISTRIBUTED", "jailbreak"), ("INCONCLUSIVE", "jailbreak")]
 
 
 # step 5 ---------------------------------------------------------------------------------------------------------------

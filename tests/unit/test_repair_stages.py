@@ -1,21 +1,26 @@
 """Stages of repair and export on a machine that fails under them: what was kept stays, and no merged model stays in their place."""
 
 import gc
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
-from core import export, machine, models, repair_memory, repair_stages, report
+from core import dummy, evidence, export, machine, models, repair_memory, repair_stages, report
+from core.__main__ import main
 from core.casefile import Case
 from core.checkpoints import there
 from core.errors import CaseFileError, TriageError
-from core.events import CheckpointScored, Event, RepairFinished
+from core.events import CheckpointScored, Event, RepairFinished, StepDone
 from core.rounds import MEMORY
 from core.session import Run, Session
+from core.triage_stages import open_case
 from tests.unit.repairing import case_of, weights_of
 from tests.unit.repairing import run as repairing
+from tests.unit.reporting import triage_of
 from tests.unit.test_export import random_adapter
 from tests.unit.test_session import case_on
 
@@ -115,3 +120,37 @@ def test_a_model_on_several_devices_is_refused_before_a_repair(
         repair_stages.repair_model(run)
     repair_stages.count_memory(run)
     assert run.case.read(MEMORY, dict) == {"mb": None}
+
+
+def test_a_dummy_trigger_is_planted_once_for_a_repair_that_is_resumed(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Confirmed on the command line; the adapter that holds it lies there as long as its repair may go on."""
+    case = case_on(copied, tmp_path / "case")
+    told: list[str] = []
+    events: list[Event] = []
+    session = Session("cpu")
+    session.settings = replace(session.settings, max_new_tokens=8)
+
+    def stage(asked: Callable[[], str | None], **args: object) -> Run:
+        settings = {"epochs": 1, "max_steps": 2, "n_harmful": 4, "n_safe": 4, "n_probe": 3, "max_response_tokens": 8}
+        say = lambda words, done, total: told.append(words)  # noqa: E731
+        return Run(case, session, settings | args, events.append, say, asked)  # type: ignore[arg-type]
+
+    open_case(run_of(case))
+    found = replace(triage_of(case.report.messages[0].content, "INCONCLUSIVE"), candidates=(), tests=())
+    evidence.record(case, "triage.json", found, "triage", actor="engine")
+    assert main(("confirm", "--case", str(case.path), "--dummy", "--analyst", "Ada", "--reason", "no text")) == 0
+    planted = case.path / "repair" / dummy.FOLDER
+    repair_stages.repair_model(stage(lambda: "keep" if any(isinstance(one, StepDone) for one in events) else None))
+    assert "planting the dummy trigger, step" in told
+    start = next(one for one in events if isinstance(one, CheckpointScored))
+    assert start.kl_nats_per_token > 0  # it starts from the planted adapter, measured against the reported model
+    assert case.read("repair/finished.json", RepairFinished).reason == "kept"  # type: ignore[union-attr]
+    assert planted.is_dir()
+    told.clear()
+    repair_stages.repair_model(stage(lambda: None, resume=True))
+    assert "planting the dummy trigger, step" not in told
+    assert case.read("repair/finished.json", RepairFinished).reason != "kept"  # type: ignore[union-attr]
+    assert not planted.exists()
+    assert json.loads(capsys.readouterr().out)["way"] == "dummy"
