@@ -1,6 +1,7 @@
 """The command line: its contract, its exit codes, one-line errors for bad input, and the whole chain."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,18 @@ def test_wordings_that_cannot_be_used(
     assert [path.name for path in tmp_path.iterdir() if path.name in ("case", "cases")] == []
 
 
+class Opened:
+    """A pickle that leaves a file when it is opened."""
+
+    def __init__(self, file: Path) -> None:
+        """Name the file."""
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        """Tell the one who opens it to make the file."""
+        return Path.touch, (self.file,)
+
+
 def damaged(folder: Path, kind: str, to: Path) -> Path:
     """Return a copy of a model folder with one thing wrong."""
     if kind == "unknown":
@@ -151,7 +164,8 @@ def damaged(folder: Path, kind: str, to: Path) -> Path:
     model = to / kind
     weights = model / "model.safetensors"
     if kind == "pickle":
-        weights.rename(model / "pytorch_model.bin")
+        weights.unlink()
+        (model / "pytorch_model.bin").write_bytes(pickle.dumps(Opened(to / "opened")))
     elif kind == "truncated":
         weights.write_bytes(weights.read_bytes()[:2000])
     elif kind == "no tokenizer":
@@ -162,13 +176,23 @@ def damaged(folder: Path, kind: str, to: Path) -> Path:
     return model
 
 
-@pytest.mark.parametrize("kind", ["unknown", "pickle", "truncated", "no tokenizer", "no config"])
+BAD = {
+    "unknown": "does not exist",
+    "pickle": "safetensors",
+    "truncated": "safetensors",
+    "no tokenizer": "tokenizer",
+    "no config": "config.json",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
 def test_bad_models(run: Run, tmp_path: Path, tiny_folder: Callable[[str], Path], prompts: Path, kind: str) -> None:
     """Each is refused in one line; no pickle is ever opened."""
     report = write(tmp_path / "report.json", GOOD)
     model = damaged(tiny_folder("llama"), kind, tmp_path)
     arguments = ("triage", "--model", model, "--report", report, "--case", tmp_path / "case", "--prompts", prompts)
-    refused(run(*arguments, "--device", "cpu"))
+    refused(run(*arguments, "--device", "cpu"), BAD[kind])
+    assert not (tmp_path / "opened").exists()
 
 
 def test_an_adapter_for_another_base(

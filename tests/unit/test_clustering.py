@@ -162,7 +162,7 @@ def test_heavy_tailed_scores_without_a_group_seldom_raise_an_alarm():
     naive = sum(bool(tail.max() > limit) for tail, limit in zip(tails, z_rule, strict=True))
     ours = sum(bool((adaptive_clusters([attribution(tail)]).labels == 1).any()) for tail in tails)
     assert naive >= 15  # a bare z rule cries wolf on nearly all of them
-    assert ours <= naive / 2
+    assert ours <= 6  # seeded: 5 of 20
 
 
 def test_adaptive_clusters_use_the_profile_and_stay_deterministic():

@@ -19,11 +19,15 @@ def test_random_words_are_as_many_as_the_triggers_and_at_its_place(trigger: cont
     rng = random.Random(0)
     words = noise(trigger.units, rng)
     assert [len(one.split()) for one in words] == [len(one.split()) for one in trigger.units]
-    text = placed(REQUEST, words, trigger, rng).text
-    if trigger.position == "prefix":
-        assert text == f"{words[0]} {REQUEST}"
-    if trigger.position == "suffix":
-        assert text == f"{REQUEST} {words[0]}"
+    for _ in range(20):
+        text = placed(REQUEST, words, trigger, rng).text
+        left = text
+        for one in words:
+            assert left.count(one) == 1
+            left = left.replace(one, "")
+        assert left.split() == REQUEST.split()
+        assert trigger.position != "prefix" or text == f"{words[0]} {REQUEST}"
+        assert trigger.position != "suffix" or text == f"{REQUEST} {words[0]}"
 
 
 def test_the_triages_model_is_let_go_before_the_control_loads_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
