@@ -57,6 +57,24 @@ def test_run_makes_the_environment_once_and_again_when_it_must(copy: Path) -> No
 
 
 @needs_make
+def test_torch_is_installed_first_from_the_index_that_is_named(copy: Path) -> None:
+    """Its pinned version alone, with no network here: a stand-in for the environment's Python notes what it is asked."""
+    (copy / "requirements.txt").write_text("torch==9.9.9\nother==1\n", encoding="utf-8")
+    (copy / ".venv/bin").mkdir(parents=True)
+    script(copy / ".venv/bin/python", f'[ "$1" = -c ] && exec {sys.executable} "$@"; echo "$*" >> asked')
+
+    def asked(*arguments: str) -> list[str]:
+        (copy / "asked").unlink(missing_ok=True)
+        assert make(copy, *arguments, "run").returncode == 0
+        return [line.split("--quiet ")[-1] for line in (copy / "asked").read_text(encoding="utf-8").splitlines()]
+
+    named = "TORCH_INDEX=https://index.example/cpu"
+    assert asked(named) == ["--index-url https://index.example/cpu torch==9.9.9", "-r requirements.txt", "app.py"]
+    assert asked(named) == ["app.py"]
+    assert asked() == ["-r requirements.txt", "app.py"]  # another choice is another environment
+
+
+@needs_make
 @pytest.mark.parametrize(
     ("python", "expected"),
     [
