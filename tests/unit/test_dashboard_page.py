@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from core import lease, rounds
+from core import jobs, lease, rounds
 from core.casefile import Case
 from core.errors import TriageError
 from core.events import Progress, RepairFinished, StageFailed, StageFinished, StageStarted
@@ -22,7 +22,7 @@ from core.settings import RepairSettings
 from core.values import OpenResult, RenderedPrompt, SecondOpinion, TriageResult
 from dashboard import stories, wording_repair
 from dashboard.app import build
-from dashboard.desk import Desk, Session, View, address, bar, explain
+from dashboard.desk import BUSY_SECONDS, QUIET_SECONDS, Desk, Session, View, address, bar, explain
 from dashboard.session import Roots, create_case, read_intake
 from dashboard.steps import case as case_step
 from dashboard.steps.case import reached
@@ -89,6 +89,18 @@ def redraw(roots: Roots, session: Session, shown: dict) -> tuple[dict, dict]:
     return {component.elem_id: update for component, update in updates.items() if component.elem_id}, updates[
         desk.shown
     ]
+
+
+def test_what_runs_is_followed_within_two_seconds(roots: Roots, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The redraw and the way to the browser take a part of them."""
+    assert BUSY_SECONDS <= 1 < QUIET_SECONDS
+    desk = build(roots).desk
+    values = [box.value for box in desk.choices.values()]
+    session, seconds = Session(case=case.path.name), {}
+    for state in ("idle", "starting", "running", "stopping"):
+        monkeypatch.setattr(jobs, "status", lambda case, state=state: CaseStatus(state=state))
+        seconds[state] = desk.redraw(session, {}, values)[desk.timer].value
+    assert seconds == dict.fromkeys(seconds, BUSY_SECONDS) | {"idle": QUIET_SECONDS}
 
 
 def test_a_second_redraw_of_the_same_case_sends_nothing(roots: Roots, case: Case) -> None:
