@@ -95,7 +95,7 @@ def test_an_input_fault_is_a_sentence_and_the_worker_lives_on(case: Case) -> Non
 def test_a_repair_stops_on_request_and_keeps_the_best(case: Case) -> None:
     finish(case, "open")
     confirm_trigger(case)
-    request = jobs.ask(case, "repair", {"epochs": 3})
+    request = jobs.ask(case, "repair", {"epochs": 3, "n_probe": 4})
     wait_for(lambda: len(steps_of(case, request)) >= 2)
     asked = time.monotonic()
     jobs.stop(case, request, "keep")
