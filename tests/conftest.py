@@ -28,7 +28,8 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disa
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[object]:
     """One Chromium for the session; a missing one is a failure, since a silent skip would hide a broken page."""
-    sync_api = pytest.importorskip("playwright.sync_api")
+    from playwright import sync_api
+
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or find_chromium.find()
     assert path, "No Chromium found: install it or set CHROMIUM."
     with sync_api.sync_playwright() as tools:

@@ -135,6 +135,14 @@ def tiny_case(server: PageProcess, tiny_folder: Callable[[str], Path]):
     return case
 
 
+def wait_on(page, condition: Callable[[], object], complaint: str) -> None:
+    """Wait until `condition()` while the page's own events, held requests among them, go on."""
+    deadline = time.monotonic() + WAIT_MS / 1000
+    while not condition():
+        assert time.monotonic() < deadline, complaint
+        page.wait_for_timeout(100)
+
+
 def wait_until(condition: Callable[[], object], complaint: str, seconds: float = WAIT_MS / 1000) -> float:
     """Wait until `condition()`; return the seconds it took."""
     begun = time.monotonic()

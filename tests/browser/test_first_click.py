@@ -5,7 +5,7 @@ import json
 import pytest
 
 from core import lease
-from tests.browser.conftest import PageProcess, wait_until
+from tests.browser.conftest import PageProcess, wait_on, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -17,11 +17,7 @@ def late(open_page):
     page.route("**/queue/join*", lambda route: route.continue_() if held else held.append(route))
     page.reload(wait_until="domcontentloaded")
     page.wait_for_selector("#status .pt-status-word", state="attached")
-    for _ in range(100):
-        if held:
-            break
-        page.wait_for_timeout(100)
-    assert len(held) == 1
+    wait_on(page, lambda: held, "the page asked nothing of its own accord")
 
     def let_through() -> None:
         with page.expect_response("**/queue/join*"):

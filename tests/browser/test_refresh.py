@@ -1,6 +1,5 @@
 """A refresh, a second tab, quick hands: what one browser writes stays its own, and the last of what was done counts."""
 
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -8,7 +7,7 @@ import pytest
 
 from core import lease
 from core.casefile import Case
-from tests.browser.conftest import wait_until
+from tests.browser.conftest import wait_on, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 RENEWED_SECONDS = 3 * lease.RENEW_SECONDS
@@ -74,11 +73,10 @@ def test_the_last_of_two_quick_marks_counts(written) -> None:
     written.route("**/queue/join*", hold)
     tokens.nth(2).click()
     tokens.nth(3).click()
-    written.wait_for_timeout(1000)
+    wait_on(written, lambda: held, "no mark was told")
     held[0].continue_()
     wanted = tokens.nth(2).inner_text() + tokens.nth(3).inner_text()
-    written.wait_for_timeout(2000)
-    assert wanted in written.inner_text("#confirm-marks")
+    written.wait_for_function("text => document.querySelector('#confirm-marks').innerText.includes(text)", arg=wanted)
 
 
 def test_a_page_process_that_was_started_anew_is_loaded_again_once(written) -> None:
@@ -92,11 +90,8 @@ def test_a_page_process_that_was_started_anew_is_loaded_again_once(written) -> N
 
     written.route(lambda url: "/?case=" in url, lambda route: loads.append(route))
     written.route("**/alive", answer)
-    deadline = time.monotonic() + 20
-    while not loads and time.monotonic() < deadline:
-        written.wait_for_timeout(200)
+    wait_on(written, lambda: loads, "it was not loaded again")
     written.wait_for_timeout(6000)
-    assert loads
     assert asked == [0]  # who no longer asks does not load again; Gradio may, of its own accord
     for load in loads:
         load.continue_()
