@@ -6,14 +6,14 @@ import pytest
 
 from core import jobs, worker_process
 from core.casefile import Case
-from core.events import RepairFinished, StepDone
+from core.events import RepairFinished, RepairStarted, StepDone
 from core.repair_trace import trace
 from tests.browser.conftest import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-FORM = {"epochs": "40", "kl_budget": ""}
-ADVANCED = {"max_steps": "240", "probe_every": "20", "n_probe": "4", "n_harmful": "40", "n_safe": "40"}
+FORM = {"epochs": "2000", "kl_budget": ""}
+ADVANCED = {"max_steps": "5000", "probe_every": "20", "n_probe": "4", "n_harmful": "40", "n_safe": "40"}
 DRAWN = """() => {
   const plot = document.querySelector("#repair-chart .js-plotly-plot");
   const trace = plot && plot.data && plot.data.find((each) => each.x && each.x.length);
@@ -24,13 +24,13 @@ SUMMARY = "#repair-chart .pt-live-summary"
 STORY = "#repair-story .pt-headline"
 
 
-def start(page, case: Case) -> None:
+def start(page, case: Case, **changes: str) -> None:
     """Fill the form in, start, and wait for the chart to begin anew; every setting that matters differs from its default."""
     before = trace(case.events()).request
     page.wait_for_selector("#repair-start:visible:enabled")
     if not page.locator("#setting-max_steps").is_visible():
         page.click("text=Advanced")
-    for name, value in (FORM | ADVANCED).items():
+    for name, value in (FORM | ADVANCED | changes).items():
         page.locator(f"#setting-{name}").locator("input, textarea").fill(value)
     page.uncheck("#setting-early_stop input")
     page.click("#repair-start")
@@ -45,10 +45,6 @@ def wait_steps(page, n: int) -> None:
     assert drawn == list(range(1, len(drawn) + 1))
 
 
-def steps_of(case: Case, request: str) -> list[int]:
-    return [line.event.step for line in case.events() if line.request == request and isinstance(line.event, StepDone)]
-
-
 def resume(page, case: Case) -> tuple[str, str]:
     """Click Resume; return the request it goes on from and the new one, once that trains."""
     before = trace(case.events()).request
@@ -58,7 +54,14 @@ def resume(page, case: Case) -> tuple[str, str]:
     return before, trace(case.events()).request
 
 
-def test_a_stopped_repair_goes_on_in_the_same_history_to_its_end(open_page: Callable, tiny_case: Case) -> None:
+def losses(case: Case, request: str) -> dict[int, float | None]:
+    """Return the loss of each step that ran under a request."""
+    return {
+        s.step: s.loss for line in case.events() if line.request == request and isinstance(s := line.event, StepDone)
+    }
+
+
+def test_a_stopped_repair_goes_on_in_the_same_history(open_page: Callable, tiny_case: Case) -> None:
     page = open_page(f"/?case={tiny_case.manifest.id}&step=repair")
     start(page, tiny_case)
     wait_steps(page, 30)
@@ -68,25 +71,31 @@ def test_a_stopped_repair_goes_on_in_the_same_history_to_its_end(open_page: Call
     stopped_at = trace(tiny_case.events()).steps[-1].step
     wait_steps(page, stopped_at - 1)
     first, second = resume(page, tiny_case)
-    checkpoint = steps_of(tiny_case, second)[0] - 1 if steps_of(tiny_case, second) else None
     wait_steps(page, stopped_at)
-    assert steps_of(tiny_case, first)[0] == 1
-    assert checkpoint in (None, stopped_at - stopped_at % 20)
+    ran, again = losses(tiny_case, first), losses(tiny_case, second)
+    checkpoint = stopped_at - stopped_at % 20
+    assert (min(ran), max(ran), min(again)) == (1, stopped_at, checkpoint + 1)
+    assert all(again[step] == ran[step] for step in range(checkpoint + 1, stopped_at + 1))
     page.click("#repair-keep")  # a second time, and now the form is new
     page.wait_for_selector("#repair-resume:visible")
+    stopped_at = trace(tiny_case.events()).steps[-1].step
     page.reload(wait_until="domcontentloaded")
-    resume(page, tiny_case)
+    _, third = resume(page, tiny_case)
+    wait_steps(page, stopped_at)
+    mine = [line.event.settings for line in tiny_case.events() if line.request in (first, second, third) and isinstance(line.event, RepairStarted)]  # fmt: skip
+    assert mine == [mine[0]] * 3
+    page.click("#repair-keep")
+    page.wait_for_selector("#repair-resume:visible")
+
+
+def test_a_repair_that_ran_to_its_end_leads_on(open_page: Callable, tiny_case: Case) -> None:
+    page = open_page(f"/?case={tiny_case.manifest.id}&step=repair")
+    start(page, tiny_case, max_steps="40")
     page.wait_for_selector(f"{SUMMARY}:has-text('Repair finished')")
-    wait_steps(page, 239)
-    assert len(page.evaluate(DRAWN)) == 240
+    wait_steps(page, 39)
+    assert len(page.evaluate(DRAWN)) == 40
     page.wait_for_selector("#to-verify:visible")
     assert page.locator("#repair-resume").count() == 0
-    settings = [line.event.settings for line in tiny_case.events() if hasattr(line.event, "settings")]
-    assert len(settings) == 3
-    assert settings[0] == settings[1] == settings[2]
-    losses = {s.step: s.loss for line in tiny_case.events() if line.request == first and isinstance(s := line.event, StepDone)}  # fmt: skip
-    again = {s.step: s.loss for line in tiny_case.events() if line.request == second and isinstance(s := line.event, StepDone)}  # fmt: skip
-    assert all(again[step] == losses[step] for step in losses.keys() & again.keys())
 
 
 def test_a_repair_whose_worker_was_killed_is_said_to_have_broken_off_and_goes_on(
