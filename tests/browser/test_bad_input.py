@@ -76,7 +76,14 @@ def test_a_report_without_a_model(open_page, models: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"\xff\xfe\x00not utf-8", "UTF-8"), (b"", "empty"), (b"[1, 2]", "report|object|messages")]
+    ("content", "words"),
+    [
+        (b"\xff\xfe\x00not utf-8", "UTF-8"),
+        (b"", "empty"),
+        (b"[1, 2]", "report|object|messages"),
+        (json.dumps(REPORT | {"response": "x" * 5_000_000}).encode(), "characters"),
+    ],
+    ids=["no UTF-8", "empty", "no object", "5 MB"],
 )
 def test_a_file_that_is_no_report(open_page, models: Path, tmp_path: Path, content: bytes, words: str) -> None:
     page = open_page()
@@ -96,6 +103,23 @@ def test_a_model_that_cannot_be_loaded(open_page, models: Path, server: PageProc
     page.click("#case-open")
     page.locator("#reproduce-story", has_text=re.compile(words)).wait_for()
     assert "Traceback" not in page.inner_text("body")
+
+
+def test_a_prompt_past_the_context_and_an_adapter_of_another_base(
+    open_page, models: Path, tiny_folder: Callable[[str], Path], tiny_adapter: Path
+) -> None:
+    shutil.copytree(tiny_folder("gpt2"), models / "other")
+    shutil.copytree(tiny_adapter, models / "adapter")
+    long = REPORT | {"messages": [{"role": "user", "content": "tell me " * 2000}]}
+    for report, model, adapter, words in ((long, "good", None, "token"), (REPORT, "other", "adapter", "adapter")):
+        page = open_page()
+        page.fill("#report-text textarea", json.dumps(report))
+        choose(page, "model-folder", model)
+        if adapter:
+            choose(page, "adapter-folder", adapter)
+        page.click("#case-open")
+        page.locator("#reproduce-story", has_text=re.compile(words)).wait_for()
+        assert "Traceback" not in page.inner_text("body")
 
 
 def test_a_case_that_does_not_exist_and_one_outside(open_page) -> None:
