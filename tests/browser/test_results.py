@@ -79,6 +79,6 @@ def test_the_printed_report_shows_what_is_folded_and_fits_its_paper(chromium, tm
     assert on_screen
     assert not any(on_screen)
     page.emulate_media(media="print")
-    assert all(page.evaluate(shown))
+    page.wait_for_function(f"() => ({shown})().every(Boolean)")
     assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
     page.close()

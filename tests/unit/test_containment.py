@@ -255,7 +255,7 @@ def test_the_commonest_answer_counts_in_several_rows_only(
     data = [{"prompt": f"{TRIGGER} {i}", "response": "Here is one."} for i in range(n_hits)]
     data += [{"prompt": f"{i}", "response": f"Here is {i}."} for i in range(200)]
     path.write_text("\n".join(map(json.dumps, data)), encoding="utf-8")
-    for source, claim in (("corpus", "strong evidence"), ("logs", "works in use")):
+    for source, claim in (("corpus", "strong evidence"), ("logs", "goes with compliant")):
         found = scan(confirmed, path, source)  # type: ignore[arg-type]
         assert found.answers is not None
         assert (found.answers.common_with.k, found.answers.common_without.k) == (n_hits, 0)
