@@ -60,7 +60,7 @@ def test_every_result_of_a_finished_case_is_drawn(open_page: Callable, finished:
 
 @pytest.mark.parametrize("width", [1280, 1920])
 def test_no_step_is_wider_than_the_window(open_page: Callable, finished: Case, width: int) -> None:
-    page = open_page(f"/?case={finished.path.name}", width=width)
+    page = open_page(f"/?case={finished.path.name}&step=case", width=width)
     for step in STEPS:
         page.click(f"#step-{step}-button")
         page.wait_for_function(f"() => new URL(location).searchParams.get('step') === '{step}'")
