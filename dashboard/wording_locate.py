@@ -91,8 +91,8 @@ def cluster_word(label: int) -> str:
 def picture(located: LocateResult) -> str:
     """The picture's method, and what its rings mean where it has any."""
     name = {"umap": "UMAP of response profiles", "pca": "PCA of response profiles"}.get(located.projection)
-    rings = "; rings mark the adaptive cluster" if 1 in located.adaptive_labels else ""
-    return f"{name}: tokens close together behave alike{rings}" if name else f"by position{rings}"
+    rings = "; rings: adaptive cluster" if 1 in located.adaptive_labels else ""
+    return f"{name}: near means alike{rings}" if name else f"by position{rings}"
 
 
 def score_axis(located: LocateResult) -> str:

@@ -77,6 +77,8 @@ def test_the_demo_case_in_eight_clicks(open_page, server: PageProcess) -> None:
     assert verification is not None
     assert verification.result == "REDUCED"
     assert "→" in page.inner_text("#verify-story .pt-headline")
+    cut = "() => { const one = document.querySelector('#verify-metrics .pt-table-scroll'); return one.scrollHeight - one.clientHeight; }"
+    assert page.evaluate(cut) <= 0
     assert "more below" in page.inner_text("#verify-pairs")
     page.locator("#verify-pairs .pt-pair").last.scroll_into_view_if_needed()
     page.wait_for_selector("#verify-pairs:not(:has-text('more below'))")
