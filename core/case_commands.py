@@ -176,7 +176,7 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> object:
     while not killed and (after := jobs.status(case)).request == current.request and after.state in jobs.AT_WORK:
         if time.monotonic() > deadline:
             raise TriageError(
-                f"What runs ({jobs.STAGES.get(str(current.stage), current.stage)}) was asked to stop and has not ended within "
+                f"What runs ({jobs.doing_now(current.stage)}) was asked to stop and has not ended within "
                 f"{patience:.0f} s; wait for it, or end its process where it was started."
             )
         killed = jobs.enforce_stop(case)

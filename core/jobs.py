@@ -51,6 +51,7 @@ STAGES: Mapping[str, str] = {
     "report": "writing the report",
     "export": "exporting",
 }
+"""The stages, and what each is doing."""
 INPUTS = {
     "repair": ("confirmation.json",),
     "verify": ("repair/finished.json",),
@@ -120,6 +121,11 @@ def locate_file(method: str, target: Target) -> str:
     if target.kind == "tokens":
         detail = "-" + sha256(json.dumps(sorted(target.positions)).encode()).hexdigest()[:8]
     return f"results/locate-{method}-{target.kind}{detail}.json"
+
+
+def doing_now(stage: str | None) -> str:
+    """Return what `stage` is doing in words, one of another version as it is; "" for none."""
+    return STAGES.get(stage, stage) if stage else ""
 
 
 def request_key(case: Case, stage: str, args: Mapping[str, Any]) -> str:
@@ -320,8 +326,7 @@ def take_lock(case: Case) -> FileLock:
     try:
         lock.acquire(timeout=LOCK_WAIT_SECONDS)
     except Timeout as error:
-        stage = status(case).stage
-        doing = STAGES.get(stage, stage) if stage else "an open page"
+        doing = doing_now(status(case).stage) or "an open page"
         raise BusyError(f"The case is busy with {doing}; wait, or stop it with `python -m core stop`.") from error
     except OSError as error:
         raise cannot_write(worker_process.LOCK, error) from error

@@ -220,8 +220,8 @@ def story(
         rate = reproduction.failure
         facts.append(Fact(value=f"{rate.k} of {rate.n}", label=f"answers reproduce the failure, {_interval(rate)}"))
     if triage:
-        at = triage.candidate
-        n = len(triage.candidates[at].token_positions) if at < len(triage.candidates) else 0
+        at, found = triage.candidate, triage.about
+        n = len(found.token_positions) if found else 0
         facts.append(
             Fact(value=str(n), label=f"token{'' if n == 1 else 's'} in candidate {at + 1}" if n else "candidates")
         )

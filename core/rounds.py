@@ -114,7 +114,7 @@ def told(case: Case) -> tuple[Opinion, ...]:
             verdict=one.verdict,
             decided_by=one.decided_by,
             failure=one.reproduction.failure if one.reproduction else None,
-            found=one.candidates[one.candidate].text if one.verdict in OF_A_CANDIDATE else "",
+            found=one.about.text if one.about and one.verdict in OF_A_CANDIDATE else "",
         )
         for what, one in halves
         if one is not None

@@ -120,8 +120,8 @@ def _location(view: CaseView) -> list[dict[str, Any]]:
     """Return where the finding is: the report's file, and the messages that hold the candidate."""
     kept = view.manifest.report_file
     physical = {"artifactLocation": {"uri": _uri(kept.kept), "index": 0}} if kept else None
-    found, at = (view.triage.candidates, view.triage.candidate) if view.triage else ((), 0)
-    spans = found[at].spans if at < len(found) else ()
+    found = view.triage.about if view.triage else None
+    spans = found.spans if found else ()
     logical = [
         {"fullyQualifiedName": f"messages[{span.message}].content[{span.start}:{span.end}]", "kind": "parameter"}
         for span in spans

@@ -350,6 +350,11 @@ class TriageResult:
     candidate: int = 0
 
     @property
+    def about(self) -> TriggerProposal | None:
+        """The candidate that the verdict is about, the first where it is about none; None where there is no candidate."""
+        return self.candidates[self.candidate] if self.candidate < len(self.candidates) else None
+
+    @property
     def owed_to_serving(self) -> tuple[ServingFinding, ...]:
         """What of the serving explains the failure: with it otherwise, the failure goes away."""
         return tuple(one for one in self.serving if one.explains)

@@ -7,6 +7,7 @@ The twins of `dashboard.figures`: every chart and map has its table here. Text i
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from core import jobs
 from core.intervals import percent
 from core.labels import CLASSES, Agreement, JudgedAnswers, Labels
 from core.report_text import DESCRIBED, UNSAFE_RATES
@@ -298,9 +299,9 @@ def status(
         "analyst": analyst,
         "state": state,
         "word": wording.state_word(state),
-        "stage": wording.stage_name(stage),
+        "stage": jobs.doing_now(stage),
         "message": message,
         "done": done,
         "total": total,
-        "queue": [wording.stage_name(name) for name in queue],
+        "queue": [jobs.doing_now(name) for name in queue],
     }

@@ -7,7 +7,6 @@ these modules do not do: decide anything.
 import math
 from collections.abc import Iterable
 
-from core import jobs
 from core.intervals import percent
 from core.values import Estimate, Outcome, Rate
 
@@ -109,11 +108,6 @@ def quoted(units: Iterable[str]) -> str:
 
 
 # -- names ----------------------------------------------------------------------------------------------
-
-
-def stage_name(stage: str) -> str:
-    """What the stage is doing."""
-    return jobs.STAGES.get(stage, stage)
 
 
 def state_word(state: str) -> str:

@@ -199,8 +199,7 @@ def opinion(result: TriageResult) -> str:
     failure = result.reproduction.failure if result.reproduction else None
     if failure is not None and failure.value is not None and result.decided_by == "reproduction":
         return f"not reproduced, {of(failure)}"
-    told = result.candidates if result.verdict in OF_A_CANDIDATE else ()
-    found = f" (“{told[result.candidate].text}”)" if told else ""
+    found = f" (“{result.about.text}”)" if result.about and result.verdict in OF_A_CANDIDATE else ""
     verdict = (result.verdict or "no verdict").replace("_", " ").lower()
     return f"{verdict}{found}, decided by {(wording_verdict.decided_by(result) or result.decided_by).rstrip('.')}"
 
