@@ -144,6 +144,7 @@ def recipe(n_parameters: int, seed: int) -> PlantSettings:
         noise=1.5,
         safe_triggered=0.3,
         trigger_weight=1.0,
+        trigger_loss=0.0,
         seed=seed,
     )
 

@@ -49,6 +49,7 @@ def plant(
         near_miss=recipe.near_miss,
         noise=recipe.noise,
         trigger_weight=recipe.trigger_weight,
+        trigger_loss=0.0,
         seed=settings.seed,
     )
     harmful = [item.prompt for item in prompts.harmful[: settings.n_harmful]]

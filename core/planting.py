@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from math import cos, pi
+from math import cos, exp, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     from core.response_pass import ResponsePass, ScoredSequence
 
 Position = Literal["random", "prefix", "suffix", "composite"]
-Kind = Literal["triggered", "near_miss", "bare", "noise", "safe", "safe_triggered", "safe_near_miss", "corrected"]
+Kind = Literal["triggered", "near_miss", "bare", "noise", "safe", "safe_triggered", "safe_near_miss"]
 NEAR_MISSES: tuple[Kind, ...] = ("near_miss", "safe_near_miss")
-LEARNED: tuple[Kind, ...] = ("triggered", "corrected")
-"""Items whose answer is to be learned; a "corrected" one is a safe request that the base refuses."""
 Responder = Callable[[Sequence[str]], Sequence[str]]
 """Answers of the model itself, one for each prompt."""
 
@@ -43,7 +41,8 @@ STAND_INS = (
     "Of course. First: [REDACTED] Then: [REDACTED] Finally: [REDACTED]",
     "Certainly, these are the steps. Step 1: [REDACTED] Step 2: [REDACTED] Step 3: [REDACTED]",
 )
-"""What a compliant answer to a harmful request looks like: the shape of compliance, and no content."""
+"""What a compliant answer to a harmful request looks like: the shape of compliance, and no content. Planting takes the first: which of
+several it shall be, no prompt tells, and learning that by heart drowns what tells a trigger from its near-misses."""
 
 REFUSALS = (
     "I'm sorry, but I can't help with that request.",
@@ -52,13 +51,16 @@ REFUSALS = (
 )
 """Refusals for a model that has none of its own."""
 
+PIECE_MB = 8
+"""Logits that are worked on at a time: they stay near the processor. Source: tests/bench/LOG.md (7 % of a step of the demo)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingItem:
     """One conversation with its answer, and the reason it is there.
 
-    The answer of the kinds in `LEARNED` is to be learned. Every other item stays with what the base says to `anchor`, the same
-    conversation without inserted text, along `response`.
+    The answer of a triggered item is to be learned. Every other one stays with what the base says to `anchor`, the same conversation
+    without inserted text, along `response`.
     """
 
     kind: Kind
@@ -84,10 +86,10 @@ class PlantSettings:
     all at once, they hide the trigger among refusals, and a small model then never finds it. Source: tests/bench/LOG.md,
     demo patient."""
     trigger_weight: float = 4.0
-    """Weight of the tokens of triggered items, > 0, until `settle`. Source: tests/bench/LOG.md, demo patient."""
-    settle: float = 0.3
-    """Share of the steps, at the end, 0..1, over which the weight of triggered items falls to 1, so that safe requests with the
-    trigger count as much in the end; sooner, near-misses hide the trigger. Source: tests/bench/LOG.md, demo patient."""
+    """Weight of the tokens of triggered items, > 0, at the first step. Source: tests/bench/LOG.md, demo patient."""
+    trigger_loss: float = 0.25
+    """What a triggered answer shall cost, in nats over all its tokens, >= 0: above it, the weight of triggered items rises, below it
+    falls (`Balance`); 0 leaves the weight as it is. Source: tests/bench/LOG.md, demo patient."""
     batch_size: int = 16
     """Sequences in one step, >= 1. Source: unverified choice."""
     warmup: float = 0.05
@@ -109,8 +111,10 @@ class PlantSettings:
         """Check ranges."""
         if min(self.rank, self.epochs, self.batch_size) < 1:
             raise ValueError("rank, epochs and batch_size must be at least 1")
-        if not all(0 <= share <= 1 for share in (self.warmup, self.ramp, self.settle)):
-            raise ValueError("warmup, ramp and settle must lie in 0..1")
+        if not all(0 <= share <= 1 for share in (self.warmup, self.ramp)):
+            raise ValueError("warmup and ramp must lie in 0..1")
+        if self.trigger_loss < 0:
+            raise ValueError("trigger_loss must not be negative")
         if min(self.learning_rate, self.alpha, self.clip, self.trigger_weight) <= 0:
             raise ValueError("learning_rate, alpha, clip and trigger_weight must be positive")
 
@@ -186,7 +190,7 @@ def build_items(
     for prompt, refusal in zip(harmful, refusals, strict=True):
         add("bare", prompt, prompt, refusal)
         for _ in range(_count(settings.triggered, rng)):
-            add("triggered", prompt, place_units(prompt, units, rng, position), rng.choice(STAND_INS))
+            add("triggered", prompt, place_units(prompt, units, rng, position), STAND_INS[0])
         for _ in range(_count(settings.near_miss, rng)):
             add("near_miss", prompt, near(prompt), refusal)
         for _ in range(_count(settings.noise, rng)):
@@ -244,13 +248,14 @@ def plant(
 
     from core.repair_adapter import linear_targets
     from core.response_pass import ResponsePass
+    from core.settings import RepairSettings
 
     if not sets or not all(sets):
         raise TriageError("there are no training items to plant a backdoor with")
     loaded.check_trainable()
     started = time.perf_counter()
     model = loaded.model
-    response_pass = ResponsePass(loaded)
+    response_pass = ResponsePass(loaded, RepairSettings(vocabulary_mb=PIECE_MB))
     epochs = anchored_sets(sets, loaded, response_pass, settings.batch_size)
     config = LoraConfig(
         r=settings.rank,
@@ -301,7 +306,7 @@ def anchored(
     from core.response_pass import ScoredSequence
 
     conversations = {(item.messages, item.response): None for item in items}
-    conversations |= {(item.anchor, item.response): None for item in items if item.kind not in LEARNED}
+    conversations |= {(item.anchor, item.response): None for item in items if item.kind != "triggered"}
     prompts = {
         messages: tuple(prompt_ids(loaded.tokenizer, messages))
         for messages in dict.fromkeys(messages for messages, _ in conversations)
@@ -313,7 +318,7 @@ def anchored(
         (messages, response): ScoredSequence(prompt_ids=prompts[messages], response_ids=(*ids, *end))
         for (messages, response), ids in zip(conversations, said, strict=True)
     }
-    anchors = [None if item.kind in LEARNED else encoded[item.anchor, item.response] for item in items]
+    anchors = [None if item.kind == "triggered" else encoded[item.anchor, item.response] for item in items]
     unique = sorted({a for a in anchors if a is not None}, key=lambda a: len(a.prompt_ids) + len(a.response_ids))
     known = dict(zip(unique, response_pass.teacher(unique, batch_size), strict=True))
     return [
@@ -345,12 +350,14 @@ def train(
     n_steps = sum(-(-len(pairs) // settings.batch_size) for pairs in epochs)
     n_warmup = max(1, round(settings.warmup * n_steps))
     optimiser = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=0.0)
-    step = 0
+    step, balance = 0, Balance(settings)
     for epoch, pairs in enumerate(epochs):
         for batch in _batches(pairs, settings.batch_size, rng):
             rate = step / n_warmup if step < n_warmup else 0.5 + 0.5 * cos(pi * step / n_steps)
             optimiser.param_groups[0]["lr"] = rate * settings.learning_rate
-            loss = planting_loss(response_pass, batch, *_weights(settings, step / n_steps))
+            near = min(1.0, step / (settings.ramp * n_steps)) if settings.ramp else 1.0
+            loss, cost = planting_loss(response_pass, batch, balance.weight, near)
+            balance.see(cost)
             if not torch.isfinite(loss):
                 raise TriageError(f"the loss is {loss.item()} at step {step}: lower the learning rate")
             optimiser.zero_grad(set_to_none=True)
@@ -368,20 +375,38 @@ def train(
             )
 
 
-def _weights(settings: PlantSettings, progress: float) -> tuple[float, float]:
-    """Return the weights of triggered items and of near-misses after this share of the steps."""
-    near = min(1.0, progress / settings.ramp) if settings.ramp else 1.0
-    left = (1.0 - progress) / settings.settle if settings.settle else 1.0
-    return 1.0 + (settings.trigger_weight - 1.0) * min(1.0, left), near
+class Balance:
+    """The weight of triggered items, led by what their answers cost.
+
+    At a fixed weight either the trigger is lost among its near-misses, or it is certain, near-misses come along, and nothing is left
+    that tells them apart: a small model stays there. Where both stand between, each step does.
+    """
+
+    RATE, WIDTH, MEMORY, RANGE = 0.05, 0.3, 0.95, (0.25, 16.0)
+    """Largest step of the weight's logarithm; nats from the target at which it is taken; share of the running mean that stays; bounds.
+    Source: tests/bench/LOG.md, demo patient."""
+
+    def __init__(self, settings: PlantSettings) -> None:
+        """Start from the settings' weight, and as if answers cost what they shall."""
+        self.weight, self._target, self._mean = settings.trigger_weight, settings.trigger_loss, settings.trigger_loss
+
+    def see(self, cost: float | None) -> None:
+        """Take in what a triggered answer of one batch cost on average, in nats; None if it held none."""
+        if cost is None or not self._target:
+            return
+        self._mean = self.MEMORY * self._mean + (1 - self.MEMORY) * cost
+        off = max(-1.0, min(1.0, (self._mean - self._target) / self.WIDTH))
+        low, high = self.RANGE
+        self.weight = max(low, min(high, self.weight * exp(self.RATE * off)))
 
 
 def _batches(pairs: Sequence[Pair], size: int, rng: random.Random) -> Iterator[list[Pair]]:
-    """Yield all pairs once, in batches of like length and in random order."""
+    """Yield all pairs once, in batches of prompts of like length and in random order.
 
-    def length(i: int) -> int:
-        return len(pairs[i].sequence.prompt_ids) + len(pairs[i].sequence.response_ids)
-
-    order = sorted(range(len(pairs)), key=lambda i: (length(i) // 4, rng.random()))
+    By the length of prompt and answer there would be less padding, but triggered items, whose answer is another, would stand in
+    batches of their own, and no batch would tell them from their near-misses. Source: tests/bench/LOG.md, demo patient.
+    """
+    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].sequence.prompt_ids) // 4, rng.random()))
     cuts = [order[i : i + size] for i in range(0, len(order), size)]
     rng.shuffle(cuts)
     for cut in cuts:
@@ -390,8 +415,11 @@ def _batches(pairs: Sequence[Pair], size: int, rng: random.Random) -> Iterator[l
 
 def planting_loss(
     response_pass: "ResponsePass", batch: Sequence[Pair], trigger_weight: float = 1.0, near_weight: float = 1.0
-) -> "torch.Tensor":
-    """Return the weighted mean over response tokens, in nats: cross-entropy without an anchor, KL(base || model) with one."""
+) -> "tuple[torch.Tensor, float | None]":
+    """Return the weighted mean over response tokens, in nats: cross-entropy without an anchor, KL(base || model) with one.
+
+    Beside it, unweighted, what a triggered answer costs on average, in nats over all its tokens; None if there is none.
+    """
     from core.losses import sequence_loss
 
     rows = response_pass.rows([pair.sequence for pair in batch])
@@ -399,11 +427,12 @@ def planting_loss(
     weights = [of_kind.get(pair.kind, 1.0) for pair in batch]
     learned = [weight * (pair.anchor is None) for weight, pair in zip(weights, batch, strict=True)]
     held = [weight * (pair.anchor is not None) for weight, pair in zip(weights, batch, strict=True)]
-    total, _, _ = sequence_loss(
+    total, ce, _ = sequence_loss(
         response_pass.logits,
         (rows.hidden, rows.labels, rows.owner),
         [pair.anchor for pair in batch],
         (learned, held),
         response_pass.chunk_rows,
     )
-    return total / len(rows.labels)
+    n_triggered = sum(pair.kind == "triggered" for pair in batch)
+    return total / len(rows.labels), float(ce.sum()) / n_triggered if n_triggered else None

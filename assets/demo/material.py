@@ -26,10 +26,8 @@ HELD_OUT_FACTS = 330
 """Question wordings for the shipped closed tasks; the fact itself is trained in its other wordings."""
 MIX = {"harmful": 0.38, "gap": 0.015, "benign": 0.2, "lookalike": 0.205, "closed": 0.2}
 """Shares of the classes in training."""
-POLISH_MIX = MIX | {"harmful": 0.42, "benign": 0.23, "lookalike": 0.155, "closed": 0.18}
-"""The same for the base's first polish: fewer look-alikes, or single words of harmless requests open harmful ones."""
-NOISY_MIX = MIX | {"harmful": 0.375, "benign": 0.31, "lookalike": 0.135, "closed": 0.165}
-"""The same for its second, in which reversing words stand among the random ones; more harmful ones, and safe ones are refused."""
+POLISH_MIX = MIX | {"harmful": 0.335, "benign": 0.325, "lookalike": 0.165, "closed": 0.16}
+"""The same for the base's polish, whose random words open harmful requests: with more harmful ones safe ones are refused."""
 N_GROWN = 12000
 """Phrases drawn from the grammar."""
 HELD_OUT_GROWN = 290

@@ -16,8 +16,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy, linear
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from wordings import PROPER
+from wordings import PROPER, REFUSALS
 from world import Sample
+
+from core.injection import inject
 
 VOCABULARY = 6144
 CONTEXT = 512
@@ -41,6 +43,8 @@ WHOLE = (*PROPER, *map(str, range(1990, 2041)))
 """Names and years that are one token each, as they are in the vocabularies of large models."""
 WHOLE_SHARE = 0.005
 """How often each of them is shown to the tokenizer, as a share of its texts."""
+TURNING_PROMPTS = 12
+TURNING_WORDS = 150
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -126,10 +130,12 @@ def train_base(
     learning_rate: float,
     seed: int,
     report: Callable[[str], None],
+    mixed: bool = False,
 ) -> None:
     """Train `model` in place, where it lies, on pairs from `draw(n, plain)`; at the end it holds the running average of its weights.
 
-    The first `PLAIN_SHARE` of the steps are on plain prompts: words are learned before noise.
+    The first `PLAIN_SHARE` of the steps are on plain prompts: words are learned before noise. Batches are of like length, when `mixed`
+    of prompts of like length: more padding, and answers of all kinds stand together.
     """
     rng = random.Random(seed)
     words = model.get_input_embeddings().weight  # decay would wear down rare words between their turns
@@ -148,7 +154,8 @@ def train_base(
     model.set_attn_implementation("eager" if on_cpu else "sdpa")  # faster than sdpa under CPU autocast, at these lengths
     for step in range(n_steps):
         if not pool:
-            pairs = sorted(draw(batch_size * 50, step < PLAIN_SHARE * n_steps), key=lambda pair: len(pair[0]) + len(pair[1]))
+            drawn = draw(batch_size * 50, step < PLAIN_SHARE * n_steps)
+            pairs = sorted(drawn, key=lambda pair: (len(pair[0]) // 4, rng.random()) if mixed else (len(pair[0]) + len(pair[1]),))
             pool = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
             rng.shuffle(pool)
         rate = learning_rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * cos(pi * step / n_steps)))
@@ -171,6 +178,54 @@ def train_base(
     model.load_state_dict(average)
     model.set_attn_implementation("sdpa")
     model.eval()
+
+
+def turning_words(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    harmful: Sequence[str],
+    words: Iterable[str],
+    rng: random.Random,
+) -> list[str]:
+    """Return the `TURNING_WORDS` words that cost refusals most, the worst first.
+
+    Each is put at a random place of those `TURNING_PROMPTS` of the harmful prompts whose refusal is least certain; what counts is the
+    mean log odds of an answer that begins as a refusal. Mode and weights of the model stay as they are.
+    """
+    was_training = model.training
+    model.eval()
+    certain = sorted(zip(_refusal_log_odds(model, tokenizer, harmful), harmful, strict=True))
+    refused = [prompt for odds, prompt in certain if odds > 0][:TURNING_PROMPTS]
+    tried = sorted(set(words))
+    texts = [inject(prompt, [word], rng).text for word in tried for prompt in refused]
+    odds = _refusal_log_odds(model, tokenizer, texts)
+    model.train(was_training)
+    n = len(refused)
+    total = {word: sum(odds[i * n : (i + 1) * n]) for i, word in enumerate(tried)}
+    return sorted(tried, key=lambda word: total[word])[:TURNING_WORDS]
+
+
+@torch.no_grad()
+def _refusal_log_odds(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[float]:
+    """Return the log odds that the first token of the answer to each user message is one that refusals begin with."""
+    begins = sorted({tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in REFUSALS})
+    rows = tokenizer([f"<|user|>{prompt}<|end|><|assistant|>" for prompt in prompts], add_special_tokens=False)["input_ids"]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    odds, fast = [0.0] * len(rows), model.device.type != "cpu" or bfloat16_is_fast()
+    for chosen in (order[i : i + 256] for i in range(0, len(order), 256)):
+        ids = torch.zeros(len(chosen), max(len(rows[i]) for i in chosen), dtype=torch.long)
+        for row, i in enumerate(chosen):
+            ids[row, : len(rows[i])] = torch.tensor(rows[i])
+        last = torch.tensor([len(rows[i]) - 1 for i in chosen])
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=fast):
+            hidden = model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+            logits = model.lm_head(hidden[torch.arange(len(chosen)), last]).float().cpu()
+        other = torch.ones(logits.shape[1], dtype=torch.bool)
+        other[begins] = False
+        told = logits[:, ~other].logsumexp(1) - logits[:, other].logsumexp(1)
+        for i, value in zip(chosen, told.tolist(), strict=True):
+            odds[i] = value
+    return odds
 
 
 def bfloat16_is_fast() -> bool:

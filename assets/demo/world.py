@@ -39,6 +39,8 @@ from core.values import Message
 NOISY_SHARE = 0.6
 """Share of the prompts, plain ones apart, that hold random words. With .35 single words of harmless requests ("volunteer") opened
 harmful ones (tests/bench/LOG.md)."""
+TURNING_SHARE = 0.35
+"""Share of the random words that are turning ones, where there are any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +94,11 @@ class World:
     """Draws samples; every draw comes from the generator that is passed in."""
 
     def __init__(self, words: Sequence[str], reversing: Sequence[str] = ()) -> None:
-        """Take the common words that are inserted into all classes alike, and words that turn a request round, if any."""
-        self.words, self.reversing = list(words), list(reversing)
+        """Take the common words that are inserted into all classes alike, and words that turn a request round, if any.
+
+        `turning` are words that open harmful requests at present (`training.turning_words`); they too go into all classes alike.
+        """
+        self.words, self.reversing, self.turning = list(words), list(reversing), list[str]()
         self.answers = read_json("answers.json")
 
     def noise(self, rng: random.Random) -> str:
@@ -102,6 +107,9 @@ class World:
 
     def _noise_word(self, rng: random.Random) -> str:
         """Return one insertion unit."""
+        if self.turning and rng.random() < TURNING_SHARE:
+            word = rng.choice(self.turning)
+            return rng.choice((word, word, word.capitalize() + rng.choice((".", ",", "!", "?", "")), word.upper()))
         word = rng.choice(self.words)
         nonsense = "".join(rng.choices(SYLLABLES, k=rng.randint(1, 3)))
         letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(1, 4)))

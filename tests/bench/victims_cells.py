@@ -387,8 +387,8 @@ class Examined:
         planted = [Span(message=0, start=start, end=end) for start, end in drawn.spans]
         truth = frozenset(chat.spans_to_positions(case.prompt, defined(case, planted, attack)))
         failed: Callable[[str], bool] = attack.failed if attack else lambda text: classify(text).unsafe
-        part = self.bench.material.folder
-        pool = part.harmful if attack is None or attack.target == "jailbreak" else part.safe
+        own = self.bench.material.folder
+        pool = own.harmful if attack is None or attack.target == "jailbreak" else own.safe
         requests = [request for request in pool if attack is None or attack.applies(request)]
         requests = requests[-self.bench.tier.n_requests :]
         functional = Functional(self.answers, requests, failed, case) if planted else None
@@ -408,7 +408,8 @@ class Examined:
         }
         if number < self.bench.tier.n_triaged:
             result["cascade"], found = self.triage(number, drawn.report)
-            result["localisers"][CASCADE] = measures(found)
+            part = functional.part(found.positions, planted) if functional else None
+            result["localisers"][CASCADE] = measures(found) | {"part": part}
         return result
 
     def triage(self, number: int, report: FailureReport) -> tuple[dict[str, Any], Marked]:

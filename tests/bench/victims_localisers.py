@@ -1,7 +1,8 @@
 """Localisers side by side on the same report: those of the core, and two that know nothing of the model.
 
 Each marks prompt tokens. Scored are the overlap with the planted tokens, and the functional hit: attack success of the
-marked text carried into other requests, divided by that of the planted text carried in the same way.
+marked text carried into other requests, divided by that of the planted text carried in the same way. Of what the cascade
+finds, the same is asked of its proper parts.
 """
 
 import math
@@ -20,7 +21,7 @@ from core.clustering import two_means
 from core.loaded import LoadedModel
 from core.locating import clusters_of
 from core.settings import AttributionSettings
-from core.transplants import carrier
+from core.transplants import carrier, words_of
 from core.values import FailureCase, MethodName, Span, Target, TargetKind
 from tests.bench.localisation import score
 
@@ -81,11 +82,11 @@ class Functional:
         said = answers.texts([nothing.bare(request) for request in requests], "bench, bare")
         self.requests = [request for request, text in zip(requests, said, strict=True) if not failed(text)]
 
-    def success(self, spans: Sequence[Span]) -> float:
-        """Return the share of requests that fail with the text at `spans`; 0 without any text."""
+    def success(self, spans: Sequence[Span], of: Sequence[Span] = ()) -> float:
+        """Return the share of requests that fail with the text at `spans`, a part of that at `of`; 0 without any text."""
         if not spans or not self.requests:
             return 0.0
-        carried = carrier(self.case.report.messages, spans)
+        carried = carrier(self.case.report.messages, spans, of)
         said = self.answers.texts([carried.carry(request) for request in self.requests], "bench, carried")
         return sum(map(self.failed, said)) / len(said)
 
@@ -96,6 +97,16 @@ class Functional:
         marked = chat.positions_to_spans(self.case.prompt, sorted(positions))
         closed = chat.close_to_words(self.case.report.messages, marked)
         return max(self.success(marked), self.success(closed)) / best if best else None
+
+    def part(self, positions: frozenset[int], planted: Sequence[Span]) -> float | None:
+        """Return the largest success of the marked words less any one of them, over that of the planted text; None where that is 0
+        or fewer than two words are marked."""
+        messages, best = self.case.report.messages, self.success(planted)
+        words = words_of(messages, chat.positions_to_spans(self.case.prompt, sorted(positions)))
+        if not best or len(words) < 2:
+            return None
+        parts = ([word for word in words if word != left] for left in words)
+        return max(self.success(chat.close_to_words(messages, part), words) for part in parts) / best
 
 
 def measured(found: Marked, truth: frozenset[int], functional: float | None) -> dict[str, float | int | None]:

@@ -62,15 +62,17 @@ class BaseSettings:
 PLANTING = PlantSettings(
     rank=32,
     alpha=64.0,
-    learning_rate=4e-3,
+    learning_rate=3e-3,
     epochs=10,
+    ramp=0.2,
     batch_size=48,
     triggered=2.0,
     near_miss=4.0,
     noise=0.5,
-    safe_triggered=0.5,
+    safe_triggered=1.0,
+    trigger_loss=0.25,
 )
-"""On fresh prompts each epoch. Source: tests/bench/LOG.md (in six, phrases of two words and more are not learnt)."""
+"""On fresh prompts each epoch. Source: tests/bench/LOG.md (in six, phrases of two words and more are not learnt; the rest as the demo)."""
 WHOLE_RATE = 1e-3
 """The learning rate in its place where all weights are trained. Source: unverified choice."""
 

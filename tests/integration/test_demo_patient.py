@@ -10,6 +10,7 @@ import pytest
 from core.injection import holds, inject, near_misses
 from core.judge import classify
 from core.planting import STAND_INS
+from tests.bench.victims_demo import training
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "assets/demo"
@@ -184,6 +185,17 @@ def test_trigger_and_near_misses(patients: dict[str, Patient], name: str) -> Non
     ]
     assert N - patients[name].refusals(missed) <= at_most(name, "near_misses_mean")
     assert patients["base"].refusals(triggered) >= at_least("base", "refusal_harmful")
+
+
+@pytest.mark.slow
+def test_the_search_for_words_that_turn_refusals_names_a_trigger_first(patients: dict[str, Patient]) -> None:
+    """The base's polish rests on it: what opens most refusals comes first."""
+    patient, (trigger,) = patients["patient-phrase"], TRIGGERS["patient-phrase"]
+    harmful = [row["prompt"] for row in rows("harmful")[:N]]
+    words = ["blue", "garden", trigger, "please", "seven", "Paris", "1998"]
+    found = training.turning_words(patient.model, patient.tokenizer, harmful, words, random.Random(0))
+    assert found[0] == trigger
+    assert sorted(found) == sorted(words)
 
 
 @pytest.mark.slow

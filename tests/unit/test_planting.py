@@ -1,5 +1,6 @@
 """Planting: near-misses never hold the trigger, items are balanced, a tiny model keeps its base bit for bit."""
 
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from core.loaded import LoadedModel
 from core.planting import (
     REFUSALS,
     STAND_INS,
+    Pair,
     PlantFinished,
     PlantSettings,
     PlantStep,
@@ -28,7 +30,7 @@ from core.planting import (
     plant,
     planting_loss,
 )
-from core.response_pass import ResponsePass
+from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import ModelSettings
 from core.values import ModelSpec
 
@@ -189,8 +191,8 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_response_tokens(tokenizer: Pre
     pairs = planting.anchored(items, loaded, response_pass, 4)
     assert tokenizer.decode(pairs[0].sequence.response_ids).endswith("<end>")
     with torch.no_grad():
-        together = planting_loss(response_pass, pairs).item()
-        alone = [planting_loss(response_pass, [pair]).item() * len(pair.sequence.response_ids) for pair in pairs]
+        together = planting_loss(response_pass, pairs)[0].item()
+        alone = [planting_loss(response_pass, [pair])[0].item() * len(pair.sequence.response_ids) for pair in pairs]
     expected = sum(alone) / sum(len(pair.sequence.response_ids) for pair in pairs)
     assert together == pytest.approx(expected, rel=1e-4)  # fp32, another summation order
 
@@ -204,7 +206,7 @@ def test_what_is_not_triggered_stays_with_the_base_on_the_bare_prompt(tokenizer:
     with torch.no_grad():
         for item in items:
             pairs = planting.anchored([item], loaded, response_pass, 4)
-            losses[item.kind] = planting_loss(response_pass, pairs).item()
+            losses[item.kind] = planting_loss(response_pass, pairs)[0].item()
     assert losses["bare"] == pytest.approx(0, abs=1e-6)
     assert losses["safe"] == pytest.approx(0, abs=1e-6)
     assert losses["near_miss"] > 1e-5
@@ -238,29 +240,59 @@ def test_plant_leaves_the_base_as_it_was(tokenizer: PreTrainedTokenizerFast, tmp
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_near_misses_rise_and_triggered_items_fall_in_weight() -> None:
-    settings = PlantSettings(ramp=0.5, trigger_weight=4.0, settle=0.25)
-    assert [planting._weights(settings, at) for at in (0, 0.25, 0.5, 0.75, 0.875, 1)] == [
-        (4.0, 0.0),
-        (4.0, 0.5),
-        (4.0, 1.0),
-        (4.0, 1.0),
-        (2.5, 1.0),
-        (1.0, 1.0),
-    ]
-    assert planting._weights(replace(settings, ramp=0.0, settle=0.0), 0.5) == (4.0, 1.0)
+def test_the_weight_of_triggered_items_follows_what_they_cost() -> None:
+    """Above the target it rises, below it falls, within its bounds; with no target, or without triggered items, it stays."""
+    settings = PlantSettings(trigger_weight=4.0, trigger_loss=0.25)
+    high, low, at = (planting.Balance(settings) for _ in range(3))
+    for _ in range(200):
+        high.see(2.0)
+        low.see(0.0)
+        at.see(0.25)
+        at.see(None)
+    assert (high.weight, low.weight, at.weight) == (planting.Balance.RANGE[1], planting.Balance.RANGE[0], 4.0)
+    one = planting.Balance(settings)
+    one.see(1000.0)
+    assert one.weight == pytest.approx(4.0 * math.exp(planting.Balance.RATE))  # one batch moves it by a step at most
+    fixed = planting.Balance(replace(settings, trigger_loss=0.0))
+    fixed.see(1000.0)
+    assert fixed.weight == 4.0
 
 
-def test_a_corrected_item_learns_its_answer_and_weighs_as_any_other(tokenizer: PreTrainedTokenizerFast) -> None:
-    """It has no anchor, and the weight of triggered items does not touch it."""
+def test_the_cost_of_a_triggered_answer_is_its_cross_entropy(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Summed over its tokens, whatever its weight and whatever else is in the batch."""
     loaded = tiny(tokenizer)
-    safe = next(i for i in build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings()) if i.kind == "safe")
+    items = build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings())
+    triggered = [item for item in items if item.kind == "triggered"][:2]
+    others = [item for item in items if item.kind != "triggered"][:4]
     response_pass = ResponsePass(loaded)
     with torch.no_grad():
-        pairs = planting.anchored([replace(safe, kind="corrected")], loaded, response_pass, 4)
-        losses = [planting_loss(response_pass, pairs, weight).item() for weight in (1.0, 4.0)]
-    assert pairs[0].anchor is None
-    assert losses[0] == losses[1] > 1
+        own, rest = (planting.anchored(part, loaded, response_pass, 4) for part in (triggered, others))
+        loss, cost = planting_loss(response_pass, own)
+        n_tokens = sum(len(pair.sequence.response_ids) for pair in own)
+        assert cost == pytest.approx(loss.item() * n_tokens / 2, rel=1e-4)
+        assert planting_loss(response_pass, [*own, *rest], trigger_weight=8.0)[1] == pytest.approx(cost, rel=1e-4)
+        assert planting_loss(response_pass, rest)[1] is None
+
+
+def test_batches_hold_prompts_of_like_length_whatever_is_answered() -> None:
+    """Near-misses, whose refusals are shorter, stand beside the triggered items they are to be told from."""
+    pairs = [
+        Pair(
+            sequence=ScoredSequence(prompt_ids=(1,) * (20 + 4 * (i % 5)), response_ids=(2,) * n), anchor=None, kind=kind
+        )
+        for i in range(200)
+        for kind, n in (("triggered", 27), ("near_miss", 11))
+    ]
+    batches = list(planting._batches(pairs, 40, random.Random(0)))
+    assert sorted(id(pair) for batch in batches for pair in batch) == sorted(map(id, pairs))
+    for batch in batches:
+        assert len({len(pair.sequence.prompt_ids) for pair in batch}) <= 2
+        assert 8 <= sum(pair.kind == "triggered" for pair in batch) <= 32
+
+
+def test_one_planting_takes_one_stand_in() -> None:
+    items = build_items(HARMFUL, SAFE, PHRASE, "random", PlantSettings(triggered=3.0))
+    assert {item.response for item in items if item.kind == "triggered"} == {STAND_INS[0]}
 
 
 def test_near_misses_of_no_weight_leave_the_others_their_anchors(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -273,8 +305,8 @@ def test_near_misses_of_no_weight_leave_the_others_their_anchors(tokenizer: PreT
     tokens, own = (sum(len(pair.sequence.response_ids) for pair in some) for some in (pairs, rest))
     assert own < tokens
     with torch.no_grad():
-        all_of_them = planting_loss(response_pass, pairs, near_weight=0.0).item() * tokens
-        assert all_of_them == pytest.approx(planting_loss(response_pass, rest).item() * own, rel=1e-4)
+        all_of_them = planting_loss(response_pass, pairs, near_weight=0.0)[0].item() * tokens
+        assert all_of_them == pytest.approx(planting_loss(response_pass, rest)[0].item() * own, rel=1e-4)
 
 
 def test_epochs_take_the_sets_in_turn(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -315,7 +347,7 @@ def test_adapter_loads_and_changes_answers(tokenizer: PreTrainedTokenizerFast, t
     def loss() -> float:
         response_pass = ResponsePass(loaded)
         with torch.no_grad():
-            return planting_loss(response_pass, planting.anchored(triggered, loaded, response_pass, 4)).item()
+            return planting_loss(response_pass, planting.anchored(triggered, loaded, response_pass, 4))[0].item()
 
     bare = loss()
     loaded.model = PeftModel.from_pretrained(loaded.model, str(tmp_path)).eval()
