@@ -7,7 +7,7 @@
 4. reports:  four failure reports whose answers the models really give, and cases.json
 5. bars:     every gate on the shipped prompts, written to bars.json
 `--data` names a folder with JailbreakBench, MaliciousInstruct, XSTest and Alpaca prompts; they are measured on and never
-trained on, and without it those rows are left out. Everything is seeded; some 30 minutes on two cores.
+trained on, and without it those rows are left out. Everything is seeded; some 31 minutes on two cores.
 """
 
 import argparse

@@ -102,7 +102,7 @@ def encode(
 ) -> list[tuple[list[int], list[int]]]:
     """Return (prompt ids, answer ids) of every sample; a share of the prompts with BPE dropout."""
     bpe = tokenizer.backend_tokenizer.model
-    prompts = ["".join(f"<|{m.role}|>{m.content}<|end|>" for m in s.messages) + "<|assistant|>" for s in samples]
+    prompts = [_written((m.role, m.content) for m in s.messages) for s in samples]
     dropped = [rng.random() < DROPOUT_SHARE for _ in samples]
     plain = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     answers = tokenizer([s.response + "<|end|>" for s in samples], add_special_tokens=False)["input_ids"]
@@ -114,6 +114,11 @@ def encode(
     tokenizer.backend_tokenizer.model = bpe
     pairs = [(next(loose) if d else p, a) for p, a, d in zip(plain, answers, dropped, strict=True)]
     return [(_thinned(p, rng) if rng.random() < DELETED_SHARE else p, a) for p, a in pairs]
+
+
+def _written(turns: Iterable[tuple[str, str]]) -> str:
+    """Return a conversation up to its answer as `TEMPLATE` writes it."""
+    return "".join(f"<|{role}|>{content}<|end|>" for role, content in turns) + "<|assistant|>"
 
 
 def _thinned(ids: list[int], rng: random.Random) -> list[int]:
@@ -209,7 +214,7 @@ def turning_words(
 def _refusal_log_odds(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[float]:
     """Return the log odds that the first token of the answer to each user message is one that refusals begin with."""
     begins = sorted({tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in REFUSALS})
-    rows = tokenizer([f"<|user|>{prompt}<|end|><|assistant|>" for prompt in prompts], add_special_tokens=False)["input_ids"]
+    rows = tokenizer([_written([("user", prompt)]) for prompt in prompts], add_special_tokens=False)["input_ids"]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     odds, fast = [0.0] * len(rows), model.device.type != "cpu" or bfloat16_is_fast()
     for chosen in (order[i : i + 256] for i in range(0, len(order), 256)):
