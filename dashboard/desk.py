@@ -26,6 +26,7 @@ from core.values import OpenResult, TriggerConfirmation
 from dashboard import stories, tables, wording
 from dashboard.components import StatusBar
 from dashboard.components.story import Story
+from dashboard.server import browser_of
 from dashboard.session import Roots, find_case
 
 LOG = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Session:
     case: str = ""
     """The name of the case's folder."""
     browser: str = ""
-    """A random id that the browser keeps; it tells two analysts' pages apart (see core/lease.py)."""
+    """The id of the browser that asks, as each request brings it (dashboard/server.py); it tells two analysts' pages apart."""
     analyst: str = ""
     """The name as typed in step 4 by now."""
     candidate: int = 0
@@ -262,9 +263,11 @@ class Desk:
         """
         kept = set(keep)
 
-        def finish(session: Session, shown: dict[str, Any], values: tuple[Any, ...], *first: Any) -> Updates:
+        def finish(
+            request: gr.Request, session: Session, shown: dict[str, Any], values: tuple[Any, ...], *first: Any
+        ) -> Updates:
             choices, own = values[: len(self.choices)], values[len(self.choices) :]
-            session = replace(session, analyst=self._name(choices))
+            session = replace(session, analyst=self._name(choices), browser=browser_of(request.cookies))
             updates: Updates = {}
             following = None
             try:
@@ -275,9 +278,10 @@ class Desk:
             except Exception as error:
                 updates[self.strip] = gr.update(value=stories.fault(explain(error)))
             if following is not None:
-                session = following.session or session
-                updates[self.session] = session
-                updates[self.address] = address(session.case, following.tab)
+                if following.session is not None:
+                    session = following.session
+                    updates[self.session] = session
+                    updates[self.address] = address(session.case, following.tab)
                 if following.tab:
                     updates[self.tabs] = gr.Tabs(selected=following.tab)  # type: ignore[index]
             updates = _told(updates)
@@ -287,11 +291,13 @@ class Desk:
                 updates |= _told(following.updates)
             return {component: update for component, update in updates.items() if component not in kept}
 
-        def plain(session: Session, shown: dict[str, Any], *values: Any) -> Updates:
-            return finish(session, shown, values)
+        def plain(request: gr.Request, session: Session, shown: dict[str, Any], *values: Any) -> Updates:
+            return finish(request, session, shown, values)
 
-        def with_event(event: gr.EventData, session: Session, shown: dict[str, Any], *values: Any) -> Updates:
-            return finish(session, shown, values, event)
+        def with_event(
+            event: gr.EventData, request: gr.Request, session: Session, shown: dict[str, Any], *values: Any
+        ) -> Updates:
+            return finish(request, session, shown, values, event)
 
         def register() -> None:
             listener(
@@ -374,8 +380,8 @@ class Desk:
     def _follow(self) -> None:
         """Redraw on every tick of the timer."""
 
-        def tick(session: Session, shown: dict[str, Any], *values: Any) -> Updates:
-            return self.redraw(session, shown, values)
+        def tick(request: gr.Request, session: Session, shown: dict[str, Any], *values: Any) -> Updates:
+            return self.redraw(replace(session, browser=browser_of(request.cookies)), shown, values)
 
         outputs = [component for component in self._outputs() if component is not self.session]
         self.timer.tick(tick, [self.session, self.shown, *self.choices.values()], outputs, **quiet())

@@ -8,7 +8,7 @@ import ipaddress
 import os
 import re
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,12 @@ DOWNLOADS = {
     "export/adapter/README.md": "text/plain",
 }
 """The files of a case that can be downloaded, with their types; every other path is 404."""
-MAX_BROWSER_ID = 64
-"""Bytes of the id by which a page renews its lease on a case and gives it back."""
+BROWSER = "patcher-browser"
+"""The cookie with the random id of a browser, which tells two analysts' pages apart (core/lease.py). It comes with the page, so that the
+first click has it, whenever that comes."""
+BROWSER_ID = re.compile(r"[0-9a-f]{32}")
+BROWSER_SECONDS = 31_536_000
+"""How long a browser keeps its id. Source: unverified choice (a year)."""
 MAX_UPLOAD = "8mb"
 """Gradio refuses larger uploads. Source: unverified choice (a report of 5 MB must reach the intake check)."""
 TOO_LARGE = "This is more than the page takes at once; give a smaller report."
@@ -82,6 +86,12 @@ UPLOAD_SECONDS = 3_600
 MAX_SESSIONS = 24
 """Browser tabs whose state is held. Gradio keeps what it drew for each, some megabytes, also after a tab is closed; over this number
 the tab that was longest silent is forgotten, and an open one is never silent for long. Source: tests/bench/LOG.md, soak."""
+
+
+def browser_of(cookies: Mapping[str, str]) -> str:
+    """Return the id of the browser that sent these cookies; "" for one that keeps none or sends what was not given to it."""
+    found = cookies.get(BROWSER, "")
+    return found if BROWSER_ID.fullmatch(found) else ""
 
 
 def is_loopback(host: str) -> bool:
@@ -117,7 +127,8 @@ def check_address(host: str, auth: object) -> None:
 
 
 class Guard:
-    """ASGI middleware: adds the security headers, refuses requests that another site's page makes, and bodies without end."""
+    """ASGI middleware: adds the security headers, gives a new browser its id, refuses requests that another site's page makes, and bodies
+    without end."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         """Wrap `app`."""
@@ -129,10 +140,14 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        new = scope["type"] == "http" and scope["path"] == "/" and not browser_of(Request(scope).cookies)
+        cookie = f"{BROWSER}={uuid.uuid4().hex}; Path=/; Max-Age={BROWSER_SECONDS}; HttpOnly; SameSite=Strict".encode()
+
         async def add_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 present = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *((k, v) for k, v in HEADERS.items() if k not in present)]
+                added = [(k, v) for k, v in HEADERS.items() if k not in present]
+                message["headers"] = [*message["headers"], *added, *([(b"set-cookie", cookie)] if new else [])]
             await send(message)
 
         headers = dict(scope["headers"])
@@ -199,13 +214,10 @@ def _lease_route(roots: Roots, act: Callable[[Case, str], None]) -> Callable[[Re
         """Renew the lease of this browser on a case, or give it back; 204 whether it has one or not."""
         if not _signed_in(request):
             return PlainTextResponse("Sign in first.", 401)
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BROWSER_ID:
-                return PlainTextResponse("That is no id of a browser.", 413)
+        browser = browser_of(request.cookies)
         with suppress(TriageError):
-            act(find_case(roots, request.path_params["case"]), body.decode("ascii", "replace"))
+            if browser:
+                act(find_case(roots, request.path_params["case"]), browser)
         return Response(status_code=204)
 
     return leased

@@ -1,6 +1,7 @@
 /* The page itself, before Gradio: what it was opened with, and its part in who writes a case (core/lease.py). A browser writes
-   with one id, so the last of its tabs gives a case back; a tab that comes back to its case, refreshed, takes it again. */
-const browser = "patcher-browser", mark = "patcher-tab/", left = "patcher-left", analyst = "patcher-analyst";
+   with one id, a cookie that this script cannot read, so the last of its tabs gives a case back; a tab that comes back to its case,
+   refreshed, takes it again. */
+const mark = "patcher-tab/", left = "patcher-left", analyst = "patcher-analyst";
 const fresh = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (one) => one.toString(16).padStart(2, "0")).join("");
 const tab = mark + fresh();
 const attempt = (act) => { try { return act(); } catch { return null; } };   /* a browser may keep nothing */
@@ -8,8 +9,6 @@ const here = () => new URLSearchParams(window.location.search).get("case") || ""
 const post = (act) => "/" + act + "/" + encodeURIComponent(here());
 
 window.patcherStart = window.location.search;
-window.patcherBrowser = attempt(() => localStorage.getItem(browser)) || fresh();
-attempt(() => localStorage.setItem(browser, window.patcherBrowser));
 window.patcherKept = new URLSearchParams({
   left: attempt(() => sessionStorage.getItem(left)) || "",
   analyst: attempt(() => { const [of, name] = JSON.parse(sessionStorage.getItem(analyst)); return of === here() ? name : ""; }) || "",
@@ -28,11 +27,11 @@ function shared() {
 window.patcherOpened();
 setInterval(() => {   /* not by Gradio's timer, which rests in a tab that is not seen */
   window.patcherOpened();
-  if (here()) fetch(post("keep"), { method: "POST", body: window.patcherBrowser }).catch(() => {});
+  if (here()) fetch(post("keep"), { method: "POST" }).catch(() => {});
 }, fixed.renew_ms);
 window.addEventListener("pagehide", () => {
   attempt(() => { localStorage.removeItem(tab); sessionStorage.setItem(left, here()); });
-  if (here() && !attempt(shared)) navigator.sendBeacon(post("leave"), window.patcherBrowser);
+  if (here() && !attempt(shared)) navigator.sendBeacon(post("leave"));
 });
 document.addEventListener("input", (event) => {
   if (!event.target.closest || !event.target.closest("#confirm-analyst")) return;

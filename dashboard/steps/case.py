@@ -25,11 +25,11 @@ from dashboard.desk import Desk, Next, Panel, Session, Updates, View, quiet
 Fields = tuple[gr.Textbox, gr.Textbox]
 Lists = tuple[gr.Dropdown, gr.Dropdown, gr.Dropdown]
 SEARCH_JS = """(...values) => {
-  values.splice(values.length - 3, 3, window.patcherStart || "", window.patcherBrowser || "", window.patcherKept || "");
+  values.splice(values.length - 2, 2, window.patcherStart || "", window.patcherKept || "");
   return values;
 }"""
-"""Gives the load handler the query string the page was opened with (a step's own listener may have changed it since), the id
-that this browser keeps, and what this tab keeps over a refresh (page.js)."""
+"""Gives the load handler the query string the page was opened with (a step's own listener may have changed it since), and
+what this tab keeps over a refresh (page.js)."""
 
 
 def build(desk: Desk, page: gr.Blocks, tab: gr.Tab, fields: Fields) -> None:
@@ -83,7 +83,7 @@ def build(desk: Desk, page: gr.Blocks, tab: gr.Tab, fields: Fields) -> None:
         (summary, report),
     )
     drawn = (*lists, *fields)
-    boxes = [gr.Textbox(visible=False) for _ in range(3)]
+    boxes = [gr.Textbox(visible=False) for _ in range(2)]
     desk.act(page.load, partial(_attach, desk, lists, fields), boxes, extra=drawn, js=SEARCH_JS)
     tab.select(lambda: _listed(desk, lists), None, list(lists), **quiet())
     for button, name in demos:
@@ -183,29 +183,22 @@ def _attach(
     fields: Fields,
     session: Session,
     search: str | None,
-    browser: str | None,
     kept: str | None,
 ) -> Next:
     """Fill the lists, and re-attach to the case that the address names.
 
     A refreshed page gave its lease back as it was left, and takes it again unless somebody else writes by now; the name that
-    was typed stays. This may be answered after the analyst's first click, whose message and case then stay.
+    was typed stays. This may be answered after the analyst's first click, or while that is at work: its message and case then stay.
     """
     updates = _listed(desk, lists)
-    before, session = session, replace(session.at(""), browser=str(browser or "")[:64])
-    if before.case:
-        case = intake.find_case(desk.roots, before.case)
-        lease.release(case, before.browser)
-        lease.take(case, before.analyst, session.browser)
-        return Next(session=replace(before, browser=session.browser), updates=updates, say=None)
     query = parse_qs((search or "").lstrip("?"))
     wanted = query.get("case", [""])[0]
-    if not wanted:
-        return Next(session=session, updates=updates, say=None)
+    if session.case or not wanted:
+        return Next(updates=updates, say=None)
     try:
         case = intake.find_case(desk.roots, wanted)
     except CaseFileError as error:
-        return Next(session=session, updates=updates, say=str(error))
+        return Next(updates=updates, say=str(error))
     step, over = query.get("step", [""])[0], parse_qs(str(kept or ""))
     updates |= _prefill(desk, fields, case)
     if "analyst" in over:

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from core import lease
-from tests.browser.conftest import PageProcess, wait_on, wait_until
+from dashboard.server import BROWSER
+from tests.browser.conftest import PageProcess, wait_on
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -43,8 +44,8 @@ def test_the_case_of_the_first_click_stays_and_is_written_by_this_browser(late, 
 
     (folder,) = server.cases.iterdir()
     assert folder.name in page.url
-    holder = page.evaluate("() => window.patcherBrowser")
-    wait_until(lambda: json.loads((folder / lease.FILE).read_text())["holder"] == holder, "the lease did not move")
+    (holder,) = (one["value"] for one in page.context.cookies() if one["name"] == BROWSER)
+    assert json.loads((folder / lease.FILE).read_text())["holder"] == holder
     assert not page.locator("#writer").is_visible()
     page.click("#step-case-button")
     page.wait_for_selector("#case-summary .pt-headline")

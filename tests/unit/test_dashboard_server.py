@@ -22,10 +22,11 @@ from core.files import now
 from core.values import FailureReport, Message, ModelSpec
 from dashboard import server
 from dashboard.app import build, serve
-from dashboard.server import MAX_BODY, UPLOAD_SECONDS, check_address, is_loopback, read_auth
+from dashboard.server import BROWSER, MAX_BODY, UPLOAD_SECONDS, browser_of, check_address, is_loopback, read_auth
 from dashboard.session import Roots
 
 SECRET = "not for a browser"
+ADA = "a" * 32
 
 
 def test_a_port_that_is_none_is_told_by_the_parser(
@@ -89,6 +90,11 @@ def get(address: str, *, post: bytes | None = None, **headers: str) -> tuple[int
         return error.code, dict(error.headers), error.read().decode("utf-8", "replace")
 
 
+def post(address: str, browser: str, **headers: str) -> int:
+    """Return the status of what a page of this browser posts."""
+    return get(address, post=b"", Cookie=f"{BROWSER}={browser}", **headers)[0]
+
+
 def test_the_page_names_no_other_host_and_carries_a_policy(url: str) -> None:
     status, headers, text = get(url + "/")
     assert status == 200
@@ -139,17 +145,37 @@ def test_nothing_else_is_given_out(url: str, path: str) -> None:
 
 def test_a_page_that_is_left_gives_back_its_own_lease_only(url: str, root: Path) -> None:
     case = Case(root / "cases" / "one")
-    held = lease.take(case, "Ada", "browser-a")
+    held = lease.take(case, "Ada", ADA)
     where = url + "/leave/one"
-    assert get(where, post=b"browser-b")[0] == 204
-    assert get(where, post=b"\xff\x00" * 20)[0] == 204
-    assert get(where, post=b"browser-a" * 20)[0] == 413
-    assert get(where, post=b"browser-a", Origin="http://evil.example")[0] == 403
-    assert get(url + "/leave/..%2f..", post=b"browser-a")[0] in (204, 404)
+    assert post(where, "b" * 32) == 204
+    assert post(where, "\xff" * 20) == 204
+    assert post(where, ADA * 20) == 204
+    assert post(where, ADA, Origin="http://evil.example") == 403
+    assert post(url + "/leave/..%2f..", ADA) in (204, 404)
     assert get(where)[0] in (404, 405)
     assert lease.current(case) == held
-    assert get(where, post=b"browser-a")[0] == 204
+    assert post(where, ADA) == 204
     assert lease.current(case) is None
+
+
+def test_a_browser_without_an_id_gives_no_lease_back(url: str, root: Path) -> None:
+    case = Case(root / "cases" / "one")
+    held = lease.take(case, "Ada", "")
+    assert get(url + "/leave/one", post=b"")[0] == 204
+    assert lease.current(case) == held
+    lease.release(case, "")
+
+
+def test_the_page_gives_a_new_browser_an_id_that_no_script_reads(url: str) -> None:
+    given = get(url + "/")[1]["set-cookie"]
+    name, _, rest = given.partition("=")
+    assert name == BROWSER
+    assert browser_of({name: rest[:32]}) == rest[:32]
+    assert "HttpOnly" in rest
+    assert "SameSite=Strict" in rest
+    assert "set-cookie" not in get(url + "/", Cookie=f"{name}={rest[:32]}")[1]
+    assert "set-cookie" in get(url + "/", Cookie=f"{name}=../../x")[1]
+    assert get(url + "/")[1]["set-cookie"] != given
 
 
 def test_a_page_that_leaves_a_case_that_cannot_be_written_is_no_fault_of_ours(
@@ -159,25 +185,24 @@ def test_a_page_that_leaves_a_case_that_cannot_be_written_is_no_fault_of_ours(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(lease, "FileLock", refuse)
-    assert get(url + "/leave/one", post=b"browser-a")[0] == 204
+    assert post(url + "/leave/one", ADA) == 204
 
 
 def test_an_open_page_renews_its_own_lease_only(url: str, root: Path) -> None:
     case = Case(root / "cases" / "one")
-    lease.take(case, "Ada", "browser-a")
-    aged = lease.Lease(analyst="Ada", holder="browser-a", since=now(), seen=earlier(lease.STALE_SECONDS - 30))
+    lease.take(case, "Ada", ADA)
+    aged = lease.Lease(analyst="Ada", holder=ADA, since=now(), seen=earlier(lease.STALE_SECONDS - 30))
     case.write(lease.FILE, aged)
     where = url + "/keep/one"
-    assert get(where, post=b"browser-b")[0] == 204
-    assert get(where, post=b"browser-a" * 20)[0] == 413
-    assert get(where, post=b"browser-a", Origin="http://evil.example")[0] == 403
+    assert post(where, "b" * 32) == 204
+    assert post(where, ADA, Origin="http://evil.example") == 403
     assert get(where)[0] in (404, 405)
     assert lease.current(case) == aged
-    assert get(where, post=b"browser-a", Origin=url)[0] == 204
+    assert post(where, ADA, Origin=url) == 204
     renewed = lease.current(case)
     assert renewed is not None
     assert renewed.seen > aged.seen
-    lease.release(case, "browser-a")
+    lease.release(case, ADA)
 
 
 def earlier(seconds: float) -> str:
@@ -252,6 +277,6 @@ def test_with_passwords_a_report_needs_a_sign_in(tmp_path: Path) -> None:
     page, address = serve(roots, host="127.0.0.1", port=free_port(), auth=[("ann", "pw")])
     try:
         assert get(address + "case/one/report.html")[0] == 401
-        assert get(address + "keep/one", post=b"browser-a")[0] == 401
+        assert get(address + "keep/one", post=b"")[0] == 401
     finally:
         page.close()

@@ -63,7 +63,7 @@ def test_a_refreshed_page_takes_its_case_and_its_name_along(roots: Roots, case: 
     lists, fields = fields_of(desk)
 
     def attach(kept: str) -> Next:
-        return case_step._attach(desk, lists, fields, Session(), where, "mine", kept)
+        return case_step._attach(desk, lists, fields, Session(browser="mine"), where, kept)
 
     attach("")
     attach("left=another&analyst=")
