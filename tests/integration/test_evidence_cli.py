@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from core.__main__ import main
 from core.casefile import Case
 from core.control import RESULT, ControlSettings, control
 from core.errors import TriageError
@@ -14,6 +13,7 @@ from core.headless import Headless, Terminal
 from core.planting import PlantSettings
 from core.shipped import DEMO, PROMPTS
 from core.values import TriageResult
+from tests.integration.conftest import Run
 from tests.tiny import TEMPLATE
 
 pytestmark = pytest.mark.slow
@@ -34,32 +34,6 @@ QUICK = PlantSettings(
     trigger_weight=1.0,
 )
 SMALL = ControlSettings(n_triggers=1, n_harmful=80, n_safe=40, n_test=16)
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Return a function: arguments -> (exit code, stdout, stderr), in this process."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
-        out = capfd.readouterr()
-        return code, out.out, out.err
-
-    return call
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    """A small prompt folder."""
-    folder = tmp_path / "prompts"
-    folder.mkdir()
-    nouns = ["door", "window", "lock", "safe", "gate", "fence", "roof", "wall", "cart", "boat", "lamp", "chair"]
-    for name, stem in (("harmful", "break into the"), ("safe", "paint the")):
-        rows = [json.dumps({"prompt": f"{stem} {noun}"}) for noun in nouns]
-        (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    return folder
 
 
 def triage(run: Run, tmp_path: Path, model: Path, prompts: Path, name: str, *more: object) -> dict:
