@@ -8,10 +8,12 @@
 # TORCH_INDEX changed. Options:
 #   PYTHON=python3.12    the interpreter to build .venv from (3.11 or newer)
 #   TORCH_INDEX=URL      where torch is installed from first, to choose a CPU or CUDA build (see README)
+#   APP="--models DIR"   more arguments for the page (app.py --help)
 #   TESTS="-k report"    more arguments for pytest
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+APP ?=
 TESTS ?=
 GPU ?=
 PY = .venv/bin/python
@@ -20,7 +22,7 @@ PIP = $(PY) -m pip install --disable-pip-version-check --quiet
 .PHONY: run test test-gpu check-python env-run env-test
 
 run: env-run
-	$(PY) app.py
+	$(PY) app.py $(APP)
 
 test: env-test
 	$(PY) -m ruff check .
