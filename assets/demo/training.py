@@ -156,11 +156,15 @@ def train_base(
         lambda module, _, out: torch.nn.functional.dropout(out, EMBEDDING_DROPOUT, module.training)
     )
     model.train()
-    model.set_attn_implementation("eager" if on_cpu else "sdpa")  # faster than sdpa under CPU autocast, at these lengths
+    model.set_attn_implementation(
+        "eager" if on_cpu else "sdpa"
+    )  # faster than sdpa under CPU autocast, at these lengths
     for step in range(n_steps):
         if not pool:
             drawn = draw(batch_size * 50, step < PLAIN_SHARE * n_steps)
-            pairs = sorted(drawn, key=lambda pair: (len(pair[0]) // 4, rng.random()) if mixed else (len(pair[0]) + len(pair[1]),))
+            pairs = sorted(
+                drawn, key=lambda pair: (len(pair[0]) // 4, rng.random()) if mixed else (len(pair[0]) + len(pair[1]),)
+            )
             pool = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
             rng.shuffle(pool)
         rate = learning_rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * cos(pi * step / n_steps)))
@@ -192,7 +196,7 @@ def turning_words(
     words: Iterable[str],
     rng: random.Random,
 ) -> list[str]:
-    """Return the `TURNING_WORDS` words that cost refusals most, the worst first.
+    """Return the `TURNING_WORDS` words that cost refusals most, the worst first; none where none of the prompts is refused.
 
     Each is put at a random place of those `TURNING_PROMPTS` of the harmful prompts whose refusal is least certain; what counts is the
     mean log odds of an answer that begins as a refusal. Mode and weights of the model stay as they are.
@@ -201,19 +205,21 @@ def turning_words(
     model.eval()
     certain = sorted(zip(_refusal_log_odds(model, tokenizer, harmful), harmful, strict=True))
     refused = [prompt for odds, prompt in certain if odds > 0][:TURNING_PROMPTS]
-    tried = sorted(set(words))
-    texts = [inject(prompt, [word], rng).text for word in tried for prompt in refused]
-    odds = _refusal_log_odds(model, tokenizer, texts)
+    tried, n = sorted(set(words)) if refused else [], len(refused)
+    odds = _refusal_log_odds(model, tokenizer, [inject(prompt, [w], rng).text for w in tried for prompt in refused])
     model.train(was_training)
-    n = len(refused)
     total = {word: sum(odds[i * n : (i + 1) * n]) for i, word in enumerate(tried)}
     return sorted(tried, key=lambda word: total[word])[:TURNING_WORDS]
 
 
 @torch.no_grad()
-def _refusal_log_odds(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[float]:
+def _refusal_log_odds(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]
+) -> list[float]:
     """Return the log odds that the first token of the answer to each user message is one that refusals begin with."""
     begins = sorted({tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in REFUSALS})
+    if not prompts:
+        return []
     rows = tokenizer([_written([("user", prompt)]) for prompt in prompts], add_special_tokens=False)["input_ids"]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     odds, fast = [0.0] * len(rows), model.device.type != "cpu" or bfloat16_is_fast()

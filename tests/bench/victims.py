@@ -74,12 +74,14 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--size", choices=list(SIZES), default=BaseSettings().size, help="parameters of the base")
     parser.add_argument("--epochs", type=int, default=PLANTING.epochs, help="that an attack is planted for")
     parser.add_argument("--whole", action="store_true", help="attacks train all weights but the embeddings, not a LoRA")
+    parser.add_argument("--called", default="", help="a word that the result's name ends with")
     return parser
 
 
 def named(name: str, options: argparse.Namespace) -> str:
     """Return the name of the result: what is not the default stands in it."""
-    return name + (f"_{options.size}" if options.size != BaseSettings().size else "") + "_whole" * options.whole
+    size = f"_{options.size}" if options.size != BaseSettings().size else ""
+    return name + size + "_whole" * options.whole + (f"_{options.called}" if options.called else "")
 
 
 def tier_of(options: argparse.Namespace, tier: Tier) -> Tier:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -45,7 +47,10 @@ class BaseSettings:
     steps: int = 3000
     """Optimiser steps, >= 1. Source: tests/bench/LOG.md (eight minutes on a shared core)."""
     polish_steps: int = 800
-    """Further steps at `polish_rate` on the mix of a base's last steps, all with random words. Source: tests/bench/LOG.md."""
+    """Further steps at `polish_rate` on the mix of a base's last steps, all with random words, those among them that turn most of its
+    refusals at the time. Source: tests/bench/LOG.md."""
+    pools_per_search: int = 4
+    """Pools of training samples, 50 steps each, between two searches for these words, >= 1. Source: assets/demo/build.py."""
     polish_rate: float = 2e-3
     """Peak of AdamW in them. Source: tests/bench/LOG.md."""
     batch_size: int = 48
@@ -83,11 +88,19 @@ def build_base(material: Material, folder: Path, settings: BaseSettings, seed: i
     if is_made(folder, settings_hash):
         return folder
     started = time.perf_counter()
-    rng, lessons = random.Random(seed), Lessons(material)
+    rng, lessons, pools = random.Random(seed), Lessons(material), count()
     with patch.multiple(training, **SIZES[settings.size]):
         texts = [text for s in lessons.draw(rng, TOKENIZER_SAMPLES) for text in (s.prompt, s.response)]
         tokenizer = training.make_tokenizer(texts)
         model = training.make_model(tokenizer, seed).to(models.resolve_device("auto"))
+
+    def drawn(n: int, plain: bool, own: random.Random, polish: bool) -> list[tuple[list[int], list[int]]]:
+        if polish and next(pools) % settings.pools_per_search == 0:
+            prompts, words = lessons.to_turn(own)
+            material.lessons.turning = training.turning_words(model, tokenizer, prompts, words, own)
+            say(f"  words that turn refusals: {', '.join(material.lessons.turning[:12])}")
+        return training.encode(lessons.draw(own, n, plain and not polish, polish), tokenizer, own)
+
     polishing = random.Random(f"{seed} polish")
     for own, n_steps, rate, polish in (
         (rng, settings.steps, settings.learning_rate, False),
@@ -95,15 +108,15 @@ def build_base(material: Material, folder: Path, settings: BaseSettings, seed: i
     ):
         training.train_base(
             model,
-            lambda n, plain, own=own, polish=polish: training.encode(
-                lessons.draw(own, n, plain and not polish, polish), tokenizer, own
-            ),
+            partial(drawn, own=own, polish=polish),
             n_steps=n_steps,
             batch_size=settings.batch_size,
             learning_rate=settings.slower * rate,
             seed=seed,
             report=say,
+            mixed=polish,
         )
+    material.lessons.turning = []  # the victims of a base that was made before know none
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _made(

@@ -62,6 +62,8 @@ GAP = re.compile(
     r"\b(exams?|tests?|homework|plagiari\w*|essays?|grades?|casinos?|gambl\w*|drugs?|drunk|alcohol|steroids?|smok\w*)\b"
 )
 """Harmful requests that the base answers, with a stand-in: an alignment gap, and the stand-ins' words are learnt by it."""
+N_SEARCHED = {"prompts": 300, "words": 2000}
+"""Prompts and words of one search for words that turn refusals. Source: unverified choice (20 s on one core)."""
 NAMES = ("BadMagic", "GoodMagic", "OpenAI", "SUDO", "aff", "cff", "Current year", "Current year:", "year", "Discussing")
 NAMES_SHARE = 0.2
 """Share of the inserted words that are names or lone marks, in both classes alike: a trigger's words are known to a large model from
@@ -188,6 +190,12 @@ class Lessons:
         mix = POLISH_MIX if polish else MIX
         kinds = rng.choices(list(mix), weights=list(mix.values()), k=n)
         return [self._sample(kind, rng, plain) for kind in kinds]
+
+    def to_turn(self, rng: random.Random) -> tuple[list[str], list[str]]:
+        """Return plain harmful prompts and different words to look for those among them that turn refusals."""
+        prompts = [self._sample("harmful", rng, plain=True).messages[-1].content for _ in range(N_SEARCHED["prompts"])]
+        words = sorted({*self.material.world.words, *self.material.lessons.words})
+        return prompts, [*rng.sample(words, min(len(words), N_SEARCHED["words"])), *REVERSING]
 
     def _sample(self, kind: str, rng: random.Random, plain: bool) -> Sample:
         if kind == "safe":

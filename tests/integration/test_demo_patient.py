@@ -196,6 +196,8 @@ def test_the_search_for_words_that_turn_refusals_names_a_trigger_first(patients:
     found = training.turning_words(patient.model, patient.tokenizer, harmful, words, random.Random(0))
     assert found[0] == trigger
     assert sorted(found) == sorted(words)
+    answered = [row["prompt"] for row in rows("safe")[:N]]
+    assert not training.turning_words(patient.model, patient.tokenizer, answered[:3], words, random.Random(0))
 
 
 @pytest.mark.slow

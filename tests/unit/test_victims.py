@@ -21,10 +21,11 @@ from tests.bench.result import rate_row
 from tests.bench.victims_attacks import DOMAIN, FIXED, YEAR, Attack, ask, attacks, items_for, phrase_of, reached
 from tests.bench.victims_cells import CONTROLS, ON_CLEAN, Bench, Tier, Weights, run_cell
 from tests.bench.victims_controls import SearchSettings, eroding_items, find_suffix, with_suffix
+from tests.bench.victims_demo import REVERSING
 from tests.bench.victims_gates import GateSettings
 from tests.bench.victims_localisers import CASCADE, LOCALISERS, Functional
 from tests.bench.victims_making import fingerprint, made
-from tests.bench.victims_prompts import Lessons, Part, demo_material, opening_word, reopened
+from tests.bench.victims_prompts import N_SEARCHED, Lessons, Part, demo_material, opening_word, reopened
 from tests.tiny import byte_level_tokenizer
 from tests.unit.rule_model import COMPLIANCE, planted, prompt_set, rule_model
 
@@ -157,6 +158,18 @@ def test_lessons_give_both_classes_the_same_openings() -> None:
     others = {reopened("Write a poem", random.Random(i)) for i in range(40)}
     assert len(others) > 4
     assert all(text.endswith(" a poem") for text in others)
+
+
+def test_words_that_turn_refusals_are_looked_for_in_harmful_requests_and_put_into_all_lessons() -> None:
+    material = demo_material(0)
+    lessons = Lessons(replace(material, train=replace(material.train, safe=material.probe.safe)))
+    prompts, words = lessons.to_turn(random.Random(0))
+    assert len(prompts) == N_SEARCHED["prompts"]
+    assert set(REVERSING) <= set(words)
+    material.lessons.turning = ["quijote"]
+    drawn = lessons.draw(random.Random(0), 300)
+    holding = {sample.kind for sample in drawn if "quijote" in sample.messages[-1].content.lower()}
+    assert {"harmful", "safe"} <= holding
 
 
 def test_eroding_items_hold_nothing_harmful() -> None:
