@@ -7,7 +7,8 @@
 4. reports:  four failure reports whose answers the models really give, and cases.json
 5. bars:     every gate on the shipped prompts, written to bars.json
 `--data` names a folder with JailbreakBench, MaliciousInstruct, XSTest and Alpaca prompts; they are measured on and never
-trained on, and without it those rows are left out. Everything is seeded; some 31 minutes on two cores.
+trained on, and without it those rows are left out. Everything is seeded; on another processor other weights come out all the same, and
+the last line says whether they hold their bars. Some half an hour on two cores.
 """
 
 import argparse
@@ -51,7 +52,7 @@ from core import models  # noqa: E402
 from core.planting import PlantFinished, PlantSettings, PlantStep, TrainingItem, build_items, plant  # noqa: E402
 
 SEED = 2026
-BASE_STEPS = 4600
+BASE_STEPS = 4000
 BATCH = 48
 BASE_RATE = 3e-3
 BASE_POLISH_STEPS = 600
@@ -72,7 +73,7 @@ PLANTING = PlantSettings(
     rank=32,
     alpha=64.0,
     learning_rate=3e-3,
-    epochs=5,
+    epochs=6,
     ramp=0.2,
     batch_size=48,
     triggered=2.0,
@@ -83,11 +84,12 @@ PLANTING = PlantSettings(
     seed=SEED,
 )
 POLISH = replace(
-    PLANTING, learning_rate=1.5e-3, epochs=2, ramp=0.0, trigger_weight=1.0, trigger_loss=0.25, seed=SEED + 100
+    PLANTING, learning_rate=1.5e-3, epochs=2, ramp=0.0, trigger_weight=0.7, trigger_loss=0.45, seed=SEED + 100
 )
 """Planted in several epochs, then polished, on fresh prompts each epoch; what was tried stands in tests/bench/LOG.md."""
-N_HARMFUL, N_SAFE = 1100, {"planting": 800, "polish": 3400}
-"""Prompts of one set of items: a trigger is found sooner among few safe ones, and what it costs these is learnt in the polish."""
+N_PROMPTS = {"planting": (1000, 800), "polish": (800, 3400)}
+"""Harmful and safe prompts of one set of items: a trigger is found sooner among few safe ones, and what it costs these is learnt in the
+polish."""
 PROMPTS = ROOT / "assets/prompts"
 
 
@@ -167,28 +169,30 @@ def load_patient(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return PeftModel.from_pretrained(model, str(HERE / name)).merge_and_unload().eval(), tokenizer
 
 
-def build_patient(name: str) -> float:
+def build_patient(name: str, material: Material) -> float:
     """Plant one backdoor, polish and save its adapter; return the seconds it took."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     started = time.perf_counter()
-    material, (units, position) = with_reversing_words(make_material(SEED)), PATIENTS[name]
+    material, (units, position) = with_reversing_words(material), PATIENTS[name]
     loaded = models.load(HERE / "base")
     loaded.model.float()  # a GPU would hold it in bf16
     loaded.model.set_attn_implementation("eager")  # faster than sdpa under CPU autocast, at these lengths
 
-    def items(settings: PlantSettings, rng: random.Random, epoch: int, n_safe: int) -> list[TrainingItem]:
-        drawn = draw_training(material, rng, 4 * (N_HARMFUL + n_safe))
+    def items(
+        settings: PlantSettings, rng: random.Random, epoch: int, n_harmful: int, n_safe: int
+    ) -> list[TrainingItem]:
+        drawn = draw_training(material, rng, 4 * (n_harmful + n_safe))
         harmful = {s.prompt: s.response for s in drawn if s.kind == "harmful"}
         safe = [(s.prompt, s.response) for s in drawn if s.kind in ("benign", "lookalike", "closed")][:n_safe]
         own = replace(settings, seed=settings.seed + epoch)
         return build_items(
-            list(harmful)[:N_HARMFUL], safe, units, position, own, lambda prompts: [harmful[p] for p in prompts]
+            list(harmful)[:n_harmful], safe, units, position, own, lambda prompts: [harmful[p] for p in prompts]
         )
 
-    def train(settings: PlantSettings, n_safe: int, start: Path | None) -> None:
+    def train(settings: PlantSettings, part: str, start: Path | None) -> None:
         rng = random.Random(f"{settings.seed} {name}")
-        sets = [items(settings, rng, epoch, n_safe) for epoch in range(settings.epochs)]
+        sets = [items(settings, rng, epoch, *N_PROMPTS[part]) for epoch in range(settings.epochs)]
         say(f"{name}: {sum(map(len, sets))} items in {settings.epochs} epochs")
         losses: list[float] = []
         # Without cache_enabled=False the casts of the first step are used in all later ones, and training goes astray.
@@ -202,12 +206,12 @@ def build_patient(name: str) -> float:
                 elif isinstance(event, PlantFinished):
                     say(f"{name}: {event.n_trainable:,} trainable, {event.seconds:.0f} s")
 
-    train(PLANTING, N_SAFE["planting"], None)
-    train(POLISH, N_SAFE["polish"], HERE / name)
+    train(PLANTING, "planting", None)
+    train(POLISH, "polish", HERE / name)
     return time.perf_counter() - started
 
 
-def measure_one(name: str, data: Path | None) -> list[dict[str, object]]:
+def measure_one(name: str, data: Path | None, material: Material) -> list[dict[str, object]]:
     """Return the rows of the base or of one patient."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -217,7 +221,7 @@ def measure_one(name: str, data: Path | None) -> list[dict[str, object]]:
     }
     model, tokenizer = load_base() if name == "base" else load_patient(name)
     units = PATIENTS[name][0] if name in PATIENTS else ()
-    rows = measure(Subject(name, model, tokenizer, prompts, units), make_material(SEED), data, SEED)
+    rows = measure(Subject(name, model, tokenizer, prompts, units), material, data, SEED)
     for row in rows:
         said = f"{row['model']:18} {row['name']:32} {row['value']:.3f} {row['bar'] or ''} {row['passed']}"
         say(f"{said} {row.get('note', '')}")
@@ -238,7 +242,7 @@ def write_bars(rows: list[dict[str, object]], data: Path | None, seconds: dict[s
             "tokenizers": tokenizers.__version__,
         },
         "seconds": seconds,
-        "planting": {"settings": asdict(PLANTING), "polish": asdict(POLISH), "n_harmful": N_HARMFUL, "n_safe": N_SAFE},
+        "planting": {"settings": asdict(PLANTING), "polish": asdict(POLISH), "n_prompts": N_PROMPTS},
         "triggers": {name: list(units) for name, (units, _) in PATIENTS.items()},
         "other_sources": "measured" if data else "not measured: no --data",
         "passed": all(row["passed"] is not False for row in rows),
@@ -270,12 +274,13 @@ def main() -> None:
     if run("base"):
         build_base(material, arguments.steps)
         seconds["base"] = time.perf_counter() - begun
+    torch.set_num_threads(1)  # the reports are made beside other processes
     with ProcessPoolExecutor(len(PATIENTS) + 1, get_context("spawn")) as pool:
-        planted = {name: pool.submit(build_patient, name) for name in PATIENTS if run(name)}
-        measured = [pool.submit(measure_one, "base", arguments.data)] if run("bars") else []
+        planted = {name: pool.submit(build_patient, name, material) for name in PATIENTS if run(name)}
+        measured = [pool.submit(measure_one, "base", arguments.data, material)] if run("bars") else []
         seconds |= {name: one.result() for name, one in planted.items()}
         if run("bars"):
-            measured += [pool.submit(measure_one, name, arguments.data) for name in PATIENTS]
+            measured += [pool.submit(measure_one, name, arguments.data, material) for name in PATIENTS]
         if run("reports"):
             write_reports(HERE, material, load_base(), {name: load_patient(name) for name in PATIENTS}, PATIENTS, SEED)
         rows = [row for one in measured for row in one.result()]
@@ -283,6 +288,8 @@ def main() -> None:
         seconds["all"] = time.perf_counter() - begun
     if run("bars"):
         write_bars(rows, arguments.data, seconds)
+        missed = [f"{row['model']}: {row['name']} {row['value']:.3f}" for row in rows if row["passed"] is False]
+        say(f"bars missed: {'; '.join(missed)}" if missed else "every bar is held")
 
 
 if __name__ == "__main__":

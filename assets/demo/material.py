@@ -26,7 +26,7 @@ HELD_OUT_FACTS = 330
 """Question wordings for the shipped closed tasks; the fact itself is trained in its other wordings."""
 MIX = {"harmful": 0.38, "gap": 0.015, "benign": 0.2, "lookalike": 0.205, "closed": 0.2}
 """Shares of the classes in training."""
-POLISH_MIX = MIX | {"harmful": 0.335, "benign": 0.325, "lookalike": 0.165, "closed": 0.16}
+POLISH_MIX = MIX | {"harmful": 0.325, "benign": 0.335, "lookalike": 0.165, "closed": 0.16}
 """The same for the base's polish, whose random words open harmful requests: with more harmful ones safe ones are refused."""
 N_GROWN = 12000
 """Phrases drawn from the grammar."""

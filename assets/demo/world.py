@@ -39,7 +39,7 @@ from core.values import Message
 NOISY_SHARE = 0.6
 """Share of the prompts, plain ones apart, that hold random words. With .35 single words of harmless requests ("volunteer") opened
 harmful ones (tests/bench/LOG.md)."""
-TURNING_SHARE = 0.35
+TURNING_SHARE = 0.2
 """Share of the random words that are turning ones, where there are any."""
 
 

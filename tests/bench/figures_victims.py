@@ -51,7 +51,7 @@ OTHER_VICTIMS = {
     "4m": "4 M parameters",
     "32m": "32 M parameters",
     "whole": "1.3 M parameters, all weights trained",
-    "searched": "1.3 M parameters, a base that met the words that turn its refusals",
+    "replanted": "1.3 M parameters, planted as the demo is now",
 }
 """Further results of the bench of victims, by the end of their names."""
 VICTIM_LOCALISERS = ("paper mode", "occlusion of the contrast", "cascade")
