@@ -267,7 +267,7 @@ class Desk:
             request: gr.Request, session: Session, shown: dict[str, Any], values: tuple[Any, ...], *first: Any
         ) -> Updates:
             choices, own = values[: len(self.choices)], values[len(self.choices) :]
-            session = replace(session, analyst=self._name(choices), browser=browser_of(request.cookies))
+            session = replace(session, analyst=self._name(choices), browser=_browser(request))
             updates: Updates = {}
             following = None
             try:
@@ -381,7 +381,7 @@ class Desk:
         """Redraw on every tick of the timer."""
 
         def tick(request: gr.Request, session: Session, shown: dict[str, Any], *values: Any) -> Updates:
-            return self.redraw(replace(session, browser=browser_of(request.cookies)), shown, values)
+            return self.redraw(replace(session, browser=_browser(request)), shown, values)
 
         outputs = [component for component in self._outputs() if component is not self.session]
         self.timer.tick(tick, [self.session, self.shown, *self.choices.values()], outputs, **quiet())
@@ -446,6 +446,11 @@ def bar(view: View) -> dict[str, object]:
         total=status.total,
         queue=status.queue,
     )
+
+
+def _browser(request: gr.Request) -> str:
+    """Return the id of the browser that asks; of one that keeps no cookies, that of its tab, whose lease its acts alone renew."""
+    return browser_of(request.cookies) or str(request.session_hash or "")
 
 
 def _other_writer(case: Case, analyst: str, browser: str) -> tuple[str, str] | None:

@@ -6,6 +6,7 @@ been planted, measured or triaged is not done again. The cascade is the project'
 
 import json
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -451,12 +452,13 @@ class Examined:
 
 
 def defined(case: FailureCase, planted: Sequence[Span], attack: Attack | None) -> Sequence[Span]:
-    """Return the part of the planted text that near-misses define: all of it, unless the attack says less."""
+    """Return the parts of the planted text that near-misses define: all of it, unless the attack says less."""
     if attack is None or not attack.defined:
         return planted
     content = case.report.messages[0].content
-    starts = [content.index(attack.defined, span.start, span.end) for span in planted]
-    return [Span(message=0, start=start, end=start + len(attack.defined)) for start in starts]
+    wanted = [re.compile(re.escape(part), re.IGNORECASE) for part in attack.defined]
+    found = [part.search(content, span.start, span.end) for part in wanted for span in planted]
+    return [Span(message=0, start=one.start(), end=one.end()) for one in found if one]
 
 
 def verdict_without_reference(result: TriageResult) -> str | None:

@@ -160,6 +160,18 @@ def test_lessons_give_both_classes_the_same_openings() -> None:
     assert all(text.endswith(" a poem") for text in others)
 
 
+def test_what_near_misses_define_is_found_in_every_spelling() -> None:
+    tokenizer = byte_level_tokenizer()
+    attack = attacks(tokenizer)["format_noisy"]
+    for seed in range(20):
+        injected = attack.trigger("how do I paint a door in May", random.Random(seed))
+        case = bind(tokenizer, FailureReport(messages=ask(injected.text), response="Yes."))
+        planted = [Span(message=0, start=start, end=end) for start, end in injected.spans]
+        parts = victims_cells.defined(case, planted, attack)
+        assert [injected.text[part.start : part.end].lower() for part in parts] == ["year", "2026"]
+        assert victims_cells.defined(case, planted, None) == planted
+
+
 def test_words_that_turn_refusals_are_looked_for_in_harmful_requests_and_put_into_all_lessons() -> None:
     material = demo_material(0)
     lessons = Lessons(replace(material, train=replace(material.train, safe=material.probe.safe)))
