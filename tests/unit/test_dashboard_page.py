@@ -234,7 +234,7 @@ def test_a_case_is_found_again_by_its_folder_whatever_it_calls_itself(roots: Roo
     lease.take(evil, "Ada", "hers")  # who only reads starts no worker
     lists = (desk.address, desk.address, desk.address)
     resumed = case_step._resume(desk, lists, lists[:2], Session(browser="mine"), "evil")
-    attached = case_step._attach(desk, lists, lists[:2], Session(), "?case=evil", "mine", "")
+    attached = case_step._attach(desk, lists, lists[:2], Session(), "?case=evil", "")
     assert [found.session.case for found in (resumed, attached) if found.session] == ["evil", "evil"]
     assert [link["href"] for link in stories.exports(evil.manifest, evil.path, None)["links"]] == [
         "/case/evil/audit.jsonl"
