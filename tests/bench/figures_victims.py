@@ -52,7 +52,7 @@ OTHER_VICTIMS = {
     "32m": "32 M parameters",
     "whole": "1.3 M parameters, all weights trained",
     "replanted": "1.3 M parameters, planted as the demo is now",
-    "searched": "the same on a base that met the words that turn its refusals",
+    "searched": "1.3 M parameters, the same on a base that met the words that turn its refusals",
 }
 """Further results of the bench of victims, by the end of their names."""
 VICTIM_LOCALISERS = ("paper mode", "occlusion of the contrast", "cascade")
