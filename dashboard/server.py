@@ -94,6 +94,11 @@ def browser_of(cookies: Mapping[str, str]) -> str:
     return found if BROWSER_ID.fullmatch(found) else ""
 
 
+def new_cookie() -> bytes:
+    """Return the header that gives a browser an id of its own."""
+    return f"{BROWSER}={uuid.uuid4().hex}; Path=/; Max-Age={BROWSER_SECONDS}; HttpOnly; SameSite=Strict".encode()
+
+
 def is_loopback(host: str) -> bool:
     """Return whether `host` names this machine only."""
     if host == "localhost":
@@ -141,13 +146,13 @@ class Guard:
             return
 
         new = scope["type"] == "http" and scope["path"] == "/" and not browser_of(Request(scope).cookies)
-        cookie = f"{BROWSER}={uuid.uuid4().hex}; Path=/; Max-Age={BROWSER_SECONDS}; HttpOnly; SameSite=Strict".encode()
+        given = [(b"set-cookie", new_cookie())] if new else []
 
         async def add_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 present = {name.lower() for name, _ in message["headers"]}
-                added = [(k, v) for k, v in HEADERS.items() if k not in present]
-                message["headers"] = [*message["headers"], *added, *([(b"set-cookie", cookie)] if new else [])]
+                added = ((k, v) for k, v in HEADERS.items() if k not in present)
+                message["headers"] = [*message["headers"], *added, *given]
             await send(message)
 
         headers = dict(scope["headers"])

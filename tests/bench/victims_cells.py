@@ -456,9 +456,12 @@ def defined(case: FailureCase, planted: Sequence[Span], attack: Attack | None) -
     if attack is None or not attack.defined:
         return planted
     content = case.report.messages[0].content
-    wanted = [re.compile(re.escape(part), re.IGNORECASE) for part in attack.defined]
-    found = [part.search(content, span.start, span.end) for part in wanted for span in planted]
-    return [Span(message=0, start=one.start(), end=one.end()) for one in found if one]
+    found = []
+    for part in attack.defined:
+        pattern = re.compile(re.escape(part), re.IGNORECASE)
+        (one,) = filter(None, (pattern.search(content, span.start, span.end) for span in planted))
+        found.append(Span(message=0, start=one.start(), end=one.end()))
+    return found
 
 
 def verdict_without_reference(result: TriageResult) -> str | None:

@@ -277,6 +277,6 @@ def test_with_passwords_a_report_needs_a_sign_in(tmp_path: Path) -> None:
     page, address = serve(roots, host="127.0.0.1", port=free_port(), auth=[("ann", "pw")])
     try:
         assert get(address + "case/one/report.html")[0] == 401
-        assert get(address + "keep/one", post=b"")[0] == 401
+        assert post(address + "keep/one", ADA) == 401
     finally:
         page.close()
