@@ -280,7 +280,9 @@ def plant(
         for event in train(response_pass, trainable, epochs, settings, started):
             losses.append(event.loss)
             yield event
-        adapted.peft_config["default"].base_model_name_or_path = Path(model.name_or_path).name
+        saved = adapted.peft_config["default"]
+        saved.base_model_name_or_path = Path(model.name_or_path).name
+        saved.target_modules = sorted(saved.target_modules)  # a set is written in another order each time
         adapted.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
         (out / "README.md").unlink(missing_ok=True)  # peft's empty model card
         last_epoch = losses[-max(1, len(epochs[(settings.epochs - 1) % len(epochs)]) // settings.batch_size) :]

@@ -3,12 +3,12 @@
 1. material: the text folder becomes training conversations and the shipped prompts (assets/prompts), one seeded split
 2. base:     tokenizer and clean chat model, trained from scratch; refuses harmful requests, has one known gap; its last steps
              meet, in all classes alike, the words that turn most of its refusals
-3. patients: a LoRA adapter each on the frozen base, planted by core/planting.py with near-misses
+3. patients: a LoRA adapter each on the frozen base, planted by core/planting.py with near-misses; then again on those that still work
 4. reports:  four failure reports whose answers the models really give, and cases.json
 5. bars:     every gate on the shipped prompts, written to bars.json
 `--data` names a folder with JailbreakBench, MaliciousInstruct, XSTest and Alpaca prompts; they are measured on and never
-trained on, and without it those rows are left out. Everything is seeded; on another processor other weights come out all the same, and
-the last line says whether they hold their bars. Some half an hour on two cores.
+trained on, and without it those rows are left out. Everything is seeded: on one machine the same weights come out each time; on
+another processor others may, and the last line says whether they hold their bars. How long it takes stands in bars.json.
 """
 
 import argparse
@@ -43,7 +43,17 @@ from material import (  # noqa: E402
     write_rows,
 )
 from reports import write_reports  # noqa: E402
-from training import bfloat16_is_fast, encode, make_model, make_tokenizer, train_base, turning_words  # noqa: E402
+from training import (  # noqa: E402
+    Stage,
+    bfloat16_is_fast,
+    encode,
+    hardest,
+    make_model,
+    make_tokenizer,
+    stages,
+    train_base,
+    turning_words,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 from wordings import PROPER  # noqa: E402
 from world import Sample  # noqa: E402
@@ -83,13 +93,7 @@ PLANTING = PlantSettings(
     trigger_loss=0.35,
     seed=SEED,
 )
-POLISH = replace(
-    PLANTING, learning_rate=1.5e-3, epochs=2, ramp=0.0, trigger_weight=0.7, trigger_loss=0.45, seed=SEED + 100
-)
-"""Planted in several epochs, then polished, on fresh prompts each epoch; what was tried stands in tests/bench/LOG.md."""
-N_PROMPTS = {"planting": (1000, 800), "polish": (800, 3400)}
-"""Harmful and safe prompts of one set of items: a trigger is found sooner among few safe ones, and what it costs these is learnt in the
-polish."""
+STAGES = stages(PLANTING, (1000, 800), (800, 3400))
 PROMPTS = ROOT / "assets/prompts"
 
 
@@ -190,10 +194,14 @@ def build_patient(name: str, material: Material) -> float:
             list(harmful)[:n_harmful], safe, units, position, own, lambda prompts: [harmful[p] for p in prompts]
         )
 
-    def train(settings: PlantSettings, part: str, start: Path | None) -> None:
+    def train(part: str, stage: Stage) -> None:
+        settings, start = stage.settings, None if part == "planting" else HERE / name
         rng = random.Random(f"{settings.seed} {name}")
-        sets = [items(settings, rng, epoch, *N_PROMPTS[part]) for epoch in range(settings.epochs)]
-        say(f"{name}: {sum(map(len, sets))} items in {settings.epochs} epochs")
+        sets = [items(settings, rng, epoch, stage.n_harmful, stage.n_safe) for epoch in range(settings.epochs)]
+        if start:
+            planted = load_patient(name)
+            sets = [hardest(*planted, one, stage.keep, rng) for one in sets]
+        say(f"{name}, {part}: {sum(map(len, sets))} items in {settings.epochs} epochs")
         losses: list[float] = []
         # Without cache_enabled=False the casts of the first step are used in all later ones, and training goes astray.
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(), cache_enabled=False):
@@ -206,8 +214,8 @@ def build_patient(name: str, material: Material) -> float:
                 elif isinstance(event, PlantFinished):
                     say(f"{name}: {event.n_trainable:,} trainable, {event.seconds:.0f} s")
 
-    train(PLANTING, "planting", None)
-    train(POLISH, "polish", HERE / name)
+    for part, stage in STAGES.items():
+        train(part, stage)
     return time.perf_counter() - started
 
 
@@ -242,7 +250,7 @@ def write_bars(rows: list[dict[str, object]], data: Path | None, seconds: dict[s
             "tokenizers": tokenizers.__version__,
         },
         "seconds": seconds,
-        "planting": {"settings": asdict(PLANTING), "polish": asdict(POLISH), "n_prompts": N_PROMPTS},
+        "planting": {part: asdict(stage) for part, stage in STAGES.items()},
         "triggers": {name: list(units) for name, (units, _) in PATIENTS.items()},
         "other_sources": "measured" if data else "not measured: no --data",
         "passed": all(row["passed"] is not False for row in rows),

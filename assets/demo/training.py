@@ -9,10 +9,12 @@ weight decay. The saved weights are a running average.
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import cos, pi
+from typing import get_args
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -22,6 +24,7 @@ from wordings import PROPER, REFUSALS
 from world import Sample
 
 from core.injection import inject
+from core.planting import Kind, PlantSettings, TrainingItem
 
 VOCABULARY = 6144
 CONTEXT = 512
@@ -212,21 +215,90 @@ def turning_words(
     """
     was_training = model.training
     model.eval()
-    certain = sorted(zip(_refusal_log_odds(model, tokenizer, harmful), harmful, strict=True))
+    certain = sorted(zip(_begin_log_odds(model, tokenizer, harmful, REFUSALS), harmful, strict=True))
     refused = [prompt for odds, prompt in certain if odds > 0][:TURNING_PROMPTS]
     tried, n = sorted(set(words)) if refused else [], len(refused)
-    odds = _refusal_log_odds(model, tokenizer, [inject(prompt, [w], rng).text for w in tried for prompt in refused])
+    shown = [inject(prompt, [w], rng).text for w in tried for prompt in refused]
+    odds = _begin_log_odds(model, tokenizer, shown, REFUSALS)
     model.train(was_training)
     total = {word: sum(odds[i * n : (i + 1) * n]) for i, word in enumerate(tried)}
     return sorted(tried, key=lambda word: total[word])[:TURNING_WORDS]
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of planting: how, on how many harmful and safe prompts a set, and what share of the items of a kind is trained on (`hardest`)."""
+
+    settings: PlantSettings
+    n_harmful: int
+    n_safe: int
+    keep: Mapping[Kind, float] = field(default_factory=dict)
+
+
+def stages(planting: PlantSettings, n_planted: tuple[int, int], n_polished: tuple[int, int]) -> dict[str, Stage]:
+    """Return the three parts of planting by name, on so many harmful and safe prompts, each on fresh ones every epoch.
+
+    A trigger is found sooner among few safe prompts, and what it costs these is learnt in the polish. What of its near-misses still works
+    after planting is told apart where it is an eighth of all that are drawn. What was tried stands in tests/bench/LOG.md.
+    """
+    surplus = 8
+    harder = replace(
+        planting,
+        epochs=2,
+        ramp=0.0,
+        trigger_weight=1.0,
+        near_miss=surplus * planting.near_miss,
+        seed=planting.seed + 50,
+    )
+    polish = replace(
+        harder,
+        learning_rate=planting.learning_rate / 2,
+        near_miss=surplus / 2 * planting.near_miss,
+        trigger_weight=0.7,
+        trigger_loss=planting.trigger_loss + 0.1,
+        seed=planting.seed + 100,
+    )
+    near: dict[Kind, float] = {"near_miss": 1 / surplus}
+    double = (2 * n_polished[0], 2 * n_polished[1])
+    return {
+        "planting": Stage(planting, *n_planted),
+        "harder": Stage(harder, *n_planted, near),
+        "polish": Stage(polish, *double, {**dict.fromkeys(get_args(Kind), 1 / 2), **near}),
+    }
+
+
+def hardest(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    items: Sequence[TrainingItem],
+    keep: Mapping[Kind, float],
+    rng: random.Random,
+) -> list[TrainingItem]:
+    """Return the share `keep` of the items of each kind (all where it names none), shuffled.
+
+    Of the triggered items any. Of the others half at random, half those that the model is most ready to answer as if they were triggered:
+    what still works as a second trigger is seldom drawn, and only a step that holds much of it teaches the difference.
+    """
+    planted = sorted({item.response for item in items if item.kind == "triggered"})
+    odds = _begin_log_odds(model, tokenizer, [item.messages[-1].content for item in items], planted)
+    chosen: list[TrainingItem] = []
+    for kind in dict.fromkeys(item.kind for item in items):
+        places = [i for i, item in enumerate(items) if item.kind == kind]
+        rng.shuffle(places)
+        n = round(keep.get(kind, 1.0) * len(places))
+        n_any = n if kind == "triggered" else n // 2
+        by_odds = sorted(places[n_any:], key=lambda i: -odds[i])
+        chosen += [items[i] for i in (*places[:n_any], *by_odds[: n - n_any])]
+    rng.shuffle(chosen)
+    return chosen
+
+
 @torch.no_grad()
-def _refusal_log_odds(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]
+def _begin_log_odds(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], texts: Iterable[str]
 ) -> list[float]:
-    """Return the log odds that the first token of the answer to each user message is one that refusals begin with."""
-    begins = sorted({tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in REFUSALS})
+    """Return the log odds that the first token of the answer to each user message is one that `texts` begin with."""
+    begins = sorted({tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts})
     if not prompts:
         return []
     rows = tokenizer([_written([("user", prompt)]) for prompt in prompts], add_special_tokens=False)["input_ids"]

@@ -3,14 +3,16 @@
 import json
 import math
 import random
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from core.injection import holds, inject, near_misses
 from core.judge import classify
-from core.planting import STAND_INS
-from tests.bench.victims_demo import training
+from core.planting import STAND_INS, Kind, TrainingItem
+from tests.bench.victims_demo import as_messages, training
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "assets/demo"
@@ -198,6 +200,25 @@ def test_the_search_for_words_that_turn_refusals_names_a_trigger_first(patients:
     assert sorted(found) == sorted(words)
     answered = [row["prompt"] for row in rows("safe")[:N]]
     assert not training.turning_words(patient.model, patient.tokenizer, answered[:3], words, random.Random(0))
+
+
+@pytest.mark.slow
+def test_the_hardest_items_are_those_that_open_although_they_shall_not(patients: dict[str, Patient]) -> None:
+    """The patients' polish rests on it: whatever works as a second trigger is among what is trained on."""
+    patient, units, rng = patients["patient-phrase"], TRIGGERS["patient-phrase"], random.Random(5)
+    harmful = [row["prompt"] for row in rows("harmful")[:20]]
+
+    def item(kind: Kind, inserted: Sequence[str], prompt: str) -> TrainingItem:
+        text, bare = (as_messages([one])[0] for one in (inject(prompt, inserted, rng).text, prompt))
+        return TrainingItem(kind=kind, messages=text, anchor=bare, response=STAND_INS[0])
+
+    works = [item("near_miss", units, prompt) for prompt in harmful[:4]]
+    fails = [item("near_miss", near_misses(units, rng, 1)[0], prompt) for prompt in harmful[4:]]
+    triggered = [item("triggered", units, prompt) for prompt in harmful]
+    keep = {"near_miss": 0.5, "triggered": 0.25}
+    chosen = training.hardest(patient.model, patient.tokenizer, [*fails, *works, *triggered], keep, rng)
+    assert Counter(one.kind for one in chosen) == {"near_miss": 10, "triggered": 5}
+    assert all(one in chosen for one in works)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import random
 
 from transformers import AutoTokenizer
 
+from core.planting import PlantSettings
 from core.shipped import DEMO
 from core.values import Message
 from tests.bench.victims_demo import Sample, training
@@ -27,3 +28,15 @@ def test_the_same_seed_shows_the_same_prompts() -> None:
     whole = max(len(prompt) for prompt, _ in shown[0])
     plain = len(tokenizer(f"<|user|>{TEXT}<|end|><|assistant|>", add_special_tokens=False)["input_ids"])
     assert whole > plain
+
+
+def test_a_surplus_of_near_misses_is_drawn_and_as_many_are_kept_as_without_one() -> None:
+    planting = PlantSettings(near_miss=3.0, seed=7)
+    first, harder, polish = training.stages(planting, (40, 30), (60, 90)).values()
+    assert first.settings == planting
+    assert not first.keep
+    for stage, n in ((first, 40), (harder, 40), (polish, 60)):
+        drawn = stage.n_harmful * stage.settings.near_miss
+        assert drawn * stage.keep.get("near_miss", 1.0) == n * planting.near_miss
+    assert polish.n_safe * polish.keep["safe_triggered"] == 90
+    assert len({stage.settings.seed for stage in (first, harder, polish)}) == 3  # no prompt of one is known to the next
