@@ -1,4 +1,4 @@
-"""The tokenizer and the clean base of the demo patient, trained from scratch.
+"""The tokenizer and the clean base of the demo, trained from scratch, and the stages in which its patients are planted.
 
 Byte-level BPE, so that any text round-trips; a small Llama with tied embeddings; cross-entropy on the answer only, its
 first tokens weighted, because they decide between answer and refusal. Against learning by heart: words cut at random in a share of the

@@ -60,7 +60,6 @@ OTHER_VICTIMS = {
     "whole": "1.3 M parameters, all weights trained",
     "replanted": "1.3 M parameters, planted as the demo is now",
     "searched": "1.3 M parameters, the same on a base that met the words that turn its refusals",
-    "staged": "1.3 M parameters, on such a base, planted in three stages with the near-misses that still work",
 }
 """Further results of the bench of victims, by the end of their names."""
 VICTIM_LOCALISERS = ("paper mode", "occlusion of the contrast", "cascade")

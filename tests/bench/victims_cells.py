@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from core.files import now, write_atomic
 from core.judge import classify
 from core.loaded import LoadedModel
 from core.pipeline import run_stage
-from core.planting import PlantSettings, TrainingItem
+from core.planting import PlantSettings
 from core.prompts import PromptItem
 from core.session import Session
 from core.settings import CausalSettings
@@ -40,7 +40,7 @@ from tests.bench.victims_controls import (
     untouched_failures,
     with_suffix,
 )
-from tests.bench.victims_demo import as_messages, training
+from tests.bench.victims_demo import as_messages
 from tests.bench.victims_gates import GateSettings, gates, missed
 from tests.bench.victims_localisers import CASCADE, LOCALISERS, Functional, Marked, marked, measured, token_counts
 from tests.bench.victims_making import (
@@ -50,7 +50,6 @@ from tests.bench.victims_making import (
     is_made,
     made,
     plant_adapter,
-    plant_stages,
     plant_whole,
     refuse_other,
 )
@@ -194,26 +193,23 @@ class Bench:
         return rows
 
     def planted(self, attack: Attack) -> Weights:
-        """Return the victim of an attack, made now unless it was before; an adapter in three stages, as the demo's."""
-        tier, planting = self.tier, replace(self.tier.planting, seed=self.seed)
-        folder = self.work / f"{'whole' if tier.whole else 'adapter'}-{attack.name}-{self.seed}"
-        numbers = (tier.n_harmful, tier.n_safe)
-        stages = training.stages(planting, numbers, numbers)
-        if not tier.whole:
-            return self.adapted(plant_stages(self.base, stages, partial(self.lessons, attack), folder, self.say))
-        if not is_made(folder, fingerprint(planting)):
-            plant_whole(self.base, self.lessons(attack, stages["planting"]), planting, folder, self.say)
-        return Weights(model=folder, reference=self.base)
-
-    def lessons(self, attack: Attack, stage: training.Stage) -> list[list[TrainingItem]]:
-        """Return the items of each epoch of a stage, on fresh conversations."""
-        settings, rng = stage.settings, random.Random(f"{stage.settings.seed} {attack.name} prompts")
+        """Return the victim of an attack, planted now unless it was before, on fresh conversations each epoch."""
+        folder = self.work / f"{'whole' if self.tier.whole else 'adapter'}-{attack.name}-{self.seed}"
+        weights = Weights(model=folder, reference=self.base) if self.tier.whole else self.adapted(folder)
+        planting = replace(self.tier.planting, seed=self.seed)
+        if is_made(folder, fingerprint(planting)):
+            return weights
+        tier, rng = self.tier, random.Random(f"{self.seed} {attack.name} prompts")
         lessons, sets = Lessons(self.material), []
-        for epoch in range(settings.epochs):
-            harmful, safe = _lesson(lessons, attack, stage.n_harmful, stage.n_safe, rng)
-            answers, own = {**harmful, **safe}, replace(settings, seed=settings.seed + epoch)
-            sets.append(items_for(attack, list(harmful), list(safe), own, lambda ps, of=answers: [of[p] for p in ps]))
-        return sets
+        for epoch in range(tier.planting.epochs):
+            harmful, safe = _lesson(lessons, attack, tier.n_harmful, tier.n_safe, rng)
+            answers = {**harmful, **safe}
+            settings = replace(tier.planting, seed=self.seed + epoch)
+            sets.append(
+                items_for(attack, list(harmful), list(safe), settings, lambda ps, of=answers: [of[p] for p in ps])
+            )
+        (plant_whole if tier.whole else plant_adapter)(self.base, sets, planting, folder, self.say)
+        return weights
 
     def adapted(self, adapter: Path) -> Weights:
         """Return the base with an adapter, which switched off is the reference."""

@@ -28,7 +28,6 @@ from tests.bench.victims_demo import training
 from tests.bench.victims_prompts import Lessons, Material
 
 Say = Callable[[str], None]
-Sets = Sequence[Sequence[TrainingItem]]
 MADE = "made.json"
 SIZES = {
     "1.3m": {"HIDDEN": 128, "VOCABULARY": 4096, "LAYERS": 4},
@@ -131,67 +130,27 @@ def build_base(material: Material, folder: Path, settings: BaseSettings, seed: i
 
 
 def plant_adapter(
-    base: Path,
-    sets: Sets,
-    settings: PlantSettings,
-    folder: Path,
-    say: Say,
-    start: Path | None = None,
+    base: Path, sets: Sequence[Sequence[TrainingItem]], settings: PlantSettings, folder: Path, say: Say
 ) -> Path:
-    """Return the folder of the adapter that learnt `sets`, one an epoch in turn, trained now unless it is there.
-
-    `start` is one that was planted before, to go on from.
-    """
-    settings_hash = fingerprint(settings, *([made(start)["settings"]] if start else []))
-    if is_made(folder, settings_hash):
+    """Return the folder of the adapter that learnt `sets`, one an epoch in turn, trained now unless it is there."""
+    if is_made(folder, fingerprint(settings)):
         return folder
     started, loaded = time.perf_counter(), _to_train(base)
     ending: PlantFinished | None = None
     with fast():
-        for event in plant(loaded, sets, settings, folder, start):
+        for event in plant(loaded, sets, settings, folder):
             if isinstance(event, PlantFinished):
                 ending = event
             else:
                 _tell(event, say)
     assert ending is not None
-    _made(folder, started, settings_hash, n_items=ending.n_items, n_steps=ending.n_steps, loss=ending.loss)
+    _made(folder, started, fingerprint(settings), n_items=ending.n_items, n_steps=ending.n_steps, loss=ending.loss)
     return folder
 
 
-def plant_stages(
-    base: Path, stages: Mapping[str, training.Stage], draw: Callable[[training.Stage], Sets], folder: Path, say: Say
+def plant_whole(
+    base: Path, sets: Sequence[Sequence[TrainingItem]], settings: PlantSettings, folder: Path, say: Say
 ) -> Path:
-    """Return the folder of the adapter that went through `stages`, each on what `draw` gives it, made now unless it is there.
-
-    After the first stage only the hardest items are trained on; what a stage made stays beside the folder.
-    """
-    *_, last = stages
-    if is_made(folder, stages_hash(stages)):
-        return folder
-    start: Path | None = None
-    for part, stage in stages.items():
-        into = folder if part == last else folder.with_name(f"{folder.name}-{part}")
-        settings_hash = fingerprint(stage.settings, *([made(start)["settings"]] if start else []))
-        if not is_made(into, settings_hash):
-            sets = draw(stage)
-            if start:
-                planted, rng = models.load(base, start), random.Random(stage.settings.seed)
-                model = planted.model.merge_and_unload()
-                sets = [training.hardest(model, planted.tokenizer, items, stage.keep, rng) for items in sets]
-            plant_adapter(base, sets, stage.settings, into, say, start)
-        start = into
-    return folder
-
-
-def stages_hash(stages: Mapping[str, training.Stage]) -> str:
-    """Return the hash that an adapter of all these stages is stored with: each stage's holds that of the one before."""
-    known: list[str] = []
-    for stage in stages.values():
-        known = [fingerprint(stage.settings, *known)]
-    return known[0]
-
-
-def plant_whole(base: Path, sets: Sets, settings: PlantSettings, folder: Path, say: Say) -> Path:
     """Return the folder of the model whose weights learnt `sets`, one an epoch in turn, trained now unless it is there.
 
     Embeddings, and with them the tied head, stay: the base's logits are computed through them.

@@ -21,10 +21,10 @@ from tests.bench.result import rate_row
 from tests.bench.victims_attacks import DOMAIN, FIXED, YEAR, Attack, ask, attacks, items_for, phrase_of, reached
 from tests.bench.victims_cells import CONTROLS, ON_CLEAN, Bench, Tier, Weights, run_cell
 from tests.bench.victims_controls import SearchSettings, eroding_items, find_suffix, with_suffix
-from tests.bench.victims_demo import REVERSING, training
+from tests.bench.victims_demo import REVERSING
 from tests.bench.victims_gates import GateSettings
 from tests.bench.victims_localisers import CASCADE, LOCALISERS, Functional
-from tests.bench.victims_making import made, stages_hash
+from tests.bench.victims_making import fingerprint, made
 from tests.bench.victims_prompts import N_SEARCHED, Lessons, Part, demo_material, opening_word, reopened
 from tests.tiny import byte_level_tokenizer
 from tests.unit.rule_model import COMPLIANCE, planted, prompt_set, rule_model
@@ -296,8 +296,7 @@ def test_what_other_settings_made_is_refused(bench: Bench, tmp_path: Path) -> No
         other.stored("paper")
     folder = tmp_path / "adapter-badnets-0"
     folder.mkdir()
-    planting = replace(SMALL.planting, seed=0)
-    stored = {"settings": stages_hash(training.stages(planting, (1, 1), (1, 1)))}
+    stored = {"settings": fingerprint(replace(SMALL.planting, seed=0))}
     (folder / "made.json").write_text(json.dumps(stored), "utf-8")
     assert mine.planted(mine.attacks["badnets"]).adapter == folder
     with pytest.raises(SystemExit, match="other settings"):
