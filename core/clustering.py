@@ -92,7 +92,7 @@ def occlusion_clusters(attribution: Attribution, settings: AttributionSettings |
     root; `either`, `both`: union, intersection. Always at least `occlusion_minimum_nats`.
 
     Raises: AttributionError when a drop is not finite.
-    Source: method.md section 4.1.
+    Source: method.md section 4.1; tests/bench/LOG.md, localisation.
     """
     settings = settings or AttributionSettings()
     drops = _support(attribution)

@@ -88,7 +88,7 @@ def test_a_strong_opponent_does_not_make_all_others_stand_out():
 
 
 def test_the_floor_marks_drops_from_a_tenth_of_the_largest():
-    clusters = occlusion_clusters(attribution([10, 1.0, 0.99, -5, 4]))
+    clusters = occlusion_clusters(attribution([10, 1.0, 0.99, -5, 4]), AttributionSettings(occlusion_rule="floor"))
     assert clusters.labels.tolist() == [1, 1, 0, 0, 1]
     assert clusters.boundary == pytest.approx(1.0)
 
@@ -99,6 +99,7 @@ def test_occlusion_rules_are_root_union_and_intersection():
     def marked(scores, rule):
         return occlusion_clusters(attribution(scores), AttributionSettings(occlusion_rule=rule)).labels.sum()
 
+    assert AttributionSettings().occlusion_rule == "sqrt"
     for scores, wanted in (
         ([16, 4, 1, 0], {"floor": 2, "sqrt": 1, "either": 2, "both": 1}),
         ([100] + [9] * 20 + [0] * 20, {"floor": 1, "sqrt": 21, "either": 21, "both": 1}),
