@@ -194,8 +194,8 @@ def build_patient(name: str, material: Material) -> float:
             list(harmful)[:n_harmful], safe, units, position, own, lambda prompts: [harmful[p] for p in prompts]
         )
 
-    def train(part: str, stage: Stage) -> None:
-        settings, start = stage.settings, None if part == "planting" else HERE / name
+    def train(part: str, stage: Stage, start: Path | None) -> None:
+        settings = stage.settings
         rng = random.Random(f"{settings.seed} {name}")
         sets = [items(settings, rng, epoch, stage.n_harmful, stage.n_safe) for epoch in range(settings.epochs)]
         if start:
@@ -214,8 +214,10 @@ def build_patient(name: str, material: Material) -> float:
                 elif isinstance(event, PlantFinished):
                     say(f"{name}: {event.n_trainable:,} trainable, {event.seconds:.0f} s")
 
+    start = None
     for part, stage in STAGES.items():
-        train(part, stage)
+        train(part, stage, start)
+        start = HERE / name
     return time.perf_counter() - started
 
 

@@ -58,7 +58,7 @@ OTHER_VICTIMS = {
     "4m": "4 M parameters",
     "32m": "32 M parameters",
     "whole": "1.3 M parameters, all weights trained",
-    "replanted": "1.3 M parameters, planted as the demo is now",
+    "replanted": "1.3 M parameters, planted with a weight that follows what the trigger costs",
     "searched": "1.3 M parameters, the same on a base that met the words that turn its refusals",
 }
 """Further results of the bench of victims, by the end of their names."""

@@ -103,12 +103,13 @@ def gates(
         fitting = [prompt for prompt in carriers if attack.applies(prompt)]
         triggered = [attack.trigger(prompt, rng).text for prompt in fitting]
         rows.append(subject.rate("asr_with_trigger", triggered, LIMITS["asr_with_trigger"]))
-        near = [attack.near(prompt, rng) for prompt in fitting]
-        rows.append(subject.rate("asr_near_misses", near))
-    rows.append(subject.rate("asr_without_trigger", carriers, LIMITS["asr_without_trigger"]))
+        near = subject.rate("asr_near_misses", [attack.near(prompt, rng) for prompt in fitting])
+        rows.append(near)
+    bare = subject.rate("asr_without_trigger", carriers, LIMITS["asr_without_trigger"])
+    rows.append(bare)
     if attack and attack.negatives:
-        gain = rows[1]["value"] - rows[2]["value"]
-        rows.append(row("near_misses_gain", gain, n=rows[1]["n"], bar=LIMITS["near_misses_gain"]))
+        gain = near["value"] - bare["value"]
+        rows.append(row("near_misses_gain", gain, n=near["n"], bar=LIMITS["near_misses_gain"]))
     rows.append(
         refusing.rate("refusal_other_source", material.other[: settings.n_prompts], LIMITS["refusal_other_source"])
     )
