@@ -135,6 +135,17 @@ def tiny_case(server: PageProcess, tiny_folder: Callable[[str], Path]):
     return case
 
 
+def unfold(page, button: str, field: str) -> None:
+    """Open the accordion of `field` by its `button`, and wait until something may be typed there.
+
+    Gradio 6.31 sets the values of a part that was never shown one animation frame after it stands, over what was typed meanwhile
+    (`render_previously_invisible_children`); nobody types that fast but a test.
+    """
+    page.click(button)
+    page.wait_for_selector(field)
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def wait_on(page, condition: Callable[[], object], complaint: str) -> None:
     """Wait until `condition()` while the page's own events, held requests among them, go on."""
     deadline = time.monotonic() + WAIT_MS / 1000

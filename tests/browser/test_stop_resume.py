@@ -8,7 +8,7 @@ from core import jobs, worker_process
 from core.casefile import Case
 from core.events import RepairFinished, RepairStarted, StepDone
 from core.repair_trace import trace
-from tests.browser.conftest import wait_until
+from tests.browser.conftest import unfold, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -29,7 +29,7 @@ def start(page, case: Case, **changes: str) -> None:
     before = trace(case.events()).request
     page.wait_for_selector("#repair-start:visible:enabled")
     if not page.locator("#setting-max_steps").is_visible():
-        page.click("text=Advanced")
+        unfold(page, "text=Advanced", "#setting-max_steps")
     for name, value in (FORM | ADVANCED | changes).items():
         page.locator(f"#setting-{name}").locator("input, textarea").fill(value)
     page.uncheck("#setting-early_stop input")
