@@ -16,6 +16,15 @@ from core.rewrites import SENTENCE
 from core.transplants import close_units, core_span, text_of, touches
 from core.values import FailureCase, Span, TokenClusters, TriggerProposal
 
+RULES = {
+    "two_means": "2-means",
+    "occlusion_sqrt": "2-means of the square root of each drop",
+    "occlusion_floor": "a share of the largest drop",
+    "occlusion_either": "2-means of the square root of each drop, or a share of the largest",
+    "occlusion_both": "2-means of the square root of each drop, and a share of the largest",
+}
+"""How tokens were told apart, in words, by the method of their clusters."""
+
 
 def propose(case: FailureCase, clusters: TokenClusters, scores: np.ndarray) -> tuple[TriggerProposal, ...]:
     """Return candidates from the tokens labelled 1: the whole set first, then its units by score; possibly none.
@@ -107,7 +116,7 @@ def _candidate(
 def _marked_reason(clusters: TokenClusters, n_marked: int, n_scored: int) -> str:
     boundary = "" if clusters.boundary is None else f" above {clusters.boundary:.3g}"
     tokens = "token stands" if n_marked == 1 else "tokens stand"
-    reason = f"{n_marked} of {n_scored} {tokens} out{boundary} ({clusters.method.replace('_', ' ')})."
+    reason = f"{n_marked} of {n_scored} {tokens} out{boundary} ({RULES.get(clusters.method, clusters.method)})."
     if 2 * n_marked > n_scored:
         reason += " That is more than half of the text: a style or a scenario rather than a phrase."
     return reason

@@ -1,11 +1,13 @@
 """Marked tokens become whole-word candidates, the whole set first; nothing marked is no candidate."""
 
 import time
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
-from core.proposals import neighbours, propose
+from core.proposals import RULES, neighbours, propose
+from core.settings import AttributionSettings
 from core.values import (
     FailureCase,
     FailureReport,
@@ -63,6 +65,12 @@ def test_adjacent_tokens_are_one_unit_with_exact_offsets():
     assert one.token_positions == (3, 4, 5, 6, 7)
     assert one.score == 1.0
     assert one.kept
+    assert one.reasons[0] == "5 of 11 tokens stand out above 0.5 (2-means)."
+
+
+def test_every_rule_of_occlusion_has_its_words():
+    rules = get_args(get_type_hints(AttributionSettings)["occlusion_rule"])
+    assert {f"occlusion_{rule}" for rule in rules} < set(RULES)
 
 
 def test_part_of_a_word_is_widened_to_it_and_says_so():
