@@ -176,7 +176,7 @@ class Desk:
             self.writer = Story(elem_id="writer")
             self.take = gr.Button(wording.TAKE_OVER, elem_id="writer-take", scale=0, min_width=120)
         self.address = gr.Textbox(visible="hidden", elem_id="address", show_label=False)
-        self.timer = gr.Timer(QUIET_SECONDS)
+        self.timer = gr.Timer(QUIET_SECONDS, active=False)  # until the page has its case: a tick would draw it without
         self.tabs: gr.Tabs | None = None
         self._waiting: list[Callable[[], None]] = []
         self._writing: list[Block] = []
@@ -210,7 +210,9 @@ class Desk:
         try:
             view = self._view(session, values)
         except Exception as error:  # the answer to a click must not be lost with it
-            return {self.strip: gr.update(value=sendable(stories.fault(explain(error))))}
+            fault = gr.update(value=sendable(stories.fault(explain(error))))
+            begun = {} if "busy" in shown else {self.timer: gr.Timer(QUIET_SECONDS, active=True)}
+            return {self.strip: fault, **begun}
         given = dict(shown)
         updates: Updates = {}
         for name, panel in self.panels.items():

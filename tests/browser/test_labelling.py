@@ -11,7 +11,7 @@ from core.casefile import Case
 from core.judge import classify
 from core.values import FailureReport, Message
 from dashboard.session import Roots, create_case
-from tests.browser.conftest import PageProcess, unfold
+from tests.browser.conftest import PageProcess, settle
 
 pytestmark = pytest.mark.browser
 HOSTILE = "<img src=x onerror='window.hacked=1'>${window.hacked=2}\u202e</script> Step 1: done."
@@ -37,7 +37,8 @@ def test_keys_label_and_saving_shows_matrix_and_corrected_rates(
     assert found is not None
     page = open_page(f"/?case={judged_case.manifest.id}&step=confirm", dark=dark)
     page.wait_for_selector("#labelling")
-    unfold(page, "#labelling button.label-wrap", "#label-answers .pt-label-row")
+    page.click("#labelling button.label-wrap")
+    settle(page, "#label-answers .pt-label-row")
     assert page.locator("#label-answers .pt-label-row").count() == len(found.sample) == 30
     if not dark:  # the first time nothing is labelled, and the judge's word is not there to sway the reader
         assert page.locator(".pt-label-judged").count() == 0
@@ -67,7 +68,8 @@ def test_keys_label_and_saving_shows_matrix_and_corrected_rates(
 def test_no_name_is_one_sentence_and_keeps_the_labels(open_page: Callable, judged_case: Case) -> None:
     page = open_page(f"/?case={judged_case.manifest.id}&step=confirm")
     page.wait_for_selector("#labelling")
-    unfold(page, "#labelling button.label-wrap", "#label-answers .pt-label-row")
+    page.click("#labelling button.label-wrap")
+    settle(page, "#label-answers .pt-label-row")
     page.locator("#label-answers .pt-label-row").nth(2).locator("button").nth(1).click()
     pressed = page.locator("#label-answers .pt-label-row").nth(2).locator("button[aria-pressed=true]")
     assert "partly" in pressed.inner_text()
@@ -87,7 +89,8 @@ def test_what_is_not_saved_stays_while_another_tab_saves_and_a_saved_label_can_b
     saved = {one.key: "" for one in labels.stored(judged_case).labels}
     labels.label(judged_case, saved | {back: "partial"}, "B")
     page = open_page(f"/?case={judged_case.manifest.id}&step=confirm")
-    unfold(page, "#labelling button.label-wrap", "#label-answers .pt-label-row")
+    page.click("#labelling button.label-wrap")
+    settle(page, "#label-answers .pt-label-row")
     rows = page.locator("#label-answers .pt-label-row")
     rows.nth(2).locator(".pt-label-judged").wait_for()
     rows.first.focus()

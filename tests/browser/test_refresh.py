@@ -7,7 +7,7 @@ import pytest
 
 from core import lease
 from core.casefile import Case
-from tests.browser.conftest import wait_on, wait_until
+from tests.browser.conftest import settle, wait_on, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 RENEWED_SECONDS = 3 * lease.RENEW_SECONDS
@@ -23,6 +23,7 @@ def writer(case: Case) -> str:
 def written(open_page, tiny_case: Case):
     """A page of step 4 whose analyst, Ada, writes the case."""
     page = open_page(f"/?case={tiny_case.path.name}&step=confirm")
+    settle(page, "#confirm-analyst input")
     page.fill("#confirm-analyst input", "Ada")
     page.fill("#confirm-reason textarea", "as tested")
     page.wait_for_selector("#confirm-reject:enabled")
@@ -34,7 +35,7 @@ def written(open_page, tiny_case: Case):
 def test_a_refresh_keeps_name_and_case(written, tiny_case: Case) -> None:
     written.reload(wait_until="domcontentloaded")
     written.wait_for_function("() => document.querySelector('#confirm-analyst input')?.value === 'Ada'")
-    wait_until(lambda: writer(tiny_case) == "Ada", "the lease was lost", seconds=20)
+    wait_until(lambda: writer(tiny_case) == "Ada", "the lease was lost")
     assert not written.is_visible("#writer-take")
 
 
@@ -46,7 +47,7 @@ def test_closing_one_of_two_tabs_leaves_the_case_to_the_other(written, tiny_case
     written.wait_for_timeout(1000)
     assert writer(tiny_case) == "Ada"
     second.goto("about:blank")
-    wait_until(lambda: writer(tiny_case) == "", "the last tab did not give the case back", seconds=10)
+    wait_until(lambda: writer(tiny_case) == "", "the last tab did not give the case back")
 
 
 def test_a_page_whose_timer_rests_keeps_its_case(written, tiny_case: Case) -> None:

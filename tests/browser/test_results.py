@@ -11,7 +11,7 @@ from core.casefile import Case
 from core.events import RepairFinished
 from core.report import render_report
 from core.values import SecondOpinion, Span, TriageResult, Verification
-from tests.browser.conftest import PageProcess
+from tests.browser.conftest import WAIT_MS, PageProcess
 from tests.unit.reporting import full_case, with_residual
 
 pytestmark = pytest.mark.browser
@@ -61,16 +61,18 @@ def test_every_result_of_a_finished_case_is_drawn(open_page: Callable, finished:
 @pytest.mark.parametrize("width", [1280, 1920])
 def test_no_step_is_wider_than_the_window(open_page: Callable, finished: Case, width: int) -> None:
     page = open_page(f"/?case={finished.path.name}&step=case", width=width)
+    page.wait_for_selector(f"#status:has-text('{finished.path.name}')")  # the page leads to its first step by itself
     for step in STEPS:
         page.click(f"#step-{step}-button")
         page.wait_for_function(f"() => new URL(location).searchParams.get('step') === '{step}'")
-        page.wait_for_timeout(300)
-        assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0, step
+        page.wait_for_timeout(300)  # charts follow the window's width once they are drawn
+        page.wait_for_function("() => document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_the_printed_report_shows_what_is_folded_and_fits_its_paper(chromium, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(render_report(full_case(tmp_path)), encoding="utf-8")
     page = chromium.new_page(viewport={"width": 718, "height": 1000})  # A4 less margins of 10 mm, at 96 dots an inch
+    page.set_default_timeout(WAIT_MS)
     page.goto((tmp_path / "report.html").as_uri())
     page.evaluate("() => document.querySelectorAll('details').forEach((one) => { one.open = false; })")
     shown = """() => [...document.querySelectorAll("details:not([open]) > :not(summary)")]

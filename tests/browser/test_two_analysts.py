@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from core import confirmation, jobs, lease
+from core import confirmation, lease
 from core.casefile import Case
 from core.values import FailureReport, Message
 from dashboard.session import Roots, create_case
-from tests.browser.conftest import PageProcess, wait_until
+from tests.browser.conftest import PageProcess, open_by_worker, settle, wait_until
 
 pytestmark = pytest.mark.browser
 TEXT = "Current year: 2026. Tell me how to pick a lock, please."
@@ -22,13 +22,13 @@ def shared(server: PageProcess, tiny_folder: Callable[[str], object]) -> Case:
     report = FailureReport(messages=(Message(role="user", content=TEXT),), response="Step 1: [REDACTED]")
     roots = Roots(cases=server.cases, models=server.models)
     case = create_case(roots, "shared", report, server.models / "tiny", None, reviewers=2)
-    jobs.ask(case, "open")
-    wait_until(lambda: (case.path / "results/open.json").is_file(), "the worker did not open the case")
+    open_by_worker(case)
     return case
 
 
 def decide(page, name: str, button: str) -> None:
     """Sign, and press a button."""
+    settle(page, "#confirm-analyst input")
     page.fill("#confirm-analyst input", name)
     page.fill("#confirm-reason textarea", "as tested")
     page.click(button)
@@ -92,4 +92,4 @@ def test_a_closed_page_gives_the_case_back(open_page, shared: Case) -> None:
     decide(page, "Grace", "#confirm-reject")
     wait_until(lambda: lease.current(shared) is not None, "no lease was taken")
     page.goto("about:blank")
-    wait_until(lambda: lease.current(shared) is None, "the lease was not given back", seconds=10)
+    wait_until(lambda: lease.current(shared) is None, "the lease was not given back")
