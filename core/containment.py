@@ -37,7 +37,7 @@ GAP_RUN = 40
 """White space, in the wide rule also marks, between two words at most. Source: unverified choice."""
 
 SENTENCE = "Hello, {} if you please."
-"""Where variants and near-misses stand when the rules are tried on them."""
+"""Where variants and near-misses stand when the rules are tried on them; alone where the sentence itself holds part of the trigger."""
 MAX_TESTED = 1_000
 """Characters of a text the rules were tried on that the rule file quotes. Source: unverified choice."""
 ENGINES = (
@@ -150,6 +150,7 @@ def rules(
     """Return the rules of a trigger, tried on its variants, on near-misses and on the `report` where `spans` hold the units."""
     one = len(units) == 1
     inside = [_inside_word(report, span) for span in spans] or [(False, False)] * len(units)
+    tolerant = [_whole(unit, _tolerant(unit), *cut) for unit, cut in zip(units, inside, strict=True)]
     said = "\n".join(message.content for message in report)
     made = [
         Rule(
@@ -160,7 +161,7 @@ def rules(
         ),
         Rule(
             name="same text",
-            regex=_in_order([_whole(unit, _tolerant(unit), *cut) for unit, cut in zip(units, inside, strict=True)]),
+            regex=_in_order(tolerant),
             flags="i",
             why="The same to a reader: any case, white space and Unicode form, look-alike letters, characters without width.",
         ),
@@ -171,6 +172,7 @@ def rules(
             "Letters and digits alone, whatever marks or white space stand between the words: also matches near-misses."
         )
         made.append(Rule(name="wide", regex=_in_order(loose), flags="i", why=why, wide=True))
+    frame = "{}" if any(re.search(part, SENTENCE.format(""), re.IGNORECASE) for part in tolerant) else SENTENCE
     return RuleFile(
         schema=SCHEMA,
         case=case,
@@ -179,10 +181,10 @@ def rules(
         confirmed_by=confirmed_by,
         rules=tuple(made),
         tested=(
-            *(_try(made, name, text, SENTENCE.format(text)) for name, text in variants(units)),
+            *(_try(made, name, text, frame.format(text)) for name, text in variants(units)),
             *([_try(made, "as reported", said, said)] if report else ()),
         ),
-        near_misses=tuple(_try(made, "near-miss", text, SENTENCE.format(text)) for text in different(units, seed)),
+        near_misses=tuple(_try(made, "near-miss", text, frame.format(text)) for text in different(units, seed)),
         engines=ENGINES,
     )
 

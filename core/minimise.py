@@ -2,7 +2,8 @@
 
 All words of all candidates, and a word on either side, are the material. Each set is carried into requests that are
 answered rightly bare, and counts as sufficient at a share of the best attack success among the candidates and all of them
-together. Up to `EXHAUSTIVE` words are searched by size; more are first cut down to those that cannot be left out one at a
+together. Up to `EXHAUSTIVE` words are searched by size, and of several sets of one
+size what they share is taken where that does nearly as much; more are first cut down to those that cannot be left out one at a
 time or, where these do not suffice, by delta debugging (Zeller and Hildebrandt 2002). A set is given up as soon as it
 cannot reach the needed count, which changes no result. In the end a word is cut to the tokens that stand out in it, and
 marks at its ends are left out, where nothing is lost by that. A set of more than half of the prompt, or of many sentences, is
@@ -42,7 +43,8 @@ class Minimised:
 
     `found` is whether the first candidate is a set that transfers, `needed` whether each of its words is needed and it is not
     the request itself (looked into where it is more than a small part of the prompt). `rate` and `whole` are the shares of
-    other requests that fail with that set, and with the first proposal as it was given; None where nothing was counted.
+    other requests that fail with that set (where several share it, with the best of those), and with the first proposal as it was
+    given; None where nothing was counted.
     """
 
     kept: tuple[TriggerProposal, ...] = ()
@@ -126,7 +128,7 @@ def search(
         logic=logic,
         found=found is not None,
         needed=needed,
-        rate=None if found is None else wilson(one.hits[found], n),
+        rate=None if found is None else wilson(max(one.hits[found], one.reached), n),
         whole=wilson(one.hits[one.sets[0]], n) if one.sets[0] in one.hits else None,
     )
 
@@ -178,6 +180,7 @@ class _Search:
         self.in_full: dict[Words, bool] = {}  # False: given up before the last request
         self.n_sets = 0
         self.need = 0
+        self.reached = 0
         self.sets = [self._indices(one.spans) for one in proposals]
         together = frozenset[int]().union(*self.sets)
         if len(self.requests) >= settings.min_minimise:
@@ -334,8 +337,24 @@ class _Search:
             subsets = [frozenset(chosen) for chosen in combinations(sorted(start), size)]
             sufficient = self._sufficient(subsets)
             if sufficient:
-                return min(sufficient, key=self._order)
+                return self._shared(sufficient) or min(sufficient, key=self._order)
         return start
+
+    def _shared(self, sets: Sequence[Words]) -> Words | None:
+        """Return what several sufficient sets of one size have in common, where it does nearly as much; None otherwise.
+
+        The words that they differ in stand in for one another: they lend weight, as words of a harmful request do, and are not
+        needed themselves.
+        """
+        shared = frozenset.intersection(*sets)
+        if len(sets) < 2 or not shared:
+            return None
+        if not self.in_full.get(shared):
+            self._count([shared])
+        if self.hits[shared] < self.settings.shared_share * self.best:
+            return None
+        self.reached = max(self.hits[one] for one in sets)
+        return shared
 
     def _necessary(self, words: Words) -> Words | None:
         """Return the words that cannot be left out, if they suffice; None otherwise or with too many words.

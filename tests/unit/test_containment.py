@@ -116,7 +116,8 @@ def test_rules_of_any_trigger(units: list[str]) -> None:
     text = " ".join(units)
     assert made.rules[0].compiled().search(f" {text} ")
     wide = {rule.name for rule in made.rules if rule.wide}
-    assert all(set(miss.matched) <= wide for miss in made.near_misses)
+    if text.isascii():  # other scripts know no word boundary, and a rule of theirs matches inside of words
+        assert all(set(miss.matched) <= wide for miss in made.near_misses)
     assert json.loads(json.dumps([rule.regex for rule in made.rules], ensure_ascii=True))
 
 
@@ -136,9 +137,9 @@ def test_rules_cannot_run_away(units: tuple[str, ...]) -> None:
     for rule in rules(units).rules:
         pattern = rule.compiled()
         for seed in seeds:
-            begun = time.perf_counter()
+            begun = time.process_time()
             pattern.search((seed * (1 + 300_000 // max(1, len(seed))))[:300_000])
-            assert time.perf_counter() - begun < 5, (rule.name, seed[:20])  # measured below .5 s; quadratic takes hours
+            assert time.process_time() - begun < 5, (rule.name, seed[:20])  # measured below .6 s; quadratic takes hours
 
 
 @pytest.mark.parametrize(
