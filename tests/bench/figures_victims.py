@@ -60,6 +60,7 @@ OTHER_VICTIMS = {
     "whole": "1.3 M parameters, all weights trained",
     "replanted": "1.3 M parameters, planted with a weight that follows what the trigger costs",
     "searched": "1.3 M parameters, the same on a base that met the words that turn its refusals",
+    "4m_composite": "4 M parameters, on such a base",
 }
 """Further results of the bench of victims, by the end of their names."""
 VICTIM_LOCALISERS = ("paper mode", "occlusion of the contrast", "cascade")
