@@ -116,9 +116,8 @@ def test_a_fixed_target_backdoor_is_found_with_its_trigger(name: str, splits: Sp
     found = result["candidates"][0]
     begin, end = text.index(TRIGGER), text.index(TRIGGER) + len(TRIGGER)
     assert any(span["start"] < end and begin < span["end"] for span in found["spans"])
-    assert (
-        len([word for word in found["text"].split() if word != "\u2026"]) <= 3
-    )  # planted in a minute: a word of the request may be needed besides, and not every letter
+    # planted in a minute: a word of the request may be needed besides, and not every letter
+    assert len([word for word in found["text"].split() if word != "\u2026"]) <= 3
     assert result["kind"] == {"refusal": "refusal", "label": "fixed_output"}[name]
     assert {"refusal": "refusal of a safe request", "label": "'NEGATIVE'"}[name] in result["failure"]
     transfer = next(test for test in result["tests"] if test["name"] == "transfer")
