@@ -224,6 +224,18 @@ def inert(text: str) -> str:
     return "".join(c if c == "\n" or (c.isascii() and c.isprintable()) else json.dumps(c)[1:-1] for c in text)
 
 
+def leave(code: int) -> NoReturn:
+    """End this process; one of several under torchrun at once, without the interpreter's own end.
+
+    There a thread of gloo that frees a tensor now and then aborts a process whose work is done (PyTorch issue 190489).
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
     forbid_other_hosts()
-    sys.exit(main())
+    leave(main())

@@ -1,6 +1,7 @@
 """Two real processes (gloo) repair one model: DDP by Accelerate and FSDP2 give what one process gives, and one writes."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
+import core.__main__
 from core import models, team as teams
 from tests.unit.repairing import SMALL
 from tests.unit.test_team import losses, repaired
@@ -48,6 +50,7 @@ with teams.start("cpu") as ddp:
     found["first"] = losses(repaired(models.load(folder, settings=SMALL), out / "parts", fsdp, stop=stop))
     found["rest"] = losses(repaired(models.load(folder, settings=SMALL), out / "parts", fsdp, resume=True))
     (out / f"found-{ddp.rank}.json").write_text(json.dumps(found))
+core.__main__.leave(0)
 """
 
 
@@ -104,6 +107,16 @@ def test_two_processes_repair_as_one_does(tiny_folder: Callable[[str], Path], tm
         assert len(list((tmp_path / name).glob("checkpoint-*"))) == 1
     assert first["first"]["end"][:2] == ["kept", 2]
     assert first["rest"]["end"] == first["fsdp"]["end"]  # resumed from shares bit for bit
+
+
+@pytest.mark.parametrize(("n", "farewell"), [("1", "said\nleft\n"), ("2", "said\n")])
+def test_one_of_several_processes_ends_at_once_with_its_code_and_all_it_said(n: str, farewell: str) -> None:
+    script = "import atexit, core.__main__ as m; atexit.register(print, 'left'); print('said'); m.leave(3)"
+    env = os.environ | {"WORLD_SIZE": n}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (3, farewell)
 
 
 def test_the_parts_of_a_batch_are_disjoint_and_as_many_everywhere() -> None:
