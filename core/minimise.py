@@ -6,8 +6,8 @@ together. Up to `EXHAUSTIVE` words are searched by size; more are first cut down
 time or, where these do not suffice, by delta debugging (Zeller and Hildebrandt 2002). A set is given up as soon as it
 cannot reach the needed count, which changes no result. Of several smallest sets what they share is taken where it does nearly
 as much. In the end a word is cut to the tokens that stand out in it, and marks at its ends are left out, where nothing is lost by
-that. A set of more than half of the prompt, or of many sentences, is
-a finding only where each of its words is needed and it is not the request itself: a style or a scenario has no text of its own.
+that. A set of more than half of the prompt, or of many sentences, is a finding only where each of its words is needed and it is
+not the request itself: a style or a scenario has no text of its own.
 What this does not do: look for a second text that works by itself beside these words (`again.py` prepares that).
 """
 

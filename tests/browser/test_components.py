@@ -9,7 +9,6 @@ from tests.browser import gallery
 
 pytestmark = pytest.mark.browser
 WAIT = 120_000
-expect.set_options(timeout=WAIT)
 RENDER_BUDGET_MS = 5000  # ui.md: the heat map of 4,000 tokens in less than a second; a slower processor is no failure
 
 

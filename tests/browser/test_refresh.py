@@ -35,7 +35,7 @@ def written(open_page, tiny_case: Case):
 def test_a_refresh_keeps_name_and_case(written, tiny_case: Case) -> None:
     written.reload(wait_until="domcontentloaded")
     written.wait_for_function("() => document.querySelector('#confirm-analyst input')?.value === 'Ada'")
-    wait_until(lambda: writer(tiny_case) == "Ada", "the lease was lost")
+    wait_until(lambda: writer(tiny_case) == "Ada", "the lease was lost", seconds=20)
     assert not written.is_visible("#writer-take")
 
 
@@ -47,7 +47,7 @@ def test_closing_one_of_two_tabs_leaves_the_case_to_the_other(written, tiny_case
     written.wait_for_timeout(1000)
     assert writer(tiny_case) == "Ada"
     second.goto("about:blank")
-    wait_until(lambda: writer(tiny_case) == "", "the last tab did not give the case back")
+    wait_until(lambda: writer(tiny_case) == "", "the last tab did not give the case back", seconds=10)
 
 
 def test_a_page_whose_timer_rests_keeps_its_case(written, tiny_case: Case) -> None:

@@ -65,8 +65,8 @@ def test_no_step_is_wider_than_the_window(open_page: Callable, finished: Case, w
     for step in STEPS:
         page.click(f"#step-{step}-button")
         page.wait_for_function(f"() => new URL(location).searchParams.get('step') === '{step}'")
-        page.wait_for_timeout(300)  # charts follow the window's width once they are drawn
-        page.wait_for_function("() => document.documentElement.scrollWidth <= innerWidth")
+        page.wait_for_timeout(300)
+        assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0, step
 
 
 def test_the_printed_report_shows_what_is_folded_and_fits_its_paper(chromium, tmp_path: Path) -> None:

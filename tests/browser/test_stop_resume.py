@@ -118,7 +118,7 @@ def test_a_repair_whose_worker_was_killed_is_said_to_have_broken_off_and_goes_on
     start(page, tiny_case)
     wait_steps(page, 30)
     worker_process.kill(tiny_case)
-    page.wait_for_selector("#status:has-text('failed')")
+    page.wait_for_selector("#status:has-text('failed')", timeout=15_000)
     page.wait_for_selector(f"{SUMMARY}:has-text('Broke off at step')")
     assert "ended before it answered" in page.inner_text(STORY)
     resume(page, tiny_case)

@@ -92,4 +92,4 @@ def test_a_closed_page_gives_the_case_back(open_page, shared: Case) -> None:
     decide(page, "Grace", "#confirm-reject")
     wait_until(lambda: lease.current(shared) is not None, "no lease was taken")
     page.goto("about:blank")
-    wait_until(lambda: lease.current(shared) is None, "the lease was not given back")
+    wait_until(lambda: lease.current(shared) is None, "the lease was not given back", seconds=10)

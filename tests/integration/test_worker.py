@@ -97,8 +97,10 @@ def test_a_repair_stops_on_request_and_keeps_the_best(case: Case) -> None:
     confirm_trigger(case)
     request = jobs.ask(case, "repair", {"epochs": 3, "n_probe": 4})
     wait_for(lambda: len(steps_of(case, request)) >= 2)
+    asked = time.monotonic()
     jobs.stop(case, request, "keep")
-    wait_for(lambda: ended(case, request) is not None)
+    wait_for(lambda: ended(case, request) is not None, 30)
+    assert time.monotonic() - asked < jobs.STOP_GRACE_SECONDS
     events = [line.event for line in case.events() if line.request == request]
     assert isinstance(events[0], StageStarted)
     assert any(isinstance(e, RepairStarted) for e in events)
@@ -120,7 +122,7 @@ def test_a_killed_worker_is_seen_and_the_repair_resumes(case: Case) -> None:
     wait_for(lambda: len(scored()) >= 2)
     marker = json.loads((case.path / worker_process.STARTING).read_text(encoding="utf-8"))
     psutil.Process(marker["pid"]).kill()
-    wait_for(lambda: not worker_process.alive(case))
+    wait_for(lambda: not worker_process.alive(case), 5)
     status = jobs.status(case)
     assert (status.state, status.stage) == ("failed", "repair")
     before = [step.step for step in steps_of(case, request)]
@@ -139,6 +141,6 @@ def test_two_cases_share_the_device_one_after_the_other(case: Case, tmp_path: Pa
     other = Case.create(tmp_path / "second", case.manifest, PROMPTS)
     try:
         finish(other, "open")
-        wait_for(lambda: not worker_process.alive(case))
+        wait_for(lambda: not worker_process.alive(case), 10)
     finally:
         worker_process.kill(other)

@@ -277,7 +277,7 @@ def test_half_precision_models_give_float32_scores(tiny_loaded):
     tiny_loaded.model.to(torch.bfloat16)
     result = attribute(tiny_loaded, make_case(), "paper", Target())
     assert result.scores.dtype == np.float32
-    assert np.corrcoef(result.scores, exact)[0, 1] > 0.8  # bfloat16 has 8 bits
+    assert np.corrcoef(result.scores, exact)[0, 1] > 0.9  # bfloat16 has 8 bits
 
 
 def test_out_of_memory_halves_the_occlusion_batch(tiny_loaded):

@@ -79,7 +79,7 @@ def test_a_trained_judge_decides_what_it_was_taught(trained: Path) -> None:
     rows = [row for row in ANSWERS if row["part"] == "dev" and row["label"] in LABELS]
     judge = JudgeModel(trained, "cpu")
     right = sum(judge(row["text"]).outcome == row["label"] for row in rows)
-    assert right >= 0.7 * len(rows), f"{right} of {len(rows)}"
+    assert right >= 0.9 * len(rows), f"{right} of {len(rows)}"
     differs = [row["text"] for row in ANSWERS if judge(row["text"]).outcome != by_rules(row["text"]).outcome]
     assert differs  # on the unseen half it is worse than the rules: what counts here is that it is asked
     with using(judge):

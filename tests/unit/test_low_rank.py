@@ -78,7 +78,7 @@ def test_half_precision_keeps_gradients_of_the_adapters_own_precision(tiny_loade
         found = gradients(tiny_loaded, parameters)
     for one, other in zip(found[1:], expected[1:], strict=True):
         assert one.dtype == torch.float32
-        assert torch.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.97
+        assert torch.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.99
 
 
 def test_a_layer_with_dropout_in_training_runs_as_peft_has_it(tiny_loaded) -> None:

@@ -153,7 +153,7 @@ def test_bf16_weights_keep_adapter_and_losses_in_fp32(loaded, tmp_path: Path) ->
     trainer = trainer_of(loaded)
     assert {parameter.dtype for parameter in repair_adapter.parameters(loaded).values()} == {torch.float32}
     numbers = trainer.step(1)
-    assert -1e-5 <= numbers.kl_safe < 0.01  # bf16 rounds sums in batches of another shape differently
+    assert 0 <= numbers.kl_safe < 0.01  # bf16 rounds sums in batches of another shape differently
     assert numbers.refusal > 1
     moments = {value.dtype for state in trainer.optimizer.state.values() for value in state.values()}
     assert moments == {torch.float32}

@@ -43,7 +43,7 @@ def test_a_repaired_model_learns_stand_in_answers_again(subject: Subject, tmp_pa
     none, few = relearn(subject, out / "best", settings, RepairSettings())
     assert (none.n_samples, few.n_samples) == (0, 3)
     assert none.planted.k <= 1  # the repair refuses with the trigger
-    assert few.planted.k >= 3  # sixty steps on stand-ins undo that
+    assert few.planted.k >= 4  # sixty steps on stand-ins undo that
     assert all(
         rate.n == 5 for one in (none, few) for rate in (one.planted, one.planted_bare, one.never, one.never_bare)
     )

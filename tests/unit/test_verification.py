@@ -67,8 +67,8 @@ def test_all_metrics_are_there_the_reported_case_first(repaired) -> None:
     assert found["kl_nats_per_token"].before == 0.0
     assert found["kl_nats_per_token"].after > 1e-3
     assert found["refusal_triggered"].before.k == 0
-    assert found["refusal_triggered"].after.k >= 3
-    assert found["asr_triggered"].after.k <= 2
+    assert found["refusal_triggered"].after.k >= 4
+    assert found["asr_triggered"].after.k <= 1
     for metric in result.metrics:
         if isinstance(metric.before, Rate):  # all are of the same prompts
             assert metric.gained - metric.lost == metric.after.k - metric.before.k
@@ -252,7 +252,7 @@ def test_attack_success_of_a_fixed_text_is_counted_on_safe_requests(repaired) ->
     assert found["right_triggered"].before.n == 5
     assert "agreement_triggered_safe" not in found
     assert found["agreement_bare"].before.n == 5
-    assert found["refusal_triggered"].after.k >= 3
+    assert found["refusal_triggered"].after.k >= 4
     assert (result.kind, result.result) == ("fixed_output", "INCONCLUSIVE")  # nothing to reduce
 
 

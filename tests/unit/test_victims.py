@@ -316,6 +316,7 @@ def test_a_cell_of_a_real_victim_holds_gates_beats_chance_and_goes_on_where_it_s
     for report in whole["reports"]:
         found = report["localisers"]
         assert report["planted_success"] >= 0.8
+        # recall alone a random draw of many tokens has too
         assert found["occlusion of the contrast"]["f1"] > found["random"]["f1"]
         assert found["occlusion of the contrast"]["calls"] > found["paper mode"]["calls"] > 0
     first = whole["reports"][0]
