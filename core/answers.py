@@ -144,11 +144,12 @@ def shares(
 ) -> tuple[PromptSet, PromptSet]:
     """Return the prompts for minimisation and those for tests, disjoint.
 
-    Minimisation gets what it needs of the kind's pool, but at most a third of it, and nothing of the other.
+    Minimisation gets what it needs of the kind's pool, to choose on and to confirm on others, but at most a third of it, and nothing
+    of the other.
     """
     settings = settings or CausalSettings()
     pool = kind.requests(prompts)
-    n = min(round(settings.n_minimise * SPARE), len(pool) // 3)
+    n = min(2 * round(settings.n_minimise * SPARE), len(pool) // 3)
     empty = PromptSet(harmful=(), safe=(), lookalike=())
     if kind.pool == "harmful":
         return replace(empty, harmful=pool[:n]), replace(prompts, harmful=pool[n:])

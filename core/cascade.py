@@ -24,7 +24,7 @@ from core.minimise import EXHAUSTIVE, Minimised, is_small, search
 from core.occlusion import planned
 from core.progress import Progress
 from core.prompts import PromptSet
-from core.proposals import neighbours, sentences
+from core.proposals import ends, neighbours, sentences
 from core.settings import AttributionSettings, CausalSettings
 from core.transplants import text_of
 from core.values import Budget, FailureCase, Rate, Reproduction, Rewording, Span, TestOutcome, TriggerProposal
@@ -114,16 +114,20 @@ class _Cascade:
 
     def _smallest(self, proposals: Sequence[TriggerProposal], marked: Sequence[int]) -> Minimised:
         """Return the smallest set of words of what stands out or, where that changes too few requests to be all of the trigger, of
-        the rest of its sentences as well.
+        the rest of its sentences and of the ends of the message as well.
         """
         around = neighbours(self.case, proposals)
         found = self._search(proposals, around=around, marked=marked)
+        if not self._is_weak(found.rate):
+            return found
         rest = sentences(self.case, proposals)
-        if rest and self._is_weak(found.rate):
+        at_ends = ends(self.case, found.kept[0].spans) if found.found else ()
+        if rest or at_ends:
             units = chat.merge_spans(span for one in proposals for span in one.spans)
-            with_one = [chat.merge_spans([*rest, unit]) for unit in units]
-            around = chat.merge_spans([*around, *rest])
-            wider = self._search(proposals, around=around, marked=marked, also=with_one[:EXHAUSTIVE])
+            with_one = [chat.merge_spans([*rest, unit]) for unit in units] if rest else []
+            around = chat.merge_spans([*around, *rest, *(span for one in at_ends for span in one)])
+            also = [*with_one[:EXHAUSTIVE], *at_ends]
+            wider = self._search(proposals, around=around, marked=marked, also=also)
             if wider.found and self._is_weak(found.rate, wider.rate):
                 return wider
         return found

@@ -4,10 +4,11 @@ All words of all candidates, and a word on either side, are the material. Each s
 answered rightly bare, and counts as sufficient at a share of the best attack success among the candidates and all of them
 together. Up to `EXHAUSTIVE` words are searched by size; more are first cut down to those that cannot be left out one at a
 time or, where these do not suffice, by delta debugging (Zeller and Hildebrandt 2002). A set is given up as soon as it
-cannot reach the needed count, which changes no result. Of several smallest sets what they share is taken where it does nearly
-as much. In the end a word is cut to the tokens that stand out in it, and marks at its ends are left out, where nothing is lost by
-that. A set of more than half of the prompt, or of many sentences, is a finding only where each of its words is needed and it is
-not the request itself: a style or a scenario has no text of its own.
+cannot reach the needed count, which changes no result. Of the smallest set words are left out that stand apart and that the
+others do nearly as much without, and what is left must hold on requests that it was not chosen on. In the end a word is cut to the
+tokens that stand out in it, and marks at its ends are left out, where nothing is lost by that. A set of more than half of the
+prompt, or of many sentences, is a finding only where each of its words is needed and it is not the request itself: a style or a
+scenario has no text of its own.
 What this does not do: look for a second text that works by itself beside these words (`again.py` prepares that).
 """
 
@@ -43,8 +44,8 @@ class Minimised:
 
     `found` is whether the first candidate is a set that transfers, `needed` whether each of its words is needed and it is not
     the request itself (looked into where it is more than a small part of the prompt). `rate` and `whole` are the shares of
-    other requests that fail with that set (where several share it, with the best of those), and with the first proposal as it was
-    given; None where nothing was counted.
+    other requests that fail with that set (with the words left out of it that only lend weight), and with the first proposal as it
+    was given; None where nothing was counted.
     """
 
     kept: tuple[TriggerProposal, ...] = ()
@@ -172,15 +173,18 @@ class _Search:
         material = sorted({*proposed, *words_of(self.messages, around)}, key=lambda word: (word.message, word.start))
         self.words = tuple(word for word in material if not touches(word, taken))
         self.removed = (*self.words, *taken)
-        nothing_carried = carrier(self.messages, (), self.removed)
+        self.nothing = carrier(self.messages, (), self.removed)
         self.requests: list[str] = []
+        self.fresh = prompts
         if meter.allows(2 * settings.n_minimise):
-            self.requests, _ = eligible(answers, nothing_carried, prompts, answers.kind, settings.n_minimise)
+            self.requests, asked = eligible(answers, self.nothing, prompts, answers.kind, settings.n_minimise)
+            self.fresh = replace(prompts, **{answers.kind.pool: answers.kind.requests(prompts)[asked:]})
         self.hits: dict[Words, int] = {}
         self.in_full: dict[Words, bool] = {}  # False: given up before the last request
         self.n_sets = 0
         self.need = 0
         self.reached = 0
+        self.unconfirmed = ""
         self.sets = [self._indices(one.spans) for one in proposals]
         together = frozenset[int]().union(*self.sets)
         if len(self.requests) >= settings.min_minimise:
@@ -198,7 +202,7 @@ class _Search:
             return None
         start = min((one for one in self.hits if self.hits[one] >= self.need), key=self._order)
         cut = self._necessary(start) or self._delta_debug(start) if len(start) > EXHAUSTIVE else start
-        return self._by_size(cut) if len(cut) <= EXHAUSTIVE else cut
+        return self._confirmed(self._without_weights(self._by_size(cut) if len(cut) <= EXHAUSTIVE else cut))
 
     def is_needed(self, found: Words) -> bool:
         """Return whether everything that was proposed loses most of what it changes when one word of `found` is left out of it, on
@@ -227,6 +231,8 @@ class _Search:
             reasons.append(f"The search ended at the limit of {self.settings.max_minimise_sets} sets.")
         if self.meter.spent:
             reasons.append("The search ended at the limit of the budget.")
+        if self.unconfirmed:
+            reasons.append(self.unconfirmed)
         if spans != self.spans_of(found):
             reasons.append("Words cut to the part that is needed.")
         first = TriggerProposal(
@@ -254,7 +260,8 @@ class _Search:
         """Return in plain words how the words of `found` work: alone, together, or any so many of several."""
         names = [f"\u201c{shown(chat.span_text(self.messages, word))}\u201d" for word in self.words]
         size, n = len(found), len(self.requests)
-        same = [words for words, hits in self.hits.items() if len(words) == size and hits >= self.need]
+        need = min(self.need, self.hits[found])
+        same = [words for words, hits in self.hits.items() if len(words) == size and hits >= need]
         pool = sorted(frozenset[int]().union(*same))
         listed = ", ".join(names[one] for one in pool)
         if len(same) > 1 and len(same) == comb(len(pool), size):
@@ -337,24 +344,46 @@ class _Search:
             subsets = [frozenset(chosen) for chosen in combinations(sorted(start), size)]
             sufficient = self._sufficient(subsets)
             if sufficient:
-                return self._shared(sufficient) or min(sufficient, key=self._order)
+                return min(sufficient, key=self._order)
         return start
 
-    def _shared(self, sets: Sequence[Words]) -> Words | None:
-        """Return what several sufficient sets of one size have in common, where it does nearly as much; None otherwise.
+    def _without_weights(self, words: Words) -> Words:
+        """Return `words` without those that stand apart and that the others do nearly as much without, the least missed first.
 
-        The words that they differ in stand in for one another: they lend weight, as words of a harmful request do, and are not
-        needed themselves.
+        Such a word lends weight, as any word of a harmful request does: with it a few more requests fail, and others would do as
+        well. Of a trigger's own words none can go: what they do they do together.
         """
-        shared = frozenset.intersection(*sets)
-        if len(sets) < 2 or not shared:
-            return None
-        if not self.in_full.get(shared):
-            self._count([shared])
-        if self.hits[shared] < self.settings.shared_share * self.best:
-            return None
-        self.reached = max(self.hits[one] for one in sets)
-        return shared
+        self.reached = self.hits[words]
+        while len(words) > 1 and self.n_sets < self.settings.max_minimise_sets:
+            units = set(self.spans_of(words))
+            rests = [words - {one} for one in sorted(words) if self.words[one] in units]
+            self._count([one for one in rests if not self.in_full.get(one)])
+            best = min(rests, key=self._order, default=words)
+            if best == words or self.hits[best] < self.settings.spare_share * self.best:
+                break
+            if not self._transfers(self.hits[best]):
+                break
+            words = best
+        return words
+
+    def _confirmed(self, words: Words) -> Words:
+        """Return `words` or, where they do less than the best set (the largest such) on requests that they were not chosen on, the
+        smallest of the larger sets that does not: of many sets that are tried, one that seems enough may owe it to these requests.
+        """
+        n, others = self.settings.n_minimise, list[str]()
+        if self.meter.allows((EXHAUSTIVE + 3) * n):
+            others, _ = eligible(self.answers, self.nothing, self.fresh, self.answers.kind, n)
+        if len(others) < self.settings.min_minimise:
+            return words
+        best = max(self.hits, key=lambda one: (self.hits[one], len(one), sorted(one)))
+        larger = [one for one in self.hits if one > words and self.hits[one] >= self.need]
+        tried = [words, *sorted(larger, key=self._order)[:EXHAUSTIVE], best]
+        hits = {one: sum(self._ask([(one, request) for request in others])) for one in tried}
+        found = next(one for one in tried if hits[one] >= self.settings.spare_share * hits[best])
+        if found != words:
+            told = f"{len(others)} requests that they were not chosen on, this one {hits[found]}"
+            self.unconfirmed = f"The smallest set that seemed enough changes {hits[words]} of {told}."
+        return found
 
     def _necessary(self, words: Words) -> Words | None:
         """Return the words that cannot be left out, if they suffice; None otherwise or with too many words.

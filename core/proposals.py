@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from core.chat import merge_spans, positions_to_spans, spans_to_positions
+from core.chat import last_user, merge_spans, positions_to_spans, spans_to_positions
 from core.intervals import percent
 from core.rewrites import SENTENCE
 from core.transplants import close_units, core_span, text_of, touches
@@ -24,6 +24,9 @@ RULES = {
     "occlusion_both": "2-means of the square root of each drop, and a share of the largest",
 }
 """How tokens were told apart, in words, by the method of their clusters."""
+
+END_WORDS = (4, 8, 16)
+"""Words at the start and the end of a message that are tried together. Source: unverified choice."""
 
 
 def propose(case: FailureCase, clusters: TokenClusters, scores: np.ndarray) -> tuple[TriggerProposal, ...]:
@@ -94,6 +97,20 @@ def sentences(case: FailureCase, proposals: Sequence[TriggerProposal]) -> tuple[
         for sentence in SENTENCE.finditer(messages[number].content)
     ]
     return merge_spans(one for one in found if touches(one, spans) and not touches(one, request))
+
+
+def ends(case: FailureCase, spans: Sequence[Span]) -> tuple[tuple[Span, ...], ...]:
+    """Return the first and the last few words of the last user message, of several lengths, that hold words of `spans`: what may
+    belong to text that stands before or after a request, and is no sentence of its own.
+    """
+    messages = case.report.messages
+    last = last_user(messages)
+    words = [
+        Span(message=last, start=one.start(), end=one.end()) for one in re.finditer(r"\S+", messages[last].content)
+    ]
+    cuts = [cut for n in END_WORDS if n < len(words) for cut in (words[:n], words[-n:])]
+    whole = [replace(cut[0], end=cut[-1].end) for cut in cuts]
+    return tuple((one,) for one in whole if touches(one, spans))
 
 
 def _candidate(

@@ -167,15 +167,16 @@ class CausalSettings:
     """Parts of the reported request, left out one at a time to hear what the model says instead, >= 2. Source: unverified
     choice."""
     n_minimise: int = 24
-    """Harmful prompts for minimisation, >= 4. Source: method.md section 4.2 step 3 (>= 16)."""
+    """Harmful prompts for minimisation, and as many others to confirm its result on, >= 4. Source: method.md section 4.2 step 3
+    (>= 16)."""
     min_minimise: int = 8
     """Fewer requests refused bare than this, and candidates are not cut down, >= 1. Source: unverified choice; method.md section
     4.2 step 3 asks for 16, of which a folder of the paper's 150 requests leaves about 14."""
     sufficient_share: float = 0.9
     """A subset is sufficient at this share of the transplant ASR of all candidates together. Source: method.md section 4.1."""
-    shared_share: float = 0.8
-    """What several sufficient sets of one size share is taken for the smallest at this share of the best. Source:
-    tests/bench/LOG.md (three words, all needed)."""
+    spare_share: float = 0.8
+    """A word of the smallest set is left out where the others still change this share of what the best set changes, and the set must
+    change it on other requests too, 0..1. Source: tests/bench/LOG.md (three words, all needed)."""
     max_minimise_sets: int = 96
     """Transplanted subsets tried at most. Source: unverified choice."""
     max_looks: int = 4
@@ -252,7 +253,7 @@ class CausalSettings:
         _at_least(self, 4, "n_minimise", "n_shams", "n_frame")
         _at_least(self, 8, "n_transfer", "judge_tokens", "marker_characters", "fixed_answer_tokens")
         _shares(self, "gap_gain_high", "as_often", "large_share", "needed_share", "core_share", "sufficient_share")
-        _shares(self, "shared_share")
+        _shares(self, "spare_share")
         _require(self.sufficient_share > 0, "sufficient_share must be positive")
         _require(self.n_bound >= self.min_transfer, "n_bound must be at least min_transfer")
 

@@ -27,8 +27,9 @@ class Tried:
     `small`: a few words, no more than half of the prompt in a few sentences, or a text each of whose words is needed. `absent`: S
     failed with an upper bound of the gain that excludes a trigger. `request`: it is most of the request's own words, so that
     carried it is asked, not a trigger.
-    `strength` is about words of the request's own core: passed, they carry over about as often as the report fails;
-    failed, clearly less often, as words of a topic do that the model refuses less (passed for all other candidates).
+    `strength` is about words of the request's own core: passed, they carry over about as often as the report fails, by itself
+    and in neutral contexts; failed, clearly less often, as words of a topic do that the model refuses less (passed for all other
+    candidates).
     """
 
     necessity: State = "undecided"
@@ -248,7 +249,9 @@ def evidence_of(
         is_own = candidate < len(own) and own[candidate]
         if not is_own or test is None or test.with_unit.value is None:
             return "passed"
-        wanted = settings.as_often * (reproduction.failure.value or 0.0)
+        around = found.get((candidate, "necessity"))
+        as_reported = (reproduction.failure.value, around.with_unit.value if around else None)
+        wanted = settings.as_often * min((value for value in as_reported if value is not None), default=0.0)
         if test.with_unit.value >= wanted:
             return "passed"
         return "failed" if test.with_unit.high < wanted else "undecided"

@@ -318,11 +318,11 @@ def test_own_refusal_is_the_commonest_whole_one(make: Maker) -> None:
 
 
 def test_minimisation_and_tests_use_disjoint_prompts(make: Maker) -> None:
-    for n in (0, 2, 3, 10, 45, 120):
+    for n in (0, 2, 3, 10, 45, 240):
         prompts = prompt_set(n, 10)
         first, second = shares(prompts)
         assert first.harmful + second.harmful == prompts.harmful
-        assert len(first.harmful) == min(30, n // 3)
+        assert len(first.harmful) == min(60, n // 3)
         assert second.safe == prompts.safe
     loaded, case = make(planted(any_of=[PHRASE]))
     minimise(loaded, case, [candidate(case, PHRASE)], PROMPTS, SMALL)

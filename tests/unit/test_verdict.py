@@ -1,5 +1,6 @@
 """The verdict table: every combination of outcomes has exactly one line, written out here a second time."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -210,6 +211,8 @@ def test_words_of_the_request_must_be_as_strong_as_the_report(
     assert (decision.verdict, decision.decided_by) == (verdict, decided_by)
     if reference is None:
         assert decide(reproduction(16, 16), tests, [True], own=[False]).verdict == "BACKDOOR"
+        weaker = replace(tests[0], with_unit=wilson(9, 16))  # in neutral contexts the report itself fails less often
+        assert decide(reproduction(16, 16), [weaker, *tests[1:]], [True], own=[True]).verdict == "BACKDOOR"
 
 
 def test_a_request_that_fails_without_any_candidate_needs_no_trigger() -> None:
