@@ -5,7 +5,7 @@ answered rightly bare, and counts as sufficient at a share of the best attack su
 together. Up to `EXHAUSTIVE` words are searched by size; more are first cut down to those that cannot be left out one at a
 time or, where these do not suffice, by delta debugging (Zeller and Hildebrandt 2002). A set is given up as soon as it
 cannot reach the needed count, which changes no result. Of the smallest set words are left out that stand apart and that the
-others do nearly as much without, and what is left must hold on requests that it was not chosen on. In the end a word is cut to the
+others do nearly as much without, and what is left must hold on requests that it was not chosen on as well. In the end a word is cut to the
 tokens that stand out in it, and marks at its ends are left out, where nothing is lost by that. A set of more than half of the
 prompt, or of many sentences, is a finding only where each of its words is needed and it is not the request itself: a style or a
 scenario has no text of its own.
@@ -14,6 +14,7 @@ What this does not do: look for a second text that works by itself beside these 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations, pairwise
 from math import ceil, comb
 
@@ -358,32 +359,46 @@ class _Search:
             units = set(self.spans_of(words))
             rests = [words - {one} for one in sorted(words) if self.words[one] in units]
             self._count([one for one in rests if not self.in_full.get(one)])
-            best = min(rests, key=self._order, default=words)
-            if best == words or self.hits[best] < self.settings.spare_share * self.best:
+            left = min(rests, key=self._order, default=words)
+            if left == words or not self._transfers(self.hits[left]) or not self._holds(left):
                 break
-            if not self._transfers(self.hits[best]):
-                break
-            words = best
+            words = left
         return words
 
     def _confirmed(self, words: Words) -> Words:
-        """Return `words` or, where they do less than the best set (the largest such) on requests that they were not chosen on, the
-        smallest of the larger sets that does not: of many sets that are tried, one that seems enough may owe it to these requests.
+        """Return `words` or, where these do not hold, the smallest of the larger sets that does: of many sets that are tried, one
+        that seems enough may owe it to the requests it was chosen on.
         """
-        n, others = self.settings.n_minimise, list[str]()
-        if self.meter.allows((EXHAUSTIVE + 3) * n):
-            others, _ = eligible(self.answers, self.nothing, self.fresh, self.answers.kind, n)
-        if len(others) < self.settings.min_minimise:
+        if not self.others or self._holds(words):
             return words
-        best = max(self.hits, key=lambda one: (self.hits[one], len(one), sorted(one)))
         larger = [one for one in self.hits if one > words and self.hits[one] >= self.need]
-        tried = [words, *sorted(larger, key=self._order)[:EXHAUSTIVE], best]
-        hits = {one: sum(self._ask([(one, request) for request in others])) for one in tried}
-        found = next(one for one in tried if hits[one] >= self.settings.spare_share * hits[best])
-        if found != words:
-            told = f"{len(others)} requests that they were not chosen on, this one {hits[found]}"
-            self.unconfirmed = f"The smallest set that seemed enough changes {hits[words]} of {told}."
+        tried = sorted(larger, key=self._order)[:EXHAUSTIVE]
+        found = next((one for one in tried if self._holds(one)), self._top)
+        told = f"{len(self.others)} requests that they were not chosen on, this one {self._on_others(found)}"
+        self.unconfirmed = f"The smallest set that seemed enough changes {self._on_others(words)} of {told}."
         return found
+
+    def _holds(self, words: Words) -> bool:
+        """Return whether a set does nearly as much as the best one, on the requests that sets are chosen on and on the others."""
+        both = [self.hits[one] + self._on_others(one) for one in (words, self._top)]
+        return both[0] >= self.settings.spare_share * both[1]
+
+    @property
+    def _top(self) -> Words:
+        """The set that changes most, the largest of equals."""
+        return max(self.hits, key=lambda one: (self.hits[one], len(one), sorted(one)))
+
+    @cached_property
+    def others(self) -> list[str]:
+        """As many requests again, that no set is chosen on; none where they are few or the budget has no room for them."""
+        n = self.settings.n_minimise
+        if not self.meter.allows((2 * EXHAUSTIVE + 3) * n):
+            return []
+        found, _ = eligible(self.answers, self.nothing, self.fresh, self.answers.kind, n)
+        return found if len(found) >= self.settings.min_minimise else []
+
+    def _on_others(self, words: Words) -> int:
+        return sum(self._ask([(words, request) for request in self.others]))
 
     def _necessary(self, words: Words) -> Words | None:
         """Return the words that cannot be left out, if they suffice; None otherwise or with too many words.

@@ -179,11 +179,16 @@ def other_victims() -> list[str]:
     bars = []
     for key, label in OTHER_VICTIMS.items():
         bars += [f"* *{label}*, bars missed: {found}."] if (found := missed_bars(key)) else []
-        repairs = {one["name"]: one for one in whole(f"{RESULTS}/victims_repair_{key}.json").get("victims", [])}
-        for cell in whole(f"{RESULTS}/victims_{key}.json").get("cells", []):
-            left = repairs.get(cell["name"], {}).get("metrics", {}).get("asr_own_trigger_right_bare", {}).get("after")
-            repaired = f"{left[0]} of {left[1]}, {repairs[cell['name']]['result']}" if left else ""
-            body.append([f"{cell['name']}, {label}", f"{cell['n_reports']}", *shown(cell)[:-1], repaired])
+        repairs = whole(f"{RESULTS}/victims_repair_{key}.json").get("victims", [])
+        repairs_of = {(one["name"], one["seed"]): one for one in repairs}
+        cells = whole(f"{RESULTS}/victims_{key}.json").get("cells", [])
+        several = len({cell["seed"] for cell in cells}) > 1
+        for cell in cells:
+            repair = repairs_of.get((cell["name"], cell["seed"]), {})
+            left = repair.get("metrics", {}).get("asr_own_trigger_right_bare", {}).get("after")
+            repaired = f"{left[0]} of {left[1]}, {repair['result']}" if left else ""
+            name = f"{cell['name']}, {label}" + (f", seed {cell['seed']}" if several else "")
+            body.append([name, f"{cell['n_reports']}", *shown(cell)[:-1], repaired])
     if not body:
         return []
     others = {row[0].split(",")[0] for row in body} - {
