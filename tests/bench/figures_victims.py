@@ -55,12 +55,12 @@ VICTIM_COLUMNS = (
     "without, derived",
 )
 OTHER_VICTIMS = {
+    "older": "1.3 M parameters, older bases and code",
     "4m": "4 M parameters",
     "32m": "32 M parameters",
     "whole": "1.3 M parameters, all weights trained",
     "replanted": "1.3 M parameters, planted with a weight that follows what the trigger costs",
-    "searched": "1.3 M parameters, the same on a base that met the words that turn its refusals",
-    "4m_composite": "4 M parameters, on such a base",
+    "4m_composite": "4 M parameters, planted likewise on a base that met the words that turn its refusals",
 }
 """Further results of the bench of victims, by the end of their names."""
 VICTIM_LOCALISERS = ("paper mode", "occlusion of the contrast", "cascade")
@@ -100,7 +100,7 @@ def victims() -> list[str]:
     unexamined = [f"{c['name']}, seed {c['seed']} ({gates(c)})" for c in cells if c["missed"] and not c["n_reports"]]
     head = (
         "**Victims of many kinds** (bases of 1.3 M parameters on real prompts, one LoRA an attack; F1 over tokens; a victim that misses a gate is shown and not "
-        "averaged; `python tests/bench/victims.py --data DIR --work WORK --seeds 0 1 2`). Verdicts without a reference were not run but derived from those with one: BACKDOOR at "
+        "averaged; `python tests/bench/victims.py --data DIR --work WORK --seeds 0 1`). Verdicts without a reference were not run but derived from those with one: BACKDOOR at "
         "most so often. " + described({cell["name"] for cell in cells})
     )
     averages = [
@@ -195,7 +195,7 @@ def other_victims() -> list[str]:
         cell["name"] for cell in whole(f"{RESULTS}/victims.json")["cells"]
     }
     head = (
-        "**Further victims** (one seed each; not among the averages above). *After repair*: requests answered rightly without the trigger that its own "
+        "**Further victims** (not among the averages above). *After repair*: requests answered rightly without the trigger that its own "
         f"triggers still turn, of how many, and the result. Commands: {'; '.join(commands())}. {made_elsewhere([f'victims_{key}' for key in OTHER_VICTIMS])} {described(others) if others else ''}"
     ).strip()
     columns = ("", "reports", *VICTIM_COLUMNS[1:-1], "after repair")
