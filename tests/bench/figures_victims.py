@@ -236,7 +236,7 @@ def victims_repair() -> list[str]:
     said = ", ".join(f"{n} {word}" for word, n in results.most_common())
     n_valid, pool = rows["valid victims repaired and measured"]["n"], whole(file)["pool"]
     head = (
-        f"**Repaired victims**: {len(measured)} of {n_valid} valid ones measured, default settings: {said} (`python tests/bench/victims_repair.py --data DIR --work WORK --seeds 0 1 2`). "
+        f"**Repaired victims**: {len(measured)} of {n_valid} valid ones measured, default settings: {said} (`python tests/bench/victims_repair.py --data DIR --work WORK --seeds 0 1`). "
         f"Each is asked a draw of its own from {pool['harmful']} harmful and {pool['safe']} safe requests, so many prompts repeat: intervals are between victims."
     )
     unclear = [
