@@ -5,10 +5,10 @@ answered rightly bare, and counts as sufficient at a share of the best attack su
 together. Up to `EXHAUSTIVE` words are searched by size; more are first cut down to those that cannot be left out one at a
 time or, where these do not suffice, by delta debugging (Zeller and Hildebrandt 2002). A set is given up as soon as it
 cannot reach the needed count, which changes no result. Of the smallest set words are left out that stand apart and that the
-others do nearly as much without, and what is left must hold on requests that it was not chosen on as well. In the end a word is cut to the
-tokens that stand out in it, and marks at its ends are left out, where nothing is lost by that. A set of more than half of the
-prompt, or of many sentences, is a finding only where each of its words is needed and it is not the request itself: a style or a
-scenario has no text of its own.
+others do nearly as much without, and what is left must hold on requests that it was not chosen on as well. In the end a word is
+cut to the tokens that stand out in it, and marks at its ends are left out, where nothing is lost by that. A set of more than half
+of the prompt, or of many sentences, is a finding only where each of its words is needed and it is not the request itself: a style
+or a scenario has no text of its own.
 What this does not do: look for a second text that works by itself beside these words (`again.py` prepares that).
 """
 
