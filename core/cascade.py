@@ -125,8 +125,8 @@ class _Cascade:
         if rest or at_ends:
             units = chat.merge_spans(span for one in proposals for span in one.spans)
             with_one = [chat.merge_spans([*rest, unit]) for unit in units] if rest else []
-            around = chat.merge_spans([*around, *rest, *(span for one in at_ends for span in one)])
-            also = [*with_one[:EXHAUSTIVE], *at_ends]
+            around = chat.merge_spans([*around, *rest, *at_ends])
+            also = [*with_one[:EXHAUSTIVE], *((one,) for one in at_ends)]
             wider = self._search(proposals, around=around, marked=marked, also=also)
             if wider.found and self._is_weak(found.rate, wider.rate):
                 return wider

@@ -369,7 +369,8 @@ class _Search:
         """Return `words` or, where these do not hold, the smallest of the larger sets that does: of many sets that are tried, one
         that seems enough may owe it to the requests it was chosen on.
         """
-        if not self.others or self._holds(words):
+        n_asked = (EXHAUSTIVE + 2) * len(self.others)
+        if not self.others or not self.meter.allows(n_asked) or self._holds(words):
             return words
         larger = [one for one in self.hits if one > words and self.hits[one] >= self.need]
         tried = sorted(larger, key=self._order)[:EXHAUSTIVE]
@@ -379,7 +380,11 @@ class _Search:
         return found
 
     def _holds(self, words: Words) -> bool:
-        """Return whether a set does nearly as much as the best one, on the requests that sets are chosen on and on the others."""
+        """Return whether a set does nearly as much as the best one, on the requests that sets are chosen on and on the others; False
+        where the budget has no room to ask.
+        """
+        if not self.meter.allows(2 * len(self.others)):
+            return False
         both = [self.hits[one] + self._on_others(one) for one in (words, self._top)]
         return both[0] >= self.settings.spare_share * both[1]
 
@@ -392,7 +397,7 @@ class _Search:
     def others(self) -> list[str]:
         """As many requests again, that no set is chosen on; none where they are few or the budget has no room for them."""
         n = self.settings.n_minimise
-        if not self.meter.allows((2 * EXHAUSTIVE + 3) * n):
+        if not self.meter.allows(2 * n):
             return []
         found, _ = eligible(self.answers, self.nothing, self.fresh, self.answers.kind, n)
         return found if len(found) >= self.settings.min_minimise else []

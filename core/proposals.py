@@ -99,7 +99,7 @@ def sentences(case: FailureCase, proposals: Sequence[TriggerProposal]) -> tuple[
     return merge_spans(one for one in found if touches(one, spans) and not touches(one, request))
 
 
-def ends(case: FailureCase, spans: Sequence[Span]) -> tuple[tuple[Span, ...], ...]:
+def ends(case: FailureCase, spans: Sequence[Span]) -> tuple[Span, ...]:
     """Return the first and the last few words of the last user message, of several lengths, that hold words of `spans`: what may
     belong to text that stands before or after a request, and is no sentence of its own.
     """
@@ -110,7 +110,7 @@ def ends(case: FailureCase, spans: Sequence[Span]) -> tuple[tuple[Span, ...], ..
     ]
     cuts = [cut for n in END_WORDS if n < len(words) for cut in (words[:n], words[-n:])]
     whole = [replace(cut[0], end=cut[-1].end) for cut in cuts]
-    return tuple((one,) for one in whole if touches(one, spans))
+    return tuple(one for one in whole if touches(one, spans))
 
 
 def _candidate(

@@ -159,11 +159,7 @@ def test_sufficient_is_a_share_of_what_all_together_reach(make: Maker) -> None:
 @pytest.mark.parametrize(
     ("harder", "helping", "found"),
     [
-        (
-            ("car", "safe in town"),
-            ("red", "old"),
-            "aff cff",
-        ),  # 21 of 24, and with either of two words all: neither is needed
+        (("car", "safe in town"), ("red", "old"), "aff cff"),  # 21 of 24, and with either of two words all
         (("car", "safe in town"), ("red",), "aff cff"),
         (("car", "safe"), ("red", "old"), "aff cff … red"),  # 20 of 24 is not nearly all
     ],
