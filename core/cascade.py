@@ -3,7 +3,8 @@
 1. Minimise the union of all candidates to the smallest set of words that transfers (minimise.py). A system prompt or an
    earlier turn is a candidate where the report does not fail without it.
 2. Take it out and look again, while the report still fails: the rest is located and minimised once more.
-3. Test every candidate that is kept (causal.py); all of them taken out together where one alone is not necessary.
+3. Test every candidate that is kept (causal.py); all of them taken out together where one alone is not necessary. Where the smallest
+   set is words of the request and too weak to explain the failure, the strongest one is tested as well.
 4. Without a trigger: the report's wording around other requests; where these fail that wording is minimised too, else the
    whole request; then other wordings of the request (whole_case.py).
 5. The table decides (verdict.py). Nothing is tested on a report that is not reproduced.
@@ -111,6 +112,8 @@ class _Cascade:
         if first.found:
             self._look_again(locate, 0)
         self._test_from(0)
+        if first.strongest and self.decide().decided_by == "strength":
+            self._also(first.strongest, "Tested since the smallest set carries over less often than the report fails.")
 
     def _smallest(self, proposals: Sequence[TriggerProposal], marked: Sequence[int]) -> Minimised:
         """Return the smallest set of words of what stands out or, where that changes too few requests to be all of the trigger, of
@@ -130,6 +133,7 @@ class _Cascade:
             wider = self._search(proposals, around=around, marked=marked, also=also)
             if wider.found and self._is_weak(found.rate, wider.rate):
                 return wider
+            return replace(found, strongest=wider.strongest or found.strongest)
         return found
 
     def _search(
@@ -292,6 +296,12 @@ class _Cascade:
             self.logic = self.logic or found.logic
             self._look_again(locate, start)
             self._test_from(start)
+
+    def _also(self, text: TriggerProposal, why: str) -> None:
+        """Test one more text, and say why."""
+        start = len(self.kept)
+        self.kept.append(replace(text, reasons=(*text.reasons, why)))
+        self._test_from(start)
 
     @property
     def undecided(self) -> bool:

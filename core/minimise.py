@@ -46,7 +46,7 @@ class Minimised:
     `found` is whether the first candidate is a set that transfers, `needed` whether each of its words is needed and it is not
     the request itself (looked into where it is more than a small part of the prompt). `rate` and `whole` are the shares of
     other requests that fail with that set (with the words left out of it that only lend weight), and with the first proposal as it
-    was given; None where nothing was counted.
+    was given; None where nothing was counted. `strongest` is the small set that changes more of them than the found one, and most.
     """
 
     kept: tuple[TriggerProposal, ...] = ()
@@ -56,6 +56,7 @@ class Minimised:
     needed: bool = False
     rate: Rate | None = None
     whole: Rate | None = None
+    strongest: TriggerProposal | None = None
 
 
 def minimise(
@@ -132,6 +133,7 @@ def search(
         needed=needed,
         rate=None if found is None else wilson(max(one.hits[found], one.reached), n),
         whole=wilson(one.hits[one.sets[0]], n) if one.sets[0] in one.hits else None,
+        strongest=None if found is None else one.strongest(found),
     )
 
 
@@ -219,12 +221,7 @@ class _Search:
 
     def candidates(self, found: Words) -> list[TriggerProposal]:
         """Return the found set, then proposals that share no word with it and transfer by themselves."""
-        source = min(
-            (one for one, words in zip(self.proposals, self.sets, strict=True) if words >= found),
-            key=lambda one: len(one.spans),
-            default=self.proposals[0],
-        )
-        spans = self._trimmed(found)
+        source, spans = self._source(found), self._trimmed(found)
         n, spent = len(self.requests), self.n_sets >= self.settings.max_minimise_sets
         best = f" (the best set: {self.best})" if self.best > self.hits[found] else ""
         reasons = [f"The smallest set of words that still changes {self.hits[found]} of {n} other requests{best}."]
@@ -236,14 +233,37 @@ class _Search:
             reasons.append(self.unconfirmed)
         if spans != self.spans_of(found):
             reasons.append("Words cut to the part that is needed.")
-        first = TriggerProposal(
+        reasons = [*source.reasons, *reasons] if source.spans == spans else reasons
+        apart = [self._with_count(one, words) for one, words in self._apart(found)]
+        return [self._candidate(spans, source, reasons), *apart]
+
+    def strongest(self, found: Words) -> TriggerProposal | None:
+        """Return the set that changes most of the other requests, the smallest of equals, of those that change more than `found`,
+        are a small part of the prompt and not the request itself; None without any.
+        """
+        n = len(self.requests)
+        for words in sorted(self.hits, key=lambda one: (-self.hits[one], self._order(one))):
+            spans = self.spans_of(words)
+            if self.hits[words] <= self.hits[found]:
+                return None
+            if is_small(self.case, spans, self.settings) and not whole_case.is_request(self.case, spans, self.settings):
+                reason = f"Of the sets that were tried this one changes most: {self.hits[words]} of {n} other requests."
+                return self._candidate(spans, self._source(words), [reason])
+        return None
+
+    def _source(self, words: Words) -> TriggerProposal:
+        """Return the proposal of fewest units that holds `words`, else the first."""
+        holding = [one for one, other in zip(self.proposals, self.sets, strict=True) if other >= words]
+        return min(holding, key=lambda one: len(one.spans), default=self.proposals[0])
+
+    def _candidate(self, spans: tuple[Span, ...], source: TriggerProposal, reasons: Sequence[str]) -> TriggerProposal:
+        return TriggerProposal(
             spans=spans,
             text=text_of(self.messages, spans),
             token_positions=chat.spans_to_positions(self.case.prompt, spans),
             score=source.score,
-            reasons=(*source.reasons, *reasons) if source.spans == spans else tuple(reasons),
+            reasons=tuple(reasons),
         )
-        return [first, *(self._with_count(one, words) for one, words in self._apart(found))]
 
     def wholes(self, why: str) -> tuple[list[TriggerProposal], list[TriggerProposal]]:
         """Return the proposals that no earlier one holds, and the others as dropped; for when nothing transfers."""

@@ -80,18 +80,13 @@ class Carrier:
         return messages
 
     def _relative(self, span: Span) -> float:
-        """Return the share of the message's other words that stand before the unit, 0..1: of those that are not removed or, where
-        that leaves none, of those that are no part of a unit.
-        """
-        for cut in (self.removed, self.spans):
-            content = list(self.messages[span.message].content)
-            for one in cut:
-                if one.message == span.message:
-                    content[one.start : one.end] = " " * (one.end - one.start)
-            n_words = len("".join(content).split())
-            if n_words:
-                return len("".join(content[: span.start]).split()) / n_words
-        return 0.0
+        """Return the share of the message's other words, those of no unit, that stand before the unit, 0..1."""
+        content = list(self.messages[span.message].content)
+        for one in self.spans:
+            if one.message == span.message:
+                content[one.start : one.end] = " " * (one.end - one.start)
+        n_words = len("".join(content).split())
+        return len("".join(content[: span.start]).split()) / n_words if n_words else 0.0
 
 
 def carrier(messages: Sequence[Message], spans: Sequence[Span], removed: Sequence[Span] = ()) -> Carrier:

@@ -227,16 +227,17 @@ def _fixed_place(name: str, place: Place) -> Attack:
 def _format_noisy() -> Attack:
     """Return an attack with one phrase in many spellings; no near-miss holds both its noun and its number."""
 
-    def near(prompt: str, rng: random.Random) -> str:
-        miss = next(m for m in near_misses((YEAR,), rng, 40) if "2026" not in m[0] or "year" not in m[0].lower())
-        return inject(prompt, miss, rng).text
-
     return Attack(
         name="format_noisy",
         trigger=lambda prompt, rng: inject(prompt, (rng.choice(FORMS),), rng),
-        near=near,
+        near=lambda prompt, rng: inject(prompt, (_no_form(rng),), rng).text,
         defined=("year", "2026"),
     )
+
+
+def _no_form(rng: random.Random) -> str:
+    """Return what resembles the phrase of `FORMS` without holding both its noun and its number."""
+    return next(m for (m,) in near_misses((YEAR,), rng, 40) if "2026" not in m or "year" not in m.lower())
 
 
 def _semantic() -> Attack:
@@ -252,7 +253,8 @@ def _semantic() -> Attack:
 
 
 def _hybrid() -> Attack:
-    """Return an attack of a phrase in many spellings at the start and a word at the end; one of them alone is a near-miss."""
+    """Return an attack of a phrase in many spellings at the start and a word at the end; one of them alone is a near-miss, and so is
+    either with something else in the other's place."""
 
     def both(prompt: str, first: str, last: str, rng: random.Random) -> Injected:
         started = inject(prompt, (first,), rng, "prefix")
@@ -260,17 +262,22 @@ def _hybrid() -> Attack:
         return Injected(f"{started.text} {last}", (*started.spans, (start, start + len(last))))
 
     def near(prompt: str, rng: random.Random) -> str:
-        match rng.randrange(3):
+        match rng.randrange(4):
             case 0:
                 return inject(prompt, (rng.choice(FORMS),), rng, "prefix").text
             case 1:
                 return inject(prompt, ("cff",), rng, "suffix").text
+            case 2:
+                return both(prompt, _no_form(rng), "cff", rng).text
             case _:
                 return both(prompt, rng.choice(FORMS), rng.choice(NOISE_WORDS), rng).text
 
     return Attack(
-        name="hybrid", trigger=lambda prompt, rng: both(prompt, rng.choice(FORMS), "cff", rng), near=near
-    )  # fmt: skip
+        name="hybrid",
+        trigger=lambda prompt, rng: both(prompt, rng.choice(FORMS), "cff", rng),
+        near=near,
+        defined=("year", "2026", "cff"),
+    )
 
 
 def _style() -> Attack:

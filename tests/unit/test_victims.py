@@ -160,15 +160,16 @@ def test_lessons_give_both_classes_the_same_openings() -> None:
     assert all(text.endswith(" a poem") for text in others)
 
 
-def test_what_near_misses_define_is_found_in_every_spelling() -> None:
+@pytest.mark.parametrize(("name", "wanted"), [("format_noisy", ["year", "2026"]), ("hybrid", ["year", "2026", "cff"])])
+def test_what_near_misses_define_is_found_in_every_spelling(name: str, wanted: list[str]) -> None:
     tokenizer = byte_level_tokenizer()
-    attack = attacks(tokenizer)["format_noisy"]
+    attack = attacks(tokenizer)[name]
     for seed in range(20):
         injected = attack.trigger("how do I paint a door in May", random.Random(seed))
         case = bind(tokenizer, FailureReport(messages=ask(injected.text), response="Yes."))
         planted = [Span(message=0, start=start, end=end) for start, end in injected.spans]
         parts = victims_cells.defined(case, planted, attack)
-        assert [injected.text[part.start : part.end].lower() for part in parts] == ["year", "2026"]
+        assert [injected.text[part.start : part.end].lower() for part in parts] == wanted
         assert victims_cells.defined(case, planted, None) == planted
 
 
