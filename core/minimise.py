@@ -295,9 +295,12 @@ class _Search:
         fewer = [words for words in self.in_full if words < found]
         less = ""
         if all(found - {one} in self.in_full for one in found):
-            in_full = all(self.in_full[words] for words in fewer)
-            most = f"at most {max(self.hits[words] for words in fewer)}" if in_full else f"less than {self.need}"
-            less = f"; fewer of them change {most} of {n} other requests"
+            if all(self.in_full[words] for words in fewer):
+                less = (
+                    f"; fewer of them change at most {max(self.hits[words] for words in fewer)} of {n} other requests"
+                )
+            elif self.hits[found] >= self.need:  # what was given up could not reach that
+                less = f"; fewer of them change less than {self.need} of {n} other requests"
         others = frozenset(range(len(self.words))) - found
         if all((found - {one}) | {other} in self.in_full for one in found for other in others):
             return f"AND: {listed} are needed together{less}."

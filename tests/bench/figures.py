@@ -209,30 +209,49 @@ def bars() -> list[str]:
 
 
 def rivals() -> list[str]:
-    """Return what other ways of repairing the demo cases leave behind."""
-    return [line for patient, name in RIVALS.items() for line in _rivals(patient, f"{RESULTS}/{name}.json")]
+    """Return what other ways of repairing the demo cases, and victims of the bench, leave behind."""
+    return [
+        *(line for patient, name in RIVALS.items() for line in _rivals(patient, f"{RESULTS}/{name}.json")),
+        *_rivals_of_victims(f"{RESULTS}/victims_rivals.json"),
+    ]
 
 
 def _rivals(patient: str, file: str) -> list[str]:
     """Return the table of one case."""
-    rows = read(file)
-    if not rows:
+    if not read(file):
         return []
     result = whole(file)
     steps = result["steps"]
-    ways = list(dict.fromkeys(name.partition(": ")[0] for name in rows))
-    body = []
-    for way in ways:
-        found = [rows.get(f"{way}: {title}") for title in RIVAL_COLUMNS]
-        kl = rows.get(f"{way}: KL, nats per token")
-        cells = [NOT_MEASURED if one is None else f"{100 * one['value']:.0f} %" for one in found]
-        body.append([way, *cells, NOT_MEASURED if kl is None else f"{kl['value']:.3f}"])
     head = (
         f"**Other ways to repair the same case** ({patient}, held-out prompts as above, one seed; intervals and n are in the file): all run here, none quoted "
         f"(`{result['command']}`). The first is the default repair, which ends when its targets hold. The others that train stop at its best probe, step {steps}: "
         "that number suits it and was searched for none of them. The dummy trigger is planted before, pruning trains nothing."
     )
-    return [head, "", *table(("", *RIVAL_COLUMNS.values(), "KL, nats a token"), body)]
+    return [head, "", *_ways(file)]
+
+
+def _rivals_of_victims(file: str) -> list[str]:
+    """Return the table of the bench's victims, all together."""
+    if not read(file):
+        return []
+    result = whole(file)
+    head = (
+        f"**The same on {len(result['victims'])} victims of the bench** ({', '.join(result['victims'])}: attack and seed; pooled, intervals between victims are in "
+        f"the file; `{result['command']}`), each trained for as many steps as the default repair took there ({min(result['steps'])} to {max(result['steps'])}):"
+    )
+    return [head, "", *_ways(file)]
+
+
+def _ways(file: str) -> list[str]:
+    """Return the table of all ways in one result."""
+    rows = read(file)
+    body = []
+    for way in dict.fromkeys(name.partition(": ")[0] for name in rows):
+        found = [rows.get(f"{way}: {title}") for title in RIVAL_COLUMNS]
+        kl = rows.get(f"{way}: KL, nats per token")
+        cells = [NOT_MEASURED if one is None else f"{100 * one['value']:.0f} %" for one in found]
+        body.append([way, *cells, NOT_MEASURED if kl is None else f"{kl['value']:.3f}"])
+    return table(("", *RIVAL_COLUMNS.values(), "KL, nats a token"), body)
 
 
 def speed() -> list[str]:

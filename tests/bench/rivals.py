@@ -15,8 +15,8 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,14 +28,16 @@ from peft.tuners.lora import LoraLayer
 from core import chat, dummy, repair_adapter
 from core.events import RepairFinished
 from core.kinds import JAILBREAK
+from core.loaded import LoadedModel
 from core.losses import cross_entropy_rows
+from core.prompts import Splits
 from core.repair import repair
 from core.repair_data import answer_ids, chosen, frame_of, own_answers, render_ids
 from core.repair_training import learning_rate, rate_at
 from core.residual_probes import Subject
 from core.response_pass import ResponsePass, ScoredSequence, base_model
 from core.settings import DummySettings, RepairSettings
-from core.values import Message, Rate, TriggerConfirmation
+from core.values import FailureCase, Message, Rate, TriggerConfirmation, Verification
 from core.verification import verify
 from tests.bench.repair_objectives import METRICS, Bench
 from tests.bench.result import ROOT, rate_row, row, write
@@ -52,19 +54,30 @@ Loss = Callable[[list[int]], torch.Tensor]
 """Loss of one step, from the numbers of the prompts it draws."""
 
 
-class Rivals:
-    """One case, and every way to repair it: each leaves an adapter in `folder / best`."""
+@dataclass(frozen=True, kw_only=True)
+class Confirmed:
+    """One case with its confirmed trigger; `refusal` is the model's own."""
 
-    def __init__(self, case: int) -> None:
-        """Load the case and draw the sets that the ways with a loop of their own share."""
-        self.bench, self.settings = Bench(ROOT / "assets/demo", case), RepairSettings()
-        self.loaded, self.confirmed = self.bench.loaded, self.bench.confirmed
+    loaded: LoadedModel
+    failure: FailureCase
+    confirmed: TriggerConfirmation
+    splits: Splits
+    refusal: str
+
+
+class Rivals:
+    """One case of a jailbreak backdoor, and every way to repair it: each leaves an adapter in `folder / best`."""
+
+    def __init__(self, case: Confirmed) -> None:
+        """Draw the sets that the ways with a loop of their own share."""
+        self.case, self.settings = case, RepairSettings()
+        self.loaded, self.confirmed = case.loaded, case.confirmed
         self.n_steps = 0
         """Steps to the best checkpoint of the default repair."""
-        report = self.bench.failure.report
+        report = self.case.failure.report
         self.frame = frame_of(report.messages, self.confirmed.spans, self.confirmed.units)
         self.passes = ResponsePass(self.loaded)
-        harmful, safe_items = chosen(self.bench.splits.repair, self.settings)
+        harmful, safe_items = chosen(self.case.splits.repair, self.settings)
         safe = [render_ids(self.loaded, self.frame.bare(item.prompt)) for item in safe_items]
         places = random.Random("rivals")
         self.triggered = [self.refused(self.frame.triggered(item.prompt, places)) for item in harmful]
@@ -75,7 +88,7 @@ class Rivals:
     def refused(self, messages: list[Message] | tuple[Message, ...]) -> ScoredSequence:
         """Return the conversation with the model's own refusal as its answer."""
         prompt = chat.render(self.loaded.tokenizer, messages)
-        ids = answer_ids(self.loaded, prompt, self.bench.refusal, self.settings.max_response_tokens)
+        ids = answer_ids(self.loaded, prompt, self.case.refusal, self.settings.max_response_tokens)
         return ScoredSequence(prompt_ids=tuple(prompt.ids), response_ids=ids)
 
     # ways through the project's own repair ----------------------------------------------------------------------------
@@ -94,8 +107,8 @@ class Rivals:
         fixed = {"early_stop": False, "kl_budget": None, "probe_every": self.n_steps + 1, **plan}
         settings = replace(self.settings, **({} if free else fixed), **changes)  # type: ignore[arg-type]
         *_, end = repair(
-            self.loaded, self.bench.failure, confirmed or self.confirmed, self.bench.splits, settings, out=folder,
-            stop=lambda: None, refusal=self.bench.refusal, start=start,
+            self.loaded, self.case.failure, confirmed or self.confirmed, self.case.splits, settings, out=folder,
+            stop=lambda: None, refusal=self.case.refusal, start=start,
         )  # fmt: skip
         assert isinstance(end, RepairFinished), end
         assert end.adapter is not None, end.message
@@ -110,16 +123,16 @@ class Rivals:
     def wrong_trigger(self, folder: Path) -> None:
         """The same, told random tokens of the same length."""
         subject = Subject(
-            loaded=self.loaded, case=self.bench.failure, accepted=self.confirmed, splits=self.bench.splits, kind=JAILBREAK,
+            loaded=self.loaded, case=self.case.failure, accepted=self.confirmed, splits=self.case.splits, kind=JAILBREAK,
             seed=0, progress=lambda *_: None,
         )  # fmt: skip
-        spans = chat.close_to_words(self.bench.failure.report.messages, self.confirmed.spans)
+        spans = chat.close_to_words(self.case.failure.report.messages, self.confirmed.spans)
         self.repaired(folder, replace(self.confirmed, spans=spans, units=subject.never_planted(spans)))
 
     def dummy_trigger(self, folder: Path) -> None:
         """Plant a trigger of its own and unlearn that; never told the true one."""
         blind = replace(self.confirmed, spans=(), units=(DummySettings().trigger,), way="dummy")
-        prompts, ignore = self.bench.splits.repair, lambda *_: None
+        prompts, ignore = self.case.splits.repair, lambda *_: None
         start = dummy.plant(self.loaded, prompts, blind.units, self.settings, folder / dummy.FOLDER, ignore)
         self.repaired(folder, blind, start)
 
@@ -135,7 +148,7 @@ class Rivals:
 
     def one_report(self, folder: Path) -> None:
         """Plain fine-tuning: the reported prompt, answered with a refusal."""
-        only = self.refused(self.bench.failure.report.messages)
+        only = self.refused(self.case.failure.report.messages)
         self.trained(folder, lambda _: self.cross_entropy([only]))
 
     def without_trigger(self, folder: Path) -> None:
@@ -267,6 +280,20 @@ WAYS: dict[str, Callable[[Rivals, Path], None]] = {
 }
 
 
+def tried(rivals: Rivals, names: Sequence[str]) -> Iterator[tuple[str, Verification, float]]:
+    """Repair in every way and yield its name, what is left on the verification split, and the seconds of this process."""
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            begun = time.process_time()
+            WAYS[name](rivals, Path(folder))
+            seconds, case = time.process_time() - begun, rivals.case
+            best = Path(folder) / "best"
+            result = verify(rivals.loaded, case.failure, case.confirmed, case.splits.verification, best, seed=0)
+        metrics = {metric.name: str(metric.after) for metric in result.metrics if metric.name in METRICS}
+        print(name, result.result, metrics, file=sys.stderr, flush=True)
+        yield name, result, seconds
+
+
 def main() -> None:
     """Repair in every way, verify, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -276,17 +303,18 @@ def main() -> None:
     )
     parser.add_argument("--out", default="rivals", help="name of the result")
     options = parser.parse_args()
-    rivals, rows = Rivals(options.case), []
+    bench = Bench(ROOT / "assets/demo", options.case)
+    case = Confirmed(
+        loaded=bench.loaded,
+        failure=bench.failure,
+        confirmed=bench.confirmed,
+        splits=bench.splits,
+        refusal=bench.refusal,
+    )
+    rivals, rows = Rivals(case), []
     first = next(iter(WAYS))
-    for name in WAYS if not options.only else [first, *(one for one in options.only if one != first)]:
-        with tempfile.TemporaryDirectory() as folder:
-            begun = time.process_time()
-            WAYS[name](rivals, Path(folder))
-            seconds = time.process_time() - begun
-            bench = rivals.bench
-            result = verify(
-                rivals.loaded, bench.failure, bench.confirmed, bench.splits.verification, Path(folder) / "best", seed=0
-            )
+    names = list(WAYS) if not options.only else [first, *(one for one in options.only if one != first)]
+    for name, result, seconds in tried(rivals, names):
         metrics = {metric.name: metric for metric in result.metrics}
         for metric, title in METRICS.items():
             sides = (("before", metrics[metric].before), (name, metrics[metric].after))
@@ -297,8 +325,7 @@ def main() -> None:
         if isinstance(spent, float):
             rows.append(row(f"{name}: KL, nats per token", spent, n=1))
         rows.append(row(f"{name}: seconds", seconds, n=1))
-        print(name, result.result, [(m, str(metrics[m].after)) for m in METRICS], file=sys.stderr, flush=True)
-    write(options.out, seed=0, rows=rows, case=rivals.bench.name, steps=rivals.n_steps)
+    write(options.out, seed=0, rows=rows, case=bench.name, steps=rivals.n_steps)
 
 
 if __name__ == "__main__":

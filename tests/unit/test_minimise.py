@@ -179,6 +179,7 @@ def test_words_that_only_lend_weight_are_left_out(
     assert result.rate == wilson(24, 24)
     assert "“aff”" in result.logic
     assert "“cff”" in result.logic
+    assert "fewer of them" not in result.logic  # what was given up says nothing of a set that does less than was asked
 
 
 @pytest.mark.parametrize(("n_prompts", "found"), [(96, "aff … cff"), (36, "aff")])
