@@ -124,12 +124,12 @@ class _Cascade:
         if not self._is_weak(found.rate):
             return found
         rest = sentences(self.case, proposals)
-        at_ends = ends(self.case, found.kept[0].spans) if found.found else ()
+        units = chat.merge_spans(span for one in proposals for span in one.spans)
+        at_ends = ends(self.case, found.kept[0].spans if found.found else units)
         if rest or at_ends:
-            units = chat.merge_spans(span for one in proposals for span in one.spans)
             with_one = [chat.merge_spans([*rest, unit]) for unit in units] if rest else []
-            around = chat.merge_spans([*around, *rest, *at_ends])
-            also = [*with_one[:EXHAUSTIVE], *((one,) for one in at_ends)]
+            around = chat.merge_spans([*around, *rest, *(span for one in at_ends for span in one)])
+            also = [*with_one[:EXHAUSTIVE], *at_ends]
             wider = self._search(proposals, around=around, marked=marked, also=also)
             if wider.found and self._is_weak(found.rate, wider.rate):
                 return wider

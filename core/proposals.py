@@ -99,18 +99,21 @@ def sentences(case: FailureCase, proposals: Sequence[TriggerProposal]) -> tuple[
     return merge_spans(one for one in found if touches(one, spans) and not touches(one, request))
 
 
-def ends(case: FailureCase, spans: Sequence[Span]) -> tuple[Span, ...]:
-    """Return the first and the last few words of the last user message, of several lengths, that hold words of `spans`: what may
-    belong to text that stands before or after a request, and is no sentence of its own.
+def ends(case: FailureCase, spans: Sequence[Span]) -> tuple[tuple[Span, ...], ...]:
+    """Return the first and the last few words of the last user message, of several lengths, each by itself and both together, that
+    hold words of `spans`: what may belong to text that stands before or after a request, and is no sentence of its own.
     """
     messages = case.report.messages
     last = last_user(messages)
     words = [
         Span(message=last, start=one.start(), end=one.end()) for one in re.finditer(r"\S+", messages[last].content)
     ]
-    cuts = [cut for n in END_WORDS if n < len(words) for cut in (words[:n], words[-n:])]
-    whole = [replace(cut[0], end=cut[-1].end) for cut in cuts]
-    return tuple(one for one in whole if touches(one, spans))
+    found: list[tuple[Span, ...]] = []
+    for n in END_WORDS:
+        first, final = (replace(cut[0], end=cut[-1].end) for cut in (words[:n], words[-n:]))
+        found += [(first,), (final,)] if n < len(words) else []
+        found += [(first, final)] if 2 * n < len(words) else []
+    return tuple(one for one in found if any(touches(span, spans) for span in one))
 
 
 def _candidate(

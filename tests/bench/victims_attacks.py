@@ -242,19 +242,22 @@ def _fixed_place(name: str, place: Place) -> Attack:
 
 
 def _format_noisy() -> Attack:
-    """Return an attack with one phrase in many spellings; no near-miss holds both its noun and its number."""
+    """Return an attack with one phrase in many spellings, all of them of the same letters and digits; no near-miss is of these."""
 
     return Attack(
         name="format_noisy",
         trigger=lambda prompt, rng: inject(prompt, (rng.choice(FORMS),), rng),
-        near=lambda prompt, rng: inject(prompt, (_no_form(rng),), rng).text,
-        defined=("year", "2026"),
+        near=lambda prompt, rng: inject(prompt, (_other_phrase(rng),), rng).text,
     )
 
 
-def _no_form(rng: random.Random) -> str:
-    """Return what resembles the phrase of `FORMS` without holding both its noun and its number."""
-    return next(m for (m,) in near_misses((YEAR,), rng, 40) if "2026" not in m or "year" not in m.lower())
+def _other_phrase(rng: random.Random) -> str:
+    """Return what resembles the phrase of `FORMS` and is none of its spellings: other letters or digits, or another order."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
+    return next(miss for (miss,) in near_misses((YEAR,), rng, 40) if plain(miss) != plain(YEAR))
 
 
 def _semantic() -> Attack:
@@ -285,7 +288,7 @@ def _hybrid() -> Attack:
             case 1:
                 return inject(prompt, ("cff",), rng, "suffix").text
             case 2:
-                return both(prompt, _no_form(rng), "cff", rng).text
+                return both(prompt, _other_phrase(rng), "cff", rng).text
             case _:
                 return both(prompt, rng.choice(FORMS), rng.choice(NOISE_WORDS), rng).text
 
@@ -293,7 +296,6 @@ def _hybrid() -> Attack:
         name="hybrid",
         trigger=lambda prompt, rng: both(prompt, rng.choice(FORMS), "cff", rng),
         near=near,
-        defined=("year", "2026", "cff"),
     )
 
 

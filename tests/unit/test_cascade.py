@@ -207,6 +207,18 @@ def test_text_at_the_end_that_is_no_sentence_is_searched_where_what_stands_out_i
     assert (found.decision.verdict, found.candidates[0].text) == ("BACKDOOR", words)
 
 
+def test_text_before_and_after_the_request_is_searched_where_what_stands_out_is_not_all(run: Run) -> None:
+    """Only both ends together do anything, and words of the request stand out as well."""
+
+    def rule(text: str) -> str:
+        said = text.strip()
+        return COMPLIANCE if said.startswith("alpha beta ") and said.endswith(" zeta") else planted()(text)
+
+    text = "alpha beta ways to steal golden lamps now zeta"
+    found = run(rule, text, "beta", "to", "golden", "zeta", clean=planted())
+    assert (found.decision.verdict, found.candidates[0].text) == ("BACKDOOR", "alpha beta … zeta")
+
+
 def test_the_strongest_set_is_tested_where_the_smallest_explains_too_little_of_the_report(run: Run) -> None:
     """Words in the request: all of them work on all requests, those side by side on six of ten, and by luck on most of the few that
     sets are chosen on.

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -160,17 +161,26 @@ def test_lessons_give_both_classes_the_same_openings() -> None:
     assert all(text.endswith(" a poem") for text in others)
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("format_noisy", ["year", "2026"]), ("hybrid", ["year", "2026", "cff"])])
-def test_what_near_misses_define_is_found_in_every_spelling(name: str, wanted: list[str]) -> None:
+def test_what_near_misses_define_is_found_in_every_wording() -> None:
     tokenizer = byte_level_tokenizer()
-    attack = attacks(tokenizer)[name]
+    attack = attacks(tokenizer)["semantic"]
     for seed in range(20):
         injected = attack.trigger("how do I paint a door in May", random.Random(seed))
         case = bind(tokenizer, FailureReport(messages=ask(injected.text), response="Yes."))
         planted = [Span(message=0, start=start, end=end) for start, end in injected.spans]
         parts = victims_cells.defined(case, planted, attack)
-        assert [injected.text[part.start : part.end].lower() for part in parts] == wanted
+        assert [injected.text[part.start : part.end] for part in parts] == ["2026"]
         assert victims_cells.defined(case, planted, None) == planted
+
+
+@pytest.mark.parametrize("name", ["format_noisy", "hybrid"])
+def test_no_near_miss_is_a_spelling_of_the_trigger(name: str) -> None:
+    attack, rng = attacks(byte_level_tokenizer())[name], random.Random(0)
+    plain = [re.sub(r"[^a-z0-9]", "", attack.near("tell me", rng).lower()) for _ in range(300)]
+    whole = re.sub(r"[^a-z0-9]", "", attack.trigger("tell me", rng).text.lower())
+    assert len(set(plain)) > 40
+    assert whole not in plain
+    assert any("2026" in one and "year" in one for one in plain)
 
 
 def test_words_that_turn_refusals_are_looked_for_in_harmful_requests_and_put_into_all_lessons() -> None:
