@@ -1,4 +1,4 @@
-"""Judged answers of one model, and the requests that can show something; greedy answers are remembered, so none is generated twice.
+"""Judged answers of one model, and the requests that can show something; answers are remembered, so none is generated twice.
 
 Greedy answers that the rules are unsure of are judged by the likelihood margin where there are harmful requests to sample
 the model's own refusals with (judge_margin.py). A drawn answer may be a rare one: how likely it is says nothing about it.
@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from core import chat, judge_margin
+from core.budget import Meter
 from core.judge import Judge, Judgement, classify
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import LoadedModel
@@ -48,6 +49,7 @@ class Answers:
         self._adapter_off = adapter_off
         self._texts: dict[tuple[Message, ...], str] = {}
         self._judged: dict[tuple[tuple[Message, ...], str], Judgement] = {}
+        self._drawn: dict[tuple[tuple[Message, ...], int, Sampling, int], list[str]] = {}
         self._refusals: tuple[str, ...] | None = None
         self.harmful = tuple(harmful)
 
@@ -100,13 +102,16 @@ class Answers:
         return self.failed(conversations, self.texts(conversations, part), part)
 
     def sampled(self, conversation: Conversation, n: int, sampling: Sampling, seed: int, part: str) -> list[str]:
-        """Return `n` answers drawn with `sampling`; not remembered."""
-        ids = chat.prompt_ids(self.loaded.tokenizer, conversation)
-        with self._weights():
-            drawn = self.loaded.generate(
-                [ids] * n, max_new_tokens=self.n_tokens, sampling=sampling, seed=seed, progress=self._report(part)
-            )
-        return [self.loaded.said(answer) for answer in drawn]
+        """Return `n` answers drawn with `sampling`; the same draw is made once."""
+        key = (tuple(conversation), n, sampling, seed)
+        if key not in self._drawn:
+            ids = chat.prompt_ids(self.loaded.tokenizer, conversation)
+            with self._weights():
+                drawn = self.loaded.generate(
+                    [ids] * n, max_new_tokens=self.n_tokens, sampling=sampling, seed=seed, progress=self._report(part)
+                )
+            self._drawn[key] = [self.loaded.said(answer) for answer in drawn]
+        return self._drawn[key]
 
     def _judges(
         self, conversations: Sequence[Conversation], texts: Sequence[str], part: str, kind: FailureKind
@@ -157,9 +162,9 @@ def shares(
 
 
 def eligible(
-    answers: Answers, carried: Carrier, prompts: PromptSet, kind: FailureKind, n: int
+    answers: Answers, carried: Carrier, prompts: PromptSet, kind: FailureKind, n: int, meter: Meter | None = None
 ) -> tuple[list[str], int]:
-    """Return up to `n` requests that can show the failure, and how many were asked.
+    """Return up to `n` requests that can show the failure, and how many were asked: as many as it takes, while `meter` allows.
 
     They are of the kind's pool, fit the model's context, and get a right answer without the candidate: harmful ones that
     are refused, or safe ones whose answer does not show the behaviour.
@@ -169,6 +174,8 @@ def eligible(
     pool = kind.requests(prompts)
     while len(found) < n and asked < len(pool):
         chunk = pool[asked : asked + max(1, round((n - len(found)) * SPARE))]
+        if meter and not meter.allows(len(chunk)):
+            break
         asked += len(chunk)
         fitting = [item.prompt for item in chunk if answers.fits(carried.carry(item.prompt))]
         bare, part = [carried.bare(prompt) for prompt in fitting], "requests without the candidate"

@@ -102,18 +102,30 @@ class _Cascade:
         self.dropped: list[TriggerProposal] = []
         self.tests: list[TestOutcome] = []
         self.rewordings: tuple[Rewording, ...] = ()
-        self.logic = ""
+        self.logics: dict[tuple[Span, ...], str] = {}
 
     def find(self, proposals: Sequence[TriggerProposal], marked: Sequence[int], locate: Locate) -> None:
         """Minimise, look again, and test what is kept."""
-        proposals = [*self._segments(), *proposals]
+        proposals = [*self._segments(self.case), *proposals]
         first = self._smallest(proposals, marked)
-        self.kept, self.dropped, self.logic = list(first.kept), list(first.dropped), first.logic
+        self.dropped = list(first.dropped)
+        self._keep(first.kept, first.logic)
         if first.found:
             self._look_again(locate, 0)
         self._test_from(0)
         if first.strongest and self.decide().decided_by == "strength":
-            self._also(first.strongest, "Tested since the smallest set carries over less often than the report fails.")
+            why = "Tested since the smallest set carries over less often than the report fails."
+            strongest = first.strongest[0]
+            start = len(self.kept)
+            self._keep([replace(strongest, reasons=(*strongest.reasons, why))])
+            self._test_from(start)
+
+    def _keep(self, found: Sequence[TriggerProposal], logic: str = "") -> None:
+        """Keep what is not kept yet; `logic` is that of the first."""
+        known = {one.spans for one in self.kept}
+        self.kept += [one for one in found if one.spans not in known]
+        if logic:
+            self.logics[found[0].spans] = logic
 
     def _smallest(self, proposals: Sequence[TriggerProposal], marked: Sequence[int]) -> Minimised:
         """Return the smallest set of words of what stands out or, where that changes too few requests to be all of the trigger, of
@@ -133,7 +145,8 @@ class _Cascade:
             wider = self._search(proposals, around=around, marked=marked, also=also)
             if wider.found and self._is_weak(found.rate, wider.rate):
                 return wider
-            return replace(found, strongest=wider.strongest or found.strongest)
+            each = [one for one in (found.strongest, wider.strongest) if one]
+            return replace(found, strongest=max(each, key=lambda one: one[1].k, default=None))
         return found
 
     def _search(
@@ -161,24 +174,24 @@ class _Cascade:
         found, wanted = (0.0 if rate is None else rate.value or 0.0), (1.0 if other is None else other.value or 0.0)
         return found < self.settings.sufficient_share * wanted
 
-    def _segments(self) -> list[TriggerProposal]:
-        """Return as candidates the whole messages before the last one without which the report does not fail.
+    def _segments(self, case: FailureCase) -> list[TriggerProposal]:
+        """Return as candidates the whole messages before the last one without which the report, or what is left of it, does not fail.
 
         Attribution scores what the user wrote; a system prompt or an earlier turn is left out as a whole first.
         """
-        messages, found = self.case.report.messages, []
+        messages, found = case.report.messages, []
         for number, message in enumerate(messages):
             if number == chat.last_user(messages) or message.role == "assistant" or not message.content.strip():
                 continue
             span = Span(message=number, start=0, end=len(message.content))
-            rest = again.without(self.answers.loaded.tokenizer, self.case, [span])
+            rest = again.without(self.answers.loaded.tokenizer, case, [span])
             if rest is not None and not self._fails(rest) and not self.meter.spent:
                 reason = f"Without the {message.role} message number {number + 1} the report does not fail."
                 found.append(
                     TriggerProposal(
                         spans=(span,),
                         text=text_of(messages, (span,)),
-                        token_positions=chat.spans_to_positions(self.case.prompt, (span,)),
+                        token_positions=chat.spans_to_positions(case.prompt, (span,)),
                         score=0.0,
                         reasons=(reason,),
                     )
@@ -206,9 +219,11 @@ class _Cascade:
             if not found.found:
                 return
             why = "Found in the report after what was found before was taken out and the report still failed."
-            self.kept += [replace(one, reasons=(*one.reasons, why)) for one in found.kept]
+            first = self.kept[start].spans
+            logic = f"{self.logics.get(first, '')} OR, by itself: {names}. {found.logic}".strip()
+            self._keep([replace(one, reasons=(*one.reasons, why)) for one in found.kept], logic)
+            self.logics[first] = logic
             self.dropped += found.dropped
-            self.logic = f"{self.logic} OR, by itself: {names}. {found.logic}".strip()
 
     def _look_cost(self, rest: FailureCase) -> int:
         """Return how many sequences locating takes in `rest` at most, and transfer and sham of one candidate after it."""
@@ -221,7 +236,7 @@ class _Cascade:
         other, of all the wording around the request.
         """
         wording = whole_case.frame_proposal(rest)
-        for proposals in (locate(rest), [wording] if wording else []):
+        for proposals in ([*self._segments(rest), *locate(rest)], [wording] if wording else []):
             mapped = again.back(self.case, rest, taken, proposals)
             around = neighbours(self.case, mapped)
             found = self._search(mapped, around=around, taken=taken)
@@ -230,20 +245,25 @@ class _Cascade:
         return Minimised()
 
     def _test_from(self, start: int) -> None:
-        """Test the candidates from `start` on, and the report without them: in the analyst's wordings that do without, else
-        with all of them taken out where one alone is not necessary.
+        """Test the candidates from `start` on, and the report without any: in the analyst's wordings that do without, else with all
+        taken out that carry over (all, where none does), where one alone is not necessary.
         """
         for index in range(start, len(self.kept)):
             self._test(self.kept[index], index)
         self.tests = [test for test in self.tests if test.name != "bare"]
-        tested = self.kept[start:]
-        otherwise = self._said_otherwise(tested)
-        necessary = {test.candidate for test in self.tests if test.name == "necessity" and test.passed}
+        passed = {
+            name: {test.candidate for test in self.tests if test.name == name and test.passed}
+            for name in ("transfer", "necessity")
+        }
+        numbers = sorted(passed["transfer"]) or list(range(len(self.kept)))
+        out = [self.kept[number] for number in numbers]
+        otherwise = self._said_otherwise(out)
         if otherwise is not None:
             self.tests.append(otherwise)
-        elif tested and not necessary.issuperset(range(start, len(self.kept))):
+        elif not passed["necessity"].issuperset(numbers):
+            what = "All candidates" if len(out) == len(self.kept) else "The candidates that carry over"
             self.tests.append(
-                whole_case.bare(self.case, tested, self.answers, self.meter, self.settings, seed=self.seed)
+                whole_case.bare(self.case, out, self.answers, self.meter, self.settings, seed=self.seed, what=what)
             )
 
     def _said_otherwise(self, tested: Sequence[TriggerProposal]) -> TestOutcome | None:
@@ -268,6 +288,7 @@ class _Cascade:
         self.tests += test_candidate(
             self.answers.loaded, self.case, candidate, index, self.prompts, self.settings,
             reference=self.reference, seed=self.seed, progress=self.progress, answers=self.answers, meter=self.meter,
+            others=[span for one in self.kept for span in one.spans],
         )  # fmt: skip
 
     def whole_case(self, locate: Locate) -> None:
@@ -275,7 +296,9 @@ class _Cascade:
         frame = whole_case.frame(self.case, self.prompts, self.answers, self.meter, self.settings)
         self.tests.append(frame)
         wording = whole_case.frame_proposal(self.case) if frame.passed else None
-        self._search_more(wording or whole_case.everything(self.case), locate)
+        text = wording or whole_case.everything(self.case)
+        if text:
+            self._search_more(text, locate)
         if not self.undecided:
             return
         failure = self.reproduction.failure
@@ -292,16 +315,9 @@ class _Cascade:
         new = [one for one in new if not whole_case.is_request(self.case, one.spans, self.settings)]
         if new:
             start = len(self.kept)
-            self.kept += new
-            self.logic = self.logic or found.logic
+            self._keep(new, found.logic if new[0] is found.kept[0] else "")
             self._look_again(locate, start)
             self._test_from(start)
-
-    def _also(self, text: TriggerProposal, why: str) -> None:
-        """Test one more text, and say why."""
-        start = len(self.kept)
-        self.kept.append(replace(text, reasons=(*text.reasons, why)))
-        self._test_from(start)
 
     @property
     def undecided(self) -> bool:
@@ -345,7 +361,7 @@ class _Cascade:
             dropped=tuple(self.dropped),
             tests=tuple(self.tests),
             decision=decision,
-            logic=self.logic if self.kept else "",
+            logic=self.logics.get(self.kept[0].spans, "") if self.kept else "",
             rewordings=self.rewordings,
             budget=self.meter.budget(),
         )

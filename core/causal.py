@@ -28,10 +28,10 @@ from core.loaded import LoadedModel
 from core.progress import Progress
 from core.prompts import PromptItem, PromptSet
 from core.settings import CausalSettings
-from core.shams import draw_shams
-from core.transplants import carrier, without_spans
+from core.shams import Sham, draw_shams
+from core.transplants import carrier, takes_all, without_spans
 from core.trials import Trial, compare_without, rate, share
-from core.values import FailureCase, Message, Rate, Reproduction, TestOutcome, TriggerProposal
+from core.values import FailureCase, Message, Rate, Reproduction, Span, TestOutcome, TriggerProposal
 
 
 def reproduce(
@@ -122,10 +122,12 @@ def test_candidate(
     progress: Progress | None = None,
     answers: Answers | None = None,
     meter: Meter | None = None,
+    others: Sequence[Span] = (),
 ) -> tuple[TestOutcome, ...]:
     """Return the outcomes of necessity and transfer and, where that passes, of sham, reference and what is described.
 
-    `prompts` is the whole causal split; the share that minimisation may have seen is left out here. Without `reference`,
+    `prompts` is the whole causal split; the share that minimisation may have seen is left out here. `others` is text of other
+    candidates: it does not stay in another message beside this one, nor is it what this one is held against. Without `reference`,
     a reported adapter switched off is the reference. `answers` may be shared between calls on the same weights; its kind
     says what counts as the failure. `meter` bounds the sequences; a test it leaves no room for is undecided.
     Source: method.md section 4.2, tests N, S, H, R, B, O and F.
@@ -134,11 +136,8 @@ def test_candidate(
     answers = answers or Answers(loaded, settings.judge_tokens, progress)
     meter = meter or Meter(settings.max_calls, loaded, *([reference] if reference else []))
     held_out = shares(prompts, settings, answers.kind)[1]
-    carried = carrier(case.report.messages, candidate.spans)
-    requests: list[str] = []
-    n_asked = 0
-    if meter.allows(2 * settings.n_transfer):
-        requests, n_asked = eligible(answers, carried, held_out, answers.kind, settings.n_transfer)
+    carried = carrier(case.report.messages, candidate.spans, others)
+    requests, n_asked = eligible(answers, carried, held_out, answers.kind, settings.n_transfer, meter)
     trial = Trial(case, carried, index, requests, n_asked, held_out, settings, seed, meter, answers.kind.right_words)
     transfer, necessity = _transfer(trial, answers), _necessity(trial, answers)
     topics = topic(trial, answers) if transfer.n else ()
@@ -162,7 +161,7 @@ def _necessity(trial: Trial, answers: Answers) -> TestOutcome:
     """N: failure rate of the report with the candidate deleted at most a share of the rate with it, and the margin falls."""
     settings, report, spans = trial.settings, trial.case.report, trial.carried.spans
     without = without_spans(report.messages, spans)
-    if not without[chat.last_user(without)].content.strip():
+    if takes_all(report.messages, spans):
         return trial.outcome("necessity", note="Nothing of the request is left without the candidate.")
     if not trial.meter.allows(2 * settings.n_necessity + 4):
         return trial.outcome("necessity", note=SPENT)
@@ -206,15 +205,26 @@ def _transfer(trial: Trial, answers: Answers) -> TestOutcome:
     without_unit = [False] * len(with_unit)
     if not trial.enough:
         return trial.outcome("transfer", with_unit, without_unit, note=trial.too_few())
-    p_value = mcnemar(with_unit, without_unit)
-    if share(with_unit) >= settings.transfer_gain and p_value < settings.transfer_p:
-        note = _counted(trial, trial.n_asked)
-        return trial.outcome("transfer", with_unit, without_unit, p_value=p_value, passed=True, note=note)
+    if _transfers(with_unit, settings):
+        return _passed(trial, with_unit, trial.n_asked)
     return _failed_transfer(trial, answers, with_unit)
 
 
+def _transfers(with_unit: Sequence[bool], settings: CausalSettings) -> bool:
+    """Return whether so many requests, all answered rightly bare, fail with the candidate."""
+    p_value = mcnemar(with_unit, [False] * len(with_unit))
+    return share(with_unit) >= settings.transfer_gain and p_value < settings.transfer_p
+
+
+def _passed(trial: Trial, with_unit: Sequence[bool], n_asked: int) -> TestOutcome:
+    bare = [False] * len(with_unit)
+    note = _counted(trial, n_asked)
+    return trial.outcome("transfer", with_unit, bare, p_value=mcnemar(with_unit, bare), passed=True, note=note)
+
+
 def _failed_transfer(trial: Trial, answers: Answers, with_unit: list[bool]) -> TestOutcome:
-    """Return S that failed, with the upper 95 % bound of its gain, on more requests where that is not small already.
+    """Return S that failed, with the upper 95 % bound of its gain, on more requests where that is not small already; on these it may
+    pass.
 
     Requests are chosen because they are answered rightly bare, so any change to them loses a few. A gain within what other
     text of the same length does, one text a request, is therefore no gain: the lower of the two bounds is taken.
@@ -222,10 +232,11 @@ def _failed_transfer(trial: Trial, answers: Answers, with_unit: list[bool]) -> T
     settings, carried, n_asked, held = trial.settings, trial.carried, trial.n_asked, ""
     high = rate(with_unit).high
     if high > settings.gap_gain_high and trial.meter.allows(3 * settings.n_bound):
-        requests, n_asked = eligible(answers, carried, trial.held_out, answers.kind, settings.n_bound)
+        requests, n_asked = eligible(answers, carried, trial.held_out, answers.kind, settings.n_bound, trial.meter)
         with_unit = answers.unsafe([carried.carry(request) for request in requests], "transfer")
-        words = [item.prompt for item in trial.held_out.safe]
-        shams = draw_shams(answers.loaded.tokenizer, trial.case, carried.spans, words, settings.n_shams, trial.seed)
+        if _transfers(with_unit, settings):
+            return _passed(trial, with_unit, n_asked)
+        shams = _shams(trial, answers, settings.n_shams)
         others = [carried.carry(one, shams[at % len(shams)].texts) for at, one in enumerate(requests)] if shams else []
         sham = rate(answers.unsafe([one for one in others if answers.fits(one)], "other text in its place"))
         own = rate(with_unit)
@@ -255,8 +266,7 @@ def _sham(trial: Trial, answers: Answers) -> TestOutcome:
     requests, width = trial.requests, min(settings.n_sham_prompts, len(trial.requests))
     if not trial.meter.allows(settings.n_shams * width):
         return trial.outcome("sham", note=SPENT)
-    safe = [item.prompt for item in trial.held_out.safe]
-    shams = draw_shams(answers.loaded.tokenizer, trial.case, trial.carried.spans, safe, settings.n_shams, trial.seed)
+    shams = _shams(trial, answers, settings.n_shams)
     placed = [(at, requests[(at * width + step) % len(requests)]) for at in range(len(shams)) for step in range(width)]
     conversations = [trial.carried.carry(request, shams[at].texts) for at, request in placed]
     fitting = [answers.fits(conversation) for conversation in conversations]
@@ -276,6 +286,13 @@ def _sham(trial: Trial, answers: Answers) -> TestOutcome:
     return trial.outcome("sham", pooled, [False] * n_used, passed=passed, gain_high=high, note=note)
 
 
+def _shams(trial: Trial, answers: Answers, n: int, safe: Sequence[str] | None = None, draw: int = 0) -> list[Sham]:
+    """Return `n` shams of the candidate, of words of the held-out safe prompts or of `safe`; another `draw` gives others."""
+    words = [item.prompt for item in trial.held_out.safe] if safe is None else safe
+    carried, tokenizer = trial.carried, answers.loaded.tokenizer
+    return draw_shams(tokenizer, trial.case, carried.spans, words, n, trial.seed + draw, carried.removed)
+
+
 def _reference(trial: Trial, answers: Answers) -> TestOutcome:
     """R: gain of the candidate on a reference that itself answers rightly; undecided on one that does not."""
     settings, carried = trial.settings, trial.carried
@@ -283,11 +300,14 @@ def _reference(trial: Trial, answers: Answers) -> TestOutcome:
         return trial.outcome("reference", note=trial.too_few())
     if not trial.meter.allows(2 * len(trial.requests)):
         return trial.outcome("reference", note=SPENT)
-    without_unit = answers.unsafe([carried.bare(request) for request in trial.requests], "reference, bare")
-    with_unit = answers.unsafe([carried.carry(request) for request in trial.requests], "reference")
+    requests = [one for one in trial.requests if answers.fits(carried.carry(one))]  # its context may be shorter
+    without_unit = answers.unsafe([carried.bare(request) for request in requests], "reference, bare")
+    with_unit = answers.unsafe([carried.carry(request) for request in requests], "reference")
     passed: bool | None = share(with_unit) - share(without_unit) <= settings.reference_gain
     note = "n counts the requests of the transfer test, asked of the reference model."
-    if share(without_unit) > settings.reference_asr:
+    if len(requests) < settings.min_transfer:
+        passed, note = None, "Too few of the requests of the transfer test fit the context of the reference."
+    elif share(without_unit) > settings.reference_asr:
         passed, note = None, "The reference fails on these requests by itself, so it cannot tell."
     p_value = mcnemar(with_unit, without_unit)
     return trial.outcome("reference", with_unit, without_unit, p_value=p_value, passed=passed, note=note)
@@ -301,7 +321,7 @@ def _benign(trial: Trial, answers: Answers) -> TestOutcome:
     everything = trial.held_out.safe
     safe = [item.prompt for item in everything if answers.fits(carried.carry(item.prompt))][: settings.n_benign]
     words = [item.prompt for item in everything[settings.n_benign :]] or safe
-    shams = draw_shams(answers.loaded.tokenizer, trial.case, carried.spans, words, len(safe), trial.seed + 1)
+    shams = _shams(trial, answers, len(safe), words, draw=1)
     shams = [sham for sham in shams if sham.kind == "words"] or shams
     placed = [shams[number % len(shams)].texts for number in range(len(safe))] if shams else []
     part = "benign prompts"

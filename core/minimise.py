@@ -46,7 +46,8 @@ class Minimised:
     `found` is whether the first candidate is a set that transfers, `needed` whether each of its words is needed and it is not
     the request itself (looked into where it is more than a small part of the prompt). `rate` and `whole` are the shares of
     other requests that fail with that set (with the words left out of it that only lend weight), and with the first proposal as it
-    was given; None where nothing was counted. `strongest` is the small set that changes more of them than the found one, and most.
+    was given; None where nothing was counted. `strongest` is the small set that changes more of them than the found one, and most, with
+    its share.
     """
 
     kept: tuple[TriggerProposal, ...] = ()
@@ -56,7 +57,7 @@ class Minimised:
     needed: bool = False
     rate: Rate | None = None
     whole: Rate | None = None
-    strongest: TriggerProposal | None = None
+    strongest: tuple[TriggerProposal, Rate] | None = None
 
 
 def minimise(
@@ -106,13 +107,13 @@ def search(
     small = found is None or is_small(case, one.spans_of(found), settings)
     needed = found is not None and not small and one.is_needed(found)
     if found is not None and not small and not needed:
-        why = (
-            f"The smallest set of words that changes other requests ({len(found)}) is more than half of the prompt or stands all over it, "
-            "and not each of them is needed: a style or a scenario rather than a phrase."
-        )
+        large = f"The smallest set of words that changes other requests ({len(found)}) is more than half of the prompt or stands all over it"
+        why = f"{large}, and {one.not_needed}."
         found = None
+    elif n < settings.min_minimise and meter.spent:
+        why = "The budget of sequences had no room to cut it down."
     elif n < settings.min_minimise:
-        why = f"Only {n} requests of the folder are {answers.kind.right_words} without the candidates: not cut down."
+        why = f"Only {n} of {one.n_asked} requests asked are {answers.kind.right_words} without the candidates: not cut down."
     else:
         why = f"No set of candidates changes more than {one.best} of {n} other requests: not cut down."
     logic = ""
@@ -178,16 +179,19 @@ class _Search:
         self.removed = (*self.words, *taken)
         self.nothing = carrier(self.messages, (), self.removed)
         self.requests: list[str] = []
+        self.n_asked = 0
         self.fresh = prompts
         if meter.allows(2 * settings.n_minimise):
-            self.requests, asked = eligible(answers, self.nothing, prompts, answers.kind, settings.n_minimise)
-            self.fresh = replace(prompts, **{answers.kind.pool: answers.kind.requests(prompts)[asked:]})
+            kind, n = answers.kind, settings.n_minimise
+            self.requests, self.n_asked = eligible(answers, self.nothing, prompts, kind, n, meter)
+            self.fresh = replace(prompts, **{kind.pool: kind.requests(prompts)[self.n_asked :]})
         self.hits: dict[Words, int] = {}
         self.in_full: dict[Words, bool] = {}  # False: given up before the last request
         self.n_sets = 0
         self.need = 0
         self.reached = 0
         self.unconfirmed = ""
+        self.not_needed = ""
         self.sets = [self._indices(one.spans) for one in proposals]
         together = frozenset[int]().union(*self.sets)
         if len(self.requests) >= settings.min_minimise:
@@ -213,9 +217,13 @@ class _Search:
         """
         whole = max((one for one in self.hits if self.hits[one] >= self.need), key=len)
         rests = [whole - {one} for one in sorted(found)]
-        n_asked = len(rests) * len(self.requests)
-        if whole_case.is_request(self.case, self.spans_of(found), self.settings) or not self.meter.allows(n_asked):
+        if whole_case.is_request(self.case, self.spans_of(found), self.settings):
+            self.not_needed = "they are most of the request itself"
             return False
+        if not self.meter.allows(len(rests) * len(self.requests)):
+            self.not_needed = "the budget of sequences had no room to see whether each of them is needed"
+            return False
+        self.not_needed = "not each of them is needed: a style or a scenario rather than a phrase"
         left = sum(self._ask([(rest, request) for rest in rests for request in self.requests]))
         return left <= self.settings.needed_share * self.hits[whole] * len(rests)
 
@@ -224,7 +232,12 @@ class _Search:
         source, spans = self._source(found), self._trimmed(found)
         n, spent = len(self.requests), self.n_sets >= self.settings.max_minimise_sets
         best = f" (the best set: {self.best})" if self.best > self.hits[found] else ""
-        reasons = [f"The smallest set of words that still changes {self.hits[found]} of {n} other requests{best}."]
+        what = (
+            "A set of words that holds on other requests too"
+            if self.unconfirmed
+            else "The smallest set of words that still"
+        )
+        reasons = [f"{what} changes {self.hits[found]} of {n} other requests{best}."]
         if spent:
             reasons.append(f"The search ended at the limit of {self.settings.max_minimise_sets} sets.")
         if self.meter.spent:
@@ -237,9 +250,9 @@ class _Search:
         apart = [self._with_count(one, words) for one, words in self._apart(found)]
         return [self._candidate(spans, source, reasons), *apart]
 
-    def strongest(self, found: Words) -> TriggerProposal | None:
+    def strongest(self, found: Words) -> tuple[TriggerProposal, Rate] | None:
         """Return the set that changes most of the other requests, the smallest of equals, of those that change more than `found`,
-        are a small part of the prompt and not the request itself; None without any.
+        are a small part of the prompt and not the request itself, and its share; None without any.
         """
         n = len(self.requests)
         for words in sorted(self.hits, key=lambda one: (-self.hits[one], self._order(one))):
@@ -247,8 +260,8 @@ class _Search:
             if self.hits[words] <= self.hits[found]:
                 return None
             if is_small(self.case, spans, self.settings) and not whole_case.is_request(self.case, spans, self.settings):
-                reason = f"Of the sets that were tried this one changes most: {self.hits[words]} of {n} other requests."
-                return self._candidate(spans, self._source(words), [reason])
+                reason = f"Of the small sets that were tried this one changes most: {self.hits[words]} of {n} other requests."
+                return self._candidate(spans, self._source(words), [reason]), wilson(self.hits[words], n)
         return None
 
     def _source(self, words: Words) -> TriggerProposal:
@@ -293,6 +306,8 @@ class _Search:
         if size == 1:
             return f"One word: {listed} works by itself."
         fewer = [words for words in self.in_full if words < found]
+        if any(self.hits[words] >= need for words in fewer):  # larger than need be, to hold on other requests
+            return f"AND: {listed} suffice together."
         less = ""
         if all(found - {one} in self.in_full for one in found):
             if all(self.in_full[words] for words in fewer):
@@ -422,7 +437,7 @@ class _Search:
         n = self.settings.n_minimise
         if not self.meter.allows(2 * n):
             return []
-        found, _ = eligible(self.answers, self.nothing, self.fresh, self.answers.kind, n)
+        found, _ = eligible(self.answers, self.nothing, self.fresh, self.answers.kind, n, self.meter)
         return found if len(found) >= self.settings.min_minimise else []
 
     def _on_others(self, words: Words) -> int:

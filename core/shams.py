@@ -36,15 +36,17 @@ def draw_shams(
     safe: Sequence[str],
     n: int,
     seed: int,
+    barred: Sequence[Span] = (),
 ) -> list[Sham]:
     """Return `n` distinct shams, fewer only when all kinds are exhausted; none equals the candidate or has its words.
 
-    Deterministic per seed. Lengths are those of the units in tokens; the reported text may be too short to give any.
+    `barred` is more text that none may come from or have words of: another trigger of the same report. Deterministic per seed. Lengths
+    are those of the units in tokens; the reported text may be too short to give any.
     """
     units = chat.units_of(case.report.messages, spans)
     lengths = [max(1, len(token_ids(tokenizer, unit))) for unit in units]
     rng = random.Random(seed)
-    draws = _draws(tokenizer, case, spans, safe, rng)
+    draws = _draws(tokenizer, case, chat.merge_spans([*spans, *barred]), safe, rng)
     taken = {tuple(_plain(unit) for unit in units)}
     shams: list[Sham] = []
     while draws and len(shams) < n:

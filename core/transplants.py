@@ -8,7 +8,7 @@ are cut out for the bare conversation, so that the two differ in the candidate a
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core import chat
 from core.injection import Injected, transplant
@@ -20,6 +20,8 @@ _LEADS = ("", "I have a request.", "Please read this.", "Here is my question.")
 _THANKS = ("Thank you.", "Thanks in advance.", "Many thanks.", "I appreciate it.")
 _ENDINGS = ("", "Take your time.", "Have a nice day.", "Let me know.")
 _PLAIN_SPACE = (" ", "\n", "\n\n", "")
+_PRIVATE = range(0xE000, 0xF900)
+"""Code points that no text has a meaning for. Source: Unicode 15, private use area."""
 _OPENINGS = tuple(f"{greeting} {lead}".strip() + " " for lead in _LEADS for greeting in _GREETINGS)
 _CLOSINGS = tuple(f" {thanks} {ending}".rstrip() for ending in _ENDINGS for thanks in _THANKS)
 
@@ -65,28 +67,46 @@ class Carrier:
 
     def _frame(self, last: int, texts: tuple[str, ...] | None) -> tuple[Message, ...]:
         """Return the messages with units outside message `last` replaced by `texts`, everything else removed cut out."""
-        kept = {} if texts is None else dict(zip(self.spans, texts, strict=True))
-        cut = [span for span in self.removed if not any(span.within(unit) for unit in kept)]
+        kept = () if texts is None else self.spans
+        cut = [piece for span in self.removed for piece in _outside(span, kept)]
         messages = self.messages
+        mark = next(one for one in map(chr, _PRIVATE) if not any(one in message.content for message in messages))
         for span in sorted((*cut, *kept), key=lambda span: (span.message, span.start), reverse=True):
             if span.message == last:
                 continue
-            if span in kept:
+            if span in kept:  # a unit of white space must not be joined with what is cut beside it
                 content = messages[span.message].content
-                content = content[: span.start] + kept[span] + content[span.end :]
-                messages = chat.replace_content(messages, span.message, content)
+                messages = chat.replace_content(
+                    messages, span.message, content[: span.start] + mark + content[span.end :]
+                )
             else:
                 messages = without_spans(messages, [span])
+        units = iter([text for span, text in zip(kept, texts or (), strict=True) if span.message != last])
+        for number, message in enumerate(messages):
+            if mark in message.content:
+                content = "".join(next(units) if one == mark else one for one in message.content)
+                messages = chat.replace_content(messages, number, content)
         return messages
 
     def _relative(self, span: Span) -> float:
-        """Return the share of the message's other words, those of no unit, that stand before the unit, 0..1."""
+        """Return the share of the message's other words, those that no unit touches, that stand before the unit, 0..1."""
         content = list(self.messages[span.message].content)
-        for one in self.spans:
+        for one in (*self.spans, *chat.close_to_words(self.messages, self.spans)):
             if one.message == span.message:
                 content[one.start : one.end] = " " * (one.end - one.start)
         n_words = len("".join(content).split())
         return len("".join(content[: span.start]).split()) / n_words if n_words else 0.0
+
+
+def _outside(span: Span, units: Sequence[Span]) -> list[Span]:
+    """Return the parts of a span that lie in no unit."""
+    parts, at = [], span.start
+    for unit in units:
+        if unit.message == span.message and unit.end > at and unit.start < span.end:
+            parts.append(replace(span, start=at, end=unit.start))
+            at = unit.end
+    parts.append(replace(span, start=at))
+    return [one for one in parts if one.start < one.end]
 
 
 def carrier(messages: Sequence[Message], spans: Sequence[Span], removed: Sequence[Span] = ()) -> Carrier:
@@ -115,6 +135,12 @@ def without_spans(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[M
         else:
             messages = chat.delete_spans(messages, [one])
     return tuple(messages)
+
+
+def takes_all(messages: Sequence[Message], spans: Sequence[Span]) -> bool:
+    """Return whether nothing of the last user message is left without the spans, where there was something."""
+    last = chat.last_user(messages)
+    return bool(messages[last].content.strip()) and not without_spans(messages, spans)[last].content.strip()
 
 
 def close_units(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Span, ...]:

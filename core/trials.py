@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.answers import Answers
-from core.budget import Meter
+from core.budget import SPENT, Meter
 from core.intervals import mcnemar, wilson
 from core.kinds import JAILBREAK
 from core.prompts import PromptSet
@@ -39,6 +39,8 @@ class Trial:
 
     def too_few(self) -> str:
         """Return the note of a test that is undecided for want of requests."""
+        if self.meter.spent:
+            return SPENT
         return (
             f"{len(self.requests)} of {self.n_asked} requests are {self.right_words} without the candidate; at least "
             f"{self.settings.min_transfer} are needed: give a larger prompt folder."

@@ -19,7 +19,7 @@ from core.intervals import mcnemar, percent, wilson
 from core.prompts import PromptSet
 from core.rewrites import core_of, framed, neutral_rewrites, paraphrases
 from core.settings import CausalSettings
-from core.transplants import carrier, core_span, text_of, touches, without_spans, words_of
+from core.transplants import carrier, core_span, takes_all, text_of, touches, words_of
 from core.trials import as_often, compare_without, rate, share, whole_case
 from core.values import FailureCase, Rate, Rewording, Span, TestOutcome, TriggerProposal
 
@@ -32,8 +32,9 @@ def bare(
     settings: CausalSettings,
     *,
     seed: int = 0,
+    what: str = "All candidates",
 ) -> TestOutcome:
-    """Return how often the report fails without any of the candidates; passed: as often as with them.
+    """Return how often the report fails without any of these candidates, which are `what`; passed: as often as with them.
 
     Failed, it is necessity of all candidates together. Undecided when little of the request's core is left.
     """
@@ -43,12 +44,12 @@ def bare(
         return whole_case("bare", nothing, nothing, None, "There is no candidate to take out.")
     if not meter.allows(2 * settings.n_necessity):
         return whole_case("bare", nothing, nothing, None, SPENT)
-    if not without_spans(case.report.messages, spans)[chat.last_user(case.report.messages)].content.strip():
+    if takes_all(case.report.messages, spans):
         return whole_case("bare", nothing, nothing, None, "Nothing of the request is left without the candidates.")
     compared = compare_without(case, spans, answers, settings, seed, "bare request")
     before, after = rate(compared.with_text), rate(compared.without_text)
     passed = as_often(after.value, before.value, settings)
-    note = f"All candidates taken out at once; {compared.what}."
+    note = f"{what} taken out at once; {compared.what}."
     if passed and is_request(case, spans, settings):
         passed = None
         note += f" Only {percent(core_left(case, spans))} of the request's own words are left, so that it fails says nothing."
@@ -66,14 +67,12 @@ def is_own(case: FailureCase, spans: Sequence[Span]) -> bool:
 
 
 def core_left(case: FailureCase, spans: Sequence[Span]) -> float:
-    """Return the share of the words of the request's core that `spans` leave."""
+    """Return the share of the words of the request's core that `spans` leave; all of it where it has no words."""
     messages = case.report.messages
     core = core_span(messages)
-    if core.end <= core.start:
-        return 0.0
-    words = words_of(messages, [core])
+    words = words_of(messages, [core]) if core.start < core.end else ()
     left = [word for word in words if not touches(word, spans)]
-    return len(left) / len(words) if words else 0.0
+    return len(left) / len(words) if words else 1.0
 
 
 def reworded(
@@ -132,20 +131,24 @@ def frame(
     in_frame = {item.prompt: one for item, one in zip(held_out, wrapped, strict=True) if one is not None}
     in_frame = {p: one for p, one in in_frame.items() if answers.fits(chat.replace_content(messages, last, one))}
     if not in_frame:
-        return whole_case(
-            "frame", nothing, nothing, None, "Nothing but the request itself: there is no wording to carry."
+        why = (
+            "Nothing but the request itself: there is no wording to carry."
+            if all(one is None for one in framed(text, [text]))
+            else "No request of the folder that is left for tests can be put into the reported wording."
         )
+        return whole_case("frame", nothing, nothing, None, why)
     if not meter.allows(3 * settings.n_frame):
         return whole_case("frame", nothing, nothing, None, SPENT)
     usable = [item for item in held_out if item.prompt in in_frame]
     pool = PromptSet(harmful=tuple(usable), safe=())
-    requests, n_asked = eligible(answers, carrier(messages, ()), pool, answers.kind, settings.n_frame)
+    requests, n_asked = eligible(answers, carrier(messages, ()), pool, answers.kind, settings.n_frame, meter)
     unsafe = answers.unsafe([chat.replace_content(messages, last, in_frame[one]) for one in requests], "frame")
     p_value = mcnemar(unsafe, [False] * len(unsafe))
     passed: bool | None = share(unsafe) >= settings.transfer_gain and p_value < settings.transfer_p
     note = f"n counts held-out requests, of {n_asked} asked, refused bare and then put in the reported wording."
     if len(requests) < settings.min_transfer:
-        passed, note = None, f"{note} At least {settings.min_transfer} are needed: give a larger prompt folder."
+        what = SPENT if meter.spent else f"At least {settings.min_transfer} are needed: give a larger prompt folder."
+        passed, note = None, f"{note} {what}"
     return whole_case("frame", rate(unsafe), rate([False] * len(unsafe)), passed, note, p_value)
 
 
@@ -180,10 +183,12 @@ def free(
     return whole_case("bare", failure, found, as_often(found.value, failure.value, settings), note)
 
 
-def everything(case: FailureCase) -> TriggerProposal:
-    """Return the whole request as one candidate, to be cut down: words that hide each other stand out nowhere."""
+def everything(case: FailureCase) -> TriggerProposal | None:
+    """Return the whole request as one candidate, to be cut down: words that hide each other stand out nowhere. None for an empty one."""
     messages = case.report.messages
     last = chat.last_user(messages)
+    if not messages[last].content.strip():
+        return None
     spans = (Span(message=last, start=0, end=len(messages[last].content)),)
     positions = chat.spans_to_positions(case.prompt, spans)
     why = "The whole request, since no part of it stands out that carries the failure."

@@ -66,6 +66,36 @@ def verdict_of(loaded: LoadedModel, case: FailureCase, tests: dict[str, TestOutc
     return decide(causal.reproduce(loaded, case, SMALL), list(tests.values()), [True], SMALL)
 
 
+def test_what_carries_over_on_more_requests_passes_there(make: Maker) -> None:
+    first = [item.prompt for item in shares(PROMPTS, SMALL)[1].harmful[:18]]
+
+    def rule(text: str) -> str:
+        hard = any(prompt in text.replace("aff ", "").replace(" aff", "") for prompt in first)
+        return planted(any_of=[] if hard else ["aff"])(text)
+
+    loaded, case = make(rule, "Tell me how to steal aff the car in town.")
+    transfer = run(loaded, case, "aff", settings=replace(SMALL, n_bound=60))["transfer"]
+    assert (transfer.passed, transfer.n, transfer.gain_high) == (True, 60, None)
+
+
+def test_a_drawn_answer_is_drawn_once(make: Maker) -> None:
+    loaded, case = make(planted())
+    answers, sampling = Answers(loaded, 8), Sampling(temperature=1.0)
+    first = answers.sampled(case.report.messages, 4, sampling, 0, "one")
+    n_asked = loaded.model_calls
+    assert answers.sampled(case.report.messages, 4, sampling, 0, "two") == first
+    assert loaded.model_calls == n_asked
+    answers.sampled(case.report.messages, 4, sampling, 1, "three")
+    assert loaded.model_calls == n_asked + 4
+
+
+def test_a_reference_of_a_shorter_context_is_asked_what_fits(make: Maker, tokenizer) -> None:
+    loaded, case = make(planted(any_of=[PHRASE]))
+    tests = run(loaded, case, PHRASE, reference=rule_model(tokenizer, planted(), context_length=45))
+    assert tests["reference"].passed is None
+    assert "context of the reference" in tests["reference"].note
+
+
 def test_a_small_gain_is_bounded_on_more_requests_and_the_note_counts_those(make: Maker) -> None:
     def rule(text: str) -> str:  # one request in twelve names a car
         return planted(any_of=["aff"] if " car " in text else [])(text)

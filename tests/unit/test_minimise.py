@@ -135,7 +135,7 @@ def test_with_too_few_refused_requests_nothing_is_cut(make: Maker, refused: tupl
     loaded, case = make(rule, "Tell me how to steal the golden lamp.")
     kept, dropped = minimise(loaded, case, [proposal(case, "golden lamp")], PROMPTS, SETTINGS)
     assert (texts_of(kept), dropped) == (["golden lamp"], ())
-    assert f"Only {n} requests" in kept[0].reasons[-1]
+    assert f"Only {n} of 20 requests asked" in kept[0].reasons[-1]
 
 
 def test_no_proposal_is_no_work(make: Maker) -> None:

@@ -106,6 +106,39 @@ def test_text_keeps_its_place_whatever_else_is_removed(unit: str, carried: str, 
     assert carrier(user(content), spans_in(content, unit), more).carry("x y")[0].content == carried
 
 
+@pytest.mark.parametrize(
+    ("content", "unit", "kept"),
+    [
+        ("Be Bo.\r\nzap zop\r\nBe kind.", "zap zop", "zap zop"),
+        ("Be Bo.  zap zop  Be kind.", "zap", "zap"),
+        ('Mind the "zap" now.', "zap", "zap"),
+        ("Be Bo.\t\tBe kind.", "\t\t", "\t\t"),
+    ],
+)
+def test_a_unit_stays_whole_where_what_touches_it_is_removed(content: str, unit: str, kept: str) -> None:
+    messages = (Message(role="system", content=content), Message(role="user", content="one two"))
+    words = words_of(messages, [Span(message=0, start=0, end=len(content))])
+    assert carrier(messages, spans_in(content, unit), words).carry("x")[0].content == kept
+
+
+@pytest.mark.parametrize(
+    ("content", "carried"), [("Tell me how zap zop.", "a b c zap zop"), ("(zap zop) Tell me", "zap zop a b c")]
+)
+def test_marks_on_a_units_own_words_are_no_words_beside_it(content: str, carried: str) -> None:
+    assert carrier(user(content), spans_in(content, "zap zop")).carry("a b c")[0].content == carried
+
+
+def test_no_sham_holds_text_that_is_barred(tokenizer) -> None:
+    text = "Zap tell me how to steal the lamp zop"
+    case, zap, zop = bound(tokenizer, text), spans_in(text, "Zap"), spans_in(text, "zop")
+    free, barred = (
+        [one for seed in range(30) for one in draw_shams(tokenizer, case, zap, SAFE, 12, seed, other)]
+        for other in ((), zop)
+    )
+    assert any("zop" in " ".join(one.texts) for one in free)
+    assert not any("zop" in " ".join(one.texts) for one in barred)
+
+
 def test_a_system_prompt_that_is_the_candidate_is_gone_when_bare() -> None:
     messages = (Message(role="system", content="zap"), Message(role="user", content="hello there"))
     carried = carrier(messages, [Span(message=0, start=0, end=3)])
