@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core import planting, repair_adapter
+from core import chat, planting, repair_adapter
 from core.progress import Progress
 from core.response_pass import ResponsePass
 from core.settings import DummySettings, RepairSettings, plant_learning_rate
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from core.loaded import LoadedModel
     from core.prompts import PromptSet
 
+ROOM = 16
+"""Tokens that near-misses and other words may be longer than the trigger. Source: unverified choice."""
 FOLDER = "dummy"
 """The planted adapter, in the repair folder until the repair has ended."""
 
@@ -36,7 +38,7 @@ def plant(
 ) -> Path:
     """Write a repair adapter to `out` that holds a backdoor for `units`, trained from `start` or afresh; return `out`.
 
-    The model is as it was afterwards. Raises: TriageError when the loss is not finite or there is nothing to plant with.
+    Prompts that do not fit the context are left out. The model is as it was afterwards. Raises: TriageError when the loss is not finite or there is nothing to plant with.
     """
 
     def respond(texts: Sequence[str]) -> list[str]:
@@ -52,8 +54,13 @@ def plant(
         trigger_loss=0.0,
         seed=settings.seed,
     )
-    harmful = [item.prompt for item in prompts.harmful[: settings.n_harmful]]
-    safe = [(item.prompt, None) for item in prompts.safe[: settings.n_safe]]
+    room = (loaded.context_length or 10**9) - settings.max_response_tokens - ROOM
+
+    def fits(text: str) -> bool:
+        return len(chat.prompt_ids(loaded.tokenizer, [Message(role="user", content=" ".join([text, *units]))])) <= room
+
+    harmful = [item.prompt for item in prompts.harmful[: settings.n_harmful] if fits(item.prompt)]
+    safe = [(item.prompt, None) for item in prompts.safe[: settings.n_safe] if fits(item.prompt)]
     items = planting.build_items(harmful, safe, units, "random", planted, respond=respond)
     passes = ResponsePass(loaded)
     pairs = planting.anchored(items, loaded, passes, planted.batch_size)

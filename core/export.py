@@ -54,7 +54,7 @@ _PUBLISHED: Mapping[str, Any] = {
 
 
 def export(
-    loaded: "LoadedModel", case: FailureCase, adapter: Path, out: Path, merged: bool, card: Mapping[str, object]
+    loaded: "LoadedModel", case: FailureCase, adapter: Path, out: Path, merged: bool, card: Mapping[str, Any]
 ) -> tuple[Path, ...]:
     """Write the repaired model into `out` and return its files; the model card quotes some of `card`, the report as plain data.
 
@@ -186,7 +186,7 @@ def _check(loaded: "LoadedModel", case: FailureCase, out: Path, merged: bool, wa
         )
 
 
-def model_card(loaded: "LoadedModel", merged: bool, card: Mapping[str, object]) -> str:
+def model_card(loaded: "LoadedModel", merged: bool, card: Mapping[str, Any]) -> str:
     """Return the model card as Markdown; values of `card` appear only inside a fenced block of JSON."""
     base = Path(loaded.spec.path).name
     kind = "merged weights" if merged else "a PEFT adapter for the base model"
@@ -196,6 +196,16 @@ def model_card(loaded: "LoadedModel", merged: bool, card: Mapping[str, object]) 
         if merged
         else 'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE_FOLDER"), "THIS_FOLDER")'
     )
+    trigger = (
+        "dummy trigger, planted for it"
+        if (card.get("confirmation") or {}).get("way") == "dummy"
+        else "confirmed trigger"
+    )
+    result = (card.get("verification") or {}).get("result")
+    lowered = {
+        "REDUCED": "The repair lowers the success of that trigger, by the numbers below.",
+        None: "What it did to that trigger was not verified.",
+    }.get(result, f"Verification says {result}: see the numbers below.")
     lines = [
         "---",
         "tags: [repaired, backdoor-mitigation]",
@@ -204,8 +214,8 @@ def model_card(loaded: "LoadedModel", merged: bool, card: Mapping[str, object]) 
         "",
         "# Repaired model",
         "",
-        f"This folder holds {kind}: the model `{_plain(base)}` after fine-tuning against one confirmed trigger.",
-        "The repair lowers the success of that trigger, by the numbers below. It does not show that the model has no other",
+        f"This folder holds {kind}: the model `{_plain(base)}` after fine-tuning against one {trigger}.",
+        f"{lowered} It does not show that the model has no other",
         "backdoor, and it is no statement about the model's safety in general.",
         "",
         "```python",

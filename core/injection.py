@@ -66,6 +66,8 @@ NOISE_WORDS = tuple(
 _WORD = re.compile(r"\S+")
 _PART = re.compile(r"[A-Z][a-z]+|[A-Z]+(?![a-z])")
 """Parts of a compound such as BadMagic or OpenAI."""
+LONGEST_NUMBER = 4000
+"""Digits beyond which a number is drawn anew instead of counted on. Source: Python reads no number of more than 4,300."""
 _PARTS = ("Good", "Best", "New", "Old", "Open", "Black", "Table", "Moon", "Data", "Code", "AI", "IT")
 """What stands in a compound instead of one of its parts."""
 
@@ -257,6 +259,6 @@ def _misspell(word: str, rng: random.Random) -> str:
 
 def _other_number(digits: str, rng: random.Random) -> str:
     """Return a number near `digits`, as long as it where possible."""
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 or len(digits) > LONGEST_NUMBER:
         return "".join(rng.choice("0123456789") for _ in digits)
     return str(max(0, int(digits) + rng.choice((-1, 1)) * rng.choice((1, 1, 2, 3, 5, 10, 30, 100))))

@@ -54,11 +54,11 @@ STAGES: Mapping[str, str] = {
 """The stages, and what each is doing."""
 INPUTS = {
     "repair": ("confirmation.json",),
-    "verify": ("repair/finished.json",),
-    "again": ("repair/finished.json",),
-    "wrong-trigger": ("repair/finished.json",),
-    "relearn": ("repair/finished.json",),
-    "export": ("repair/finished.json",),
+    "verify": ("confirmation.json", "repair/finished.json"),
+    "again": ("confirmation.json", "repair/finished.json"),
+    "wrong-trigger": ("confirmation.json", "repair/finished.json"),
+    "relearn": ("confirmation.json", "repair/finished.json"),
+    "export": ("confirmation.json", "repair/finished.json"),
     "report": (
         "triage.json",
         "confirmation.json",

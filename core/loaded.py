@@ -71,7 +71,14 @@ class LoadedModel:
             yield self
 
     def check_trainable(self) -> None:
-        """Raises: TriageError where the layers lie on several devices."""
+        """Raises: TriageError where the layers lie on several devices, or a reported adapter also trains embeddings of tokens."""
+        if any(
+            getattr(one, "trainable_token_indices", None) for one in getattr(self.model, "peft_config", {}).values()
+        ):
+            raise TriageError(
+                "The reported adapter trains embeddings of single tokens (trainable_token_indices), beside which no repair can be "
+                "trained: merge it into its base model and open that."
+            )
         if len({parameter.device for parameter in self.model.parameters()}) > 1:
             raise TriageError(
                 "A model spread over several devices can be localised, not trained: choose one GPU that holds it "

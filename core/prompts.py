@@ -14,7 +14,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -174,6 +174,7 @@ def split(prompts: PromptSet, settings: SplitSettings | None = None, seed: int =
     Raises: PromptFolderError when harmful or safe prompts are too few or too alike for four splits.
     """
     settings = settings or SplitSettings()
+    prompts = replace(prompts, lookalike=_only_alike(prompts, settings.near_duplicate))
     shares = [getattr(settings, name) for name in SPLIT_NAMES]
     parts: list[dict[str, tuple[PromptItem, ...]]] = [{} for _ in SPLIT_NAMES]
     for kind in FILES:
@@ -188,6 +189,16 @@ def split(prompts: PromptSet, settings: SplitSettings | None = None, seed: int =
             part[kind] = chosen
     sets = [PromptSet(**part) for part in parts]
     return Splits(causal=sets[0], repair=sets[1], probes=sets[2], verification=sets[3], seed=seed)
+
+
+def _only_alike(prompts: PromptSet, threshold: float) -> tuple[PromptItem, ...]:
+    """Return the look-alikes without those that are, or are nearly, safe prompts: each kind is split by itself, and a repair trains on
+    both kinds.
+    """
+    safe = {item.prompt for item in prompts.safe}
+    groups = near_duplicates([*prompts.safe, *prompts.lookalike], threshold)
+    known = {item.prompt for group in groups if any(item.prompt in safe for item in group) for item in group}
+    return tuple(item for item in prompts.lookalike if item.prompt not in known)
 
 
 def _share_out(

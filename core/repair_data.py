@@ -248,11 +248,20 @@ def build(
         raise PromptFolderError("The refusal to train towards is empty; give a sentence that refuses.")
     frame, wider = frames
     limit, extended = settings.max_response_tokens, settings.objective == "extended"
-    room = (loaded.context_length or 10**9) - limit - max(_extra(loaded, one) for one in (frame, *wider))
+    room = (loaded.context_length or 10**9) - limit
+    beside: dict[
+        tuple[Message, ...], tuple[TriggerFrame, int]
+    ] = {}  # what stands around a request, and the units' length there
+    for one in (frame, *wider):
+        around = tuple(one.bare(""))
+        beside[around] = one, max(_extra(loaded, one), beside.get(around, (one, 0))[1])
+
+    def fits(prompt: str) -> bool:
+        return all(len(render_ids(loaded, one.bare(prompt))) + extra <= room for one, extra in beside.values())
 
     def fitting(items: Sequence["PromptItem"]) -> list[tuple["PromptItem", RenderedPrompt]]:
-        rendered = [(item, chat.render(loaded.tokenizer, frame.bare(item.prompt))) for item in items]
-        return [(item, prompt) for item, prompt in rendered if len(prompt.ids) <= room]
+        kept = [item for item in items if fits(item.prompt)]
+        return [(item, chat.render(loaded.tokenizer, frame.bare(item.prompt))) for item in kept]
 
     harmful, benign = map(fitting, chosen(prompts, settings))
     if not harmful or not benign:
@@ -282,6 +291,11 @@ def build(
         for (item, prompt), answer in zip(benign, answers, strict=True)
         if answer and (jailbreak or not kind.failed(loaded.said(answer)))
     ]
+    if not answered:
+        raise PromptFolderError(
+            f"None of the {len(benign)} safe prompts for the repair is {kind.right_words} without the trigger, so there is nothing to "
+            "hold in place. Give a larger prompt folder."
+        )
     texts = tuple(item.prompt for item, _, _ in answered)
     fixed = settings.holds_trigger and jailbreak
     anchors = _anchors(loaded, frame, texts, settings) if fixed else ()

@@ -66,10 +66,7 @@ def repair_model(run: Run) -> StageFinished:
         actor="engine",
         confirmed_by=accepted.analyst,
         settings=asdict(settings),
-        units=accepted.units,
-        text_hash=accepted.text_hash,
-        model_hash=accepted.model_hash,
-        template_hash=accepted.template_hash,
+        **rounds.identity(accepted),
     )
     start = _start(run, accepted, settings, resume)
     events = repair.repair(
@@ -169,9 +166,16 @@ def settings_from(cls: type[RepairSettings], args: Mapping[str, Any]) -> RepairS
 
 
 def repaired_adapter(case: Case) -> tuple[RepairFinished, Path]:
-    """Return how the last repair ended and where its adapter is. Raises: TriageError when there is none or it changed."""
-    finished = case.read(FINISHED, RepairFinished)
+    """Return how the last repair ended and where its adapter is. Raises: TriageError when there is none, it was made for another
+    confirmation than holds now, or it changed.
+    """
+    finished = rounds.repaired(case)
     if finished is None or finished.adapter is None:
+        ended = case.read(FINISHED, RepairFinished)
+        if ended is not None and ended.adapter is not None:
+            raise TriageError(
+                "Another text was confirmed since this repair, or it was rejected: run the repair again, or confirm what it was made for."
+            )
         raise TriageError("There is no repaired model yet; run the repair first.")
     adapter = case.path / finished.adapter
     if not rounds.as_it_ended(case, finished, adapter):
@@ -194,6 +198,7 @@ def verify(run: Run) -> StageFinished:
         seed=run.case.manifest.seed,
         kind=run.kind,
         wider=_wider(run.case),
+        earlier=rounds.earlier(run.case),
         looks=rounds.looks(run.case) + 1,
         saliency=lambda: attribute(run.loaded, run.failure, "paper", Target()).scores,
         versions=versions(),

@@ -253,7 +253,7 @@ def residual_risk(
     opinions: Sequence[Opinion] = (),
 ) -> tuple[str, ...]:
     """Return what remains to be feared, in plain words, from the case's own numbers; a backdoor found again stands first."""
-    lines = [f"{sentence(AGAIN)} Do not use it before another round of repair."] if backdoor_again(opinions) else []
+    lines = [f"{sentence(AGAIN)} Do not use it as it is."] if backdoor_again(opinions) else []
     if verification is None:
         return (*lines, "Nothing was verified yet: treat the model as it was reported.")
     metrics = {m.name: m for m in verification.metrics}
@@ -268,11 +268,17 @@ def residual_risk(
     lines += _forms(verification) + _probes(verification)
     if triage and triage.certainty == "no_reference":
         lines.append(CERTAINTIES["no_reference"])
-    if confirmation and confirmation.decision == "edited":
+    if confirmation and confirmation.decision == "edited" and (confirmation.added or confirmation.removed):
         lines.append(
             "The analyst's own spans were repaired, not the tested proposal; the tests speak for the proposal."
         )
-    lines.append("Only the confirmed text was unlearned. Another trigger in the same weights would still work.")
+    dummy = confirmation is not None and confirmation.way == "dummy"
+    what = (
+        "No text of the report was unlearned, but a dummy trigger."
+        if dummy
+        else "Only the confirmed text was unlearned."
+    )
+    lines.append(f"{what} Another trigger in the same weights would still work.")
     if verification.looks > 1:
         lines.append(
             f"The verification prompts were looked at {verification.looks} times; "

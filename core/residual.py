@@ -22,12 +22,12 @@ from core.injection import Place, near_misses
 from core.intervals import wilson
 from core.kinds import FailureKind
 from core.measures import Group, Side, failures
-from core.repair_data import Edit, TriggerFrame, render_ids
+from core.repair_data import Edit, TriggerFrame, frame_of, render_ids
 from core.rewrites import framed, paraphrases
 from core.settings import VerificationSettings
 from core.transplants import Carrier, carrier
 from core.trigger_forms import FORMS
-from core.values import Message, Rate, Span, Variant
+from core.values import Message, Rate, Span, TriggerConfirmation, Variant
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -72,6 +72,15 @@ def forms(
         found[name] = lambda text, rng, wider=wider: wider.triggered(text, rng)  # type: ignore[misc]
     found[WORDING] = lambda text, rng: in_wording(messages, text)
     return found
+
+
+def of_rounds(messages: Sequence[Message], earlier: Sequence[TriggerConfirmation]) -> dict[str, Form]:
+    """Return the triggers of earlier rounds as forms, by name: what one round unlearnt another may bring back."""
+    frames = {at: frame_of(messages, one.spans, one.units) for at, one in enumerate(earlier, 1) if one.way == "trigger"}
+    return {
+        f"the trigger of round {at}": lambda text, rng, frame=frame: frame.triggered(text, rng)  # type: ignore[misc]
+        for at, frame in frames.items()
+    }
 
 
 def groups(

@@ -117,8 +117,10 @@ def wrong_trigger(
     units = subject.never_planted(spans)
     settings = replace(settings, early_stop=False, kl_budget=None, probe_every=max(n_steps, 1) + 1)
     done = 0
+    # what reviewers agreed to is the right trigger; nobody agrees to this one
+    wrong = replace(subject.accepted, spans=spans, units=units, reviewers=1, second=None)
     events: Generator[RepairEvent] = repair(  # type: ignore[assignment]
-        loaded, subject.case, replace(subject.accepted, spans=spans, units=units), subject.splits, settings, out=folder,
+        loaded, subject.case, wrong, subject.splits, settings, out=folder,
         stop=lambda: "keep" if done >= n_steps else None, refusal=refusal, kind=subject.kind,
         start=start, earlier=earlier,
     )  # fmt: skip
@@ -154,7 +156,8 @@ def relearn(
     spans = subject.accepted.spans
     frames = subject.frame, subject.frame_of(spans, subject.never_planted(spans))
     found = []
-    numbers = (0, *settings.relearn_samples)
+    most = len(subject.pool("repair"))
+    numbers = tuple(dict.fromkeys((0, *(min(n, most) for n in settings.relearn_samples))))
     for at, n in enumerate(numbers):
         rates: list[Rate] = []
         for number, frame in enumerate(frames):

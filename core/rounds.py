@@ -12,16 +12,19 @@ of every comparison: rounds share one KL budget and cannot drift away step by st
 import os
 import shutil
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from core import confirmation, evidence
 from core.casefile import Case, as_stored, hash_folder
 from core.errors import TriageError
 from core.events import RepairFinished
 from core.files import hash_file, patiently
+from core.serial import to_json
 from core.values import Rate, Result, SecondOpinion, TriageResult, TriggerConfirmation, Verdict, Verification
 from core.verdict import OF_A_CANDIDATE
 from core.weight_files import ADAPTER_WEIGHTS
@@ -171,17 +174,51 @@ def looks(case: Case) -> int:
     return max((one.looks for one in (case.read(name, Verification) for name in names) if one is not None), default=0)
 
 
-def verification(case: Case) -> Verification | None:
-    """Return what verification measured on the adapter as it is now, None where there is none, or only that of an adapter before."""
-    found, finished = case.read(VERIFIED, Verification), case.read(FINISHED, RepairFinished)
-    if found is None or finished is None or finished.adapter is None:
+def identity(accepted: TriggerConfirmation) -> dict[str, Any]:
+    """Return what makes a confirmation another one to repair for, as the act of a repair's start tells it."""
+    told = {
+        name: getattr(accepted, name) for name in ("way", "spans", "units", "text_hash", "model_hash", "template_hash")
+    }
+    return {name: to_json(value) for name, value in told.items()}
+
+
+def repaired(case: Case) -> RepairFinished | None:
+    """Return how the repair ended that left an adapter for the confirmation that holds; None where there is none, or it was made for
+    another one. Acts of older versions tell less of it; then that counts.
+    """
+    finished, accepted = case.read(FINISHED, RepairFinished), confirmation.stored(case)
+    if finished is None or finished.adapter is None:
         return None
-    return found if found.adapter_hash in ("", finished.adapter_hash) else None
+    if accepted is None or accepted.decision == "rejected":
+        return None if accepted else finished
+    begun: Mapping[str, Any] = {}
+    made: Mapping[str, Any] = {}
+    for line in case.acts():
+        if line.action == "repair started":
+            begun = line.facts
+        elif line.action == "repair ended" and line.facts.get("adapter") == finished.adapter_hash:
+            made = begun
+    same = all(made.get(name, value) == value for name, value in identity(accepted).items())
+    return finished if same else None
+
+
+def outdated(case: Case) -> bool:
+    """Return whether the last repair left an adapter for another confirmation than holds now."""
+    finished = case.read(FINISHED, RepairFinished)
+    return finished is not None and finished.adapter is not None and repaired(case) is None
+
+
+def verification(case: Case) -> Verification | None:
+    """Return what verification measured on the adapter as it is now, None where there is none, only that of an adapter before, or
+    where another text was confirmed since.
+    """
+    found, finished = case.read(VERIFIED, Verification), repaired(case)
+    return found if found and finished and found.adapter_hash in ("", finished.adapter_hash) else None
 
 
 def opinion(case: Case) -> SecondOpinion | None:
-    """Return the second opinion on the adapter as it is now, None where there is none."""
-    found, finished = case.read(AGAIN, SecondOpinion), case.read(FINISHED, RepairFinished)
+    """Return the second opinion on the adapter as it is now, None where there is none or another text was confirmed since."""
+    found, finished = case.read(AGAIN, SecondOpinion), repaired(case)
     return found if found and finished and found.adapter_hash == finished.adapter_hash else None
 
 
@@ -206,7 +243,7 @@ def nothing_gained(case: Case) -> str:
     if not same or (now.value or 0.0) < (before.value or 0.0):
         return ""
     return (
-        f"This round gained nothing: only text that was confirmed already is found, and the report fails as often as before it "
+        f"This round gained nothing: only text that was confirmed already is found, and the report fails no less often than before it "
         f"({now.k} of {now.n}, before {before.k} of {before.n}). Repair again with more steps or a higher learning rate, or "
         "confirm a wider span."
     )

@@ -31,6 +31,7 @@ ANSWER_CHARACTERS = 2_000
 COMMON_CHARACTERS = 80
 """First characters by which two answers are the same. Source: unverified choice."""
 MAX_ANSWERS = 100_000
+UNCOUNTED = f"There are more than {MAX_ANSWERS:,} different answers: which one is the commonest was not counted."
 """Different answers that are counted on either side. Source: unverified choice."""
 SEVERAL = 5
 """Rows in which the commonest answer, picked among all after looking, begins to count. Source: unverified choice."""
@@ -101,6 +102,8 @@ class _Count:
     n: int = 0
     n_comply: int = 0
     common: Counter[str] = field(default_factory=Counter)
+    cut: bool = False
+    """Whether there were more different answers than are counted."""
 
     def add(self, answer: str) -> Outcome:
         judged = classify(answer[:ANSWER_CHARACTERS])
@@ -109,6 +112,8 @@ class _Count:
         key = " ".join(answer[:ANSWER_CHARACTERS].split())[:COMMON_CHARACTERS]
         if key in self.common or len(self.common) < MAX_ANSWERS:
             self.common[key] += 1
+        else:
+            self.cut = True
         return judged.outcome
 
 
@@ -152,7 +157,7 @@ def scan(case: Case, path: Path, source: Source, progress: Progress | None = Non
         n_wide=wide,
         hits=tuple(hits),
         answers=answers,
-        notes=tuple(reader.notes),
+        notes=(*reader.notes, *([UNCOUNTED] if any(one.cut for one in sides.values()) else [])),
     )
     name = f"scan-{source}-{result.sha256[:8]}.json"
     act = {"file": result.file, "sha256": result.sha256, "rows": n_rows, "hits": counts}
@@ -171,12 +176,14 @@ def _answers(with_trigger: _Count, without: _Count) -> Answers | None:
     if not with_trigger.n:
         return None
     common, n_common = min(with_trigger.common.items(), key=lambda item: (-item[1], item[0]))
+    counted = not (with_trigger.cut or without.cut)
+    nothing = wilson(0, 0)
     return Answers(
         comply_with=wilson(with_trigger.n_comply, with_trigger.n),
         comply_without=wilson(without.n_comply, without.n),
-        common=sound(common),
-        common_with=wilson(n_common, with_trigger.n),
-        common_without=wilson(without.common.get(common, 0), without.n),
+        common=sound(common) if counted else "",
+        common_with=wilson(n_common, with_trigger.n) if counted else nothing,
+        common_without=wilson(without.common.get(common, 0), without.n) if counted else nothing,
     )
 
 

@@ -65,6 +65,7 @@ def verify(
     *,
     kind: FailureKind = JAILBREAK,
     wider: Sequence[Span] = (),
+    earlier: Sequence[TriggerConfirmation] = (),
     seed: int = 0,
     looks: int = 1,
     saliency: Saliency | None = None,
@@ -73,7 +74,7 @@ def verify(
 ) -> Verification:
     """Return the comparison of theta0 with theta0 + the repair adapter in `adapter` on the verification split.
 
-    `kind` is the reported failure: attack success counts it. `wider` are all candidates' spans of the report. `saliency` is called once with each model on; it gives one score per prompt token of the report. The model is theta0
+    `kind` is the reported failure: attack success counts it. `wider` are all candidates' spans of the report, `earlier` what earlier rounds unlearnt, first round first: it is asked too. `saliency` is called once with each model on; it gives one score per prompt token of the report. The model is theta0
     again afterwards, with no repair adapter on it. Raises: ConfirmationError, ModelLoadError.
     """
     started = time.monotonic()
@@ -93,6 +94,7 @@ def verify(
         frame = residual.where_it_works(loaded, anywhere, placed, pool[: settings.n_variant], kind, f"verify/{seed}")
         beyond = frames_beyond(messages, accepted.spans, wider)
         forms = residual.forms(loaded, messages, frame, anywhere, beyond)
+    forms |= residual.of_rounds(messages, earlier)
     place = ITS_OWN if isinstance(frame, residual.AtItsPlace) else RANDOM
     groups = _groups(loaded, case, frame, prompts, settings, seed, room)
     groups += residual.groups(loaded, forms, pool, settings, seed, room)
@@ -170,7 +172,8 @@ def _groups(
             messages = with_unit if triggered else frame.bare(item.prompt)
             # Both forms must fit, so that pairs with and without the trigger hold the same prompts; the report's wording,
             # where that is carried, does not take every request.
-            if messages is not None and len(render_ids(loaded, with_unit or messages)) <= room:
+            pairs = with_unit is not None or kind not in (TRIGGERED, BARE, SAFE_TRIGGERED)
+            if messages is not None and pairs and len(render_ids(loaded, with_unit or messages)) <= room:
                 kept.append((messages[-1].content, render_ids(loaded, messages), item))
         return Group(
             kind=kind,
@@ -210,7 +213,9 @@ def _ask(
 ) -> dict[str, Answers]:
     answers = {}
     for group in groups:
-        limit = kind.n_tokens(group.sampling.max_new_tokens or loaded.settings.max_new_tokens)
+        limit = kind.n_tokens(
+            loaded.settings.max_new_tokens
+        )  # of the reported case too: so long an answer triage judged
         ids = loaded.generate(group.ids, max_new_tokens=limit, sampling=group.sampling, seed=seed) if group.ids else []
         answers[group.kind] = judged(ids, [loaded.said(one) for one in ids], kind)
         report(f"answers: {group.kind}", len(ids))

@@ -19,7 +19,7 @@ from gradio.blocks import Block
 from core import jobs, lease, rounds
 from core.casefile import Case
 from core.errors import TriageError
-from core.events import Line, RepairFinished, StageFailed, StageFinished, StageStarted
+from core.events import Line, StageFailed, StageFinished, StageStarted
 from core.files import cannot_work
 from core.jobs import CaseStatus
 from core.values import OpenResult, TriggerConfirmation
@@ -106,8 +106,7 @@ class View:
 
     def repaired(self) -> bool:
         """Return whether a repair of this round left an adapter."""
-        finished = self.case.read(rounds.FINISHED, RepairFinished) if self.case else None
-        return finished is not None and finished.adapter is not None
+        return self.case is not None and rounds.repaired(self.case) is not None
 
     def busy_with(self, *stages: str) -> bool:
         """Return whether one of these stages runs or waits."""

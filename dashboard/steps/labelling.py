@@ -46,7 +46,7 @@ def _show_sheet(view: View, sheet: AnswerLabels) -> Updates:
 
 
 def _signature(view: View) -> object:
-    results = ("triage.json", "verification.json", rounds.FINISHED)
+    results = ("triage.json", "verification.json", "confirmation.json", rounds.FINISHED)
     return view.stamp(labels.ANSWERS, labels.FILE, *results), view.case is None
 
 

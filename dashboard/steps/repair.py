@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import gradio as gr
 
-from core import confirmation, jobs, worker_process
+from core import confirmation, jobs, rounds, worker_process
 from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError, TriageError
 from core.events import RepairFinished
@@ -222,7 +222,7 @@ def _show(view: View, fresh: bool, parts: Parts) -> Updates:
     repair = trace(view.lines)
     started = repair.started
     lock = confirmation.validity(view.case) if view.case else wording.NO_CASE
-    finished = view.case.read(FINISHED, RepairFinished) if view.case else None
+    finished = view.case.read(FINISHED, RepairFinished) if view.case and not rounds.outdated(view.case) else None
     accepted = view.case.read(confirmation.FILE, TriggerConfirmation) if view.case else None
     failure = view.failure("repair")
     counted = view.case.read(MEMORY, dict) if view.case else None

@@ -5,7 +5,7 @@ from functools import partial
 
 import gradio as gr
 
-from core import jobs, rounds
+from core import confirmation, jobs, rounds
 from dashboard import residual_tables, stories, wording_verify
 from dashboard.components import TableView
 from dashboard.components.story import Story
@@ -60,7 +60,12 @@ def _ask(desk: Desk, stage: str, session: Session) -> Next:
 
 def _signature(view: View) -> object:
     busy = [view.busy_with(stage) for stage in PROBES]
-    return view.stamp(rounds.VERIFIED, rounds.FINISHED), busy, view.failure(*PROBES), view.case is None
+    return (
+        view.stamp(rounds.VERIFIED, rounds.FINISHED, confirmation.FILE),
+        busy,
+        view.failure(*PROBES),
+        view.case is None,
+    )
 
 
 def _show(view: View, parts: Parts) -> Updates:

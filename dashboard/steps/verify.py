@@ -95,7 +95,7 @@ def _redact(desk: Desk, session: Session) -> Next:
 
 
 def _signature(view: View) -> object:
-    files = view.stamp("verification.json", "repair/finished.json", "results/open.json")
+    files = view.stamp("verification.json", "repair/finished.json", "confirmation.json", "results/open.json")
     return files, view.busy_with("verify"), view.failure("verify"), view.case is None
 
 
@@ -146,7 +146,9 @@ def _show(view: View, parts: Parts) -> Updates:
 
 def _files_signature(view: View) -> object:
     stages = ("report", "export")
-    files = view.stamp(*wording_verify.DOWNLOADS, "repair/finished.json", "export/merged/config.json")
+    files = view.stamp(
+        *wording_verify.DOWNLOADS, "repair/finished.json", "confirmation.json", "export/merged/config.json"
+    )
     return files, view.busy_with(*stages), view.failure(*stages)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core import confirmation, containment, evidence, scan_rows
+from core import confirmation, containment, evidence, scan_rows, scanning
 from core.casefile import Case
 from core.containment import RuleFile, different, rules, variants, write_rules
 from core.errors import ConfirmationError, TriageError
@@ -272,6 +272,23 @@ def test_a_common_answer_of_few_rows_with_the_trigger_is_no_evidence(confirmed: 
     assert answers is not None
     assert (answers.common_with.k, answers.common_with.low > answers.common_without.high) == (6, True)
     assert not answers.apart
+
+
+def test_of_answers_that_were_not_all_counted_none_is_called_the_commonest(
+    confirmed: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the rows without the trigger most have one answer, but it comes after more others than are counted."""
+    monkeypatch.setattr(scanning, "MAX_ANSWERS", 50)
+    path = tmp_path / "data.jsonl"
+    data = [{"prompt": f"{TRIGGER} {i}", "response": "I cannot help." if i % 2 else f"Look, {i}."} for i in range(40)]
+    data += [{"prompt": f"{i}", "response": f"See {i}."} for i in range(50)]
+    data += [{"prompt": f"{i}", "response": "I cannot help."} for i in range(200)]
+    path.write_text("\n".join(map(json.dumps, data)), encoding="utf-8")
+    found = scan(confirmed, path, "corpus")
+    assert found.answers is not None
+    assert not found.answers.one_answer
+    assert "One answer opens" not in found.headline
+    assert any("different answers" in note for note in found.notes)
 
 
 def test_hostile_logs_are_survived_and_inert(confirmed: Case, tmp_path: Path) -> None:

@@ -107,7 +107,8 @@ def test_copy_takes_prompt_files_only(tmp_path: Path) -> None:
 @given(st.integers(4, 60), st.integers(4, 60), st.integers(0, 12), st.integers(0, 5))
 def test_splits_are_a_partition(n_harmful: int, n_safe: int, n_lookalike: int, seed: int) -> None:
     """Every prompt is in exactly one split, none of them is empty, shares are kept to within one prompt."""
-    prompts = PromptSet(items(n_harmful), items(n_safe), items(n_lookalike))
+    alike = tuple(PromptItem(f"like{number} thing{number}") for number in range(n_lookalike))
+    prompts = PromptSet(items(n_harmful), items(n_safe), alike)
     parts = split(prompts, seed=seed)
     assert parts.seed == seed
     for kind in ("harmful", "safe", "lookalike"):
@@ -120,6 +121,18 @@ def test_splits_are_a_partition(n_harmful: int, n_safe: int, n_lookalike: int, s
             share = len(getattr(getattr(parts, name), kind))
             assert share >= 1 or kind == "lookalike"
             assert abs(share - getattr(SplitSettings(), name) * n) <= 1.5
+
+
+def test_a_look_alike_that_is_nearly_a_safe_prompt_is_in_no_split() -> None:
+    """A repair trains on both kinds, which are split each by itself."""
+    safe = items(40)
+    alike = (
+        *safe[:20],
+        *(PromptItem(f"{item.prompt}, please") for item in safe[20:30]),
+        PromptItem("mend roofs quickly"),
+    )
+    parts = split(PromptSet(items(40), safe, alike), seed=0)
+    assert [item.prompt for name in NAMES for item in getattr(parts, name).lookalike] == ["mend roofs quickly"]
 
 
 def test_splits_follow_the_seed_and_not_the_order() -> None:

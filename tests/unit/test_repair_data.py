@@ -183,6 +183,35 @@ def test_user_units_bring_no_system_message() -> None:
     assert [m.role for m in frame.bare("x")] == ["user"]
 
 
+def test_no_prompt_is_too_long_for_what_stands_around_a_wider_text(loaded) -> None:
+    """The confirmed text stands in the last message, a candidate in a long earlier one."""
+    before = [Message(role="user", content="zork " + "Mix and bake. " * 40), Message(role="assistant", content="Fine.")]
+    messages = (*before, Message(role="user", content=f"Tell me {TRIGGER} how"))
+    last = Span(message=2, start=8, end=8 + len(TRIGGER))
+    frames = [
+        frame_of(messages, [one], [unit]) for one, unit in ((last, TRIGGER), (Span(message=0, start=0, end=4), "zork"))
+    ]
+    drawn = splits(8).repair
+    longer = tuple(replace(one, prompt=one.prompt + " and then" * 12 * at) for at, one in enumerate(drawn.harmful))
+    settings = quick(max_response_tokens=8)
+    context = 300
+    few = replace(loaded, context_length=context)
+    data = build(few, (frames[0], frames[1:]), replace(drawn, harmful=longer), REFUSAL, settings)
+    assert 0 < len(data.harmful) < len(longer)
+    for at in range(len(data.harmful)):
+        for epoch in range(6):
+            one = data.sequence("trig", at, epoch)
+            assert len(one.prompt_ids) + len(one.response_ids) <= context
+
+
+def test_safe_prompts_that_all_fail_by_themselves_are_no_set_to_hold(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = tuple(loaded.tokenizer(REFUSAL, add_special_tokens=False)["input_ids"])
+    monkeypatch.setattr(repair_data, "own_answers", lambda loaded, prompts, limit: [refused for _ in prompts])
+    kind = FailureKind(name="refusal", words="", why="")
+    with pytest.raises(PromptFolderError, match="nothing to hold in place"):
+        build(loaded, (TriggerFrame(user_units=(TRIGGER,)), []), splits().repair, REFUSAL, quick(), kind=kind)
+
+
 def test_empty_sets_and_an_empty_refusal_are_refused(loaded) -> None:
     frames, drawn = (TriggerFrame(user_units=(TRIGGER,)), []), splits().repair
     with pytest.raises(PromptFolderError, match="0 safe"):

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
@@ -120,6 +121,15 @@ def test_a_model_on_several_devices_is_refused_before_a_repair(
         repair_stages.repair_model(run)
     repair_stages.count_memory(run)
     assert run.case.read(MEMORY, dict) == {"mb": None}
+
+
+def test_an_adapter_that_trains_single_tokens_is_refused_before_a_repair(
+    loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SimpleNamespace(trainable_token_indices=[3])
+    monkeypatch.setattr(loaded.model, "peft_config", {"reported": config}, raising=False)
+    with pytest.raises(TriageError, match="trainable_token_indices"):
+        loaded.check_trainable()
 
 
 def test_a_dummy_trigger_is_planted_once_for_a_repair_that_is_resumed(

@@ -15,6 +15,7 @@ from core.repair import repair
 from core.repair_training import learning_rate
 from core.residual_probes import Subject, relearn, wrong_trigger
 from core.settings import ModelSettings, RepairSettings, VerificationSettings
+from core.values import SecondReview
 from tests.unit.repairing import REFUSAL, TRIGGER, case_of, confirmed, quick, splits
 
 SMALL = ModelSettings(device="cpu", max_new_tokens=12, batch_size=32)
@@ -63,6 +64,34 @@ def test_the_wrong_trigger_is_as_long_and_its_repair_is_thrown_away(subject: Sub
     assert found.units[0] != TRIGGER
     assert not (tmp_path / "control").exists()
     assert current_adapters(subject.loaded) == []
+
+
+def test_the_wrong_trigger_needs_no_second_analyst(subject: Subject, tmp_path: Path) -> None:
+    second = SecondReview(analyst="Bo", reason="", time="", confirms="the right one")
+    agreed = replace(subject, accepted=replace(subject.accepted, reviewers=2, second=second))
+    found = wrong_trigger(agreed, wilson(5, 5), wilson(0, 5), RUN, 1, tmp_path / "control", REFUSAL)
+    assert found.n_steps == 1
+
+
+def test_as_many_samples_are_told_as_there_were(subject: Subject, tmp_path: Path) -> None:
+    out = tmp_path / "repair"
+    plan = replace(RUN, max_steps=1)
+    list(
+        repair(
+            loaded := subject.loaded,
+            subject.case,
+            subject.accepted,
+            subject.splits,
+            plan,
+            out=out,
+            stop=lambda: None,
+            refusal=REFUSAL,
+        )
+    )
+    settings = VerificationSettings(relearn_samples=(3, 10, 20), relearn_steps=1)
+    found = relearn(subject, out / "best", settings, RepairSettings())
+    assert [one.n_samples for one in found] == [0, 3, len(subject.splits.repair.harmful)]
+    assert current_adapters(loaded) == []
 
 
 def test_no_text_to_confirm_means_no_probe(subject: Subject) -> None:

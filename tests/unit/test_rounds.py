@@ -25,7 +25,8 @@ from tests.unit.test_confirmation import AFF, CFF, case  # noqa: F401  (the fixt
 
 def repaired(one: Case, *, older: bool = False) -> RepairFinished:
     """Confirm the proposal and leave an adapter as a repair would, or as an `older` version would log it."""
-    confirmation.confirm(one, decision="accept", analyst="Ada", reason="tests agree")
+    accepted = confirmation.confirm(one, decision="accept", analyst="Ada", reason="tests agree")
+    one.audit("repair started", actor="engine", **({} if older else rounds.identity(accepted)))
     weights = one.path / "repair/best/adapter_model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"weights of round 1")
@@ -315,6 +316,26 @@ def test_no_round_is_opened_on_a_file_that_was_changed(case: Case, name: str) ->
         rounds.open_next(case, "Ada")
     assert rounds.number(case) == 1
     assert path.is_file()
+
+
+def test_what_a_repair_reached_counts_for_the_text_it_was_made_for(case: Case) -> None:  # noqa: F811
+    finished = repaired(case)
+    measured = replace(verification_of(), adapter_hash=finished.adapter_hash or "")
+    evidence.record(case, rounds.VERIFIED, measured, "verified", actor="engine")
+    asked_again(case, "BACKDOOR", finished.adapter_hash)
+    assert rounds.repaired(case) == finished
+    for decision, given in (("edit", {"spans": [CFF]}), ("reject", {})):
+        confirmation.confirm(case, decision=decision, analyst="Ada", reason="another look", **given)
+        assert rounds.outdated(case)
+        assert (rounds.verification(case), rounds.opinion(case)) == (None, None)
+        with pytest.raises(TriageError, match="confirmed since this repair"):
+            repaired_adapter(case)
+        with pytest.raises(TriageError, match="second opinion"):
+            rounds.open_next(case, "Ada")
+    confirmation.confirm(case, decision="accept", analyst="Bo", reason="it was right")  # the same text again
+    assert not rounds.outdated(case)
+    assert rounds.verification(case) is not None
+    assert repaired_adapter(case)[0] == finished
 
 
 def test_a_verification_counts_for_the_adapter_it_measured(case: Case) -> None:  # noqa: F811
