@@ -4,7 +4,8 @@
    earlier turn is a candidate where the report does not fail without it.
 2. Take it out and look again, while the report still fails: the rest is located and minimised once more.
 3. Test every candidate that is kept (causal.py); all of them taken out together where one alone is not necessary. Where the smallest
-   set is words of the request and too weak to explain the failure, the strongest one is tested as well.
+   set transfers and does not explain the failure (words of the request that are weaker than it, or it stays without them), the
+   strongest set is tested as well.
 4. Without a trigger: the report's wording around other requests; where these fail that wording is minimised too, else the
    whole request; then other wordings of the request (whole_case.py).
 5. The table decides (verdict.py). Nothing is tested on a report that is not reproduced.
@@ -113,8 +114,8 @@ class _Cascade:
         if first.found:
             self._look_again(locate, 0)
         self._test_from(0)
-        if first.strongest and self.decide().decided_by == "strength":
-            why = "Tested since the smallest set carries over less often than the report fails."
+        if first.strongest and self.decide().decided_by in ("strength", "necessity"):
+            why = "Tested since the smallest set explains too little of the failure."
             strongest = first.strongest[0]
             start = len(self.kept)
             self._keep([replace(strongest, reasons=(*strongest.reasons, why))])
