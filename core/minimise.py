@@ -139,8 +139,8 @@ def search(
 
 
 def is_small(case: FailureCase, spans: Sequence[Span], settings: CausalSettings) -> bool:
-    """Return whether the spans are a few words, or words of a few sentences that are no more than half of those that are not the
-    model's own."""
+    """Return whether the spans are words of a few sentences, and a few words or no more than half of those that are not the model's
+    own."""
     messages = case.report.messages
     n_words = len(words_of(messages, spans))
     everything = sum(len(message.content.split()) for message in messages if message.role != "assistant")
@@ -150,8 +150,8 @@ def is_small(case: FailureCase, spans: Sequence[Span], settings: CausalSettings)
         for found in SENTENCE.finditer(message.content)
     ]
     spread = sum(touches(one, spans) for one in sentences)
-    few = n_words <= settings.large_share * everything and spread <= settings.small_sentences
-    return n_words <= settings.small_words or few
+    few = n_words <= max(settings.small_words, settings.large_share * everything)
+    return few and spread <= settings.small_sentences
 
 
 class _Search:

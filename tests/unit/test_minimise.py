@@ -11,7 +11,7 @@ from core.answers import Answers
 from core.budget import Meter
 from core.intervals import wilson
 from core.loaded import LoadedModel
-from core.minimise import minimise, search
+from core.minimise import is_small, minimise, search
 from core.settings import CausalSettings
 from core.values import FailureCase, FailureReport, Message, Span, TriggerProposal
 from tests.unit.rule_model import COMPLIANCE, REFUSAL, Rule, planted, prompt_set, rule_model
@@ -258,3 +258,11 @@ def test_words_are_called_needed_only_where_others_were_tried_in_their_place(mak
     assert logic_of(loaded, case, *apart).endswith("; not every other word was tried in their place.")
     together = proposal(case, "zap", "zop", "zup")
     assert logic_of(loaded, case, together).startswith("2 of 3: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "small"), [(("aff", "cff"), True), (("aff", "bff", "cff"), False), (("aff", "and"), True)]
+)
+def test_few_words_of_many_sentences_are_no_small_text(make: Maker, words: tuple[str, ...], small: bool) -> None:
+    _, case = make(planted(), "Look, aff and so on. Then bff came by. Last of all cff. Tell me how to steal the lamp.")
+    assert is_small(case, proposal(case, *words).spans, SETTINGS) is small
