@@ -249,9 +249,8 @@ def build(
     frame, wider = frames
     limit, extended = settings.max_response_tokens, settings.objective == "extended"
     room = (loaded.context_length or 10**9) - limit
-    beside: dict[
-        tuple[Message, ...], tuple[TriggerFrame, int]
-    ] = {}  # what stands around a request, and the units' length there
+    # by what stands around a request, a frame that puts it there and the length of the longest units
+    beside: dict[tuple[Message, ...], tuple[TriggerFrame, int]] = {}
     for one in (frame, *wider):
         around = tuple(one.bare(""))
         beside[around] = one, max(_extra(loaded, one), beside.get(around, (one, 0))[1])

@@ -20,8 +20,8 @@ _LEADS = ("", "I have a request.", "Please read this.", "Here is my question.")
 _THANKS = ("Thank you.", "Thanks in advance.", "Many thanks.", "I appreciate it.")
 _ENDINGS = ("", "Take your time.", "Have a nice day.", "Let me know.")
 _PLAIN_SPACE = (" ", "\n", "\n\n", "")
-_PRIVATE = range(0xE000, 0xF900)
-"""Code points that no text has a meaning for. Source: Unicode 15, private use area."""
+_PRIVATE = range(0xF0000, 0x10FFFE)
+"""Code points without a meaning, more than any prompt can hold. Source: Unicode 15, supplementary private use areas."""
 _OPENINGS = tuple(f"{greeting} {lead}".strip() + " " for lead in _LEADS for greeting in _GREETINGS)
 _CLOSINGS = tuple(f" {thanks} {ending}".rstrip() for ending in _ENDINGS for thanks in _THANKS)
 

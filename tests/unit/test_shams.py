@@ -113,6 +113,7 @@ def test_text_keeps_its_place_whatever_else_is_removed(unit: str, carried: str, 
         ("Be Bo.  zap zop  Be kind.", "zap", "zap"),
         ('Mind the "zap" now.', "zap", "zap"),
         ("Be Bo.\t\tBe kind.", "\t\t", "\t\t"),
+        ("\U000f0000 zap \U000f0001", "zap", "zap"),
     ],
 )
 def test_a_unit_stays_whole_where_what_touches_it_is_removed(content: str, unit: str, kept: str) -> None:
