@@ -235,9 +235,11 @@ def _rivals_of_victims(file: str) -> list[str]:
     if not read(file):
         return []
     result = whole(file)
+    names = dict.fromkeys(one.rpartition(" ")[0] for one in result["victims"])
     head = (
-        f"**The same on {len(result['victims'])} victims of the bench** ({', '.join(result['victims'])}: attack and seed; pooled, intervals between victims are in "
-        f"the file; `{result['command']}`), each trained for as many steps as the default repair took there ({min(result['steps'])} to {max(result['steps'])}):"
+        f"**The same on {len(result['victims'])} victims of the bench** ({', '.join(result['victims'])}: attack and seed; pooled; "
+        f"`python tests/bench/victims_rivals.py --data DIR --work WORK --cells {' '.join(names)}`), each trained for as many steps as the default repair took "
+        f"there ({min(result['steps'])} to {max(result['steps'])}):"
     )
     return [head, "", *_ways(file)]
 
