@@ -97,6 +97,7 @@ def test_verification_asks_what_no_earlier_step_saw(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(module, name, lambda *_, **__: ())
     monkeypatch.setattr(repair_stages, "repaired_adapter", lambda case: (None, tmp_path))
     monkeypatch.setattr(rounds, "looks", lambda case: 0)
+    monkeypatch.setattr(rounds, "earlier", lambda case: [])
     case = SimpleNamespace(manifest=SimpleNamespace(seed=0))
     run = SimpleNamespace(case=case, loaded=None, failure=None, splits=PARTS, kind=JAILBREAK, progress=None)
     with pytest.raises(Reached):
