@@ -30,7 +30,7 @@ from core.prompts import PromptItem, PromptSet
 from core.settings import CausalSettings
 from core.shams import Sham, draw_shams
 from core.transplants import carrier, takes_all, without_spans
-from core.trials import Trial, compare_without, rate, share
+from core.trials import Trial, carries_over, compare_without, rate, share
 from core.values import FailureCase, Message, Rate, Reproduction, Span, TestOutcome, TriggerProposal
 
 
@@ -205,21 +205,14 @@ def _transfer(trial: Trial, answers: Answers) -> TestOutcome:
     without_unit = [False] * len(with_unit)
     if not trial.enough:
         return trial.outcome("transfer", with_unit, without_unit, note=trial.too_few())
-    if _transfers(with_unit, settings):
-        return _passed(trial, with_unit, trial.n_asked)
-    return _failed_transfer(trial, answers, with_unit)
+    return _passed_transfer(trial, with_unit, trial.n_asked) or _failed_transfer(trial, answers, with_unit)
 
 
-def _transfers(with_unit: Sequence[bool], settings: CausalSettings) -> bool:
-    """Return whether so many requests, all answered rightly bare, fail with the candidate."""
-    p_value = mcnemar(with_unit, [False] * len(with_unit))
-    return share(with_unit) >= settings.transfer_gain and p_value < settings.transfer_p
-
-
-def _passed(trial: Trial, with_unit: Sequence[bool], n_asked: int) -> TestOutcome:
-    bare = [False] * len(with_unit)
-    note = _counted(trial, n_asked)
-    return trial.outcome("transfer", with_unit, bare, p_value=mcnemar(with_unit, bare), passed=True, note=note)
+def _passed_transfer(trial: Trial, with_unit: Sequence[bool], n_asked: int) -> TestOutcome | None:
+    """Return S that passed, None where too few requests fail with the candidate."""
+    passed, p_value = carries_over(with_unit, trial.settings)
+    bare, note = [False] * len(with_unit), _counted(trial, n_asked)
+    return trial.outcome("transfer", with_unit, bare, p_value=p_value, passed=True, note=note) if passed else None
 
 
 def _failed_transfer(trial: Trial, answers: Answers, with_unit: list[bool]) -> TestOutcome:
@@ -234,8 +227,8 @@ def _failed_transfer(trial: Trial, answers: Answers, with_unit: list[bool]) -> T
     if high > settings.gap_gain_high and trial.meter.allows(3 * settings.n_bound):
         requests, n_asked = eligible(answers, carried, trial.held_out, answers.kind, settings.n_bound, trial.meter)
         with_unit = answers.unsafe([carried.carry(request) for request in requests], "transfer")
-        if _transfers(with_unit, settings):
-            return _passed(trial, with_unit, n_asked)
+        if found := _passed_transfer(trial, with_unit, n_asked):
+            return found
         shams = _shams(trial, answers, settings.n_shams)
         others = [carried.carry(one, shams[at % len(shams)].texts) for at, one in enumerate(requests)] if shams else []
         sham = rate(answers.unsafe([one for one in others if answers.fits(one)], "other text in its place"))

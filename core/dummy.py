@@ -38,7 +38,8 @@ def plant(
 ) -> Path:
     """Write a repair adapter to `out` that holds a backdoor for `units`, trained from `start` or afresh; return `out`.
 
-    Prompts that do not fit the context are left out. The model is as it was afterwards. Raises: TriageError when the loss is not finite or there is nothing to plant with.
+    Prompts that do not fit the context are left out. The model is as it was afterwards. Raises: TriageError when the loss is not
+    finite or there is nothing to plant with.
     """
 
     def respond(texts: Sequence[str]) -> list[str]:

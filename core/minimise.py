@@ -105,10 +105,11 @@ def search(
     n = len(one.requests)
     found = one.smallest() if n >= settings.min_minimise else None
     small = found is None or is_small(case, one.spans_of(found), settings)
-    needed = found is not None and not small and one.is_needed(found)
-    if found is not None and not small and not needed:
+    lacking = one.not_needed(found) if found is not None and not small else ""
+    needed = not small and not lacking
+    if found is not None and lacking:
         large = f"The smallest set of words that changes other requests ({len(found)}) is more than half of the prompt or stands all over it"
-        why = f"{large}, and {one.not_needed}."
+        why = f"{large}, and {lacking}."
         found = None
     elif n < settings.min_minimise and meter.spent:
         why = "The budget of sequences had no room to cut it down."
@@ -191,7 +192,6 @@ class _Search:
         self.need = 0
         self.reached = 0
         self.unconfirmed = ""
-        self.not_needed = ""
         self.sets = [self._indices(one.spans) for one in proposals]
         together = frozenset[int]().union(*self.sets)
         if len(self.requests) >= settings.min_minimise:
@@ -211,21 +211,20 @@ class _Search:
         cut = self._necessary(start) or self._delta_debug(start) if len(start) > EXHAUSTIVE else start
         return self._confirmed(self._without_weights(self._by_size(cut) if len(cut) <= EXHAUSTIVE else cut))
 
-    def is_needed(self, found: Words) -> bool:
-        """Return whether everything that was proposed loses most of what it changes when one word of `found` is left out of it, on
-        the mean over these words: so with a fixed text, while a style has words to spare. Never of most of the request's own words.
+    def not_needed(self, found: Words) -> str:
+        """Return why the words of `found` cannot be said to be needed, "" where everything that was proposed loses most of what it changes
+        when one of them is left out of it, on the mean: so with a fixed text, while a style has words to spare. Never of most of the
+        request's own words.
         """
         whole = max((one for one in self.hits if self.hits[one] >= self.need), key=len)
         rests = [whole - {one} for one in sorted(found)]
         if whole_case.is_request(self.case, self.spans_of(found), self.settings):
-            self.not_needed = "they are most of the request itself"
-            return False
+            return "they are most of the request itself"
         if not self.meter.allows(len(rests) * len(self.requests)):
-            self.not_needed = "the budget of sequences had no room to see whether each of them is needed"
-            return False
-        self.not_needed = "not each of them is needed: a style or a scenario rather than a phrase"
+            return "the budget of sequences had no room to see whether each of them is needed"
         left = sum(self._ask([(rest, request) for rest in rests for request in self.requests]))
-        return left <= self.settings.needed_share * self.hits[whole] * len(rests)
+        needed = left <= self.settings.needed_share * self.hits[whole] * len(rests)
+        return "" if needed else "not each of them is needed: a style or a scenario rather than a phrase"
 
     def candidates(self, found: Words) -> list[TriggerProposal]:
         """Return the found set, then proposals that share no word with it and transfer by themselves."""

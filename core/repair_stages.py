@@ -171,8 +171,7 @@ def repaired_adapter(case: Case) -> tuple[RepairFinished, Path]:
     """
     finished = rounds.repaired(case)
     if finished is None or finished.adapter is None:
-        ended = case.read(FINISHED, RepairFinished)
-        if ended is not None and ended.adapter is not None:
+        if rounds.outdated(case):
             raise TriageError(
                 "Another text was confirmed since this repair, or it was rejected: run the repair again, or confirm what it was made for."
             )

@@ -176,21 +176,21 @@ def looks(case: Case) -> int:
 
 def identity(accepted: TriggerConfirmation) -> dict[str, Any]:
     """Return what makes a confirmation another one to repair for, as the act of a repair's start tells it."""
-    told = {
-        name: getattr(accepted, name) for name in ("way", "spans", "units", "text_hash", "model_hash", "template_hash")
-    }
-    return {name: to_json(value) for name, value in told.items()}
+    names = "way", "spans", "units", "text_hash", "model_hash", "template_hash"
+    return {name: to_json(getattr(accepted, name)) for name in names}
 
 
 def repaired(case: Case) -> RepairFinished | None:
     """Return how the repair ended that left an adapter for the confirmation that holds; None where there is none, or it was made for
-    another one. Acts of older versions tell less of it; then that counts.
+    another one. Acts of older versions tell less of it; then that counts, and any repair where no confirmation is stored.
     """
     finished, accepted = case.read(FINISHED, RepairFinished), confirmation.stored(case)
     if finished is None or finished.adapter is None:
         return None
-    if accepted is None or accepted.decision == "rejected":
-        return None if accepted else finished
+    if accepted is None:
+        return finished
+    if accepted.decision == "rejected":
+        return None
     begun: Mapping[str, Any] = {}
     made: Mapping[str, Any] = {}
     for line in case.acts():

@@ -31,8 +31,8 @@ ANSWER_CHARACTERS = 2_000
 COMMON_CHARACTERS = 80
 """First characters by which two answers are the same. Source: unverified choice."""
 MAX_ANSWERS = 100_000
-UNCOUNTED = f"There are more than {MAX_ANSWERS:,} different answers: which one is the commonest was not counted."
 """Different answers that are counted on either side. Source: unverified choice."""
+UNCOUNTED = f"There are more than {MAX_ANSWERS:,} different answers: which one is the commonest was not counted."
 SEVERAL = 5
 """Rows in which the commonest answer, picked among all after looking, begins to count. Source: unverified choice."""
 

@@ -111,6 +111,12 @@ def compare_without(
     return Compared(unsafe[0::2], unsafe[1::2], mcnemar(unsafe[0::2], unsafe[1::2]), what)
 
 
+def carries_over(failed: Sequence[bool], settings: CausalSettings) -> tuple[bool, float]:
+    """Return whether so many of the requests, all of them answered rightly bare, fail, and the p of that by exact McNemar."""
+    p_value = mcnemar(failed, [False] * len(failed))
+    return share(failed) >= settings.transfer_gain and p_value < settings.transfer_p, p_value
+
+
 def as_often(other: float | None, own: float | None, settings: CausalSettings) -> bool | None:
     """Return whether a rate is as high as the report's `own`; None between "as often" and "no more", or without a rate."""
     if other is None or own is None or own < settings.reproduced_at:

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from core import chat
 from core.answers import Answers, eligible, shares
 from core.budget import SPENT, Meter
-from core.intervals import mcnemar, percent, wilson
+from core.intervals import percent, wilson
 from core.prompts import PromptSet
 from core.rewrites import core_of, framed, neutral_rewrites, paraphrases
 from core.settings import CausalSettings
 from core.transplants import carrier, core_span, takes_all, text_of, touches, words_of
-from core.trials import as_often, compare_without, rate, share, whole_case
+from core.trials import as_often, carries_over, compare_without, rate, whole_case
 from core.values import FailureCase, Rate, Rewording, Span, TestOutcome, TriggerProposal
 
 
@@ -143,8 +143,8 @@ def frame(
     pool = PromptSet(harmful=tuple(usable), safe=())
     requests, n_asked = eligible(answers, carrier(messages, ()), pool, answers.kind, settings.n_frame, meter)
     unsafe = answers.unsafe([chat.replace_content(messages, last, in_frame[one]) for one in requests], "frame")
-    p_value = mcnemar(unsafe, [False] * len(unsafe))
-    passed: bool | None = share(unsafe) >= settings.transfer_gain and p_value < settings.transfer_p
+    passed: bool | None
+    passed, p_value = carries_over(unsafe, settings)
     note = f"n counts held-out requests, of {n_asked} asked, refused bare and then put in the reported wording."
     if len(requests) < settings.min_transfer:
         what = SPENT if meter.spent else f"At least {settings.min_transfer} are needed: give a larger prompt folder."

@@ -280,6 +280,12 @@ WAYS: dict[str, Callable[[Rivals, Path], None]] = {
 }
 
 
+def ways_of(only: Sequence[str]) -> list[str]:
+    """Return the first way and those of `only`; all of them where that is empty."""
+    first = next(iter(WAYS))
+    return [first, *(one for one in only if one != first)] if only else list(WAYS)
+
+
 def tried(rivals: Rivals, names: Sequence[str]) -> Iterator[tuple[str, Verification, float]]:
     """Repair in every way and yield its name, what is left on the verification split, and the seconds of this process."""
     for name in names:
@@ -313,8 +319,7 @@ def main() -> None:
     )
     rivals, rows = Rivals(case), []
     first = next(iter(WAYS))
-    names = list(WAYS) if not options.only else [first, *(one for one in options.only if one != first)]
-    for name, result, seconds in tried(rivals, names):
+    for name, result, seconds in tried(rivals, ways_of(options.only)):
         metrics = {metric.name: metric for metric in result.metrics}
         for metric, title in METRICS.items():
             sides = (("before", metrics[metric].before), (name, metrics[metric].after))

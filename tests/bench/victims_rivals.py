@@ -9,6 +9,7 @@ to its best checkpoint there. Rates are pooled over the victims, their intervals
 
 import shutil
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,12 @@ from core.session import Run, Session
 from core.values import Rate, Verification
 from tests.bench.repair_objectives import METRICS
 from tests.bench.result import mean_row, row, write
-from tests.bench.rivals import WAYS, Confirmed, Rivals, tried
+from tests.bench.rivals import WAYS, Confirmed, Rivals, tried, ways_of
 from tests.bench.victims import command_line, named, say, tier_of
 from tests.bench.victims_cells import Bench, Tier, make_victim
 from tests.bench.victims_prompts import real_material
-from tests.bench.victims_repair import make_case
+from tests.bench.victims_repair import KL, make_case
 from tests.bench.victims_table import clustered
-
-KL = "kl_nats_per_token"
 
 
 def rivals_of(bench: Bench, name: str, folder: Path) -> Rivals:
@@ -71,8 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
-    first = next(iter(WAYS))
-    names = [one for one in WAYS if not options.only or one == first or one in options.only]
+    begun = time.monotonic()
     found: dict[str, list[tuple[Verification, float]]] = defaultdict(list)
     victims, steps = [], []
     for seed in options.seeds:
@@ -83,11 +81,14 @@ def main() -> None:
             if not cell.get("finished") or cell["missed"] or cell["target"] != "jailbreak" or cell["control"]:
                 say(f"{name} {seed}: left out")
                 continue
+            if time.monotonic() - begun > 60 * options.minutes:
+                say(f"{name} {seed}: left out, {options.minutes:.0f} minutes are over")
+                continue
             folder = bench.work / f"rivals-{name}-{seed}"
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 rivals = rivals_of(bench, name, folder)
-                for way, result, seconds in tried(rivals, names):
+                for way, result, seconds in tried(rivals, ways_of(options.only)):
                     found[way].append((result, seconds))
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
