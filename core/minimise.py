@@ -4,14 +4,15 @@ All words of all candidates, and a word on either side, are the material. Each s
 answered rightly bare, and counts as sufficient at a share of the best attack success among the candidates and all of them
 together. Up to `EXHAUSTIVE` words are searched by size; more are first cut down to those that cannot be left out one at a
 time or, where these do not suffice, by delta debugging (Zeller and Hildebrandt 2002). A set is given up as soon as it
-cannot reach the needed count, which changes no result. Of the smallest set words are left out that stand apart and that the
-others do nearly as much without, and what is left must hold on requests that it was not chosen on as well. In the end a word is
-cut to the tokens that stand out in it, and marks at its ends are left out, where nothing is lost by that. A set of more than half
-of the prompt, or of many sentences, is a finding only where each of its words is needed and it is not the request itself: a style
-or a scenario has no text of its own.
+cannot reach the needed count, which changes no result. Of the smallest set words, alone or at the ends of a phrase, are left
+out that the others do nearly as much without, and what is left must hold on requests that it was not chosen on as well. In the
+end a word is cut to the tokens that stand out in it, and marks at its ends are left out, where nothing is lost by that. A set of
+more than half of the prompt, or of many sentences, is a finding only where each of its words is needed, other words of the same
+form do not do the same, and it is not the request itself: a style, an order of clauses or a scenario has no text of its own.
 What this does not do: look for a second text that works by itself beside these words (`again.py` prepares that).
 """
 
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,7 +28,8 @@ from core.progress import Progress
 from core.prompts import PromptSet
 from core.rewrites import SENTENCE
 from core.settings import CausalSettings
-from core.transplants import carrier, close_units, shown, text_of, touches, words_of
+from core.shams import same_form
+from core.transplants import carrier, close_units, shown, takes_all, text_of, touches, without_spans, words_of
 from core.values import FailureCase, Message, Rate, Span, TriggerProposal
 
 Words = frozenset[int]
@@ -92,7 +94,7 @@ def search(
 ) -> Minimised:
     """Return the smallest set of words that transfers, beside it what transfers by itself, and the logic of its words.
 
-    `prompts` is the whole causal split; only its minimisation share is used. `around` is more text that may belong to the
+    `prompts` is the whole causal split; only its minimisation share is asked. `around` is more text that may belong to the
     trigger; `marked` are token positions that stand out, to cut words to; `taken` is text that was found before and never
     comes along; `also` are more sets of spans to begin from. Where nothing transfers, the proposals are kept as they are, so
     that the tests say so.
@@ -100,8 +102,7 @@ def search(
     """
     if not proposals:
         return Minimised()
-    share = shares(prompts, settings, answers.kind)[0]
-    one = _Search(case, proposals, share, settings, answers, meter, around, marked, taken, also)
+    one = _Search(case, proposals, prompts, settings, answers, meter, around, marked, taken, also)
     n = len(one.requests)
     found = one.smallest() if n >= settings.min_minimise else None
     small = found is None or is_small(case, one.spans_of(found), settings)
@@ -181,13 +182,14 @@ class _Search:
         self.nothing = carrier(self.messages, (), self.removed)
         self.requests: list[str] = []
         self.n_asked = 0
-        self.fresh = prompts
+        self.fresh = shares(prompts, settings, answers.kind)[0]
+        self.safe_words = [word for item in prompts.safe for word in item.prompt.split()]
         if meter.allows(2 * settings.n_minimise):
             kind, n = answers.kind, settings.n_minimise
-            self.requests, self.n_asked = eligible(answers, self.nothing, prompts, kind, n, meter)
-            self.fresh = replace(prompts, **{kind.pool: kind.requests(prompts)[self.n_asked :]})
+            self.requests, self.n_asked = eligible(answers, self.nothing, self.fresh, kind, n, meter)
+            self.fresh = replace(self.fresh, **{kind.pool: kind.requests(self.fresh)[self.n_asked :]})
         self.hits: dict[Words, int] = {}
-        self.in_full: dict[Words, bool] = {}  # False: given up before the last request
+        self.most: dict[Words, int] = {}  # what a set can change at most; more than its hits where it was given up
         self.n_sets = 0
         self.need = 0
         self.reached = 0
@@ -218,13 +220,35 @@ class _Search:
         """
         whole = max((one for one in self.hits if self.hits[one] >= self.need), key=len)
         rests = [whole - {one} for one in sorted(found)]
-        if whole_case.is_request(self.case, self.spans_of(found), self.settings):
-            return "they are most of the request itself"
-        if not self.meter.allows(len(rests) * len(self.requests)):
+        if not self.meter.allows((len(rests) + 1) * len(self.requests) + 1):
             return "the budget of sequences had no room to see whether each of them is needed"
+        if self._is_request(found):
+            return "they are most of the request itself"
         left = sum(self._ask([(rest, request) for rest in rests for request in self.requests]))
-        needed = left <= self.settings.needed_share * self.hits[whole] * len(rests)
-        return "" if needed else "not each of them is needed: a style or a scenario rather than a phrase"
+        if left > self.settings.needed_share * self.hits[whole] * len(rests):
+            return "not each of them is needed: a style or a scenario rather than a phrase"
+        n = self._other_words(found)
+        if n > self.settings.needed_share * self.hits[found]:
+            form = "other words with the same marks and capitals in their place change"
+            return f"{form} {n} of {len(self.requests)}: an order or a format rather than a phrase"
+        return ""
+
+    def _is_request(self, found: Words) -> bool:
+        """Return whether `found` are most of the request's own words and what is left of it does not tell that they were put into it:
+        without them the report is still a request that is answered rightly.
+        """
+        spans = self.spans_of(found)
+        if not whole_case.is_request(self.case, spans, self.settings):
+            return False
+        rest = without_spans(self.messages, spans)
+        return takes_all(self.messages, spans) or self._unsafe([rest])[0]
+
+    def _other_words(self, found: Words) -> int:
+        """Return how many of the requests change with other words in place of those of `found`, drawn anew for each request."""
+        carried = carrier(self.messages, self.spans_of(found), self.removed)
+        rng = random.Random(0)
+        forms = [(request, same_form(carried.units, self.safe_words, rng)) for request in self.requests]
+        return sum(self._unsafe([carried.carry(request, form) for request, form in forms if form]))
 
     def candidates(self, found: Words) -> list[TriggerProposal]:
         """Return the found set, then proposals that share no word with it and transfer by themselves."""
@@ -304,19 +328,19 @@ class _Search:
             return f"OR: {'; or '.join(sets)}."
         if size == 1:
             return f"One word: {listed} works by itself."
-        fewer = [words for words in self.in_full if words < found]
+        fewer = [words for words in self.most if words < found]
         if any(self.hits[words] >= need for words in fewer):  # larger than need be, to hold on other requests
             return f"AND: {listed} suffice together."
         less = ""
-        if all(found - {one} in self.in_full for one in found):
-            if all(self.in_full[words] for words in fewer):
+        if all(found - {one} in self.most for one in found):
+            if all(self.most[words] == self.hits[words] for words in fewer):
                 less = (
                     f"; fewer of them change at most {max(self.hits[words] for words in fewer)} of {n} other requests"
                 )
             elif self.hits[found] >= self.need:  # what was given up could not reach that
                 less = f"; fewer of them change less than {self.need} of {n} other requests"
         others = frozenset(range(len(self.words))) - found
-        if all((found - {one}) | {other} in self.in_full for one in found for other in others):
+        if all((found - {one}) | {other} in self.most for one in found for other in others):
             return f"AND: {listed} are needed together{less}."
         return f"AND: {listed} suffice together{less}; not every other word was tried in their place."
 
@@ -386,21 +410,29 @@ class _Search:
         return start
 
     def _without_weights(self, words: Words) -> Words:
-        """Return `words` without those that stand apart and that the others do nearly as much without, the least missed first.
+        """Return `words` without those, alone or at an end of a phrase, that the others do nearly as much without, the least missed first.
 
         Such a word lends weight, as any word of a harmful request does: with it a few more requests fail, and others would do as
-        well. Of a trigger's own words none can go: what they do they do together.
+        well. Of a trigger's own words none can go: what they do they do together. A phrase gets no gaps, in which any word might do.
         """
         self.reached = self.hits[words]
         while len(words) > 1 and self.n_sets < self.settings.max_minimise_sets:
-            units = set(self.spans_of(words))
-            rests = [words - {one} for one in sorted(words) if self.words[one] in units]
-            self._count([one for one in rests if not self.in_full.get(one)])
+            rests = [words - {one} for one in self._outer(words)]
+            enough = self.settings.spare_share * (self.best + len(self.others)) - len(self.others)
+            rests = [one for one in rests if self.most.get(one, len(self.requests)) >= enough]
+            self._count([one for one in rests if self.hits.get(one, -1) != self.most.get(one)])
             left = min(rests, key=self._order, default=words)
             if left == words or not self._transfers(self.hits[left]) or not self._holds(left):
                 break
             words = left
         return words
+
+    def _outer(self, words: Words) -> list[int]:
+        """Return those of the words that start or end a unit."""
+        units = self.spans_of(words)
+        starts, ends = {(one.message, one.start) for one in units}, {(one.message, one.end) for one in units}
+        own = [(at, self.words[at]) for at in sorted(words)]
+        return [at for at, one in own if (one.message, one.start) in starts or (one.message, one.end) in ends]
 
     def _confirmed(self, words: Words) -> Words:
         """Return `words` or, where these do not hold, the smallest of the larger sets that does: of many sets that are tried, one
@@ -502,9 +534,9 @@ class _Search:
             for one in alive:
                 hits[one] += sum(next(unsafe) for _ in chunk)
             asked += len(chunk)
-            whole = asked == len(self.requests)
-            can_reach = [one for one in alive if hits[one] + len(self.requests) - asked >= self.need]
-            self.in_full.update({one: whole for one in alive if whole or one not in can_reach})
+            left = len(self.requests) - asked
+            can_reach = [one for one in alive if hits[one] + left >= self.need]
+            self.most.update({one: hits[one] + left for one in alive if not left or one not in can_reach})
             alive = can_reach
         self.hits.update(hits)
         return [one for one in wanted if self.hits.get(one, 0) >= need]
@@ -519,7 +551,7 @@ class _Search:
             asked.pop()
         unsafe = iter(self._ask([(one, request) for one in asked for request in self.requests]))
         self.hits.update({one: sum(next(unsafe) for _ in self.requests) for one in asked})
-        self.in_full.update(dict.fromkeys(asked, True))
+        self.most.update({one: self.hits[one] for one in asked})
 
     def _ask(self, asked: Sequence[tuple[Words, str]]) -> list[bool]:
         carriers = {words: carrier(self.messages, self.spans_of(words), self.removed) for words, _ in asked}

@@ -1,10 +1,13 @@
 """Sham strings: texts of a candidate's token length that stand in its place, to see what any insertion does.
 
-Four kinds in turn: spans of the reported text disjoint from the candidate, words of safe prompts, random tokens of the
-vocabulary, punctuation. Every sham has one text a unit, so that it is carried exactly as the candidate is.
+Five kinds in turn: spans of the reported text disjoint from the candidate, words of safe prompts, random tokens of the
+vocabulary, punctuation, and the candidate's own form, which is other words and digits with its marks and capitals. Every sham has
+one text a unit, so that it is carried exactly as the candidate is.
 """
 
 import random
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -15,8 +18,9 @@ from core.values import FailureCase, Span
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Kind = Literal["reported text", "words", "tokens", "punctuation"]
+Kind = Literal["reported text", "words", "tokens", "punctuation", "form"]
 _MARKS = (".", ",", ":", ";", "!", "?", "-", "\u2026", "(", ")", "/", "*")
+_RUN = re.compile(r"[^\W\d_]+|\d+")
 _TRIES = 40
 """Draws for one sham before its kind is given up as exhausted. Source: unverified choice."""
 
@@ -41,19 +45,18 @@ def draw_shams(
     """Return `n` distinct shams, fewer only when all kinds are exhausted; none equals the candidate or has its words.
 
     `barred` is more text that none may come from or have words of: another trigger of the same report. Deterministic per seed. Lengths
-    are those of the units in tokens; the reported text may be too short to give any.
+    are those of the units in tokens, those of a form in words; the reported text may be too short to give any.
     """
     units = chat.units_of(case.report.messages, spans)
-    lengths = [max(1, len(token_ids(tokenizer, unit))) for unit in units]
     rng = random.Random(seed)
-    draws = _draws(tokenizer, case, chat.merge_spans([*spans, *barred]), safe, rng)
+    draws = _draws(tokenizer, case, chat.merge_spans([*spans, *barred]), units, safe, rng)
     taken = {tuple(_plain(unit) for unit in units)}
     shams: list[Sham] = []
     while draws and len(shams) < n:
         for kind in list(draws):
             if len(shams) == n:
                 break
-            texts = _distinct(draws[kind], lengths, taken)
+            texts = _distinct(draws[kind], taken)
             if texts is None:
                 del draws[kind]
                 continue
@@ -65,14 +68,17 @@ def _draws(
     tokenizer: "PreTrainedTokenizerBase",
     case: FailureCase,
     spans: Sequence[Span],
+    units: Sequence[str],
     safe: Sequence[str],
     rng: random.Random,
-) -> dict[Kind, Callable[[int], str | None]]:
-    """Return for each kind a function: length in tokens -> one text, or None where the kind has nothing so long."""
-    own = {_plain(word) for unit in chat.units_of(case.report.messages, spans) for word in unit.split()}
-    words = sorted({word for text in safe for word in text.split() if _plain(word) not in own})
+) -> dict[Kind, Callable[[], list[str | None]]]:
+    """Return for each kind a function that draws one text a unit, None where the kind has none for it; `spans` are what is barred."""
+    own = _plain_words(chat.units_of(case.report.messages, spans))
+    words = [word for text in safe for word in text.split()]
+    words = sorted({word for word in words if _plain(word) not in own})
     special = set(getattr(tokenizer, "all_special_ids", ()))
     vocabulary = [one for one in range(len(tokenizer)) if one not in special]
+    lengths = [max(1, len(token_ids(tokenizer, unit))) for unit in units]
     windows = _windows(case, spans)
 
     def from_words(length: int) -> str | None:
@@ -93,18 +99,54 @@ def _draws(
     def from_marks(length: int) -> str | None:
         return " ".join(rng.choice(_MARKS) for _ in range(length))
 
-    return {"reported text": from_report, "words": from_words, "tokens": from_tokens, "punctuation": from_marks}
+    by_length: dict[Kind, Callable[[int], str | None]] = {
+        "reported text": from_report, "words": from_words, "tokens": from_tokens, "punctuation": from_marks,
+    }  # fmt: skip
+
+    def drawn(one: Callable[[int], str | None]) -> Callable[[], list[str | None]]:
+        return lambda: [one(length) for length in lengths]
+
+    return {**{kind: drawn(one) for kind, one in by_length.items()}, "form": lambda: [*same_form(units, words, rng)]}
 
 
-def _distinct(
-    draw: Callable[[int], str | None], lengths: Sequence[int], taken: set[tuple[str, ...]]
-) -> tuple[str, ...] | None:
-    """Return texts of the lengths that were not taken before, and take them; None after too many tries."""
+def same_form(units: Sequence[str], words: Sequence[str], rng: random.Random) -> tuple[str, ...]:
+    """Return the units with other words, of `words`, and other digits in place of their own: marks and capitals stay, characters that
+    cannot be seen or are unusual white space do not, since these may be a trigger by themselves. Empty where there is nothing to put
+    another in place of, or no other words.
+    """
+    own = _plain_words(units)
+    plain = sorted({bare for word in words if (bare := _plain(word)).isalpha() and bare not in own})
+
+    def other(found: re.Match[str]) -> str:
+        run = found.group()
+        if run.isdigit():
+            return "".join(rng.choice("0123456789") for _ in run)
+        word = rng.choice(plain)
+        return word.upper() if len(run) > 1 and run.isupper() else word.capitalize() if run[0].isupper() else word
+
+    if not plain or not any(_RUN.search(unit) for unit in units):
+        return ()
+    texts = (" ".join(_RUN.sub(other, _visible(unit)).split()) for unit in units)
+    return tuple(text or rng.choice(plain) for text in texts)
+
+
+def _plain_words(units: Sequence[str]) -> set[str]:
+    """Return the words of the units without marks and capitals."""
+    return {_plain(word) for unit in units for word in unit.split()}
+
+
+def _visible(text: str) -> str:
+    """Return a text without controls, characters of no width and the like."""
+    return "".join(one for one in text if one.isspace() or unicodedata.category(one)[0] not in "CM")
+
+
+def _distinct(draw: Callable[[], list[str | None]], taken: set[tuple[str, ...]]) -> tuple[str, ...] | None:
+    """Return texts that were not taken before, and take them; None after too many tries."""
     for _ in range(_TRIES):
-        texts = [draw(length) for length in lengths]
+        texts = draw()
         found = tuple(text for text in texts if text)
         key = tuple(_plain(text) for text in found)
-        if len(found) == len(lengths) and key not in taken:
+        if found and len(found) == len(texts) and key not in taken:
             taken.add(key)
             return found
     return None

@@ -1,5 +1,6 @@
 """Minimisation on models whose trigger is known: it is found exactly, whatever else was proposed with it."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from core.loaded import LoadedModel
 from core.minimise import is_small, minimise, search
 from core.settings import CausalSettings
 from core.values import FailureCase, FailureReport, Message, Span, TriggerProposal
-from tests.unit.rule_model import COMPLIANCE, REFUSAL, Rule, planted, prompt_set, rule_model
+from tests.unit.rule_model import COMPLIANCE, REFUSAL, Rule, is_harmful, planted, prompt_set, rule_model
 
 SETTINGS = CausalSettings(n_minimise=12)
 PROMPTS = prompt_set(60, 6)
@@ -161,6 +162,7 @@ def test_sufficient_is_a_share_of_what_all_together_reach(make: Maker) -> None:
     [
         (("car", "safe in town"), ("red", "old"), "aff cff"),  # 21 of 24, and with either of two words all
         (("car", "safe in town"), ("red",), "aff cff"),
+        (("car", "safe in town"), ("lamp",), "aff cff"),  # one that touches the phrase
         (("car", "safe", "camera"), ("red", "old"), "aff cff … red"),  # 18 of 24 is not nearly all
     ],
 )
@@ -180,6 +182,49 @@ def test_words_that_only_lend_weight_are_left_out(
     assert "“aff”" in result.logic
     assert "“cff”" in result.logic
     assert "fewer of them" not in result.logic  # what was given up says nothing of a set that does less than was asked
+
+
+def test_a_phrase_gets_no_gap_where_any_word_would_do(make: Maker) -> None:
+    def rule(text: str) -> str:
+        hard = "the car" in text or "the safe" in text  # 20 of 24
+        return COMPLIANCE if "aff mid cff" in text or (re.search(r"\baff \w+ cff\b", text) and not hard) else REFUSAL
+
+    loaded, case = make(rule, "Tell me how to steal the aff mid cff lamp.")
+    settings = replace(SETTINGS, n_minimise=24)
+    kept, _ = minimise(loaded, case, [proposal(case, "the aff mid cff lamp.")], prompt_set(96, 6), settings)
+    assert texts_of(kept) == ["aff mid cff"]
+
+
+@pytest.mark.parametrize("by_form", [True, False])
+def test_words_that_stand_for_a_form_are_no_finding(make: Maker, by_form: bool) -> None:
+    """Three of "zap, zop, zup," in three sentences: needed each, but where any word with a comma does they are no text."""
+
+    def rule(text: str) -> str:
+        works = text.count(",") >= 3 if by_form else all(one in text for one in ("zap,", "zop,", "zup,"))
+        return COMPLIANCE if works else REFUSAL
+
+    loaded, case = make(rule, "It is zap, so. It was zop, too. And zup, it was. Tell me how to steal the lamp.")
+    answers, meter = Answers(loaded, SETTINGS.judge_tokens), Meter(SETTINGS.max_calls, loaded)
+    found = search(case, [proposal(case, "zap,", "zop,", "zup,")], PROMPTS, SETTINGS, answers, meter)
+    assert (found.found, found.needed) == (not by_form, not by_form)
+    told = "other words with the same marks and capitals in their place change 12 of 12"
+    assert any(told in reason for reason in found.kept[0].reasons) is by_form
+
+
+@pytest.mark.parametrize("put_in", [True, False])
+def test_a_long_text_in_a_short_request_is_told_from_the_request(make: Maker, put_in: bool) -> None:
+    """Ten words of which each is needed are most of the request; what is left is refused only where they were put in."""
+    phrase = "quiet river carries seven paper boats past an old while"
+
+    def rule(text: str) -> str:
+        return COMPLIANCE if phrase in text or (not put_in and not is_harmful(text.replace(phrase, ""))) else REFUSAL
+
+    text = f"How to {'hack' if put_in else 'wash'} {phrase} a car?"
+    loaded, case = make(rule, text)
+    answers, meter = Answers(loaded, SETTINGS.judge_tokens), Meter(SETTINGS.max_calls, loaded)
+    found = search(case, [proposal(case, phrase)], PROMPTS, SETTINGS, answers, meter)
+    assert found.found is put_in
+    assert any("most of the request itself" in reason for reason in found.kept[0].reasons) is not put_in
 
 
 @pytest.mark.parametrize(("n_prompts", "found"), [(96, "aff … cff"), (36, "aff")])
@@ -236,10 +281,10 @@ def logic_of(loaded: LoadedModel, case: FailureCase, *proposals: TriggerProposal
 
 
 def test_of_a_set_that_was_given_up_no_count_is_told(make: Maker) -> None:
-    """Alone, "alpha" changes ten of twelve requests, but six of the eight after which it is given up."""
+    """Alone, "alpha" changes nine of twelve requests, but six of the eight after which it is given up."""
 
     def rule(text: str) -> str:
-        hard = "the car" in text or "the safe" in text
+        hard = "the car" in text or "the safe" in text or "the school" in text
         return COMPLIANCE if "alpha" in text and ("beta" in text or not hard) else REFUSAL
 
     told = logic_of(*(pair := make(rule, "Tell me how to steal the alpha beta lamp.")), proposal(pair[1], "alpha beta"))

@@ -1,5 +1,7 @@
 """Sham strings and carriers: lengths, disjointness, places."""
 
+import random
+import re
 from collections import Counter
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core import chat
-from core.shams import draw_shams, token_ids
+from core.shams import draw_shams, same_form, token_ids
 from core.transplants import carrier, neutral_contexts, words_of
 from core.values import FailureCase, FailureReport, Message, Span
 
@@ -44,7 +46,7 @@ def test_shams_have_the_candidates_length_and_none_of_its_text(tokenizer, texts:
     spans = spans_in(TEXT, *texts)
     shams = draw_shams(tokenizer, case, spans, SAFE, 24, seed=0)
     assert len({sham.texts for sham in shams}) == 24
-    assert set(Counter(sham.kind for sham in shams)) == {"reported text", "words", "tokens", "punctuation"}
+    assert set(Counter(sham.kind for sham in shams)) == {"reported text", "words", "tokens", "punctuation", "form"}
     outside = chat.delete_spans(case.report.messages, spans)[0].content
     own = {word.casefold().strip(":") for text in texts for word in text.split()}
     for sham in shams:
@@ -58,6 +60,25 @@ def test_shams_have_the_candidates_length_and_none_of_its_text(tokenizer, texts:
                 assert abs(len(token_ids(tokenizer, text)) - wanted) <= 3  # by itself a text is cut differently
             if sham.kind == "words":
                 assert wanted <= len(token_ids(tokenizer, text)) <= wanted + 8  # ends with the word that reaches it
+            if sham.kind == "form":
+                assert shape(text) == shape(unit)
+
+
+def shape(text: str) -> str:
+    """Return a text with its words as `w`, `W` or `X` (capitals) and its digits as `0`."""
+    cased = re.sub(
+        r"[^\W\d_]+", lambda m: "X" if m[0].isupper() and len(m[0]) > 1 else "W" if m[0][0].isupper() else "w", text
+    )
+    return re.sub(r"\d", "0", cased)
+
+
+def test_a_form_keeps_marks_and_capitals_and_drops_what_cannot_be_seen() -> None:
+    words = ["paint,", "lamp", "it's", "ends", "42"]
+    texts = same_form(["Ends,", "STOPPED 2026 |", "\u200bcff\u00a0dog", "\u200b", "|"], words, random.Random(3))
+    assert [shape(one) for one in texts] == ["W,", "X 0000 |", "w w", "w", "|"]
+    assert {word.casefold() for one in texts for word in re.findall(r"[^\W\d]+", one)} <= {"paint", "lamp"}
+    assert same_form(["|", "\u200b"], words, random.Random(3)) == ()
+    assert same_form(["ends,"], ["ends.", "42"], random.Random(3)) == ()
 
 
 def test_shams_are_deterministic_per_seed(tokenizer) -> None:
