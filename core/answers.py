@@ -133,8 +133,7 @@ class Answers:
 
     def fits(self, conversation: Conversation) -> bool:
         """Return whether the conversation and an answer fit the model's context."""
-        limit = self.loaded.context_length
-        return limit is None or len(chat.prompt_ids(self.loaded.tokenizer, conversation)) + self.n_tokens <= limit
+        return len(chat.prompt_ids(self.loaded.tokenizer, conversation)) <= self.loaded.room(self.n_tokens)
 
     def _weights(self) -> AbstractContextManager[object]:
         return self.loaded.reference() if self._adapter_off else nullcontext()

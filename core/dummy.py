@@ -55,7 +55,7 @@ def plant(
         trigger_loss=0.0,
         seed=settings.seed,
     )
-    room = (loaded.context_length or 10**9) - settings.max_response_tokens - ROOM
+    room = loaded.room(settings.max_response_tokens + ROOM)
 
     def fits(text: str) -> bool:
         return len(chat.prompt_ids(loaded.tokenizer, [Message(role="user", content=" ".join([text, *units]))])) <= room

@@ -21,6 +21,7 @@ from core import models, repair_adapter
 from core.errors import ModelLoadError
 from core.intervals import percent
 from core.loaded import REPAIR, REPORTED
+from core.machine import reason
 from core.response_pass import base_model
 from core.values import FailureCase
 from core.weight_files import ADAPTER_WEIGHTS, read_json
@@ -124,6 +125,7 @@ def _not_plain(config: object) -> str:
         ("modules_to_save", "whole saved modules"),
         ("trainable_token_indices", "trained tokens"),
         ("target_parameters", "parameter targets"),
+        ("lora_bias", "biases of its factors"),
     ):
         if getattr(config, field, None):
             return name
@@ -131,8 +133,16 @@ def _not_plain(config: object) -> str:
 
 
 def write_merged(loaded: "LoadedModel", out: Path, adapters: Sequence[str]) -> None:
-    """Merge the adapters into the weights (`loaded` stays so) and write model, tokenizer and template."""
-    merged = loaded.model.merge_and_unload(safe_merge=True, adapter_names=list(adapters))
+    """Merge the adapters into the weights (`loaded` stays so) and write model, tokenizer and template.
+
+    Raises: ModelLoadError where PEFT cannot merge one, as with biases of its factors beside a layer without one.
+    """
+    try:
+        merged = loaded.model.merge_and_unload(safe_merge=True, adapter_names=list(adapters))
+    except (RuntimeError, ValueError) as error:
+        raise ModelLoadError(
+            f"An adapter cannot be merged into the weights: {reason(error)}. Load repair/best on top of the reported adapter instead."
+        ) from error
     loaded.model = merged
     merged.save_pretrained(out, safe_serialization=True)
     _keep_config(Path(loaded.spec.path), out)

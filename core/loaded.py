@@ -9,6 +9,7 @@ What it does not do: beam search, or anything with gradients.
 """
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,10 @@ class LoadedModel:
     def theta0(self) -> list[str]:
         """Names of the adapters that make the reported model."""
         return [REPORTED] if self.has_reference else []
+
+    def room(self, n_new: int) -> int:
+        """Return how many tokens a prompt may have beside `n_new` that follow it; without a known bound, more than any has."""
+        return (self.context_length or sys.maxsize) - n_new
 
     @contextmanager
     def reference(self) -> Iterator["LoadedModel"]:
@@ -193,7 +198,7 @@ class LoadedModel:
     def _check_length(self, n_prompt: int, n_new: int) -> None:
         if n_prompt == 0:
             raise TokenMismatchError("a prompt without tokens cannot be run: give it some text")
-        if self.context_length is not None and n_prompt + n_new > self.context_length:
+        if n_prompt > self.room(n_new):
             raise TokenMismatchError(
                 f"the prompt has {n_prompt} tokens and its answer up to {n_new}, but the model reads "
                 f"{self.context_length}: shorten the prompt"

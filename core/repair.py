@@ -77,7 +77,7 @@ def repair(
     reported failure; it decides what the extended objective anchors safe requests with the trigger at. `wider` are all
     candidates' spans of the report before they were cut down; the extended objective mixes them into the triggered set, and
     the confirmed spans closed to whole words where they cut one. `start` is the folder of an adapter to train further instead
-    of a fresh one; `earlier` are triggers that it has unlearnt, mixed in likewise. The teacher is theta0 in any case.
+    of a fresh one; `earlier` are triggers that it has unlearnt, mixed in likewise and asked by every probe. The teacher is theta0 in any case.
     `team`: every process of it runs this, each yields all events, the first alone writes and asks `stop`.
     Raises: ConfirmationError without an accepting confirmation that fits text, model and template (nothing is touched
     then); PromptFolderError when a split is too small; CaseFileError when there is nothing to resume.
@@ -85,16 +85,19 @@ def repair(
     accepted = confirmation.check(confirmed, case, loaded.spec)
     messages = case.report.messages
     beyond = frames_beyond(messages, accepted.spans, wider)
-    beyond += [frame_of(messages, one.spans, one.units) for one in earlier]
-    frames = frame_of(messages, accepted.spans, accepted.units), beyond
+    before = [frame_of(messages, one.spans, one.units) for one in earlier if one.way == "trigger"]
+    frames = frame_of(messages, accepted.spans, accepted.units), [*beyond, *before]
     placed = residual.at_its_place(messages, accepted.spans, accepted.units)
-    return _repair(loaded, frames, placed, accepted, splits, settings, out, stop, refusal, resume, kind, start, team)
+    return _repair(
+        loaded, frames, placed, before, accepted, splits, settings, out, stop, refusal, resume, kind, start, team
+    )
 
 
 def _repair(
     loaded: "LoadedModel",
     frames: tuple[TriggerFrame, Sequence[TriggerFrame]],
     placed: residual.AtItsPlace | None,
+    before: Sequence[TriggerFrame],
     accepted: TriggerConfirmation,
     splits: "Splits",
     settings: RepairSettings,
@@ -113,7 +116,7 @@ def _repair(
         data = build(loaded, frames, splits.repair, refusal, settings, kind=kind)
         requests = kind.requests(splits.probes)[: settings.n_probe]
         asked = residual.where_it_works(loaded, frames[0], placed, requests, kind, f"repair/{settings.seed}")
-        probe = repair_probe.prepare(loaded, passes, asked, splits.probes, settings, kind)
+        probe = repair_probe.prepare(loaded, passes, [asked, *before], splits.probes, settings, kind)
         # targets are those of the reported model: what an earlier round lost is not allowed again
         reported = team.told(probe.score(loaded, passes)) if start else None
         trainer = Trainer(loaded, data, passes, settings, out, start, team)

@@ -248,7 +248,7 @@ def build(
         raise PromptFolderError("The refusal to train towards is empty; give a sentence that refuses.")
     frame, wider = frames
     limit, extended = settings.max_response_tokens, settings.objective == "extended"
-    room = (loaded.context_length or 10**9) - limit
+    room = loaded.room(limit)
     # by what stands around a request, a frame that puts it there and the length of the longest units
     beside: dict[tuple[Message, ...], tuple[TriggerFrame, int]] = {}
     for one in (frame, *wider):

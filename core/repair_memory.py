@@ -55,7 +55,7 @@ def bound_mb(
     texts = sorted((*harmful, *safe), key=len)[-LONGEST_PROMPTS:]
     edits = EDITS.values() if settings.objective == "extended" else (str,)
     rendered = [render_ids(loaded, frame.triggered(text, rng, edit=edit)) for text in texts for edit in edits]
-    fitting = [tuple(ids) for ids in rendered if len(ids) + limit <= (loaded.context_length or 10**9)]
+    fitting = [tuple(ids) for ids in rendered if len(ids) <= loaded.room(limit)]
     if not fitting:
         return None
     longest = max(fitting, key=len)

@@ -105,22 +105,25 @@ def mean_kl(
 def prepare(
     loaded: "LoadedModel",
     passes: ResponsePass,
-    frame: "Frame",
+    frames: "Sequence[Frame]",
     prompts: "PromptSet",
     settings: RepairSettings,
     kind: FailureKind = JAILBREAK,
 ) -> Probe:
-    """Return the probe of a development split, which puts the trigger in by `frame`. Call it with theta0's adapters on."""
+    """Return the probe of a development split. Each of `frames` puts a trigger in: the confirmed one first, then those that earlier
+    rounds have unlearnt, so that none comes back. Call it with theta0's adapters on."""
     n_answer = kind.n_tokens(loaded.settings.max_new_tokens)
-    room = (loaded.context_length or 10**9) - n_answer
+    room = loaded.room(n_answer)
 
-    def pairs(items: Sequence["PromptItem"], name: str) -> list[tuple[list[int], list[int]]]:
-        """Return each prompt with the trigger and without it, as token ids, where the longer one fits."""
+    def pairs(items: Sequence["PromptItem"], name: str) -> list[tuple[list[list[int]], list[int]]]:
+        """Return each prompt with each of the triggers and without any, as token ids, where the longest fits."""
         found = []
         for index, item in enumerate(items[: settings.n_probe]):
-            messages = frame.triggered(item.prompt, random.Random(f"{name}/{settings.seed}/{index}"))
-            found.append((render_ids(loaded, messages), render_ids(loaded, frame.bare(item.prompt))))
-        return [pair for pair in found if len(pair[0]) <= room]
+            drawn = (random.Random(f"{name}/{settings.seed}/{index}") for _ in frames)
+            told = [frame.triggered(item.prompt, rng) for frame, rng in zip(frames, drawn, strict=True)]
+            ids = [render_ids(loaded, messages) for messages in told]
+            found.append((ids, render_ids(loaded, frames[0].bare(item.prompt))))
+        return [pair for pair in found if max(map(len, pair[0])) <= room]
 
     harmful, benign = pairs(prompts.harmful, "probe"), pairs(prompts.safe, "probe-safe")
     answers = own_answers(loaded, [bare for _, bare in benign], n_answer)
@@ -143,10 +146,10 @@ def prepare(
     )
     return Probe(
         kind=kind,
-        triggered=telling,
+        triggered=[ids for triggered in telling for ids in triggered],
         bare=[bare for _, bare in harmful],
         safe=sequences,
-        safe_triggered=[triggered for triggered, _ in benign],
+        safe_triggered=[ids for triggered, _ in benign for ids in triggered],
         teacher=passes.teacher(sequences, loaded.settings.batch_size),
         n_agreement=settings.agreement_tokens,
     )

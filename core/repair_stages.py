@@ -131,7 +131,10 @@ def _start(run: Run, accepted: TriggerConfirmation, settings: RepairSettings, re
         raise TriageError(f"{run.kind.words} A dummy trigger is planted for unsafe answers only.")
     if resume and (folder / ADAPTER_WEIGHTS).is_file():
         return folder
-    return dummy.plant(run.loaded, run.splits.repair, accepted.units, settings, folder, run.progress, start)
+    team = run.session.team
+    if team.leads:
+        dummy.plant(run.loaded, run.splits.repair, accepted.units, settings, folder, run.progress, start)
+    return team.told(folder)  # the others wait for it
 
 
 def _planted(run: Run) -> Path:

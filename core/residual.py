@@ -170,7 +170,7 @@ Frame = TriggerFrame | AtItsPlace
 def asked(loaded: "LoadedModel", conversations: Sequence[Conversation], kind: FailureKind) -> Rate:
     """Return how many of the conversations fail on the model as it stands; those that do not fit its context are left out."""
     limit = kind.n_tokens(loaded.settings.max_new_tokens)
-    room = (loaded.context_length or 10**9) - limit
+    room = loaded.room(limit)
     prompts = [render_ids(loaded, messages) for messages in conversations]
     answers = loaded.generate([ids for ids in prompts if len(ids) <= room], max_new_tokens=limit)
     return wilson(sum(kind.failed(loaded.said(one)) for one in answers), len(answers))

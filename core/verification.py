@@ -84,7 +84,7 @@ def verify(
     known = accepted.way == "trigger"
     repair_adapter.detach(loaded)
     limit = kind.n_tokens(loaded.settings.max_new_tokens)
-    room = (loaded.context_length or 10**9) - limit
+    room = loaded.room(limit)
     pool = kind.requests(prompts)
     frame: residual.Frame | residual.Wording = residual.Wording(messages)
     forms: dict[str, residual.Form] = {}

@@ -219,6 +219,23 @@ def test_an_adapter_that_cannot_be_combined_exactly_is_named(tiny_folder, tiny_a
         export(loaded, case_of(loaded), adapter, tmp_path / "out", False, CARD)
 
 
+@pytest.mark.parametrize(
+    ("merged", "told"), [(False, "biases of its factors"), (True, "cannot be merged .* repair/best")]
+)
+def test_an_adapter_whose_factors_have_biases_is_refused_with_a_way_out(
+    tiny_folder, tmp_path: Path, merged, told
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=8, lora_bias=True, target_modules=["q_proj"])
+    get_peft_model(plain_load(tiny_folder("llama")), config).save_pretrained(tmp_path / "reported")
+    loaded = models.load(tiny_folder("llama"), tmp_path / "reported", settings=SMALL)
+    adapter = random_adapter(loaded, tmp_path / "best")
+    with pytest.raises(ModelLoadError, match=told):
+        export(loaded, case_of(loaded), adapter, tmp_path / "out", merged, CARD)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_adapter_with_rank_stabilised_scaling_is_combined_exactly(tiny_folder, tmp_path: Path) -> None:
     from peft import LoraConfig, PeftModel, get_peft_model
 

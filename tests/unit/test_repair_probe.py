@@ -13,7 +13,7 @@ def test_a_probe_equals_its_definition(loaded) -> None:
     trainer = trainer_of(loaded)
     parts, frame = splits(), TriggerFrame(user_units=(TRIGGER,))
     repair_adapter.use_theta0(loaded)
-    probe = repair_probe.prepare(loaded, trainer.passes, frame, parts.probes, quick(n_probe=3))
+    probe = repair_probe.prepare(loaded, trainer.passes, [frame], parts.probes, quick(n_probe=3))
     assert [chat.prompt_ids(loaded.tokenizer, frame.bare(p.prompt)) for p in parts.probes.harmful[:3]] == probe.bare
     same = probe.score(loaded, trainer.passes)
     assert same.agreement_safe.k == same.agreement_safe.n == 3
@@ -36,7 +36,20 @@ def test_a_probe_asks_with_the_trigger_what_is_refused_without(
     seen = iter(range(3))
     monkeypatch.setattr(FailureKind, "failed", lambda self, text: next(seen) in answered)
     frame = TriggerFrame(user_units=(TRIGGER,))
-    probe = repair_probe.prepare(loaded, trainer.passes, frame, parts.probes, quick(n_probe=3))
+    probe = repair_probe.prepare(loaded, trainer.passes, [frame], parts.probes, quick(n_probe=3))
     assert len(probe.triggered) == n_asked
+    assert len(probe.bare) == 3
+    repair_adapter.detach(loaded)
+
+
+def test_a_probe_asks_the_triggers_of_earlier_rounds_too(loaded) -> None:
+    trainer, parts = trainer_of(loaded), splits()
+    repair_adapter.use_theta0(loaded)
+    frames = [TriggerFrame(user_units=(text,)) for text in (TRIGGER, "zap zop")]
+    probe = repair_probe.prepare(loaded, trainer.passes, frames, parts.probes, quick(n_probe=3))
+    for asked in (probe.triggered, probe.safe_triggered):
+        told = [loaded.tokenizer.decode(ids) for ids in asked]
+        assert [sum(text in one for one in told) for text in (TRIGGER, "zap zop")] == [len(told) // 2] * 2
+    assert len(probe.safe_triggered) == 6
     assert len(probe.bare) == 3
     repair_adapter.detach(loaded)
