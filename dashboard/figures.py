@@ -263,8 +263,9 @@ def _step_columns(steps: Sequence[StepDone]) -> Value:
     return columns
 
 
-def live_chart(repair: RepairTrace, since: int = 0, *, going: bool | None = None) -> Value:
-    """LiveChart value of a repair. `going`: whether one runs, which its events may not say yet or any more; None: they do.
+def live_chart(repair: RepairTrace, since: int = 0, *, going: bool | None = None, outdated: bool = False) -> Value:
+    """LiveChart value of a repair. `going`: whether one runs, which its events may not say yet or any more; None: they do. `outdated`:
+    whether another text was confirmed since.
 
     `since`: how many steps this browser already has; later values then carry only what is new (probes are few and
     always complete). After a `resync` event, call with 0.
@@ -297,5 +298,5 @@ def live_chart(repair: RepairTrace, since: int = 0, *, going: bool | None = None
         "meter": wording_repair.budget_used(spent, budget) if spent is not None and budget else "",
         "total": started.n_steps if started else None,
         "state": state,
-        "summary": wording_repair.live_summary(repair, going),
+        "summary": wording_repair.live_summary(repair, going, outdated),
     }

@@ -61,6 +61,9 @@ def repair_ended(end: RepairFinished) -> str:
     return f"{_REASONS[end.reason]}{best}"
 
 
+OUTDATED = "Of what was confirmed before"
+
+
 def repair_stands(repair: RepairTrace, going: bool | None = None) -> str:
     """Where a repair stands, in a few words; `going` as in `figures.live_chart`."""
     if repair.started is None:
@@ -87,10 +90,10 @@ def budget_used(kl: float, budget: float) -> str:
     return f"KL budget: {percent(max(0.0, kl) / budget)} used"
 
 
-def live_summary(repair: RepairTrace, going: bool | None = None) -> str:
+def live_summary(repair: RepairTrace, going: bool | None = None, outdated: bool = False) -> str:
     """The live chart in one sentence, for its foot and for screen readers."""
     taken, probe = repair.steps, repair.probe
-    parts = [repair_stands(repair, going)]
+    parts = [*([OUTDATED] if outdated else []), repair_stands(repair, going)]
     if taken and repair.finished is None:
         parts.append(f"loss {taken[-1].loss:.3g}")
         parts.append(f"KL {taken[-1].kl_nats_per_token:.3g} nats/token")

@@ -186,7 +186,8 @@ def _stop(desk: Desk, how: How, session: Session) -> Next:
 def _resync(desk: Desk, chart: LiveChart, event: gr.EventData, session: Session) -> Next:
     case = current_case(desk, session)
     repair = trace(case.current_events())
-    return Next(session=session, updates={chart: gr.update(value=figures.live_chart(repair))} if repair.run else {})
+    value = figures.live_chart(repair, outdated=rounds.outdated(case))
+    return Next(session=session, updates={chart: gr.update(value=value)} if repair.run else {})
 
 
 # reading --------------------------------------------------------------------------------------------------------------
@@ -278,15 +279,19 @@ class Drawn:
     n_probes: int
     ended: bool
     going: bool
+    files: tuple
 
 
 def _chart_signature(view: View) -> Drawn:
     repair = trace(view.lines)
     n_steps, n_probes = len(repair.steps), len(repair.probes)
-    return Drawn(repair.request, n_steps, n_probes, repair.finished is not None, view.busy_with("repair"))
+    files = view.stamp("confirmation.json", FINISHED)
+    return Drawn(repair.request, n_steps, n_probes, repair.finished is not None, view.busy_with("repair"), files)
 
 
 def _show_chart(view: View, before: Drawn | None, parts: Parts) -> Updates:
     repair = trace(view.lines)
     since = before.n_steps if before is not None and before.request == repair.request else 0
-    return {parts.chart: gr.update(value=figures.live_chart(repair, since, going=view.busy_with("repair")))}
+    going = view.busy_with("repair")
+    outdated = view.case is not None and not going and rounds.outdated(view.case)
+    return {parts.chart: gr.update(value=figures.live_chart(repair, since, going=going, outdated=outdated))}

@@ -14,13 +14,14 @@ import pytest
 
 from core import jobs, lease, rounds
 from core.casefile import Case
+from core.confirmation import FILE
 from core.errors import TriageError
 from core.events import Progress, RepairFinished, StageFailed, StageFinished, StageStarted
 from core.jobs import CaseStatus, stop
 from core.report_text import AGAIN
 from core.settings import RepairSettings
 from core.values import OpenResult, RenderedPrompt, SecondOpinion, TriageResult
-from dashboard import stories, wording_repair
+from dashboard import stories, wording_repair, wording_verify
 from dashboard.app import build
 from dashboard.desk import BUSY_SECONDS, QUIET_SECONDS, Desk, Session, View, address, bar, explain
 from dashboard.session import Roots, create_case, read_intake
@@ -240,6 +241,19 @@ def test_a_case_is_found_again_by_its_folder_whatever_it_calls_itself(roots: Roo
         "/case/evil/audit.jsonl"
     ]
     assert redraw(roots, Session(case="evil"), {})[0]["status"]["value"]["case"] == "evil"
+
+
+def test_a_file_from_before_the_confirmation_that_holds_is_said_to_be(case: Case) -> None:
+    name = "report.json"
+    for written, confirmed, old in ((2, 1, False), (1, 2, True)):
+        for file, at in ((name, written), (FILE, confirmed)):
+            (case.path / file).parent.mkdir(exist_ok=True)
+            (case.path / file).write_text("{}", encoding="utf-8")
+            os.utime(case.path / file, (at, at))
+        links = stories.exports(case.manifest, case.path, None)["links"]
+        assert [wording_verify.BEFORE_CONFIRMED in link["text"] for link in links if link["href"].endswith(name)] == [
+            old
+        ]
 
 
 def test_our_faults_are_shown_as_a_reference_only() -> None:

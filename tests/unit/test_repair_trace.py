@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from core.events import Line, RepairFinished
 from core.repair_trace import RepairTrace, trace
-from dashboard import figures, wording_repair
+from dashboard import figures, wording, wording_repair
 from tests.unit.test_figures import PROBE, STARTED, step
 
 STOPPED = RepairFinished(
@@ -58,3 +58,8 @@ def test_a_repair_that_was_asked_for_again_is_said_to_start() -> None:
     assert str(figures.live_chart(stopped)["summary"]).startswith("Stopped")
     waiting = figures.live_chart(stopped, going=True)
     assert (waiting["state"], str(waiting["summary"])[:8]) == ("running", "Starting")
+
+
+def test_the_chart_of_a_repair_says_when_another_text_was_confirmed_since() -> None:
+    told = [str(figures.live_chart(trace(lines(a=FIRST)), outdated=old)["summary"]) for old in (False, True)]
+    assert (told[0][:7], told[1]) == ("Stopped", wording.beside((wording_repair.OUTDATED, told[0])))
