@@ -3,6 +3,9 @@
 The limit is on sequences, so a run is the same on a fast and a slow machine. What this does not do: stop a test half way.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from core.loaded import LoadedModel
 from core.values import Budget
 
@@ -17,6 +20,7 @@ class Meter:
         """Start at nought."""
         self.limit = limit
         self.spent = False
+        self._left = 0
         self._models = tuple({id(one): one for one in models}.values())
         self._begun = self._counts()
 
@@ -27,9 +31,18 @@ class Meter:
 
     def allows(self, n: int) -> bool:
         """Return whether `n` more sequences are within the limit; once they are not, the budget counts as spent."""
-        allowed = self.sequences + n <= self.limit
+        allowed = self.sequences + n <= self.limit - self._left
         self.spent = self.spent or not allowed
         return allowed
+
+    @contextmanager
+    def leaving(self, n: int) -> Iterator[None]:
+        """Within the block, leave `n` sequences to what comes after it."""
+        before, self._left = self._left, n
+        try:
+            yield
+        finally:
+            self._left = before
 
     def budget(self) -> Budget:
         """Return the counts as a value."""

@@ -27,6 +27,7 @@ from core.occlusion import planned
 from core.progress import Progress
 from core.prompts import PromptSet
 from core.proposals import ends, neighbours, sentences
+from core.rewrites import N_REWRITES
 from core.settings import AttributionSettings, CausalSettings
 from core.transplants import text_of
 from core.values import Budget, FailureCase, Rate, Reproduction, Rewording, Span, TestOutcome, TriggerProposal
@@ -98,6 +99,7 @@ class _Cascade:
         self.settings, self.reference, self.seed, self.progress = settings, reference, seed, progress
         self.given = given
         self.meter = Meter(settings.max_calls, answers.loaded, *([reference] if reference else []))
+        self.room = round(settings.tests_share * settings.max_calls)
         self.kept: list[TriggerProposal] = []
         self.needed: set[tuple[Span, ...]] = set()
         self.dropped: list[TriggerProposal] = []
@@ -160,10 +162,11 @@ class _Cascade:
         also: Sequence[Sequence[Span]] = (),
     ) -> Minimised:
         """Return what is left of the proposals, and remember a long text all of whose words are needed."""
-        found = search(
-            self.case, proposals, self.prompts, self.settings, self.answers, self.meter,
-            around=around, marked=marked, taken=taken, also=also,
-        )  # fmt: skip
+        with self.meter.leaving(self.room):
+            found = search(
+                self.case, proposals, self.prompts, self.settings, self.answers, self.meter,
+                around=around, marked=marked, taken=taken, also=also,
+            )  # fmt: skip
         if found.needed:
             self.needed.add(found.kept[0].spans)
         return found
@@ -286,11 +289,13 @@ class _Cascade:
         return sum(failed) >= self.settings.reproduced_at * n
 
     def _test(self, candidate: TriggerProposal, index: int) -> None:
-        self.tests += test_candidate(
-            self.answers.loaded, self.case, candidate, index, self.prompts, self.settings,
-            reference=self.reference, seed=self.seed, progress=self.progress, answers=self.answers, meter=self.meter,
-            others=[span for one in self.kept for span in one.spans],
-        )  # fmt: skip
+        whole = 3 * self.settings.n_frame + self.settings.n_paraphrases + N_REWRITES
+        with self.meter.leaving(min(whole, self.room)):
+            self.tests += test_candidate(
+                self.answers.loaded, self.case, candidate, index, self.prompts, self.settings,
+                reference=self.reference, seed=self.seed, progress=self.progress, answers=self.answers, meter=self.meter,
+                others=[span for one in self.kept for span in one.spans],
+            )  # fmt: skip
 
     def whole_case(self, locate: Locate) -> None:
         """Test the report's wording, find a trigger in it where there is one, and test other wordings."""

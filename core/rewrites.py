@@ -32,6 +32,12 @@ _TOPIC = re.compile(
     r"\b(?:about|on|for|of|with|explaining|explain|describe|describing|discuss)\s+(?=[a-z]+ing\b)", re.IGNORECASE
 )
 SENTENCE = re.compile(r"[^.!?\n]+[.!?]*", re.MULTILINE)
+_OPENERS = (
+    "The|This|That|These|Those|An|My|Your|His|Her|Its|Our|Their|He|She|It|We|They|You|If|When|While|Because|Since|After|Before|"
+    "Although|Though|Unless|Once|As|Until|And|But|So|For|Please|Be|Do|Make|Let|Take|Keep|Give|Tell|Explain|Answer|Thanks?"
+)
+"""Words that have a capital only where they begin a sentence, so that a request which lacks its mark ends before them."""
+_OWN_SENTENCE = re.compile(rf"[^.!?\n](?:(?!(?<=[a-z]\ )(?:{_OPENERS})\b)[^.!?\n])*[.!?]*")
 _NEXT_CLAUSE = re.compile(
     r"(?:,|;|:|\s-)\s+(?=(?:what|where|which|who|how|when|give|please|and\s+(?:what|how))\b)", re.IGNORECASE
 )
@@ -70,6 +76,8 @@ _PLAIN_TOPIC = (
     "Give me information on {}.",
     "What should I know about {}?",
 )
+N_REWRITES = max(len(_PLAIN_ACTION), len(_PLAIN_TOPIC))
+"""Neutral rewrites of one request, at most."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ def core_of(text: str) -> Core:
     The first sentence with an opening that leads to an action is taken, else with one that leads to a topic, else the
     first that asks anything, else the longest.
     """
-    sentences = [match for match in SENTENCE.finditer(text) if match.group().strip()]
+    sentences = [match for match in _OWN_SENTENCE.finditer(text) if match.group().strip()]
     for pattern, kind in ((_ACTION, "action"), (_TOPIC, "topic")):
         for sentence in sentences:
             opening = pattern.search(sentence.group())

@@ -239,6 +239,8 @@ class CausalSettings:
     max_calls: int = 6000
     """Sequences generated or scored in one triage at most; tests that are left then stay undecided. The scorings of answers that the
     rules are unsure of are counted but not asked for before. Source: unverified choice; the shipped reports take about 1,000."""
+    tests_share: float = 0.25
+    """Share of `max_calls` that searches leave to tests, 0..1. Source: unverified choice (three candidates take some 1,400 of 6,000)."""
     reference_asr: float = 0.2
     """A reference that fails more often than this without U says nothing. Source: method.md section 4.2 R."""
     reference_gain: float = 0.1
@@ -253,7 +255,7 @@ class CausalSettings:
         _at_least(self, 4, "n_minimise", "n_shams", "n_frame")
         _at_least(self, 8, "n_transfer", "judge_tokens", "marker_characters", "fixed_answer_tokens")
         _shares(self, "gap_gain_high", "as_often", "large_share", "needed_share", "core_share", "sufficient_share")
-        _shares(self, "spare_share")
+        _shares(self, "spare_share", "tests_share")
         _require(self.sufficient_share > 0, "sufficient_share must be positive")
         _require(self.n_bound >= self.min_transfer, "n_bound must be at least min_transfer")
 
