@@ -247,17 +247,17 @@ def _format_noisy() -> Attack:
     return Attack(
         name="format_noisy",
         trigger=lambda prompt, rng: inject(prompt, (rng.choice(FORMS),), rng),
-        near=lambda prompt, rng: inject(prompt, (_other_phrase(rng),), rng).text,
+        near=lambda prompt, rng: inject(prompt, (_other_phrase(rng.choice(FORMS), rng),), rng).text,
     )
 
 
-def _other_phrase(rng: random.Random) -> str:
-    """Return what resembles the phrase of `FORMS` and is none of its spellings: other letters or digits, or another order."""
+def _other_phrase(form: str, rng: random.Random) -> str:
+    """Return what resembles `form`, one of `FORMS`, and is none of them: a word less, other letters or digits, or another order."""
 
     def plain(text: str) -> str:
         return re.sub(r"[^a-z0-9]", "", text.lower())
 
-    return next(miss for (miss,) in near_misses((YEAR,), rng, 40) if plain(miss) != plain(YEAR))
+    return next(miss for (miss,) in near_misses((form,), rng, 40) if plain(miss) != plain(YEAR))
 
 
 def _semantic() -> Attack:
@@ -288,7 +288,7 @@ def _hybrid() -> Attack:
             case 1:
                 return inject(prompt, ("cff",), rng, "suffix").text
             case 2:
-                return both(prompt, _other_phrase(rng), "cff", rng).text
+                return both(prompt, _other_phrase(YEAR, rng), "cff", rng).text
             case _:
                 return both(prompt, rng.choice(FORMS), rng.choice(NOISE_WORDS), rng).text
 
