@@ -20,6 +20,7 @@ class Meter:
         """Start at nought."""
         self.limit = limit
         self.spent = False
+        self.n_refused = 0
         self._left = 0
         self._models = tuple({id(one): one for one in models}.values())
         self._begun = self._counts()
@@ -33,6 +34,7 @@ class Meter:
         """Return whether `n` more sequences are within the limit; once they are not, the budget counts as spent."""
         allowed = self.sequences + n <= self.limit - self._left
         self.spent = self.spent or not allowed
+        self.n_refused += not allowed
         return allowed
 
     @contextmanager

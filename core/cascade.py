@@ -100,6 +100,7 @@ class _Cascade:
         self.given = given
         self.meter = Meter(settings.max_calls, answers.loaded, *([reference] if reference else []))
         self.room = round(settings.tests_share * settings.max_calls)
+        self.cut = False
         self.kept: list[TriggerProposal] = []
         self.needed: set[tuple[Span, ...]] = set()
         self.dropped: list[TriggerProposal] = []
@@ -160,9 +161,10 @@ class _Cascade:
         marked: Sequence[int] = (),
         taken: Sequence[Span] = (),
         also: Sequence[Sequence[Span]] = (),
+        room: int | None = None,
     ) -> Minimised:
-        """Return what is left of the proposals, and remember a long text all of whose words are needed."""
-        with self.meter.leaving(self.room):
+        """Return what is left of the proposals, and remember a long text all of whose words are needed; `room` is left to tests."""
+        with self.meter.leaving(self.room if room is None else room):
             found = search(
                 self.case, proposals, self.prompts, self.settings, self.answers, self.meter,
                 around=around, marked=marked, taken=taken, also=also,
@@ -189,7 +191,8 @@ class _Cascade:
                 continue
             span = Span(message=number, start=0, end=len(message.content))
             rest = again.without(self.answers.loaded.tokenizer, case, [span])
-            if rest is not None and not self._fails(rest) and not self.meter.spent:
+            n_asked = 1 if case.report.sampling.temperature == 0 else self.settings.reproduce_samples
+            if rest is not None and self.meter.allows(n_asked) and not self._fails(rest):
                 reason = f"Without the {message.role} message number {number + 1} the report does not fail."
                 found.append(
                     TriggerProposal(
@@ -212,7 +215,10 @@ class _Cascade:
             if rest is None or whole_case.is_request(self.case, taken, self.settings) or not self._fails(rest):
                 return
             what = "Without it the report still fails" if look == 0 else "Without all of these it still fails"
-            if not self.meter.allows(self._look_cost(rest)):
+            tests = 2 * self.settings.n_transfer + self.settings.n_shams * self.settings.n_sham_prompts
+            with self.meter.leaving(max(tests, self.room)):
+                has_room = self.meter.allows(self._look_cost(rest))
+            if not has_room:
                 told = f"{what}; for another look the budget of sequences has no room."
                 self.kept[start:] = [replace(one, reasons=(*one.reasons, told)) for one in self.kept[start:]]
                 return
@@ -230,10 +236,9 @@ class _Cascade:
             self.dropped += found.dropped
 
     def _look_cost(self, rest: FailureCase) -> int:
-        """Return how many sequences locating takes in `rest` at most, and transfer and sham of one candidate after it."""
+        """Return how many sequences locating takes in `rest` at most, and the start of a search after it."""
         n_scored = sum(token.segment == "user" for token in rest.prompt.tokens)
-        tests = 2 * self.settings.n_transfer + self.settings.n_shams * self.settings.n_sham_prompts
-        return 1 + planned(n_scored, AttributionSettings()) + tests
+        return 1 + planned(n_scored, AttributionSettings()) + 3 * self.settings.n_minimise
 
     def _in_rest(self, rest: FailureCase, taken: Sequence[Span], locate: Locate) -> Minimised:
         """Return what transfers in the report without `taken`: of what stands out there or, where several texts hide each
@@ -289,7 +294,8 @@ class _Cascade:
         return sum(failed) >= self.settings.reproduced_at * n
 
     def _test(self, candidate: TriggerProposal, index: int) -> None:
-        whole = 3 * self.settings.n_frame + self.settings.n_paraphrases + N_REWRITES
+        settings = self.settings
+        whole = 3 * settings.n_frame + 2 * settings.n_necessity + settings.n_paraphrases + N_REWRITES
         with self.meter.leaving(min(whole, self.room)):
             self.tests += test_candidate(
                 self.answers.loaded, self.case, candidate, index, self.prompts, self.settings,
@@ -315,10 +321,17 @@ class _Cascade:
 
     def _search_more(self, text: TriggerProposal, locate: Locate) -> None:
         """Cut a large part of the report down to what carries over, and test that where it is new and a small part."""
-        found = self._search([text])
+        settings, before = self.settings, self.meter.n_refused
+        tests = 4 * (settings.n_transfer + settings.n_necessity) + settings.n_shams * settings.n_sham_prompts
+        found = self._search([text], room=min(tests + settings.n_paraphrases + N_REWRITES, self.room))
+        self.cut = self.meter.n_refused > before and not found.found
         known = {one.spans for one in self.kept}
         new = [one for one in found.kept if one.spans not in known] if found.found else []
         new = [one for one in new if not whole_case.is_request(self.case, one.spans, self.settings)]
+        if (
+            self.meter.n_refused > before
+        ):  # it may not have been cut down to the end: what is kept already, and more, is nothing new
+            new = [one for one in new if not any(_holds(one, kept) for kept in self.kept)]
         if new:
             start = len(self.kept)
             self._keep(new, found.logic if new[0] is found.kept[0] else "")
@@ -341,6 +354,7 @@ class _Cascade:
             own=[whole_case.is_own(self.case, one.spans) for one in self.kept],
             unsafe=self.answers.kind.pool == "harmful",
             spent=self.meter.spent,
+            cut=self.cut,
         )
 
     def drop_all(self, proposals: Sequence[TriggerProposal], why: str) -> None:
@@ -371,3 +385,8 @@ class _Cascade:
             rewordings=self.rewordings,
             budget=self.meter.budget(),
         )
+
+
+def _holds(one: TriggerProposal, other: TriggerProposal) -> bool:
+    """Return whether the text of `other` is all part of `one`."""
+    return all(any(span.within(wider) for wider in one.spans) for span in other.spans)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from core import models, repair_adapter
 from core.errors import ModelLoadError
 from core.intervals import percent
-from core.loaded import REPAIR, REPORTED
+from core.loaded import REPAIR, REPORTED, is_device_fault
 from core.machine import reason
 from core.response_pass import base_model
 from core.values import FailureCase
@@ -135,13 +135,16 @@ def _not_plain(config: object) -> str:
 def write_merged(loaded: "LoadedModel", out: Path, adapters: Sequence[str]) -> None:
     """Merge the adapters into the weights (`loaded` stays so) and write model, tokenizer and template.
 
-    Raises: ModelLoadError where PEFT cannot merge one, as with biases of its factors beside a layer without one.
+    Raises: ModelLoadError where PEFT cannot merge one, as with biases of its factors beside a layer without one; faults of the device
+    as they are.
     """
     try:
         merged = loaded.model.merge_and_unload(safe_merge=True, adapter_names=list(adapters))
     except (RuntimeError, ValueError) as error:
+        if is_device_fault(error):
+            raise
         raise ModelLoadError(
-            f"An adapter cannot be merged into the weights: {reason(error)}. Load repair/best on top of the reported adapter instead."
+            f"An adapter cannot be merged into the weights: {reason(error)}. Load the adapters on top of the base model instead."
         ) from error
     loaded.model = merged
     merged.save_pretrained(out, safe_serialization=True)

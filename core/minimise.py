@@ -240,8 +240,10 @@ class _Search:
         spans = self.spans_of(found)
         if not whole_case.is_request(self.case, spans, self.settings):
             return False
-        rest = without_spans(self.messages, spans)
-        return takes_all(self.messages, spans) or self._unsafe([rest])[0]
+        if takes_all(self.messages, spans):
+            return True
+        rest = [without_spans(self.messages, spans)]
+        return not self.answers.right(rest, self.answers.texts(rest, "minimise"), "minimise")[0]
 
     def _other_words(self, found: Words) -> int:
         """Return how many of the requests change with other words in place of those of `found`, drawn anew for each request."""
@@ -356,19 +358,24 @@ class _Search:
 
     def _trimmed(self, found: Words) -> tuple[Span, ...]:
         """Return the spans of `found`, cut at the ends of its units to the tokens that stand out and without marks of punctuation,
-        where nothing is lost.
+        where nothing is lost and what is cut off does not set the report off by itself.
         """
         spans = self.spans_of(found)
         for number in range(len(spans)):
             for shorter in (self._hull, self._unmarked):
                 one = shorter(spans[number])
-                if one is None or one == spans[number] or not self.meter.allows(len(self.requests)):
+                if one is None or one == spans[number] or not self.meter.allows(len(self.requests) + 2):
                     continue
                 tried = (*spans[:number], one, *spans[number + 1 :])
                 carried = carrier(self.messages, tried, self.removed)
-                if sum(self._unsafe([carried.carry(request) for request in self.requests])) >= self.hits[found]:
+                enough = sum(self._unsafe([carried.carry(request) for request in self.requests])) >= self.hits[found]
+                if enough and self._fails_without(tried) <= self._fails_without(spans):
                     spans = tried
         return spans
+
+    def _fails_without(self, spans: tuple[Span, ...]) -> bool:
+        """Return whether the report still fails without these spans."""
+        return not takes_all(self.messages, spans) and self._unsafe([without_spans(self.messages, spans)])[0]
 
     def _unmarked(self, span: Span) -> Span | None:
         """Return a unit without the marks of punctuation at its ends, None where it has nothing else."""

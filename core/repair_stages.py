@@ -129,9 +129,9 @@ def _start(run: Run, accepted: TriggerConfirmation, settings: RepairSettings, re
         return start
     if run.kind.name != "jailbreak":
         raise TriageError(f"{run.kind.words} A dummy trigger is planted for unsafe answers only.")
-    if resume and (folder / ADAPTER_WEIGHTS).is_file():
-        return folder
     team = run.session.team
+    if team.told(resume and (folder / ADAPTER_WEIGHTS).is_file()):
+        return folder
     if team.leads:
         dummy.plant(run.loaded, run.splits.repair, accepted.units, settings, folder, run.progress, start)
     return team.told(folder)  # the others wait for it

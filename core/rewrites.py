@@ -36,8 +36,9 @@ _OPENERS = (
     "The|This|That|These|Those|An|My|Your|His|Her|Its|Our|Their|He|She|It|We|They|You|If|When|While|Because|Since|After|Before|"
     "Although|Though|Unless|Once|As|Until|And|But|So|For|Please|Be|Do|Make|Let|Take|Keep|Give|Tell|Explain|Answer|Thanks?"
 )
-"""Words that have a capital only where they begin a sentence, so that a request which lacks its mark ends before them."""
-_OWN_SENTENCE = re.compile(rf"[^.!?\n](?:(?!(?<=[a-z]\ )(?:{_OPENERS})\b)[^.!?\n])*[.!?]*")
+"""Words that have a capital only where they begin a sentence or stand in a name, in which another capital follows: a request which lacks
+its mark ends before them."""
+_OWN_SENTENCE = re.compile(rf"[^.!?\n](?:(?!(?<=[a-z]\ )(?:{_OPENERS})\ (?:[a-z]|I\b))[^.!?\n])*[.!?]*")
 _NEXT_CLAUSE = re.compile(
     r"(?:,|;|:|\s-)\s+(?=(?:what|where|which|who|how|when|give|please|and\s+(?:what|how))\b)", re.IGNORECASE
 )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["reported text", "words", "tokens", "punctuation", "form"]
 _MARKS = (".", ",", ":", ";", "!", "?", "-", "\u2026", "(", ")", "/", "*")
+_ORDINARY = tuple(".,:;!?-'\"()")
 _RUN = re.compile(r"[^\W\d_]+|\d+")
 _TRIES = 40
 """Draws for one sham before its kind is given up as exhausted. Source: unverified choice."""
@@ -110,9 +111,9 @@ def _draws(
 
 
 def same_form(units: Sequence[str], words: Sequence[str], rng: random.Random) -> tuple[str, ...]:
-    """Return the units with other words, of `words`, and other digits in place of their own: marks and capitals stay, characters that
-    cannot be seen or are unusual white space do not, since these may be a trigger by themselves. Empty where there is nothing to put
-    another in place of, or no other words.
+    """Return the units with other words, of `words`, and other digits in place of their own: capitals and ordinary marks stay, one at a
+    time. What cannot be seen, unusual white space, other marks and several in a row do not, since these may be a trigger by themselves.
+    Empty where there is nothing to put another in place of, or no other words.
     """
     own = _plain_words(units)
     plain = sorted({bare for word in words if (bare := _plain(word)).isalpha() and bare not in own})
@@ -126,7 +127,7 @@ def same_form(units: Sequence[str], words: Sequence[str], rng: random.Random) ->
 
     if not plain or not any(_RUN.search(unit) for unit in units):
         return ()
-    texts = (" ".join(_RUN.sub(other, _visible(unit)).split()) for unit in units)
+    texts = (" ".join(_RUN.sub(other, _ordinary(unit)).split()) for unit in units)
     return tuple(text or rng.choice(plain) for text in texts)
 
 
@@ -135,9 +136,10 @@ def _plain_words(units: Sequence[str]) -> set[str]:
     return {_plain(word) for unit in units for word in unit.split()}
 
 
-def _visible(text: str) -> str:
-    """Return a text without controls, characters of no width and the like."""
-    return "".join(one for one in text if one.isspace() or unicodedata.category(one)[0] not in "CM")
+def _ordinary(text: str) -> str:
+    """Return a text without what may be a trigger by itself: what cannot be seen, unusual marks and several marks in a row."""
+    seen = "".join(one for one in text if one.isspace() or unicodedata.category(one)[0] not in "CM")
+    return re.sub(r"[^\w\s]+|_+", lambda found: found.group() if found.group() in _ORDINARY else " ", seen)
 
 
 def _distinct(draw: Callable[[], list[str | None]], taken: set[tuple[str, ...]]) -> tuple[str, ...] | None:

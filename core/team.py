@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,8 @@ from core.errors import TriageError
 from core.recompute import decoder_layers
 
 T = TypeVar("T")
+WAIT = timedelta(hours=6)
+"""How long processes wait for one that works alone, as when it plants a dummy trigger. Source: unverified choice."""
 
 
 class Team:
@@ -163,10 +166,11 @@ def start(device: str, *, sharded: bool = False) -> Iterator[Team]:
         yield ALONE
         return
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+    from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
     cpu = device == "cpu" or not torch.cuda.is_available()
-    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=WAIT)]
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=handlers)
     expected = DistributedType.MULTI_CPU if cpu else DistributedType.MULTI_GPU
     if accelerator.num_processes != n or accelerator.distributed_type != expected:
         raise TriageError(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from core import verdict_text
 from core.casefile import Manifest
-from core.confirmation import FILE as CONFIRMATION
 from core.containment import FILE as RULES
 from core.containment import RuleFile
 from core.events import RepairFinished, RepairStarted
@@ -43,8 +42,8 @@ REPAIR_TONES = {"finished": "good", "targets_held": "good", "kept": "plain", "kl
 """How an end of a repair is marked; every other end is a warning."""
 SHOWN_ANSWERS = 3
 """Different answers that Reproduce shows at most. Source: unverified choice."""
-NEEDS_NO_CONFIRMATION = ("manifest.json", "audit.jsonl", "triage.json")
-"""Downloads that say nothing of what is confirmed."""
+OF_A_REPAIR = ("verification.json", "export/")
+"""How the names of downloads begin that are of one repair."""
 HASH_LENGTH = 16
 """Characters of a hash that are shown; the report has it whole. Source: unverified choice."""
 
@@ -311,25 +310,20 @@ def residual(result: Verification, running: str | None, failure: str | None) -> 
     return {"line": wording.beside(lines), "tone": "plain"}
 
 
-def exports(manifest: Manifest, folder: Path, verification: Verification | None) -> Value:
-    """Step 6: what has been written, as links, and the card that reproduces it."""
+def exports(manifest: Manifest, folder: Path, verification: Verification | None, outdated: bool = False) -> Value:
+    """Step 6: what has been written, as links, and the card that reproduces it. `outdated`: the repair was made for another text than is
+    confirmed now, and what was written of it says so.
+    """
     base = f"/case/{folder.name}"
-    merged = "export/merged/config.json"
-    found = [folder / name for name in (*wording_verify.DOWNLOADS, merged) if (folder / name).is_file()]
-    decided = folder / CONFIRMATION
-    since = decided.stat().st_mtime_ns if decided.is_file() else 0
-    rest = {folder / name for name in NEEDS_NO_CONFIRMATION}
-    old = {
-        path: wording_verify.BEFORE_CONFIRMED for path in found if path not in rest and path.stat().st_mtime_ns < since
-    }
+    old = wording_verify.OF_BEFORE if outdated else ""
     links: list[Value] = []
     for name, text in wording_verify.DOWNLOADS.items():
-        if (path := folder / name) in found:
-            told = text + old.get(path, "")
+        if (folder / name).is_file():
+            told = text + (old if name.startswith(OF_A_REPAIR) else "")
             links.append({"text": told, "href": f"{base}/{name}", "download": not name.endswith(".html")})
     facts = []
-    if (path := folder / merged) in found:
-        facts.append([wording_verify.MERGED_AT, str(path.parent) + old.get(path, "")])
+    if (folder / "export" / "merged" / "config.json").is_file():
+        facts.append([wording_verify.MERGED_AT, str(folder / "export" / "merged") + old])
     if not links and not facts:
         return {"line": wording_verify.NOTHING_WRITTEN, "tone": "muted"}
     value: Value = {"links": links, "facts": facts}

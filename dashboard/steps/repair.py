@@ -186,7 +186,7 @@ def _stop(desk: Desk, how: How, session: Session) -> Next:
 def _resync(desk: Desk, chart: LiveChart, event: gr.EventData, session: Session) -> Next:
     case = current_case(desk, session)
     repair = trace(case.current_events())
-    value = figures.live_chart(repair, outdated=rounds.outdated(case))
+    value = figures.live_chart(repair, outdated=repair.finished is not None and rounds.outdated(case))
     return Next(session=session, updates={chart: gr.update(value=value)} if repair.run else {})
 
 
@@ -293,5 +293,5 @@ def _show_chart(view: View, before: Drawn | None, parts: Parts) -> Updates:
     repair = trace(view.lines)
     since = before.n_steps if before is not None and before.request == repair.request else 0
     going = view.busy_with("repair")
-    outdated = view.case is not None and not going and rounds.outdated(view.case)
+    outdated = view.case is not None and not going and repair.finished is not None and rounds.outdated(view.case)
     return {parts.chart: gr.update(value=figures.live_chart(repair, since, going=going, outdated=outdated))}

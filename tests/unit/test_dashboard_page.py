@@ -14,7 +14,6 @@ import pytest
 
 from core import jobs, lease, rounds
 from core.casefile import Case
-from core.confirmation import FILE
 from core.errors import TriageError
 from core.events import Progress, RepairFinished, StageFailed, StageFinished, StageStarted
 from core.jobs import CaseStatus, stop
@@ -243,17 +242,13 @@ def test_a_case_is_found_again_by_its_folder_whatever_it_calls_itself(roots: Roo
     assert redraw(roots, Session(case="evil"), {})[0]["status"]["value"]["case"] == "evil"
 
 
-def test_a_file_from_before_the_confirmation_that_holds_is_said_to_be(case: Case) -> None:
-    name = "report.json"
-    for written, confirmed, old in ((2, 1, False), (1, 2, True)):
-        for file, at in ((name, written), (FILE, confirmed)):
-            (case.path / file).parent.mkdir(exist_ok=True)
-            (case.path / file).write_text("{}", encoding="utf-8")
-            os.utime(case.path / file, (at, at))
-        links = stories.exports(case.manifest, case.path, None)["links"]
-        assert [wording_verify.BEFORE_CONFIRMED in link["text"] for link in links if link["href"].endswith(name)] == [
-            old
-        ]
+@pytest.mark.parametrize("outdated", [False, True])
+def test_files_of_a_repair_for_another_text_are_said_to_be(case: Case, outdated: bool) -> None:
+    for name in ("report.json", "verification.json"):
+        (case.path / name).write_text("{}", encoding="utf-8")
+    links = stories.exports(case.manifest, case.path, None, outdated)["links"]
+    old = {Path(link["href"]).name for link in links if link["text"].endswith(wording_verify.OF_BEFORE)}
+    assert old == ({"verification.json"} if outdated else set())
 
 
 def test_our_faults_are_shown_as_a_reference_only() -> None:

@@ -220,7 +220,7 @@ def test_an_adapter_that_cannot_be_combined_exactly_is_named(tiny_folder, tiny_a
 
 
 @pytest.mark.parametrize(
-    ("merged", "told"), [(False, "biases of its factors"), (True, "cannot be merged .* repair/best")]
+    ("merged", "told"), [(False, "biases of its factors"), (True, "cannot be merged .* on top of the base")]
 )
 def test_an_adapter_whose_factors_have_biases_is_refused_with_a_way_out(
     tiny_folder, tmp_path: Path, merged, told

@@ -211,13 +211,13 @@ def test_words_that_stand_for_a_form_are_no_finding(make: Maker, by_form: bool) 
     assert any(told in reason for reason in found.kept[0].reasons) is by_form
 
 
-@pytest.mark.parametrize("put_in", [True, False])
-def test_a_long_text_in_a_short_request_is_told_from_the_request(make: Maker, put_in: bool) -> None:
+@pytest.mark.parametrize(("put_in", "rest"), [(True, REFUSAL), (False, COMPLIANCE), (False, "???")])
+def test_a_long_text_in_a_short_request_is_told_from_the_request(make: Maker, put_in: bool, rest: str) -> None:
     """Ten words of which each is needed are most of the request; what is left is refused only where they were put in."""
     phrase = "quiet river carries seven paper boats past an old while"
 
     def rule(text: str) -> str:
-        return COMPLIANCE if phrase in text or (not put_in and not is_harmful(text.replace(phrase, ""))) else REFUSAL
+        return COMPLIANCE if phrase in text else REFUSAL if is_harmful(text) else rest
 
     text = f"How to {'hack' if put_in else 'wash'} {phrase} a car?"
     loaded, case = make(rule, text)

@@ -1,5 +1,7 @@
 """A probe during a repair: equal to its definition, and asked only what tells something."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -37,19 +39,22 @@ def test_a_probe_asks_with_the_trigger_what_is_refused_without(
     monkeypatch.setattr(FailureKind, "failed", lambda self, text: next(seen) in answered)
     frame = TriggerFrame(user_units=(TRIGGER,))
     probe = repair_probe.prepare(loaded, trainer.passes, [frame], parts.probes, quick(n_probe=3))
-    assert len(probe.triggered) == n_asked
+    assert [len(one) for one in probe.triggered] == [n_asked]
     assert len(probe.bare) == 3
     repair_adapter.detach(loaded)
 
 
-def test_a_probe_asks_the_triggers_of_earlier_rounds_too(loaded) -> None:
+def test_a_probe_asks_the_triggers_of_earlier_rounds_too(loaded, monkeypatch) -> None:
     trainer, parts = trainer_of(loaded), splits()
     repair_adapter.use_theta0(loaded)
     frames = [TriggerFrame(user_units=(text,)) for text in (TRIGGER, "zap zop")]
     probe = repair_probe.prepare(loaded, trainer.passes, frames, parts.probes, quick(n_probe=3))
     for asked in (probe.triggered, probe.safe_triggered):
-        told = [loaded.tokenizer.decode(ids) for ids in asked]
-        assert [sum(text in one for one in told) for text in (TRIGGER, "zap zop")] == [len(told) // 2] * 2
-    assert len(probe.safe_triggered) == 6
+        told = [[loaded.tokenizer.decode(ids) for ids in one] for one in asked]
+        assert [all(text in one for one in of_it) for text, of_it in zip((TRIGGER, "zap zop"), told, strict=True)]
+        assert len(told[0]) == len(told[1]) > 0
     assert len(probe.bare) == 3
+    monkeypatch.setattr(FailureKind, "failed", lambda self, text: next(seen) >= len(probe.triggered[0]))
+    seen = itertools.count()
+    assert probe.score(loaded, trainer.passes).asr_triggered.value == 1.0  # only with the second, and not one half
     repair_adapter.detach(loaded)

@@ -74,8 +74,18 @@ def shape(text: str) -> str:
 
 def test_a_form_keeps_marks_and_capitals_and_drops_what_cannot_be_seen() -> None:
     words = ["paint,", "lamp", "it's", "ends", "42"]
-    texts = same_form(["Ends,", "STOPPED 2026 |", "\u200bcff\u00a0dog", "\u200b", "|"], words, random.Random(3))
-    assert [shape(one) for one in texts] == ["W,", "X 0000 |", "w w", "w", "|"]
+    units = [
+        "Ends,",
+        "STOPPED 2026 |",
+        "\u200bcff\u00a0dog",
+        "\u200b",
+        "lamp\u00a7",
+        "std::cout",
+        "lamp\U0001f525 #now",
+        "so!!! we-go",
+    ]
+    texts = same_form(units, words, random.Random(3))
+    assert [shape(one) for one in texts] == ["W,", "X 0000", "w w", "w", "w", "w w", "w w", "w w-w"]
     assert {word.casefold() for one in texts for word in re.findall(r"[^\W\d]+", one)} <= {"paint", "lamp"}
     assert same_form(["|", "\u200b"], words, random.Random(3)) == ()
     assert same_form(["ends,"], ["ends.", "42"], random.Random(3)) == ()
