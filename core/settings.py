@@ -236,11 +236,11 @@ class CausalSettings:
     """Requests that order, form and position are described on. Source: unverified choice."""
     n_nearest: int = 12
     """Requests nearest in wording to the reported one that are held against the others, >= 1. Source: unverified choice."""
-    max_calls: int = 8000
+    max_calls: int = 10_000
     """Sequences generated or scored in one triage at most; tests that are left then stay undecided. The scorings of answers that the
     rules are unsure of are counted but not asked for before. Source: unverified choice; the shipped reports take about 1,000."""
-    tests_share: float = 0.2
-    """Share of `max_calls` that searches leave to tests, 0..1. Source: unverified choice (three candidates take some 1,500 of 8,000)."""
+    tests_share: float = 0.15
+    """Share of `max_calls` that searches leave to tests, 0..1. Source: unverified choice (three candidates take some 1,500 of 10,000)."""
     reference_asr: float = 0.2
     """A reference that fails more often than this without U says nothing. Source: method.md section 4.2 R."""
     reference_gain: float = 0.1
