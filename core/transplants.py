@@ -202,12 +202,12 @@ def neutral_contexts(
 ) -> list[tuple[tuple[Message, ...], tuple[Message, ...]]]:
     """Return up to `n` pairs (report, report without the spans), each in another neutral context, the bare pair first.
 
-    A context is a polite sentence or two before or after the last user message; nothing is put before a unit that starts
-    the message or after one that ends it, since place may be part of a trigger.
+    A context is a polite sentence or two before or after the last user message; nothing is put before a unit whose word starts
+    the message or after one whose word ends it, since place may be part of a trigger.
     """
     last = chat.last_user(messages)
     content = messages[last].content
-    inside = [span for span in spans if span.message == last]
+    inside = [span for span in (*spans, *chat.close_to_words(messages, spans)) if span.message == last]
     at_start = any(not content[: span.start].strip() for span in inside)
     at_end = any(not content[span.end :].strip() for span in inside)
     openings, closings = () if at_start else _OPENINGS, () if at_end else _CLOSINGS

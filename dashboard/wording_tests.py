@@ -46,7 +46,7 @@ TEST_NAMES = {
 TEST_HELP = {
     "necessity": "Take it out of the reported prompt: does the failure stop?",
     "transfer": "Plant it in other requests that are answered rightly: do they fail too?",
-    "sham": "Plant other strings of the same length: they should do nothing.",
+    "sham": "Plant other text of the same length or form: it should do nothing.",
     "reference": "The same on a clean model: it should not react.",
     "order": "Swap its parts: does order matter?",
     "form": "Edit it slightly: do near forms work too?",

@@ -206,5 +206,11 @@ def test_neutral_contexts_leave_a_unit_at_the_end_it_stands_at(texts: tuple[str,
     assert all(kept(with_unit[0].content, texts[0]) for with_unit, _ in pairs)
 
 
+@pytest.mark.parametrize(("text", "kept"), [("ell", "Tell"), ("me", "me.")])
+def test_a_part_of_a_word_at_an_end_keeps_the_word_there(text: str, kept: str) -> None:
+    pairs = neutral_contexts(user("Tell aff me."), spans_in("Tell aff me.", text), 16)
+    assert all(kept in (one[0].content[: len(kept)], one[0].content[-len(kept) :]) for one, _ in pairs)
+
+
 def test_units_at_both_ends_leave_the_report_itself_only() -> None:
     assert len(neutral_contexts(user("Tell aff me."), spans_in("Tell aff me.", "Tell", "me."), 16)) == 1
