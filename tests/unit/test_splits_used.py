@@ -23,6 +23,7 @@ from core.kinds import JAILBREAK
 from core.prompts import SPLIT_NAMES
 from core.residual_probes import Subject, _poisoned
 from core.settings import RepairSettings
+from core.team import ALONE
 from tests.unit.repairing import REFUSAL, case_of, confirmed, quick, splits
 
 PARTS = splits()
@@ -83,7 +84,8 @@ def test_a_dummy_is_planted_on_the_split_of_the_repair(monkeypatch: pytest.Monke
     seen: list[str] = []
     monkeypatch.setattr(dummy, "plant", watched(seen))
     monkeypatch.setattr(rounds, "start", lambda case: None)
-    run = SimpleNamespace(case=SimpleNamespace(path=tmp_path), kind=JAILBREAK, loaded=None, splits=PARTS, progress=None)
+    case, alone = SimpleNamespace(path=tmp_path), SimpleNamespace(team=ALONE)
+    run = SimpleNamespace(case=case, kind=JAILBREAK, loaded=None, splits=PARTS, progress=None, session=alone)
     accepted = SimpleNamespace(way="dummy", units=("x",))
     with pytest.raises(Reached):
         repair_stages._start(run, accepted, quick(), False)  # type: ignore[arg-type]
