@@ -324,13 +324,12 @@ class _Cascade:
         settings, before = self.settings, self.meter.n_refused
         tests = 4 * (settings.n_transfer + settings.n_necessity) + settings.n_shams * settings.n_sham_prompts
         found = self._search([text], room=min(tests + settings.n_paraphrases + N_REWRITES, self.room))
-        self.cut = self.meter.n_refused > before and not found.found
+        cut = self.meter.n_refused > before
+        self.cut = cut and not found.found
         known = {one.spans for one in self.kept}
         new = [one for one in found.kept if one.spans not in known] if found.found else []
         new = [one for one in new if not whole_case.is_request(self.case, one.spans, self.settings)]
-        if (
-            self.meter.n_refused > before
-        ):  # it may not have been cut down to the end: what is kept already, and more, is nothing new
+        if cut:  # not cut down to the end, it may be what is kept already, and more
             new = [one for one in new if not any(_holds(one, kept) for kept in self.kept)]
         if new:
             start = len(self.kept)
