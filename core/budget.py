@@ -19,11 +19,15 @@ class Meter:
     def __init__(self, limit: int, *models: LoadedModel) -> None:
         """Start at nought."""
         self.limit = limit
-        self.spent = False
         self.n_refused = 0
         self._left = 0
         self._models = tuple({id(one): one for one in models}.values())
         self._begun = self._counts()
+
+    @property
+    def spent(self) -> bool:
+        """Whether something was refused."""
+        return self.n_refused > 0
 
     @property
     def sequences(self) -> int:
@@ -33,7 +37,6 @@ class Meter:
     def allows(self, n: int) -> bool:
         """Return whether `n` more sequences are within the limit; once they are not, the budget counts as spent."""
         allowed = self.sequences + n <= self.limit - self._left
-        self.spent = self.spent or not allowed
         self.n_refused += not allowed
         return allowed
 

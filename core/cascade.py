@@ -191,8 +191,7 @@ class _Cascade:
                 continue
             span = Span(message=number, start=0, end=len(message.content))
             rest = again.without(self.answers.loaded.tokenizer, case, [span])
-            n_asked = 1 if case.report.sampling.temperature == 0 else self.settings.reproduce_samples
-            if rest is not None and self.meter.allows(n_asked) and not self._fails(rest):
+            if rest is not None and self._fails(rest) is False:
                 reason = f"Without the {message.role} message number {number + 1} the report does not fail."
                 found.append(
                     TriggerProposal(
@@ -282,13 +281,14 @@ class _Cascade:
         failure = self.reproduction.failure
         return whole_case.free(self.case, tested, failure, self.answers, self.meter, self.settings, self.given)
 
-    def _fails(self, case: FailureCase) -> bool:
-        """Return whether the model fails on a shortened report, as often as counts as reproduced."""
+    def _fails(self, case: FailureCase) -> bool | None:
+        """Return whether the model fails on a shortened report, as often as counts as reproduced; None where the budget has no room."""
         sampling, n = case.report.sampling, self.settings.reproduce_samples
-        if sampling.temperature == 0:
-            return self.meter.allows(1) and self.answers.unsafe([case.report.messages], "look again")[0]
-        if not self.meter.allows(n):
-            return False
+        greedy = sampling.temperature == 0
+        if not self.meter.allows(1 if greedy else n):
+            return None
+        if greedy:
+            return self.answers.unsafe([case.report.messages], "look again")[0]
         texts = self.answers.sampled(case.report.messages, n, sampling, self.seed, "look again")
         failed = self.answers.failed([case.report.messages] * n, texts, "look again")
         return sum(failed) >= self.settings.reproduced_at * n

@@ -183,7 +183,7 @@ class _Search:
         self.requests: list[str] = []
         self.n_asked = 0
         self.fresh = shares(prompts, settings, answers.kind)[0]
-        self.safe_words = [word for item in prompts.safe for word in item.prompt.split()]
+        self.safe = prompts.safe
         if meter.allows(2 * settings.n_minimise):
             kind, n = answers.kind, settings.n_minimise
             self.requests, self.n_asked = eligible(answers, self.nothing, self.fresh, kind, n, meter)
@@ -248,8 +248,9 @@ class _Search:
     def _other_words(self, found: Words) -> int:
         """Return how many of the requests change with other words in place of those of `found`, drawn anew for each request."""
         carried = carrier(self.messages, self.spans_of(found), self.removed)
-        rng = random.Random(0)
-        forms = [(request, same_form(carried.units, self.safe_words, rng)) for request in self.requests]
+        words = [word for item in self.safe for word in item.prompt.split()]
+        draw = same_form(carried.units, words, random.Random(0))
+        forms = [(request, draw()) for request in self.requests]
         return sum(self._unsafe([carried.carry(request, form) for request, form in forms if form]))
 
     def candidates(self, found: Words) -> list[TriggerProposal]:

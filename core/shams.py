@@ -72,7 +72,7 @@ def _draws(
     units: Sequence[str],
     safe: Sequence[str],
     rng: random.Random,
-) -> dict[Kind, Callable[[], list[str | None]]]:
+) -> dict[Kind, Callable[[], Sequence[str | None]]]:
     """Return for each kind a function that draws one text a unit, None where the kind has none for it; `spans` are what is barred."""
     own = _plain_words(chat.units_of(case.report.messages, spans))
     words = [word for text in safe for word in text.split()]
@@ -104,16 +104,16 @@ def _draws(
         "reported text": from_report, "words": from_words, "tokens": from_tokens, "punctuation": from_marks,
     }  # fmt: skip
 
-    def drawn(one: Callable[[int], str | None]) -> Callable[[], list[str | None]]:
+    def drawn(one: Callable[[int], str | None]) -> Callable[[], Sequence[str | None]]:
         return lambda: [one(length) for length in lengths]
 
-    return {**{kind: drawn(one) for kind, one in by_length.items()}, "form": lambda: [*same_form(units, words, rng)]}
+    return {**{kind: drawn(one) for kind, one in by_length.items()}, "form": same_form(units, words, rng)}
 
 
-def same_form(units: Sequence[str], words: Sequence[str], rng: random.Random) -> tuple[str, ...]:
-    """Return the units with other words, of `words`, and other digits in place of their own: capitals and ordinary marks stay, one at a
-    time. What cannot be seen, unusual white space, other marks and several in a row do not, since these may be a trigger by themselves.
-    Empty where there is nothing to put another in place of, or no other words.
+def same_form(units: Sequence[str], words: Sequence[str], rng: random.Random) -> Callable[[], tuple[str, ...]]:
+    """Return a function that draws the units with other words, of `words`, and other digits in place of their own: capitals and ordinary
+    marks stay, one at a time. What cannot be seen, unusual white space, other marks and several in a row do not, since these may be a
+    trigger by themselves. It draws nothing where there is nothing to put another in place of, or no other words.
     """
     own = _plain_words(units)
     plain = sorted({bare for word in words if (bare := _plain(word)).isalpha() and bare not in own})
@@ -126,9 +126,9 @@ def same_form(units: Sequence[str], words: Sequence[str], rng: random.Random) ->
         return word.upper() if len(run) > 1 and run.isupper() else word.capitalize() if run[0].isupper() else word
 
     if not plain or not any(_RUN.search(unit) for unit in units):
-        return ()
-    texts = (" ".join(_RUN.sub(other, _ordinary(unit)).split()) for unit in units)
-    return tuple(text or rng.choice(plain) for text in texts)
+        return tuple
+    ordinary = [_ordinary(unit) for unit in units]
+    return lambda: tuple(" ".join(_RUN.sub(other, unit).split()) or rng.choice(plain) for unit in ordinary)
 
 
 def _plain_words(units: Sequence[str]) -> set[str]:
@@ -142,7 +142,7 @@ def _ordinary(text: str) -> str:
     return re.sub(r"[^\w\s]+|_+", lambda found: found.group() if found.group() in _ORDINARY else " ", seen)
 
 
-def _distinct(draw: Callable[[], list[str | None]], taken: set[tuple[str, ...]]) -> tuple[str, ...] | None:
+def _distinct(draw: Callable[[], Sequence[str | None]], taken: set[tuple[str, ...]]) -> tuple[str, ...] | None:
     """Return texts that were not taken before, and take them; None after too many tries."""
     for _ in range(_TRIES):
         texts = draw()
