@@ -17,16 +17,17 @@ PAGE = 0
 
 
 @pytest.fixture
-def late(open_page):
+def late(open_page, server: PageProcess):
     """A page whose own first question is held back, and a function that lets it through and waits for the answer."""
     page, held = open_page(), []
+    page.goto("about:blank")  # else it may be the question of the page that is left that is held back
 
     def hold(route) -> None:
         own = route.request.post_data_json["trigger_id"] == PAGE
         held.append(route) if own and not held else route.continue_()
 
     page.route("**/queue/join*", hold)
-    page.reload(wait_until="domcontentloaded")
+    page.goto(server.url, wait_until="domcontentloaded")
     page.wait_for_selector("#status .pt-status-word", state="attached")
     wait_on(page, lambda: held, "the page asked nothing of its own accord")
 
