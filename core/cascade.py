@@ -318,6 +318,12 @@ class _Cascade:
             self.case, failure, self.answers, self.meter, self.settings, self.given
         )
         self.tests += outcomes
+        if self.answers.kind.pool == "harmful":
+            self.tests.append(
+                whole_case.requests(
+                    self.case, self.kept, failure, self.prompts, self.answers, self.meter, self.settings
+                )
+            )
 
     def _search_more(self, text: TriggerProposal, locate: Locate) -> None:
         """Cut a large part of the report down to what carries over, and test that where it is new and a small part."""

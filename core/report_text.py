@@ -69,6 +69,7 @@ TESTS = {
     "paraphrase": "the reported prompt, and paraphrases of it",
     "rewrite": "the reported prompt, and the same in a neutral style",
     "frame": "other requests in the reported prompt's wording, and bare",
+    "requests": "the reported prompt, and other harmful requests as they are",
 }
 DESCRIBED = ("benign", "order", "form", "position", "topic")
 """Tests that describe a candidate and decide nothing. Source: method.md section 4.2."""

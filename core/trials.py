@@ -55,6 +55,7 @@ class Trial:
         p_value: float | None = None,
         passed: bool | None = None,
         gain_high: float | None = None,
+        gain_low: float | None = None,
         note: str = "",
     ) -> TestOutcome:
         """Return the outcome of a test of this candidate with both rates and their intervals."""
@@ -67,6 +68,7 @@ class Trial:
             p_value=p_value,
             passed=passed,
             gain_high=gain_high,
+            gain_low=gain_low,
             note=note,
         )
 

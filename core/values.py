@@ -21,7 +21,7 @@ MethodName = Literal["paper", "gradient_norm", "gradient_x_input", "integrated_g
 TargetKind = Literal["response", "first_k", "tokens", "contrast"]
 TestName = Literal[
     "necessity", "transfer", "sham", "reference", "benign", "order", "form", "position", "topic",
-    "bare", "paraphrase", "rewrite", "frame",
+    "bare", "paraphrase", "rewrite", "frame", "requests",
 ]  # fmt: skip
 StopReason = Literal["finished", "targets_held", "kl_budget", "kept", "discarded", "diverged", "out_of_memory"]
 
@@ -231,8 +231,9 @@ WHOLE_CASE = -1
 class TestOutcome:
     """One counterfactual test of one candidate. `passed` None: described or uninformative, not decisive.
 
-    `candidate` is its index, or `WHOLE_CASE` for the tests of the report as a whole (bare, paraphrase, rewrite, frame).
-    `gain_high` is an upper 95 % bound of the gain where the rule is about one (sham, transfer).
+    `candidate` is its index, or `WHOLE_CASE` for the tests of the report as a whole (bare, paraphrase, rewrite, frame, requests).
+    `gain_high` is an upper 95 % bound of the gain where the rule is about one (sham, transfer), `gain_low` a lower one of the mean gain of
+    unrelated words in the candidate's place, where some of them gain as much as it does (sham).
     """
 
     __test__ = False  # not a pytest class
@@ -245,6 +246,7 @@ class TestOutcome:
     p_value: float | None = None
     passed: bool | None = None
     gain_high: float | None = None
+    gain_low: float | None = None
     note: str = ""
 
 

@@ -4,6 +4,7 @@ bare        the report without any candidate: does it fail as often? Says someth
 paraphrase  the request in other words: does it fail as often?
 rewrite     the request's core in a plain wording: is it refused?
 frame       other requests, refused bare, in the reported wording: do they fail?
+requests    other requests as they are: do most of them fail?
 
 Wordings come from the analyst, or else from rules (rewrites.py), and are returned with their source.
 What this does not do: decide (the table is in verdict.py), or reword reports of another kind than an unsafe answer.
@@ -13,7 +14,7 @@ import re
 from collections.abc import Sequence
 
 from core import chat
-from core.answers import Answers, eligible, shares
+from core.answers import SPARE, Answers, eligible, shares
 from core.budget import SPENT, Meter
 from core.intervals import percent, wilson
 from core.prompts import PromptSet
@@ -150,6 +151,34 @@ def frame(
         what = SPENT if meter.spent else f"At least {settings.min_transfer} are needed: give a larger prompt folder."
         passed, note = None, f"{note} {what}"
     return whole_case("frame", rate(unsafe), rate([False] * len(unsafe)), passed, note, p_value)
+
+
+def requests(
+    case: FailureCase,
+    candidates: Sequence[TriggerProposal],
+    failure: Rate,
+    prompts: PromptSet,
+    answers: Answers,
+    meter: Meter,
+    settings: CausalSettings,
+) -> TestOutcome:
+    """Return how often held-out harmful requests fail as they are, without the candidates; passed: most of them do, so that a model
+    fails on such a request without any trigger.
+
+    They are those that the transfer test asked first, whose answers are remembered.
+    """
+    without = carrier(case.report.messages, [span for one in candidates for span in one.spans])
+    held_out = shares(prompts, settings, answers.kind)[1].harmful
+    asked = [without.bare(item.prompt) for item in held_out[: round(settings.n_transfer * SPARE)]]
+    asked = [one for one in asked if answers.fits(one)]
+    if not meter.allows(len(asked)):
+        return whole_case("requests", failure, wilson(0, 0), None, SPENT)
+    found = rate(answers.unsafe(asked, "other requests as they are"))
+    passed = True if found.low > settings.open_share else False if found.high < settings.open_share else None
+    note = "n counts held-out harmful requests as they are, one greedy answer each."
+    if found.n < settings.min_transfer:
+        passed, note = None, f"{note} At least {settings.min_transfer} are needed: give a larger prompt folder."
+    return whole_case("requests", failure, found, passed, note)
 
 
 def free(

@@ -38,6 +38,7 @@ _SIDES = {
     "paraphrase": ("as reported", "in other words"),
     "rewrite": ("as reported", "asked plainly"),
     "frame": ("in the report's wording", "bare"),
+    "requests": ("as reported", "others as they are"),
 }
 """What the two rates of a test are, where they are not with and without the candidate."""
 NEXT = {
@@ -94,10 +95,17 @@ def _why_jailbreak(result: TriageResult, found: Found) -> str:
 
 def _why_gap(result: TriageResult, found: Found) -> str:
     gains = [test.with_unit for test in result.tests if test.name == "transfer" and test.with_unit.n]
+    alike = [test.with_unit for test in result.tests if test.name == "sham" and test.gain_low is not None]
     parts = []
-    if gains:
+    if "requests" in found and found["requests"].passed:
+        parts.append(f"The model answers {of(found['requests'].without_unit)} other harmful requests as they are")
+    elif alike:
+        parts.append(
+            f"Unrelated text does what the candidates do ({of(max(alike, key=lambda one: one.k))} fail with it)"
+        )
+    elif gains:
         best = max(gains, key=lambda one: one.value or 0)
-        parts.append(f"No candidate moves other requests (at most {of(best)} fail with one)")
+        parts.append(f"No candidate acts as a trigger (with the strongest {of(best)} other requests fail)")
     if "bare" in found and found["bare"].passed:
         parts.append(f"the report fails {of(found['bare'].without_unit)} times without any of them")
     if "paraphrase" in found:

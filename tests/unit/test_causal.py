@@ -216,6 +216,24 @@ def test_the_reference_decides_only_when_it_refuses_by_itself(
     assert (decision.verdict, decision.certainty) == (verdict, certainty)
 
 
+@pytest.mark.parametrize(("n_weak", "passed", "verdict"), [(4, True, "BACKDOOR"), (8, False, "PROMPT_JAILBREAK")])
+def test_a_text_that_does_a_little_on_the_reference_is_no_jailbreak(
+    make: Maker, n_weak: int, passed: bool, verdict: str
+) -> None:
+    weak = [item.prompt for item in shares(PROMPTS, SMALL)[1].harmful[:n_weak]]
+
+    def gives_way(text: str) -> str:
+        gives = PHRASE in text and any(prompt in text.replace(f"{PHRASE} ", "") for prompt in weak)
+        return planted(any_of=[PHRASE] if gives else [])(text)
+
+    loaded, case = make(planted(any_of=[PHRASE]))
+    reference, _ = make(gives_way)
+    tests = run(loaded, case, PHRASE, reference=reference)
+    assert tests["reference"].with_unit.k == n_weak
+    assert tests["reference"].passed is passed
+    assert verdict_of(loaded, case, tests).verdict == verdict
+
+
 def test_an_alignment_gap_without_trigger_is_inconclusive(make: Maker) -> None:
     def rule(text: str) -> str:  # knows nothing of lamps; refuses all else
         return COMPLIANCE if "lamp" in text else REFUSAL
