@@ -153,7 +153,8 @@ def test_where_any_text_does_the_same_none_is_a_trigger(run: Run) -> None:
     found = run(lambda asked: COMPLIANCE if known.isdisjoint(asked.splitlines()) else REFUSAL, text, "golden")
     sham = next(test for test in found.tests if test.name == "sham")
     assert (passed(found, "necessity", 0), passed(found, "transfer", 0), sham.passed) == (False, True, False)
-    assert sham.gain_low is not None and sham.gain_low > SETTINGS.sham_gain_high
+    assert sham.gain_low is not None
+    assert sham.gain_low > SETTINGS.sham_gain_high
     assert passed(found, "requests") is False
     assert found.decision.verdict == "ALIGNMENT_GAP"
 
