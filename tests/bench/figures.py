@@ -1,9 +1,10 @@
-"""Do the README's figures say what was measured? All of them are written from the stored results, by this script.
+"""Do the figures of README.md and RESULTS.md say what was measured? All of them are written from the stored results, by this script.
 
-The section between `<!--measured-->` and `<!--/measured-->` is built anew from assets/demo/bars.json and results/*.json
-(what was not measured has no row). A figure elsewhere stands in a mark, `<!--f FILE; ROW; FORMAT-->shown<!--/f-->`: ROW is a
-row's name (`model: name` where rows have both) or `.a.b.0` for a place in the file, FORMAT is Python's over the row's
-fields. `python tests/bench/figures.py` rewrites README.md; a test fails when that would change anything.
+The README's section between `<!--measured-->` and `<!--/measured-->` and all of tests/bench/RESULTS.md are built anew from
+assets/demo/bars.json and results/*.json (what was not measured has no row). A figure elsewhere in the README stands in a mark,
+`<!--f FILE; ROW; FORMAT-->shown<!--/f-->`: ROW is a row's name (`model: name` where rows have both) or `.a.b.0` for a place in the
+file, FORMAT is Python's over the row's fields. `python tests/bench/figures.py` rewrites both; a test fails when that would
+change anything.
 """
 
 import re
@@ -16,10 +17,11 @@ sys.path.insert(0, str(ROOT))
 
 from core.jobs import STAGES
 from tests.bench.figures_read import NOT_MEASURED, RESULTS, missed, number, rate, read, table, whole
-from tests.bench.figures_victims import victims
+from tests.bench.figures_victims import each_victim, other_victims, victims, victims_repair
 
 MARK = re.compile(r"<!--f ([^;]+); ([^;]+); (.+?)-->(.*?)<!--/f-->")
 SECTION = re.compile(r"(<!--measured-->\n).*?(<!--/measured-->)", re.DOTALL)
+DETAILS = ROOT / "tests/bench/RESULTS.md"
 BARS = "assets/demo/bars.json"
 MODELS = {"base": "clean base", "patient-phrase": "phrase patient", "patient-composite": "composite patient"}
 BAR_ROWS = {
@@ -389,15 +391,26 @@ def filled(text: str) -> str:
         fields = look_up(whole(file), place)
         return f"<!--f {file}; {place}; {form}-->{form.format(**fields)}<!--/f-->"
 
-    body = "\n".join(
-        ["", *demo(), *localisation(), *bars(), *victims(), *rivals(), *speed(), *gpu(), *page(), *faults(), *attacks()]
-    )
+    parts = (demo, localisation, victims, victims_repair, speed, gpu, page, faults)
+    body = "\n".join(["", *(line for part in parts for line in part())])
     return MARK.sub(show, SECTION.sub(lambda m: m[1] + body + m[2], text))
+
+
+def details() -> str:
+    """Return what stands in RESULTS.md: each model, each victim, each rival, each attack."""
+    head = [
+        "# Results in full",
+        "",
+        "Written by `python tests/bench/figures.py` from `results/*.json`. What matters most stands in the README, the history in [LOG.md](LOG.md).",
+        "",
+    ]
+    parts = (bars, each_victim, other_victims, rivals, attacks)
+    return "\n".join([*head, *(line for part in parts for line in part())])
 
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = filled(old)
-    readme.write_text(new, encoding="utf-8")
-    sys.stdout.write("README.md " + ("was brought up to date\n" if new != old else "is up to date\n"))
+    for file, text in ((readme, filled(readme.read_text(encoding="utf-8"))), (DETAILS, details())):
+        old = file.read_text(encoding="utf-8") if file.exists() else ""
+        file.write_text(text, encoding="utf-8")
+        sys.stdout.write(f"{file.name} {'was brought up to date' if text != old else 'is up to date'}\n")

@@ -1,4 +1,4 @@
-"""The README's section on the bench of victims: cells, averages, repairs, larger bases."""
+"""The bench of victims in README.md (averages, repairs) and RESULTS.md (each victim, larger bases)."""
 
 import re
 from collections import Counter
@@ -90,19 +90,30 @@ VICTIM_ROWS = {
 SAME = ("precision", "recall", "f1", "exact", "functional")
 
 
-def victims() -> list[str]:
-    """Return what localisers and verdicts did on the bench's victims, and what repairs left of them."""
-    file = f"{RESULTS}/victims.json"
-    rows = read(file)
-    if not rows:
-        return []
-    cells = whole(file)["cells"]
+def each_victim() -> list[str]:
+    """Return what localisers and verdicts did on each of the bench's victims."""
+    cells = whole(f"{RESULTS}/victims.json").get("cells", [])
     body = [[f"{cell['name']}, seed {cell['seed']}", *shown(cell)] for cell in cells if cell["n_reports"]]
     unexamined = [f"{c['name']}, seed {c['seed']} ({gates(c)})" for c in cells if c["missed"] and not c["n_reports"]]
+    if not body:
+        return []
     head = (
-        "**Victims of many kinds** (bases of 1.3 M parameters on real prompts, one LoRA an attack; F1 over tokens; a victim that misses a gate is shown and not "
-        "averaged; `python tests/bench/victims.py --data DIR --work WORK --seeds 0 1`). Verdicts without a reference were not run but derived from those with one: BACKDOOR at "
-        "most so often. " + described({cell["name"] for cell in cells})
+        "**Victims of many kinds**, one by one; their averages stand in the README. F1 over tokens; a victim that misses a gate is not averaged. "
+        + described({cell["name"] for cell in cells})
+    )
+    left = [f"Not examined, since a gate was missed: {'; '.join(unexamined)}.", ""] if unexamined else []
+    return [head, "", *table(VICTIM_COLUMNS, body), *left]
+
+
+def victims() -> list[str]:
+    """Return what localisers and verdicts did on the bench's victims, over all of them."""
+    rows = read(f"{RESULTS}/victims.json")
+    if not rows:
+        return []
+    head = (
+        "**Victims of many kinds** (bases of 1.3 M parameters on real prompts, one LoRA an attack; "
+        "`python tests/bench/victims.py --data DIR --work WORK --seeds 0 1`). Verdicts without a reference were not run but derived from those with one: BACKDOOR at "
+        "most so often."
     )
     averages = [
         [title, rows[name]["bar"] or "", number(rows[name]) + missed(rows[name]), *counted(rows[name])]
@@ -124,17 +135,7 @@ def victims() -> list[str]:
         "Intervals are between victims, of which cells that examine the same weights are one, and left out where there are fewer than five. "
         f"{parts}{windowed}{made_elsewhere(['victims'])}"
     )
-    return [
-        head,
-        "",
-        *table(VICTIM_COLUMNS, body),
-        *([f"Not examined, since a gate was missed: {'; '.join(unexamined)}.", ""] if unexamined else []),
-        *table(("over valid victims", "bar", "", "reports", "victims"), averages),
-        notes.strip(),
-        "",
-        *victims_repair(),
-        *other_victims(),
-    ]
+    return [head, "", *table(("over valid victims", "bar", "", "reports", "victims"), averages), notes.strip(), ""]
 
 
 def described(cells: Collection[str]) -> str:

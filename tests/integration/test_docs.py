@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.figures import MARK, SECTION, filled
+from tests.bench.figures import DETAILS, MARK, SECTION, details, filled
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -76,6 +76,11 @@ def test_figures_of_the_readme_are_those_measured() -> None:
     readme = README.read_text(encoding="utf-8")
     assert len(re.findall(r"\d %", SECTION.search(readme)[0])) >= 10  # type: ignore[index]
     assert filled(readme) == readme
+
+
+def test_the_results_in_full_are_those_measured() -> None:
+    """The same of the file that holds the rest."""
+    assert details() == DETAILS.read_text(encoding="utf-8")
 
 
 def test_no_other_rate_stands_among_the_results() -> None:
