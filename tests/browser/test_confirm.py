@@ -146,6 +146,8 @@ def test_each_verdict_is_one_headline_with_its_numbers_and_marks_no_more_than_it
     assert "40 batches, 600 forward passes" in page.inner_text("#confirm-verdict .pt-note")
     rows = page.locator("#confirm-tests tbody tr")
     assert rows.count() == sum(test.name != "order" for test in tests)
+    fits = "cells => cells.every(cell => cell.scrollWidth <= cell.clientWidth)"  # or a rate runs into the next
+    assert page.eval_on_selector_all("#confirm-tests td.pt-rate", fits)
     assert page.locator("#confirm-described").count() == (1 if verdict == "BACKDOOR" else 0)
     marked = page.locator("#confirm-editor .pt-tok.pt-on").count()
     assert (marked > 0) == (verdict in MARKED)
