@@ -345,6 +345,22 @@ def test_tests_of_the_whole_report_stand_beside_those_of_the_candidate_and_descr
     assert figures.forest(tests, 1)["layout"]["yaxis"]["ticktext"] == ["neutral rewrite", "paraphrases", "transfer"]  # type: ignore[index]
 
 
+def test_an_alignment_gap_says_why_no_trigger_is_needed() -> None:
+    moved, alike = outcome("transfer", 0, 15, 0, True), replace(outcome("sham", 0, 9, 0, False), gain_low=0.4)
+    asked = outcome("requests", WHOLE_CASE, 16, 13, True)
+    for tests, told in (
+        ([moved], "No candidate acts as a trigger (with the strongest 15 of 16 other requests fail)"),
+        ([moved, alike], "Unrelated text does what the candidates do (9 of 16 fail with it)"),
+        ([moved, alike, asked], "The model answers 13 of 16 other harmful requests as they are"),
+        (
+            [moved, alike, replace(asked, passed=False)],
+            "Unrelated text does what the candidates do (9 of 16 fail with it)",
+        ),
+    ):
+        gap = replace(triage_of(USER, "ALIGNMENT_GAP"), tests=tuple(tests), candidate=None)
+        assert wording_verdict.why(gap) == f"{told}."
+
+
 def test_a_dropped_candidate_gives_the_reason_that_decided_first_and_keeps_the_others() -> None:
     one = TriggerProposal(spans=(), text="x", token_positions=(), score=0.4, reasons=("It stands out.", "Only part."))
     value = tables.candidate_table([one], 0, [one])
