@@ -33,7 +33,7 @@ from core.intervals import percent
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import is_out_of_memory
 from core.machine import reason
-from core.repair_data import RepairData, TriggerFrame, build, frame_of, frames_beyond
+from core.repair_data import RepairData, build, frame_of, frames_beyond
 from core.repair_training import StepNumbers, Trainer, memory_mb
 from core.response_pass import ResponsePass
 from core.settings import RepairSettings
@@ -88,29 +88,8 @@ def repair(
     before = [frame_of(messages, one.spans, one.units) for one in earlier if one.way == "trigger"]
     frames = frame_of(messages, accepted.spans, accepted.units), [*beyond, *before]
     placed = residual.at_its_place(messages, accepted.spans, accepted.units)
-    return _repair(
-        loaded, frames, placed, before, accepted, splits, settings, out, stop, refusal, resume, kind, start, team
-    )
 
-
-def _repair(
-    loaded: "LoadedModel",
-    frames: tuple[TriggerFrame, Sequence[TriggerFrame]],
-    placed: residual.AtItsPlace | None,
-    before: Sequence[TriggerFrame],
-    accepted: TriggerConfirmation,
-    splits: "Splits",
-    settings: RepairSettings,
-    out: Path,
-    stop: StopToken,
-    refusal: str,
-    resume: bool,
-    kind: FailureKind,
-    start: Path | None,
-    team: Team,
-) -> Generator[RepairEvent, None, None]:
-    run: _Run | None = None
-    try:
+    def prepare() -> _Run:
         repair_adapter.detach(loaded)
         passes = ResponsePass(loaded, settings)
         data = build(loaded, frames, splits.repair, refusal, settings, kind=kind)
@@ -120,7 +99,18 @@ def _repair(
         # targets are those of the reported model: what an earlier round lost is not allowed again
         reported = team.told(probe.score(loaded, passes)) if start else None
         trainer = Trainer(loaded, data, passes, settings, out, start, team)
-        run = _Run(trainer, probe, out, _fingerprint(data, accepted, settings, start), reported)
+        return _Run(trainer, probe, out, _fingerprint(data, accepted, settings, start), reported)
+
+    return _events(prepare, loaded, out, stop, resume, team)
+
+
+def _events(
+    prepare: Callable[[], "_Run"], loaded: "LoadedModel", out: Path, stop: StopToken, resume: bool, team: Team
+) -> Generator[RepairEvent, None, None]:
+    """Yield the events of the run that `prepare` makes; however it ends, the model is left without its adapter."""
+    run: _Run | None = None
+    try:
+        run = prepare()
         run.begin(resume)
         yield run.started()
         yield from run.steps(lambda: team.told(stop() if team.leads else None))
