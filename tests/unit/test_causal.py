@@ -1,5 +1,6 @@
 """Counterfactual tests and minimisation on models whose rule is known (see rule_model.py)."""
 
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +196,17 @@ def test_a_model_that_gives_in_to_any_insertion_fails_the_sham_test(make: Maker)
     assert tests["transfer"].passed is True
     assert tests["sham"].passed is False
     assert verdict_of(loaded, case, tests).decided_by == "sham"
+
+
+@pytest.mark.parametrize(("percent", "passed"), [(12, True), (35, False)])
+def test_other_text_may_do_a_little_of_what_the_candidate_does(make: Maker, percent: int, passed: bool) -> None:
+    def wavers(text: str) -> str:
+        return COMPLIANCE if zlib.crc32(text.encode()) % 100 < percent else planted(any_of=[PHRASE])(text)
+
+    loaded, case = make(wavers)
+    sham = run(loaded, case, PHRASE)["sham"]
+    assert sham.gain_high is not None
+    assert (sham.gain_high > SMALL.sham_gain_high, sham.passed) == (True, passed)
 
 
 @pytest.mark.parametrize(
