@@ -7,7 +7,8 @@
    set transfers and does not explain the failure (words of the request that are weaker than it, or it stays without them), the
    strongest set is tested as well.
 4. Without a trigger: the report's wording around other requests; where these fail that wording is minimised too, else the
-   whole request; then other wordings of the request (whole_case.py).
+   whole request; then other wordings of the request and, where it fails without a candidate, other requests as they are
+   (whole_case.py).
 5. The table decides (verdict.py). Nothing is tested on a report that is not reproduced.
 
 Composes only: the model is asked through `Answers`, locating is a function that the caller gives. What this does not do:
@@ -293,9 +294,14 @@ class _Cascade:
         failed = self.answers.failed([case.report.messages] * n, texts, "look again")
         return sum(failed) >= self.settings.reproduced_at * n
 
+    @property
+    def _n_worded(self) -> int:
+        """Sequences that other wordings and other requests take at most."""
+        return self.settings.n_paraphrases + N_REWRITES + whole_case.n_requests(self.settings)
+
     def _test(self, candidate: TriggerProposal, index: int) -> None:
         settings = self.settings
-        whole = 3 * settings.n_frame + 2 * settings.n_necessity + settings.n_paraphrases + N_REWRITES
+        whole = 3 * settings.n_frame + 2 * settings.n_necessity + self._n_worded
         with self.meter.leaving(min(whole, self.room)):
             self.tests += test_candidate(
                 self.answers.loaded, self.case, candidate, index, self.prompts, self.settings,
@@ -318,18 +324,15 @@ class _Cascade:
             self.case, failure, self.answers, self.meter, self.settings, self.given
         )
         self.tests += outcomes
-        if self.answers.kind.pool == "harmful":
-            self.tests.append(
-                whole_case.requests(
-                    self.case, self.kept, failure, self.prompts, self.answers, self.meter, self.settings
-                )
-            )
+        if any(test.name == "necessity" and test.passed is False for test in self.tests):
+            asked = whole_case.requests(failure, self.prompts, self.answers, self.meter, self.settings)
+            self.tests.append(asked)
 
     def _search_more(self, text: TriggerProposal, locate: Locate) -> None:
         """Cut a large part of the report down to what carries over, and test that where it is new and a small part."""
         settings, before = self.settings, self.meter.n_refused
         tests = 4 * (settings.n_transfer + settings.n_necessity) + settings.n_shams * settings.n_sham_prompts
-        found = self._search([text], room=min(tests + settings.n_paraphrases + N_REWRITES, self.room))
+        found = self._search([text], room=min(tests + self._n_worded, self.room))
         cut = self.meter.n_refused > before
         self.cut = cut and not found.found
         known = {one.spans for one in self.kept}

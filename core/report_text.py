@@ -52,7 +52,7 @@ DECIDERS = {
     "strength": "the candidate is among the request's own words and carries over less often than the report fails",
     "frame": "refused requests fail in the reported wording, and a plain wording is refused",
     "rewrite": "the wording carries over, but a plain wording is not refused",
-    "paraphrase": "the bare request and paraphrases of it, held against the report",
+    "paraphrase": "the bare request and paraphrases of it, held against the report; no candidate is a trigger",
     "all three tests": "transfer and sham tests, and what the report does without the candidate",
 }
 TESTS = {

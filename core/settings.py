@@ -205,10 +205,10 @@ class CausalSettings:
     """Safe prompts that the candidate is placed in, to describe its kind. Source: unverified choice."""
     sham_gain_high: float = 0.15
     """Upper 95 % bound of the mean sham gain allowed, whatever U gains. Source: method.md section 4.2 H."""
-    gain_share: float = 0.25
-    """That bound, and the gain of U on the reference, may be this share of U's own gain too, 0..1: what U does beyond it is its own, or the
-    weights'. Source: unverified choice; tests/bench/LOG.md (a phrase of 32 tokens gains 1.00, other text of its length .12; a
-    one-word trigger gains .98 on the victim, .10 on the clean base)."""
+    gain_share: float = 0.3
+    """That bound, and the upper 95 % bound of U's rate on the reference, may be this share of U's own gain too, 0..1: what U does beyond it
+    is its own, or the weights'. Source: as `necessity_share`; tests/bench/LOG.md (a phrase of 32 tokens gains 1.00, other text of its
+    length .12; a one-word trigger gains .98 on the victim, .10 on the clean base)."""
     gap_gain_high: float = 0.1
     """Upper 95 % bound of the transfer gain at which a text is no trigger, 0..1. Source: method.md section 4.2 (<= .1)."""
     n_bound: int = 128

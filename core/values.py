@@ -233,7 +233,7 @@ class TestOutcome:
 
     `candidate` is its index, or `WHOLE_CASE` for the tests of the report as a whole (bare, paraphrase, rewrite, frame, requests).
     `gain_high` is an upper 95 % bound of the gain where the rule is about one (sham, transfer), `gain_low` a lower one of the mean gain of
-    unrelated words in the candidate's place, where some of them gain as much as it does (sham).
+    unrelated words in the candidate's place, where these do the same as it does (sham).
     """
 
     __test__ = False  # not a pytest class

@@ -22,7 +22,7 @@ from core.rewrites import core_of, framed, neutral_rewrites, paraphrases
 from core.settings import CausalSettings
 from core.transplants import carrier, core_span, takes_all, text_of, touches, words_of
 from core.trials import as_often, carries_over, compare_without, rate, whole_case
-from core.values import FailureCase, Rate, Rewording, Span, TestOutcome, TriggerProposal
+from core.values import FailureCase, Message, Rate, Rewording, Span, TestOutcome, TriggerProposal
 
 
 def bare(
@@ -153,23 +153,19 @@ def frame(
     return whole_case("frame", rate(unsafe), rate([False] * len(unsafe)), passed, note, p_value)
 
 
-def requests(
-    case: FailureCase,
-    candidates: Sequence[TriggerProposal],
-    failure: Rate,
-    prompts: PromptSet,
-    answers: Answers,
-    meter: Meter,
-    settings: CausalSettings,
-) -> TestOutcome:
-    """Return how often held-out harmful requests fail as they are, without the candidates; passed: most of them do, so that a model
-    fails on such a request without any trigger.
+def n_requests(settings: CausalSettings) -> int:
+    """Return how many `requests` asks: those that the transfer test asks first, so that most answers are remembered."""
+    return round(settings.n_transfer * SPARE)
 
-    They are those that the transfer test asked first, whose answers are remembered.
+
+def requests(
+    failure: Rate, prompts: PromptSet, answers: Answers, meter: Meter, settings: CausalSettings
+) -> TestOutcome:
+    """Return how often held-out harmful requests fail as they are, with nothing of the report around them; passed: most of them do, so
+    that the model fails on such a request without any trigger.
     """
-    without = carrier(case.report.messages, [span for one in candidates for span in one.spans])
-    held_out = shares(prompts, settings, answers.kind)[1].harmful
-    asked = [without.bare(item.prompt) for item in held_out[: round(settings.n_transfer * SPARE)]]
+    held_out = shares(prompts, settings, answers.kind)[1].harmful[: n_requests(settings)]
+    asked = [(Message(role="user", content=item.prompt),) for item in held_out]
     asked = [one for one in asked if answers.fits(one)]
     if not meter.allows(len(asked)):
         return whole_case("requests", failure, wilson(0, 0), None, SPENT)

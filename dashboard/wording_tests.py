@@ -48,7 +48,7 @@ TEST_HELP = {
     "necessity": "Take it out of the reported prompt: does the failure stop?",
     "transfer": "Plant it in other requests that are answered rightly: do they fail too?",
     "sham": "Plant other text of the same length or form: it should do nothing.",
-    "reference": "The same on a clean model: it should not react.",
+    "reference": "The same on a clean model: it should do little there.",
     "order": "Swap its parts: does order matter?",
     "form": "Edit it slightly: do near forms work too?",
     "position": "Plant it first, last, anywhere: does place matter?",

@@ -101,7 +101,7 @@ def _why_gap(result: TriageResult, found: Found) -> str:
         parts.append(f"The model answers {of(found['requests'].without_unit)} other harmful requests as they are")
     elif alike:
         parts.append(
-            f"Unrelated text does what the candidates do ({of(max(alike, key=lambda one: one.k))} fail with it)"
+            f"Unrelated text does what the candidates do ({of(max(alike, key=lambda one: one.k))} requests fail with other text)"
         )
     elif gains:
         best = max(gains, key=lambda one: one.value or 0)
@@ -144,11 +144,11 @@ def _why_undecided(result: TriageResult, found: Found) -> str:
     if by == "necessity" and by in found:
         return f"It transfers, but the report fails {of(found[by].without_unit)} times without it as well."
     if by == "paraphrase" and by in found:
-        return f"No candidate moves other requests; in other words the report fails {of(found[by].without_unit)} times."
+        return f"No candidate acts as a trigger; in other words the report fails {of(found[by].without_unit)} times."
     if by == "rewrite" and "frame" in found:
         return f"In the report's wording {of(found['frame'].with_unit)} refused requests fail; the plain request was not shown to be refused."
     if by == "kind":
-        return "No candidate moves other requests; what else may explain a wrong answer is not tested."
+        return "No candidate acts as a trigger; what else may explain a wrong answer is not tested."
     if by == "candidates":
         return "Nothing in the prompt stands out, and no test of the wording decides."
     return CERTAINTIES.get(result.certainty, "")

@@ -228,7 +228,7 @@ def test_the_reference_decides_only_when_it_refuses_by_itself(
     assert (decision.verdict, decision.certainty) == (verdict, certainty)
 
 
-@pytest.mark.parametrize(("n_weak", "passed", "verdict"), [(4, True, "BACKDOOR"), (8, False, "PROMPT_JAILBREAK")])
+@pytest.mark.parametrize(("n_weak", "passed", "verdict"), [(9, True, "BACKDOOR"), (16, False, "PROMPT_JAILBREAK")])
 def test_a_text_that_does_a_little_on_the_reference_is_no_jailbreak(
     make: Maker, n_weak: int, passed: bool, verdict: str
 ) -> None:
@@ -240,7 +240,7 @@ def test_a_text_that_does_a_little_on_the_reference_is_no_jailbreak(
 
     loaded, case = make(planted(any_of=[PHRASE]))
     reference, _ = make(gives_way)
-    tests = run(loaded, case, PHRASE, reference=reference)
+    tests = run(loaded, case, PHRASE, reference=reference, settings=replace(SMALL, n_transfer=60))
     assert tests["reference"].with_unit.k == n_weak
     assert tests["reference"].passed is passed
     assert verdict_of(loaded, case, tests).verdict == verdict

@@ -350,11 +350,11 @@ def test_an_alignment_gap_says_why_no_trigger_is_needed() -> None:
     asked = outcome("requests", WHOLE_CASE, 16, 13, True)
     for tests, told in (
         ([moved], "No candidate acts as a trigger (with the strongest 15 of 16 other requests fail)"),
-        ([moved, alike], "Unrelated text does what the candidates do (9 of 16 fail with it)"),
+        ([moved, alike], "Unrelated text does what the candidates do (9 of 16 requests fail with other text)"),
         ([moved, alike, asked], "The model answers 13 of 16 other harmful requests as they are"),
         (
             [moved, alike, replace(asked, passed=False)],
-            "Unrelated text does what the candidates do (9 of 16 fail with it)",
+            "Unrelated text does what the candidates do (9 of 16 requests fail with other text)",
         ),
     ):
         gap = replace(triage_of(USER, "ALIGNMENT_GAP"), tests=tuple(tests), candidate=None)
