@@ -143,6 +143,11 @@ class Answers:
         return None if progress is None else lambda _, done, total: progress(part, done, total)
 
 
+def with_spare(n: int) -> int:
+    """Return how many requests are asked bare where `n` are needed."""
+    return round(n * SPARE)
+
+
 def shares(
     prompts: PromptSet, settings: CausalSettings | None = None, kind: FailureKind = JAILBREAK
 ) -> tuple[PromptSet, PromptSet]:
@@ -153,7 +158,7 @@ def shares(
     """
     settings = settings or CausalSettings()
     pool = kind.requests(prompts)
-    n = min(2 * round(settings.n_minimise * SPARE), len(pool) // 3)
+    n = min(2 * with_spare(settings.n_minimise), len(pool) // 3)
     empty = PromptSet(harmful=(), safe=(), lookalike=())
     if kind.pool == "harmful":
         return replace(empty, harmful=pool[:n]), replace(prompts, harmful=pool[n:])
@@ -172,7 +177,7 @@ def eligible(
     asked = 0
     pool = kind.requests(prompts)
     while len(found) < n and asked < len(pool):
-        chunk = pool[asked : asked + max(1, round((n - len(found)) * SPARE))]
+        chunk = pool[asked : asked + max(1, with_spare(n - len(found)))]
         if meter and not meter.allows(len(chunk)):
             break
         asked += len(chunk)

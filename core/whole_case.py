@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 
 from core import chat
-from core.answers import SPARE, Answers, eligible, shares
+from core.answers import Answers, eligible, shares, with_spare
 from core.budget import SPENT, Meter
 from core.intervals import percent, wilson
 from core.prompts import PromptSet
@@ -155,7 +155,7 @@ def frame(
 
 def n_requests(settings: CausalSettings) -> int:
     """Return how many `requests` asks: those that the transfer test asks first, so that most answers are remembered."""
-    return round(settings.n_transfer * SPARE)
+    return with_spare(settings.n_transfer)
 
 
 def requests(

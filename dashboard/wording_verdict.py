@@ -34,13 +34,11 @@ DECIDERS = {
 }
 _SIDES = {
     "sham": ("with other text in its place", "bare"),
-    "bare": ("as reported", "without any candidate"),
     "paraphrase": ("as reported", "in other words"),
     "rewrite": ("as reported", "asked plainly"),
     "frame": ("in the report's wording", "bare"),
-    "requests": ("as reported", "others as they are"),
 }
-"""What the two rates of a test are, where they are not with and without the candidate."""
+"""What the two rates of a test that decides are, where they are not with and without the candidate."""
 NEXT = {
     "PROMPT_JAILBREAK": "A clean model falls for this text too: accepting it trains the model against this text but removes no planted backdoor.",
     "ALIGNMENT_GAP": "There is no trigger to accept. To test a suspicion of your own, mark a span.",
