@@ -426,7 +426,7 @@ class _Search:
         self.reached = self.hits[words]
         while len(words) > 1 and self.n_sets < self.settings.max_minimise_sets:
             rests = [words - {one} for one in self._outer(words)]
-            enough = self.settings.spare_share * (self.best + len(self.others)) - len(self.others)
+            enough = self._nearly(self.best + len(self.others)) - len(self.others)
             rests = [one for one in rests if self.most.get(one, len(self.requests)) >= enough]
             self._count([one for one in rests if self.hits.get(one, -1) != self.most.get(one)])
             left = min(rests, key=self._order, default=words)
@@ -463,7 +463,11 @@ class _Search:
         if not self.meter.allows(2 * len(self.others)):
             return False
         both = [self.hits[one] + self._on_others(one) for one in (words, self._top)]
-        return both[0] >= self.settings.spare_share * both[1]
+        return both[0] >= self._nearly(both[1])
+
+    def _nearly(self, hits: int) -> int:
+        """Return how many requests, to the nearest whole one, are nearly as many as `hits`."""
+        return round(self.settings.spare_share * hits)
 
     @property
     def _top(self) -> Words:
