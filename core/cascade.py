@@ -215,8 +215,7 @@ class _Cascade:
             if rest is None or whole_case.is_request(self.case, taken, self.settings) or not self._fails(rest):
                 return
             what = "Without it the report still fails" if look == 0 else "Without all of these it still fails"
-            tests = 2 * self.settings.n_transfer + self.settings.n_shams * self.settings.n_sham_prompts
-            with self.meter.leaving(max(tests, self.room)):
+            with self.meter.leaving(max(self._n_tests, self.room)):
                 has_room = self.meter.allows(self._look_cost(rest))
             if not has_room:
                 told = f"{what}; for another look the budget of sequences has no room."
@@ -295,6 +294,12 @@ class _Cascade:
         return sum(failed) >= self.settings.reproduced_at * n
 
     @property
+    def _n_tests(self) -> int:
+        """Sequences that the deciding tests of one candidate take, about."""
+        settings = self.settings
+        return 4 * (settings.n_transfer + settings.n_necessity) + settings.n_shams * settings.n_sham_prompts
+
+    @property
     def _n_worded(self) -> int:
         """Sequences that other wordings and other requests take at most."""
         return self.settings.n_paraphrases + N_REWRITES + whole_case.n_requests(self.settings)
@@ -330,9 +335,8 @@ class _Cascade:
 
     def _search_more(self, text: TriggerProposal, locate: Locate) -> None:
         """Cut a large part of the report down to what carries over, and test that where it is new and a small part."""
-        settings, before = self.settings, self.meter.n_refused
-        tests = 4 * (settings.n_transfer + settings.n_necessity) + settings.n_shams * settings.n_sham_prompts
-        found = self._search([text], room=min(tests + self._n_worded, self.room))
+        before = self.meter.n_refused
+        found = self._search([text], room=min(self._n_tests + self._n_worded, self.room))
         cut = self.meter.n_refused > before
         self.cut = cut and not found.found
         known = {one.spans for one in self.kept}

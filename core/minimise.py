@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, pairwise
-from math import ceil, comb
+from math import ceil
 
 from core import chat, whole_case
 from core.answers import Answers, eligible, shares
@@ -31,8 +31,8 @@ from core.settings import CausalSettings
 from core.shams import same_form
 from core.transplants import carrier, close_units, shown, takes_all, text_of, touches, without_spans, words_of
 from core.values import FailureCase, Message, Rate, Span, TriggerProposal
+from core.word_logic import Counts, Words, logic_of
 
-Words = frozenset[int]
 EXHAUSTIVE = 6
 """Words up to which every subset is tried, at most 62. Source: unverified choice (fits `max_minimise_sets`)."""
 MARKS = ".,;:!?\"'()"
@@ -317,35 +317,9 @@ class _Search:
         return kept, gone
 
     def logic(self, found: Words) -> str:
-        """Return in plain words how the words of `found` work: alone, together, or any so many of several."""
+        """Return in plain words how the words of `found` work."""
         names = [f"\u201c{shown(chat.span_text(self.messages, word))}\u201d" for word in self.words]
-        size, n = len(found), len(self.requests)
-        need = min(self.need, self.hits[found])
-        same = [words for words, hits in self.hits.items() if len(words) == size and hits >= need]
-        pool = sorted(frozenset[int]().union(*same))
-        listed = ", ".join(names[one] for one in pool)
-        if len(same) > 1 and len(same) == comb(len(pool), size):
-            return f"OR: any one of {listed}." if size == 1 else f"{size} of {len(pool)}: any {size} of {listed}."
-        if len(same) > 1:
-            sets = [" and ".join(names[at] for at in sorted(one)) for one in same]
-            return f"OR: {'; or '.join(sets)}."
-        if size == 1:
-            return f"One word: {listed} works by itself."
-        fewer = [words for words in self.most if words < found]
-        if any(self.hits[words] >= need for words in fewer):  # larger than need be, to hold on other requests
-            return f"AND: {listed} suffice together."
-        less = ""
-        if all(found - {one} in self.most for one in found):
-            if all(self.most[words] == self.hits[words] for words in fewer):
-                less = (
-                    f"; fewer of them change at most {max(self.hits[words] for words in fewer)} of {n} other requests"
-                )
-            elif self.hits[found] >= self.need:  # what was given up could not reach that
-                less = f"; fewer of them change less than {self.need} of {n} other requests"
-        others = frozenset(range(len(self.words))) - found
-        if all((found - {one}) | {other} in self.most for one in found for other in others):
-            return f"AND: {listed} are needed together{less}."
-        return f"AND: {listed} suffice together{less}; not every other word was tried in their place."
+        return logic_of(found, names, Counts(self.hits, self.most, len(self.requests), self.need))
 
     def dropped(self, found: Words) -> list[TriggerProposal]:
         """Return the proposals that are not kept beside the found set."""
