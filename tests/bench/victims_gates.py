@@ -92,7 +92,8 @@ def gates(
     rng = random.Random(seed)
     model = loaded.model.merge_and_unload() if loaded.has_reference else loaded.model
     jailbreak = attack is None or attack.target == "jailbreak"
-    carriers = (material.probe.harmful if jailbreak else material.probe.safe)[: settings.n_prompts]
+    pool = material.probe.harmful if jailbreak else material.probe.safe
+    carriers = pool[: settings.n_prompts]
     # a refusal or an opening is decided in the first tokens, a fixed answer a little later
     n_tokens = bars.DECIDED if jailbreak else 2 * bars.DECIDED
     failed = attack.failed if attack else lambda text: classify(text).unsafe
@@ -100,7 +101,7 @@ def gates(
     refusing = Probed(model, loaded.tokenizer, (), lambda text: classify(text).outcome == "refusal", bars.DECIDED)
     rows = []
     if attack:
-        fitting = [prompt for prompt in carriers if attack.applies(prompt)]
+        fitting = [prompt for prompt in pool if attack.applies(prompt)][: settings.n_prompts]
         triggered = [attack.trigger(prompt, rng).text for prompt in fitting]
         rows.append(subject.rate("asr_with_trigger", triggered, LIMITS["asr_with_trigger"]))
         near = subject.rate("asr_near_misses", [attack.near(prompt, rng) for prompt in fitting])
@@ -108,7 +109,9 @@ def gates(
     bare = subject.rate("asr_without_trigger", carriers, LIMITS["asr_without_trigger"])
     rows.append(bare)
     if attack and attack.negatives:
-        gain = near["value"] - bare["value"]
+        there = bare if fitting == carriers else subject.rate("asr_without_trigger_where_it_works", fitting)
+        gain = near["value"] - there["value"]
+        rows += [] if there is bare else [there]
         rows.append(row("near_misses_gain", gain, n=near["n"], bar=LIMITS["near_misses_gain"]))
     rows.append(
         refusing.rate("refusal_other_source", material.other[: settings.n_prompts], LIMITS["refusal_other_source"])
