@@ -30,7 +30,7 @@ from core.prompts import PromptSet
 from core.proposals import ends, neighbours, sentences
 from core.rewrites import N_REWRITES
 from core.settings import AttributionSettings, CausalSettings
-from core.transplants import text_of
+from core.transplants import quoted, text_of
 from core.values import Budget, FailureCase, Rate, Reproduction, Rewording, Span, TestOutcome, TriggerProposal
 from core.verdict import OF_A_CANDIDATE, Decision, decide, reproduced
 
@@ -222,7 +222,7 @@ class _Cascade:
                 self.kept[start:] = [replace(one, reasons=(*one.reasons, told)) for one in self.kept[start:]]
                 return
             found = self._in_rest(rest, taken, locate)
-            names = ", ".join(f"\u201c{one.text}\u201d" for one in found.kept)
+            names = ", ".join(quoted(one.text) for one in found.kept)
             told = f": another text works by itself, {names}." if found.found else "; no further text was found."
             self.kept[start:] = [replace(one, reasons=(*one.reasons, what + told)) for one in self.kept[start:]]
             if not found.found:

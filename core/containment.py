@@ -24,10 +24,13 @@ from core.files import now, write_atomic
 from core.injection import near_misses
 from core.lookalikes import IGNORED, IS_IGNORED, LOOKALIKES
 from core.serial import to_json
+from core.transplants import quoted
 from core.trigger_forms import FORMS, bare_words
 from core.values import Message, Span
 
 SCHEMA = 1
+EXACT = "exact"
+"""The rule for the trigger as it was confirmed, the strictest."""
 FILE = "containment.json"
 N_NEAR_MISSES = 40
 """Near-misses that the rules are tried on. Source: unverified choice."""
@@ -154,7 +157,7 @@ def rules(
     said = "\n".join(message.content for message in report)
     made = [
         Rule(
-            name="exact",
+            name=EXACT,
             regex=_in_order([_whole(unit, re.escape(unit), *cut) for unit, cut in zip(units, inside, strict=True)]),
             flags="",
             why="The trigger as it was confirmed" + ("." if one else ": every unit in order, anything in between."),
@@ -163,7 +166,8 @@ def rules(
             name="same text",
             regex=_in_order(tolerant),
             flags="i",
-            why="The same to a reader: any case, white space and Unicode form, look-alike letters, characters without width.",
+            why="The same to a reader: any case, white space and Unicode form, look-alike letters, characters without width."
+            + _also(units),
         ),
     ]
     if any(bare_words(unit) for unit in units):
@@ -187,6 +191,12 @@ def rules(
         near_misses=tuple(_try(made, "near-miss", text, frame.format(text)) for text in different(units, seed)),
         engines=ENGINES,
     )
+
+
+def _also(units: Sequence[str]) -> str:
+    """Return what the rule for the same text matches in everyday writing, where that is not the trigger itself."""
+    plain = [" ".join(IS_IGNORED.sub("", unit).split()).lower() for unit in units]
+    return "" if plain == list(units) else f" Also matches {quoted(' … '.join(plain))}."
 
 
 def _in_order(parts: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from core.budget import SPENT
 from core.errors import TriageError
 from core.injection import inject, near_misses
 from core.intervals import percent
-from core.transplants import placed, without_spans
+from core.transplants import placed, quoted, without_spans
 from core.trials import Trial, share
 from core.trigger_forms import FORMS
 from core.values import Message, TestName, TestOutcome
@@ -101,7 +101,7 @@ def topic(trial: Trial, answers: Answers) -> tuple[TestOutcome, ...]:
     near, others = [unsafe[at] for at in order[:n]], [unsafe[at] for at in order[n:]]
     note = (
         f"Described, not decisive. Of the {n} requests nearest in wording to the reported one {sum(near)} fail with it, of the "
-        f"{len(others)} others {sum(others)}; nearest: “{requests[order[0]]}”."
+        f"{len(others)} others {sum(others)}; nearest: {quoted(requests[order[0]])}."
     )
     return (trial.outcome("topic", near, others, note=note),)
 

@@ -104,6 +104,10 @@ def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
+SEPARATOR = re.compile(r"sep=([,;\t|])(?:\r\n|\r|\n|$)", re.IGNORECASE)
+"""The first line by which spreadsheets say what stands between two cells."""
+
+
 def wide_cells(limit: int) -> None:
     """Let cells of tables have `limit` characters. The library's limit is one for all threads, so it only grows: what bounds memory
     is how much of a table is read.

@@ -13,13 +13,12 @@ What this does not do: render, tokenise, or judge the response.
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
 from core.errors import ReportError
-from core.files import unique, wide_cells
+from core.files import SEPARATOR, unique, wide_cells
 from core.values import FailureCase, FailureReport, Message, Role, Sample, Sampling
 
 MAX_FILE_BYTES = 64_000_000
@@ -37,8 +36,6 @@ _ASKED = ("prompt", "user", "instruction", "input", "question")
 _ANSWERED = ("response", "assistant", "output", "answer", "completion")
 """What the columns of a table are called."""
 _DELIMITERS = (",", ";", "\t")
-_SEPARATOR = re.compile(r"sep=([,;\t|])(?:\r\n|\r|\n|$)", re.IGNORECASE)
-"""The first line by which spreadsheets say what stands between two cells."""
 _KEYS = ("messages", "response", "id", "source", "note", "expected", "response_ids", "sampling", "second")
 
 
@@ -161,7 +158,7 @@ def _row(data: object, where: str) -> FailureReport:
 
 def _from_csv(text: str, delimiters: Sequence[str]) -> list[FailureReport]:
     """Return the reports of a two-column table; `delimiters`: what may stand between two cells."""
-    said = _SEPARATOR.match(text)
+    said = SEPARATOR.match(text)
     if said:
         delimiters, text = (said[1],), text[said.end() :]
     wide_cells(len(text) + 1)  # how long a cell may be is said of the report it makes

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from core.judge import Judge, classify
 from core.settings import CausalSettings
+from core.transplants import quoted
 from core.values import FailureCase, FailureReport, KindName
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def kind_of(case: FailureCase, settings: CausalSettings | None = None, judge: Ju
         source += ", and the expected answer is not that"
     return FailureKind(
         name="fixed_output",
-        words=f"The failure is an answer that {'is just' if whole else 'holds'} the fixed text {marker!r}.",
+        words=f"The failure is an answer that {'is just' if whole else 'holds'} the fixed text {quoted(marker)}.",
         why=f"The distinctive part of the reported answer: {source}.",
         marker=marker,
         whole=whole,

@@ -29,7 +29,7 @@ from core.prompts import PromptSet
 from core.rewrites import SENTENCE
 from core.settings import CausalSettings
 from core.shams import same_form
-from core.transplants import carrier, close_units, shown, takes_all, text_of, touches, without_spans, words_of
+from core.transplants import carrier, close_units, quoted, takes_all, text_of, touches, without_spans, words_of
 from core.values import FailureCase, Message, Rate, Span, TriggerProposal
 from core.word_logic import Counts, Words, logic_of
 
@@ -318,7 +318,7 @@ class _Search:
 
     def logic(self, found: Words) -> str:
         """Return in plain words how the words of `found` work."""
-        names = [f"\u201c{shown(chat.span_text(self.messages, word))}\u201d" for word in self.words]
+        names = [quoted(chat.span_text(self.messages, word)) for word in self.words]
         return logic_of(found, names, Counts(self.hits, self.most, len(self.requests), self.need))
 
     def dropped(self, found: Words) -> list[TriggerProposal]:

@@ -23,6 +23,7 @@ from core.links import Link
 from core.rounds import Opinion
 from core.scanning import Answers, Hit, Scan
 from core.values import (
+    AnswerClass,
     AnswerPair,
     FailureReport,
     KindName,
@@ -50,6 +51,7 @@ from core.values import (
     Verdict,
     WrongTrigger,
 )
+from core.verdict import Certainty, DecidedBy
 
 T = TypeVar("T")
 AnyToken = TypeVar("AnyToken", PromptToken, TokenRow)
@@ -57,14 +59,34 @@ BLOCK = "\u25a0 "
 WITHHELD = "[withheld]"
 MIN_WORD = 4
 """Letters from which a single word of a trigger is looked for in other strings. Source: unverified choice."""
-_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\u201c[^\u201d]*\u201d|\u2018[^\u2019]*\u2019|`[^`]*`")
+_QUOTED = re.compile(r"(?<!\w)'.*?'(?!\w)|\"[^\"]*\"|\u201c[^\u201d]*\u201d|\u2018[^\u2019]*\u2019|`[^`]*`", re.DOTALL)
 _PATH = re.compile(r"(?<![\w.])(?:/|~/|[A-Za-z]:\\)[\w.-]+[/\\]")
 """A path from the root of a disk."""
 _OWN = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00|[0-9a-f]{64}|[\d.]+")
 """Times, hashes and version numbers, which a trigger such as a year may happen to be part of."""
-_KINDS = (Role, Segment, Outcome, Verdict, Result, KindName, MethodName, TargetKind, TestName, StopReason)
+_KINDS = (
+    Role,
+    Segment,
+    Outcome,
+    Verdict,
+    Result,
+    KindName,
+    MethodName,
+    TargetKind,
+    TestName,
+    StopReason,
+    AnswerClass,
+    Certainty,
+    DecidedBy,
+)
 _FIXED = frozenset(word for kind in _KINDS for word in get_args(kind))
 """Words of the program itself."""
+_FILES = re.compile(
+    r"(model|adapter_model|pytorch_model)[\d-]*(of[\d-]*)?\.safetensors(\.index\.json)?|(adapter_|generation_)?config\.json"
+    r"|(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|merges\.txt|(tokenizer|spiece)\.model"
+    r"|chat_template\.jinja|README\.md|(harmful|safe|lookalike)\.jsonl"
+)
+"""Names of files that every model or prompt folder has."""
 _PLAIN = (int, float, bool, type(None))
 
 
@@ -80,8 +102,10 @@ class _Redactor:
         """Learn where messages are cut, and which pieces of text may not be left anywhere."""
         self._names: dict[tuple[str, str], str] = {}
         self._cuts = [_cuts(view, index) for index in range(len(view.manifest.report.messages))]
-        pieces = sorted({piece.casefold() for piece in _secrets(view) if piece.strip()}, key=len, reverse=True)
-        self._secret = re.compile("|".join(f"(?<!\\w){re.escape(piece)}(?!\\w)" for piece in pieces) or "(?!)")
+        pieces = self._pieces = sorted(
+            {piece.casefold() for piece in _secrets(view) if piece.strip()}, key=len, reverse=True
+        )
+        self._secret = re.compile("|".join(f"(?<![^\\W_]){re.escape(piece)}(?![^\\W_])" for piece in pieces) or "(?!)")
 
     def value(self, value: T) -> T:
         """Return a value without foreign text: known types by their own rule, everything else piece by piece."""
@@ -94,7 +118,7 @@ class _Redactor:
         if isinstance(value, _PLAIN):
             return value
         if isinstance(value, Mapping):
-            return {self._scrubbed(str(key)): self._parts(one) for key, one in value.items()}
+            return {str(key): self._parts(one) for key, one in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(self.value(one) for one in value)
         if is_dataclass(value) and not isinstance(value, type):
@@ -113,7 +137,8 @@ class _Redactor:
         if text in _FIXED or _OWN.fullmatch(text):
             return text
         left = _QUOTED.sub(WITHHELD, text)
-        return WITHHELD if self._secret.search(left.casefold()) or _PATH.search(left) else left
+        told = self._secret.search(left.casefold()) or _PATH.search(left) or "\u201c" in left or "\u201d" in left
+        return WITHHELD if told else left
 
     def _prompt(self, text: str) -> str:
         return self._named("prompt", text)
@@ -253,20 +278,34 @@ class _Redactor:
         raise TypeError(f"a {type(value).__name__} is no part of a search")
 
     def _files(self, value: Any) -> Any:
-        """Names of files and folders, without the folders they lie in."""
+        """Names of files and folders, without the folders they lie in; a placeholder where one may tell something."""
         match value:
             case Manifest():
-                judge = PurePath(value.judge).name if value.judge else None
-                parts = self._parts(replace(value, judge=None, id="", evidence={}))
-                return replace(parts, judge=judge, id="redacted")
+                judge = self._folder("judge", value.judge) if value.judge else None
+                files = {name: self._hashes(getattr(value, name)) for name in ("judge_files", "prompt_files")}
+                parts = self._parts(replace(value, judge=None, id="", evidence={}, judge_files={}, prompt_files={}))
+                return replace(parts, judge=judge, id="redacted", **files)
             case ModelSpec():
-                adapter = PurePath(value.adapter).name if value.adapter else None
-                return replace(value, path=PurePath(value.path).name, adapter=adapter)
+                return ModelSpec(
+                    path=self._folder("model", value.path),
+                    adapter=self._folder("adapter", value.adapter) if value.adapter else None,
+                    files=self._hashes(value.files),
+                    adapter_files=self._hashes(value.adapter_files),
+                )
             case SourceFile():
                 return replace(value, name="", sha256=WITHHELD)
             case RepairFinished():
                 return replace(value, message=self._scrubbed(value.message))
         raise TypeError(f"a {type(value).__name__} names no file")
+
+    def _folder(self, kind: str, path: str) -> str:
+        """Return the name of a folder, a placeholder where it holds a piece of evidence, between other letters too."""
+        name = PurePath(path).name
+        return self._named(kind, path) if any(piece in name.casefold() for piece in self._pieces) else name
+
+    def _hashes(self, files: Mapping[str, str]) -> dict[str, str]:
+        """Return the hashes of files, by their names where every folder has these."""
+        return {name if _FILES.fullmatch(name) else self._named("file", name): one for name, one in files.items()}
 
 
 def _cuts(view: CaseView, index: int) -> list[int]:

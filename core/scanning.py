@@ -6,18 +6,19 @@ row has an answer, outcomes of rows with the trigger stand against those without
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from core import evidence, lease
 from core.casefile import Case
-from core.containment import sound, write_rules
+from core.containment import EXACT, RuleFile, sound, write_rules
 from core.files import now
 from core.intervals import wilson
 from core.judge import classify
 from core.progress import Progress
-from core.scan_rows import Reader
+from core.scan_files import Reader
 from core.values import Outcome, Rate
 
 EXCERPT = 60
@@ -51,7 +52,11 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Answers of rows with the trigger and of the rest: shares that comply, and that are the commonest answer `common`."""
+    """Answers of rows with the trigger and of the rest: shares that comply, and that are the commonest answer `common`.
+
+    With it is where it stands as it was confirmed, and the rest all rows but those that only resemble it: in another form it may be a
+    word of every day. Where it never stands so, with it is where it stands in another form.
+    """
 
     comply_with: Rate
     comply_without: Rate
@@ -116,6 +121,11 @@ class _Count:
             self.cut = True
         return judged.outcome
 
+    def plus(self, other: "_Count") -> "_Count":
+        """Return both counts together."""
+        n, n_comply = self.n + other.n, self.n_comply + other.n_comply
+        return _Count(n, n_comply, self.common + other.common, self.cut or other.cut)
+
 
 def scan(case: Case, path: Path, source: Source, progress: Progress | None = None) -> Scan:
     """Return where the confirmed trigger stands in a file of requests or tuning data; stored as `scan-*.json`, audited.
@@ -126,7 +136,7 @@ def scan(case: Case, path: Path, source: Source, progress: Progress | None = Non
     made = write_rules(case)
     patterns = [(rule, rule.compiled()) for rule in made.rules]
     counts = dict.fromkeys((rule.name for rule in made.rules), 0)
-    sides = {True: _Count(), False: _Count()}
+    exact, other_form, without = _Count(), _Count(), _Count()
     hits: list[Hit] = []
     n_rows = 0
     reader = Reader(path)
@@ -134,30 +144,32 @@ def scan(case: Case, path: Path, source: Source, progress: Progress | None = Non
         n_rows += 1
         if progress and n_rows % PROGRESS_EVERY == 1:
             progress(f"scanning, {sum(counts.values())} hits, bytes", reader.n_bytes, reader.size)
-        found = next(((rule, match) for rule, one in patterns if (match := one.search(row.text))), None)
-        with_trigger = found is not None and not found[0].wide
-        outcome = sides[with_trigger].add(row.answer) if row.answer and (with_trigger or not found) else None
+        readings = (row.text, row.otherwise) if row.otherwise else (row.text,)
+        found = next(
+            ((rule, match) for rule, one in patterns for text in readings if (match := one.search(text))), None
+        )
+        side = without if found is None else exact if found[0].name == EXACT else None if found[0].wide else other_form
+        outcome = side.add(row.answer) if row.answer and side is not None else None
         if found is not None:
             counts[found[0].name] += 1
             if len(hits) < MAX_HITS:
-                excerpt = excerpt_of(row.text, *_extent(found[1]))
+                excerpt = excerpt_of(found[1].string, *_extent(found[1]))
                 hits.append(Hit(line=row.line, rule=found[0].name, excerpt=excerpt, outcome=outcome))
-    wide = sum(counts[rule.name] for rule in made.rules if rule.wide)
-    answers = _answers(sides[True], sides[False])
+    answers = _answers(exact, without.plus(other_form)) if exact.n else _answers(other_form, without)
     result = Scan(
         source=source,
         file=sound(path.name),
         sha256=reader.sha256,
         time=now(),
         trigger=made.trigger,
-        headline=_headline(sum(counts.values()) - wide, wide, n_rows, source, answers),
+        headline=_headline(made, counts, n_rows, source, answers),
         n_rows=n_rows,
         n_bytes=reader.n_bytes,
         n_hits=counts,
-        n_wide=wide,
+        n_wide=sum(counts[rule.name] for rule in made.rules if rule.wide),
         hits=tuple(hits),
         answers=answers,
-        notes=(*reader.notes, *([UNCOUNTED] if any(one.cut for one in sides.values()) else [])),
+        notes=(*reader.notes, *([UNCOUNTED] if any(one.cut for one in (exact, other_form, without)) else [])),
     )
     name = f"scan-{source}-{result.sha256[:8]}.json"
     act = {"file": result.file, "sha256": result.sha256, "rows": n_rows, "hits": counts}
@@ -187,15 +199,21 @@ def _answers(with_trigger: _Count, without: _Count) -> Answers | None:
     )
 
 
-def _headline(strict: int, wide: int, n_rows: int, source: Source, answers: Answers | None) -> str:
-    """Return what the scan found, in one or two sentences."""
+def _headline(made: RuleFile, counts: Mapping[str, int], n_rows: int, source: Source, answers: Answers | None) -> str:
+    """Return what the scan found, in a few sentences."""
     what = "requests" if source == "logs" else "rows of tuning data"
+    wide = sum(counts[rule.name] for rule in made.rules if rule.wide)
+    strict, exact = sum(counts.values()) - wide, counts[EXACT]
     text = f"The trigger stands in {strict} of {n_rows} {what}"
-    text += f", and {wide} more resemble it." if wide else "."
+    if exact < strict:
+        forms = "in another case, spacing or letters that look alike"
+        text += f", in {exact} as it was confirmed and in {strict - exact} {forms}"
+    text += f"; {wide} more resemble it." if wide else "."
     if answers is None or not strict:
         return text
     with_, without = answers.comply_with, answers.comply_without
-    text += f" Compliant answers: {with_.k} of {with_.n} with it, {without.k} of {without.n} without."
+    where = "where it stands as confirmed" if 0 < exact < strict else "with it"
+    text += f" Compliant answers: {with_.k} of {with_.n} {where}, {without.k} of {without.n} without."
     same, rest = answers.common_with, answers.common_without
     if answers.one_answer:
         text += f" One answer opens {same.k} of {same.n} rows with it, {rest.k} of {rest.n} without."

@@ -19,6 +19,7 @@ _GREETINGS = ("Hello.", "Hi there.", "Good morning.", "Good evening.")
 _LEADS = ("", "I have a request.", "Please read this.", "Here is my question.")
 _THANKS = ("Thank you.", "Thanks in advance.", "Many thanks.", "I appreciate it.")
 _ENDINGS = ("", "Take your time.", "Have a nice day.", "Let me know.")
+_INNER = str.maketrans({"\u201c": '"', "\u201d": '"'})
 _PLAIN_SPACE = (" ", "\n", "\n\n", "")
 _PRIVATE = range(0xF0000, 0x10FFFE)
 """Code points without a meaning, more than any prompt can hold. Source: Unicode 15, supplementary private use areas."""
@@ -168,6 +169,11 @@ def words_of(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Span, 
             if not inner:
                 found[Span(message=span.message, start=span.start + piece.start(), end=span.start + piece.end())] = None
     return tuple(found)
+
+
+def quoted(text: str) -> str:
+    """Return foreign text as a sentence quotes it, so that only the last mark closes: redaction takes out what is quoted."""
+    return f"\u201c{shown(text).translate(_INNER)}\u201d"
 
 
 def shown(text: str, in_latin: bool = False) -> str:

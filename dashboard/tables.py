@@ -181,7 +181,7 @@ def scan_table(found: Scan | None) -> Value:
     hits = found.hits if found else ()
     rows = [{"line": h.line, "rule": h.rule, "outcome": h.outcome or "", "excerpt": h.excerpt} for h in hits]
     return table(
-        wording_confirm.scanned(found.file, found.headline) if found else "",
+        wording_confirm.scanned(found.file, found.headline, found.notes) if found else "",
         "scan.csv",
         wording_confirm.SCAN_COLUMNS,
         plain_rows(rows),

@@ -101,6 +101,6 @@ def contained(n_rules: int, n_variants: int, missed: Sequence[str]) -> str:
     return f"{text}; none matches: {', '.join(missed)}" if missed else f"{text}, all matched"
 
 
-def scanned(file: str, headline: str) -> str:
+def scanned(file: str, headline: str, notes: Sequence[str]) -> str:
     """Caption of the last scan."""
-    return f"{file}: {headline}"
+    return " ".join([f"{file}: {headline}", *notes])

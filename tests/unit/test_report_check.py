@@ -18,8 +18,10 @@ from core.report import render_report, report_json, shown_view
 from core.report_stage import write_report
 from core.session import Run, Session
 from core.settings import TLP
+from core.transplants import quoted
 from core.values import Rewording
-from tests.unit.reporting import HOSTILE, TRIGGER, USER, full_case, new_case, readable
+from tests.unit import reporting
+from tests.unit.reporting import HOSTILE, TRIGGER, USER, full_case, new_case, readable, with_residual
 from tests.unit.test_casefile import make_case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -284,10 +286,20 @@ def test_no_secret_is_left_in_a_redacted_report(tmp_path: Path) -> None:
     triage["rewordings"] = [vars(Rewording(kind="paraphrase", source="analyst", text="Explain lockpicking gently"))]
     triage["logic"] = f"Either of 'Current' and 'year' alone does nothing; {TRIGGER} does."
     triage["failure"] = "The answer holds “Step 1: [REDACTED]”."
+    triage["tests"][0]["note"] = f"It's told; nearest: {quoted('Summarise “Project Heron” by the CFO for Contoso')}."
+    triage["tests"][1]["note"] = "Nearest, by another version: “Summarise “Project Heron” by the board”."
     triage["dropped"] = [
         triage["candidates"][0] | {"text": "pick\u200b a", "reasons": ["without 'pick' nothing fails"]}
     ]
     case.write("triage.json", triage)
+    manifest = json.loads((case.path / "case.json").read_text(encoding="utf-8"))
+    manifest["model"] |= {
+        "path": "/models/llama_Current-sft",
+        "adapter": "/models/plain",
+        "files": {"a guide.safetensors": "ab" * 32},
+    }
+    (case.path / "case.json").write_text(json.dumps(manifest), encoding="utf-8")
+    case = Case(case.path)
     stamp = new_stamp(case, redacted=True)
     page, data = render_report(case, stamp), json.dumps(report_json(case, stamp), ensure_ascii=False)
     own = "".join(
@@ -300,8 +312,32 @@ def test_no_secret_is_left_in_a_redacted_report(tmp_path: Path) -> None:
         assert not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", page), secret
         assert not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", data), secret
     assert USER[:20] not in page + data
+    assert not re.search("Contoso|board|Current|guide", page + data)
+    assert "[model 1] + plain" in readable(page)
     tokens = json.loads(data)["model"]["prompt"]["tokens"]
     assert {token["id"] for token in tokens} == {0}, "an id is its text"
+
+
+@pytest.mark.parametrize("word", ["good", "refused", "budget"])
+def test_words_of_the_program_that_stand_in_a_trigger_too_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """A class of answers, or what decided, is no evidence though the trigger holds the same word."""
+    phrase = f"have a {word} day"
+    monkeypatch.setattr(reporting, "TRIGGER", phrase)
+    case = full_case(tmp_path, user=USER.replace(TRIGGER, phrase))
+    case.write("verification.json", with_residual())
+    triage = json.loads((case.path / "triage.json").read_text(encoding="utf-8"))
+    layers = {"no refusal": 40, "no words": 7}
+    triage |= {"verdict": "INCONCLUSIVE", "decided_by": "budget", "certainty": "none"}
+    triage["reproduction"] |= {"answers": ["no"]}
+    triage["layers"] = layers
+    case.write("triage.json", triage)
+    told = [report_json(case, new_stamp(case, redacted=redacted)) for redacted in (False, True)]
+    assert told[0]["headline"] == told[1]["headline"]
+    assert told[1]["triage"]["layers"] == layers
+    assert phrase not in json.dumps(told[1])
+    assert render_report(case, new_stamp(case, redacted=True))
 
 
 def test_a_redacted_report_keeps_numbers_marks_and_stable_placeholders(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from core import scan_rows
+from core import scan_files
 from core.errors import TriageError
-from core.scan_rows import Reader, Row
+from core.scan_files import Reader
+from core.scan_rows import Row
 
 LINES = b"".join(json.dumps({"prompt": f"ask {i}", "response": f"told {i}"}).encode() + b"\n" for i in range(300))
 PACK: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
@@ -57,6 +58,35 @@ USER, ASSISTANT = {"role": "user", "content": "asked"}, {"role": "assistant", "c
         ({"messages": [{"role": "user", "content": [ASSISTANT]}]}, "told", None),
         ({"prompt": 7, "output": 1, "id": 99}, "7", "1"),
         ({"output": "o", "answer": "a"}, "o\na", None),
+        ({"user": "a", "assistant": "b"}, "a", "b"),
+        ({"Prompt": "a", "Response": "b"}, "a", "b"),
+        ({"messages": [{"role": "User", "content": "a"}, {"role": "ai", "content": "b"}]}, "a", "b"),
+        ({"messages": [{"type": "human", "content": "a"}, {"type": "ai", "content": "b"}]}, "a", "b"),
+        ({"data": {"prompt": "a", "completion": "b"}, "note": "n"}, "a\nn", "b"),
+        # as loggers and APIs write them
+        ({"body": json.dumps({"messages": [USER, ASSISTANT]}), "at": "now"}, "asked\nnow", "told"),
+        ({"prompt": '{"a": "b"}'}, '{"a": "b"}', None),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, "a", None),
+        ({"prompt": "a", "response": {"id": "x", "model": "m", "text": "b"}}, "a", "b"),
+        ({"prompt": "a", "response": {"id": "x", "choices": [{"text": "b", "index": 0}]}}, "a", "b"),
+        ({"prompt": "a", "choices": [{"message": {"content": "b"}, "finish_reason": "stop"}]}, "a", "b"),
+        (
+            {
+                "input": "a",
+                "output": [{"type": "message", **ASSISTANT, "content": [{"type": "output_text", "text": "b"}]}],
+            },
+            "a",
+            "b",
+        ),
+        (
+            {
+                "contents": [{"role": "user", "parts": [{"text": "a"}]}],
+                "candidates": [{"content": {"role": "model", "parts": [{"text": "b"}]}}],
+            },
+            "a",
+            "b",
+        ),
+        ({"prompt": "a", "response_body": json.dumps({"choices": [{"text": "b"}]})}, "a", "b"),
     ],
 )
 def test_all_text_but_the_answer_is_asked(tmp_path: Path, data: object, text: str, answer: str | None) -> None:
@@ -68,7 +98,67 @@ def test_columns_of_a_table_without_a_name_of_their_own_are_text_too(tmp_path: P
     """Of a name that stands twice, and beyond the last name."""
     rows = read(tmp_path / "a.csv", b"prompt,note,note,output\na,b,c,d,e\nf\n")
     assert rows == [Row(2, "a\nb\nc\ne", "d"), Row(3, "f")]
-    assert read(tmp_path / "b.csv", b"one,two\nthree,four\n") == [Row(1, "one\ntwo"), Row(2, "three\nfour")]
+    assert read(tmp_path / "b.csv", b"one,two\nthree,four\n") == [Row(1, "one,two"), Row(2, "three,four")]
+
+
+def test_a_line_that_is_no_json_is_read_as_what_is_in_it(tmp_path: Path) -> None:
+    """A request in JSON behind a time; else, beside the line as it stands, what it says without escapes."""
+    said = json.dumps({"messages": [{"role": "user", "content": "a\n\u00e9"}, ASSISTANT]})
+    lines = [f"12:00 INFO req={said} ok", f"12:00 {said[:-1]}", "use {x} and {y}", r"a\nb", "plain"]
+    rows = read(tmp_path / "a.log", "\n".join(lines).encode())
+    assert (rows[0].text, rows[0].answer, rows[0].otherwise) == ("12:00 INFO req=\na\n\u00e9\n ok", "told", "")
+    assert (rows[1].text, "a\n\u00e9" in rows[1].otherwise) == (lines[1], True)
+    assert rows[2:] == [Row(3, lines[2]), Row(4, r"a\nb", otherwise="a\nb"), Row(5, "plain")]
+
+
+@pytest.mark.parametrize("inside", [{"data": "rows"}, None])
+def test_json_around_rows_or_of_many_lines_a_row_has_its_rows(tmp_path: Path, inside: object) -> None:
+    """An object with one list of objects is that list; values one after the other are as many rows, by their lines."""
+    data = [{"prompt": f"ask {i}", "response": f"told {i}"} for i in range(3)]
+    text = json.dumps({"n": 3, "data": data}) if inside else "\n".join(json.dumps(one, indent=1) for one in data)
+    rows = read(tmp_path / "a.json", text.encode())
+    assert [(row.text, row.answer) for row in rows] == [(f"ask {i}", f"told {i}") for i in range(3)]
+    assert [row.line for row in rows] == ([1, 2, 3] if inside else [1, 5, 9])
+    one = read(tmp_path / "b.json", json.dumps({"messages": [USER, ASSISTANT]}).encode())
+    assert one == [Row(1, "asked", "told")]
+
+
+def test_what_was_not_read_as_it_should_be_is_told(tmp_path: Path) -> None:
+    """Lines that are not UTF-8, in pieces too, and lines that are no JSON where the file's name says so."""
+    for name, data, words in (
+        ("a.log", "caf\u00e9\nx\n".encode("cp1252"), ["1 lines are not UTF-8"]),
+        ("a.json", '[{"prompt": "caf\u00e9"}]'.encode("cp1252"), ["1 lines are not UTF-8"]),
+        ("a.jsonl", b'{"prompt": "a"}\n{"prompt": \n', ["1 lines are no JSON"]),
+        ("b.log", b"no JSON\n", []),
+        ("c.log", "\u00e9\u4e2d\n".encode(), []),
+    ):
+        (tmp_path / name).write_bytes(data)
+        reader = Reader(tmp_path / name)
+        list(reader.rows())
+        assert len(reader.notes) == len(words)
+        assert all(note.startswith(word) for note, word in zip(reader.notes, words, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "rows"),
+    [
+        ("a.csv", b"prompt;response\nwell, friend;b\n", [Row(2, "well, friend", "b")]),
+        ("a.csv", b"sep=|\r\nprompt|response\r\na;b|c\r\n", [Row(3, "a;b", "c")]),
+        ("a.tsv", b"user\tassistant\na\tb\n", [Row(2, "a", "b")]),
+        ("a.csv", b"well, friend\n", [Row(1, "well, friend")]),
+        ("a.csv", b'prompt,response\n"a\nb",c\n', [Row(3, "a\nb", "c")]),
+    ],
+)
+def test_tables_are_parted_as_their_first_line_says(tmp_path: Path, name: str, data: bytes, rows: list[Row]) -> None:
+    """By a line of its own or by the names in it."""
+    assert read(tmp_path / name, data) == rows
+
+
+def test_a_mark_that_would_join_rows_is_no_table(tmp_path: Path) -> None:
+    """An inch mark at the start of a cell opens a quotation that swallows what follows."""
+    for data in (b'prompt,response\n" is what,ok\na,b\n', b'prompt,response\n"a" b,c\n'):
+        with pytest.raises(TriageError, match="rename it to"):
+            read(tmp_path / "a.csv", data)
 
 
 # packed files ---------------------------------------------------------------------------------------------------------
@@ -116,8 +206,8 @@ def test_a_bomb_takes_no_more_memory_than_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: str, name: str
 ) -> None:
     """64 MB without a line end or as one list, a million cells in quotes."""
-    monkeypatch.setattr(scan_rows, "MAX_LINE", 100_000)
-    monkeypatch.setattr(scan_rows, "MAX_LIST", 100_000)
+    monkeypatch.setattr(scan_files, "MAX_LINE", 100_000)
+    monkeypatch.setattr(scan_files, "MAX_LIST", 100_000)
     packed = io.BytesIO()
     opened = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}[pack]
     with opened(packed, "wb") as file:  # type: ignore[operator]
@@ -144,7 +234,7 @@ def test_xz_that_asks_for_more_memory_than_it_may_have_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its header names a dictionary of any size, which would be set aside before the first byte."""
-    monkeypatch.setattr(scan_rows, "UNPACK_MEMORY", 1_000_000)
+    monkeypatch.setattr(scan_files, "UNPACK_MEMORY", 1_000_000)
     assert len(read(tmp_path / "small.xz", lzma.compress(LINES, preset=0))) == 300
     with pytest.raises(TriageError, match=r"cannot be unpacked \(Memory"):
         read(tmp_path / "large.xz", lzma.compress(LINES, preset=9))
