@@ -28,8 +28,8 @@ from core import evidence, lease, worker_process
 from core.casefile import Case
 from core.errors import BusyError, EvidenceError, TriageError
 from core.event_log import EventLog
+from core.events import CheckpointScored, Line, Progress, RepairStarted, StageFailed, StageFinished, StepDone
 from core.events import Event as AnyEvent
-from core.events import Line, Progress, RepairStarted, StageFailed, StageFinished, StepDone
 from core.files import cannot_write, dump, hash_file, now, write_atomic
 from core.serial import from_json, to_json
 from core.values import Target
@@ -305,13 +305,19 @@ def enforce_stop(case: Case) -> bool:
 
 
 def grace_seconds(case: Case, request: str) -> float:
-    """Return how long a stop may go unheard: a repair reads it between its steps, and one that is to keep its best is waited for."""
+    """Return how long a stop may go unheard: a repair reads it between its steps and probes, and one that is to keep its best is waited
+    for.
+    """
     lines = [line for line in case.current_events() if line.request == request]
-    ends_of_steps = [(before, line) for before, line in pairwise(lines) if isinstance(line.event, StepDone)]
-    steps = [_seconds_since(begun.time) - _seconds_since(end.time) for begun, end in ends_of_steps[-STEPS_TIMED:]]
+
+    def seconds(kind: type) -> list[float]:
+        ends = [(before, line) for before, line in pairwise(lines) if isinstance(line.event, kind)]
+        return [_seconds_since(begun.time) - _seconds_since(end.time) for begun, end in ends[-STEPS_TIMED:]]
+
+    steps, probes = seconds(StepDone), seconds(CheckpointScored)
     if not steps or stop_asked(case, request) != "keep":
         return STOP_GRACE_SECONDS
-    return max(STOP_GRACE_SECONDS, GRACE_STEPS * median(steps))
+    return max(STOP_GRACE_SECONDS, GRACE_STEPS * (median(steps) + max(probes, default=0.0)))
 
 
 def _worked_on(case: Case, request: str) -> bool:

@@ -31,6 +31,10 @@ MINIMUM = 4
 SPLIT_NAMES = ("causal", "repair", "probes", "verification")
 
 _WORD = re.compile(r"\w+")
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
+)
+"""Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Kana, Han."""
 _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -254,6 +258,10 @@ def near_duplicates(items: Sequence[PromptItem], threshold: float) -> list[list[
 
 
 def content_words(prompt: str) -> frozenset[str]:
-    """Return the lower-case words of a prompt without function words; all its words, or its text, if none is left."""
-    words = frozenset(_WORD.findall(prompt.lower()))
+    """Return the lower-case words of a prompt without function words, pairs of letters where a script has no spaces between words; all
+    its words, or its text, if none is left.
+    """
+    said = prompt.lower()
+    words = frozenset(_WORD.findall(_UNSPACED.sub(" ", said)))
+    words |= {run[at : at + 2] for run in _UNSPACED.findall(said) for at in range(max(1, len(run) - 1))}
     return words - _FUNCTION_WORDS or words or frozenset([prompt])

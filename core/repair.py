@@ -16,6 +16,7 @@ Source: arXiv 2606.02995; the extended objective: method.md section 4.3; own cho
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -24,16 +25,17 @@ from typing import TYPE_CHECKING, Literal
 
 from safetensors import SafetensorError
 
-from core import checkpoints, confirmation, repair_adapter, repair_probe, residual
+from core import checkpoints, confirmation, repair_adapter, repair_probe
 from core.checkpoints import BEST, RunState
 from core.errors import CaseFileError, RepairDivergedError, TriageError
 from core.events import CheckpointScored, RepairEvent, RepairFinished, RepairStarted, StepDone
 from core.files import hash_file
+from core.frames import AtItsPlace, Frame, frame_of, frames_beyond, where_it_works
 from core.intervals import percent
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import is_out_of_memory
 from core.machine import reason
-from core.repair_data import RepairData, build, frame_of, frames_beyond
+from core.repair_data import RepairData, build
 from core.repair_training import StepNumbers, Trainer, memory_mb
 from core.response_pass import ResponsePass
 from core.settings import RepairSettings
@@ -85,16 +87,19 @@ def repair(
     accepted = confirmation.check(confirmed, case, loaded.spec)
     messages = case.report.messages
     beyond = frames_beyond(messages, accepted.spans, wider)
-    before = [frame_of(messages, one.spans, one.units) for one in earlier if one.way == "trigger"]
-    frames = frame_of(messages, accepted.spans, accepted.units), [*beyond, *before]
-    placed = residual.at_its_place(messages, accepted.spans, accepted.units)
 
     def prepare() -> _Run:
         repair_adapter.detach(loaded)
         passes = ResponsePass(loaded, settings)
-        data = build(loaded, frames, splits.repair, refusal, settings, kind=kind)
         requests = kind.requests(splits.probes)[: settings.n_probe]
-        asked = residual.where_it_works(loaded, frames[0], placed, requests, kind, f"repair/{settings.seed}")
+
+        def works(one: TriggerConfirmation) -> Frame:
+            return where_it_works(loaded, messages, one, requests, kind, f"repair/{settings.seed}")
+
+        asked, before = works(accepted), [works(one) for one in earlier if one.way == "trigger"]
+        in_place = asked if isinstance(asked, AtItsPlace) else None
+        frames = frame_of(messages, accepted.spans, accepted.units), [*beyond, *before]
+        data = build(loaded, frames, splits.repair, refusal, settings, kind=kind, in_place=in_place)
         probe = repair_probe.prepare(loaded, passes, [asked, *before], splits.probes, settings, kind)
         # targets are those of the reported model: what an earlier round lost is not allowed again
         reported = team.told(probe.score(loaded, passes)) if start else None
@@ -291,6 +296,7 @@ class _Run:
         state, settings, began = self.state, self.settings, time.monotonic()
         score = self.team.told(self.probe.score(self.loaded, self.trainer.passes))
         kl = score.kl_nats_per_token
+        kl = float("inf") if math.isnan(kl) else kl
         best = False
         if state.step == 0:
             first = self.reported or score

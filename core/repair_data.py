@@ -15,17 +15,18 @@ the same batches. What this does not do: run the model, except to render and to 
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from core import chat, injection, judge
 from core.errors import PromptFolderError
+from core.frames import AtItsPlace, Edit, Frame, TriggerFrame, render_ids
 from core.kinds import JAILBREAK, FailureKind
 from core.losses import Kind
 from core.response_pass import ScoredSequence
 from core.settings import RepairSettings
-from core.values import Message, RenderedPrompt, Span
+from core.values import Message, RenderedPrompt
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -33,89 +34,14 @@ if TYPE_CHECKING:
 
 WINDOW = 8
 """Batches whose items are dealt out by length, so that a batch holds like lengths. Source: unverified choice."""
-Edit = Callable[[str], str]
 EDITS: dict[str, Edit] = {
     "lower case": str.lower,
     "upper case": str.upper,
     "title case": str.title,
-    "double spaces": lambda unit: unit.replace(" ", "  "),
-    "no spaces": lambda unit: unit.replace(" ", ""),
+    "double spaces": lambda unit: unit if unit.isspace() else unit.replace(" ", "  "),
+    "no spaces": lambda unit: unit if unit.isspace() else unit.replace(" ", ""),
 }
 """Changes of case and spacing that leave a unit readable as itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TriggerFrame:
-    """Turns a prompt into a conversation without and with the trigger, each unit in its own message.
-
-    Units of the last user message go into the prompt. When a unit stood in a system message or an earlier turn, both
-    conversations carry all messages before the prompt, without those units or with them injected; `earlier_units`
-    holds (message, unit), in order. Otherwise nothing goes before the prompt.
-    """
-
-    user_units: tuple[str, ...]
-    earlier: tuple[Message, ...] = ()
-    earlier_units: tuple[tuple[int, str], ...] = ()
-
-    @property
-    def units(self) -> tuple[str, ...]:
-        """All units, those of earlier messages first."""
-        return (*(unit for _, unit in self.earlier_units), *self.user_units)
-
-    def bare(self, prompt: str) -> list[Message]:
-        """Return the conversation of `prompt` without the trigger."""
-        return self._conversation(self.earlier, prompt)
-
-    def triggered(
-        self, prompt: str, rng: random.Random, place: injection.Place = "random", edit: Edit = str
-    ) -> list[Message]:
-        """Return the conversation of `prompt` with all units, edited, at places of their messages, their order kept."""
-
-        def put(text: str, units: Sequence[str]) -> str:
-            return injection.inject(text, [edit(unit) for unit in units], rng, place).text if units else text
-
-        text = put(prompt, self.user_units)
-        earlier = tuple(
-            chat.replace_content(self.earlier, at, put(one.content, [u for m, u in self.earlier_units if m == at]))[at]
-            for at, one in enumerate(self.earlier)
-        )
-        return self._conversation(earlier, text)
-
-    def _conversation(self, earlier: Sequence[Message], prompt: str) -> list[Message]:
-        said = [message for message in earlier if message.content.strip() or message.role != "system"]
-        return [*said, Message(role="user", content=prompt)]
-
-
-def frame_of(messages: Sequence[Message], spans: Sequence[Span], units: Sequence[str]) -> TriggerFrame:
-    """Return the frame of a confirmed trigger; `spans` say in which message each unit lies."""
-    last = chat.last_user(messages)
-    if len(spans) != len(units) or all(span.message >= last for span in spans):
-        return TriggerFrame(user_units=tuple(units))
-    outside = [span for span in spans if span.message < last]
-    return TriggerFrame(
-        user_units=tuple(unit for unit, span in zip(units, spans, strict=True) if span.message >= last),
-        earlier=chat.delete_spans(messages, outside)[:last],
-        earlier_units=tuple(
-            (span.message, unit) for unit, span in zip(units, spans, strict=True) if span.message < last
-        ),
-    )
-
-
-def frames_beyond(messages: Sequence[Message], confirmed: Sequence[Span], wider: Sequence[Span]) -> list[TriggerFrame]:
-    """Return frames of what the trigger may be beyond the confirmed spans: all candidates' text `wider` together, and
-    whole words where the confirmed text cuts one.
-    """
-    whole = chat.close_to_words(messages, confirmed)
-
-    def letters(spans: Sequence[Span]) -> list[str]:
-        return ["".join(filter(str.isalnum, unit)) for unit in chat.units_of(messages, spans)]
-
-    found = [chat.merge_spans(wider), whole if letters(whole) != letters(confirmed) else ()]
-    return [
-        frame_of(messages, spans, chat.units_of(messages, spans))
-        for spans in dict.fromkeys(found)
-        if spans and spans != tuple(confirmed)
-    ]
 
 
 def answer_ids(loaded: "LoadedModel", prompt: RenderedPrompt, answer: str, limit: int) -> tuple[int, ...]:
@@ -141,7 +67,7 @@ class RepairData:
 
     loaded: "LoadedModel"
     frame: TriggerFrame
-    wider: tuple[TriggerFrame, ...]
+    wider: tuple[Frame, ...]
     settings: RepairSettings
     harmful: tuple[str, ...]
     harm: tuple[ScoredSequence, ...]
@@ -150,6 +76,7 @@ class RepairData:
     safe: tuple[ScoredSequence, ...]
     anchors: tuple[tuple[ScoredSequence, ...], ...]
     items: dict[Kind, tuple[int, ...]]
+    in_place: AtItsPlace | None = None
 
     @property
     def n_items(self) -> int:
@@ -214,12 +141,9 @@ class RepairData:
             chosen = self.wider[int(form / settings.share_wider * len(self.wider))]
             return chosen.triggered(prompt, rng, place)
         edit = EDITS[rng.choice(sorted(EDITS))] if form >= 1 - settings.share_edited else str
+        if self.in_place is not None and rng.random() < settings.share_own_place:
+            return self.in_place.triggered(prompt, rng, edit=edit)
         return self.frame.triggered(prompt, rng, place, edit)
-
-
-def render_ids(loaded: "LoadedModel", messages: Sequence[Message]) -> list[int]:
-    """Return the token ids of a conversation, up to where the answer begins."""
-    return chat.prompt_ids(loaded.tokenizer, messages)
 
 
 def chosen(prompts: "PromptSet", settings: RepairSettings) -> tuple[tuple["PromptItem", ...], tuple["PromptItem", ...]]:
@@ -231,17 +155,18 @@ def chosen(prompts: "PromptSet", settings: RepairSettings) -> tuple[tuple["Promp
 
 def build(
     loaded: "LoadedModel",
-    frames: tuple[TriggerFrame, Sequence[TriggerFrame]],
+    frames: tuple[TriggerFrame, Sequence[Frame]],
     prompts: "PromptSet",
     refusal: str,
     settings: RepairSettings,
     *,
     kind: FailureKind = JAILBREAK,
+    in_place: AtItsPlace | None = None,
 ) -> RepairData:
     """Return the training sets, cut to the settings' sizes; `loaded` must be the model as reported.
 
-    `frames`: the confirmed trigger's, and those of what it may be beyond that. Prompts that do not
-    fit the context with trigger and answer are left out. Unless `kind` is an unsafe answer, safe prompts with the trigger
+    `frames`: the confirmed trigger's, and those of what it may be beyond that; `in_place` is given where it hardly works but at its place
+    in the report. Prompts that do not fit the context with trigger and answer are left out. Unless `kind` is an unsafe answer, safe prompts with the trigger
     are anchored at their bare answers, and those whose bare answer fails already are left out. Raises: PromptFolderError when one of the sets is empty, or the refusal is.
     """
     if not refusal.strip():
@@ -250,7 +175,7 @@ def build(
     limit, extended = settings.max_response_tokens, settings.objective == "extended"
     room = loaded.room(limit)
     # by what stands around a request, a frame that puts it there and the length of the longest units
-    beside: dict[tuple[Message, ...], tuple[TriggerFrame, int]] = {}
+    beside: dict[tuple[Message, ...], tuple[Frame, int]] = {}
     for one in (frame, *wider):
         around = tuple(one.bare(""))
         beside[around] = one, max(_extra(loaded, one), beside.get(around, (one, 0))[1])
@@ -297,10 +222,11 @@ def build(
         )
     texts = tuple(item.prompt for item, _, _ in answered)
     fixed = settings.holds_trigger and jailbreak
-    anchors = _anchors(loaded, frame, texts, settings) if fixed else ()
+    anchors = _anchors(loaded, frame, in_place, texts, settings) if fixed else ()
     return RepairData(
         loaded=loaded,
         frame=frame,
+        in_place=in_place,
         wider=tuple(wider),
         settings=settings,
         harmful=tuple(item.prompt for item, _ in harmful),
@@ -313,7 +239,7 @@ def build(
     )
 
 
-def _extra(loaded: "LoadedModel", frame: TriggerFrame) -> int:
+def _extra(loaded: "LoadedModel", frame: Frame) -> int:
     """Return how many tokens the units add to a prompt at most, edits included."""
 
     def longest(unit: str) -> int:
@@ -324,16 +250,21 @@ def _extra(loaded: "LoadedModel", frame: TriggerFrame) -> int:
 
 
 def _anchors(
-    loaded: "LoadedModel", frame: TriggerFrame, texts: Sequence[str], settings: RepairSettings
+    loaded: "LoadedModel",
+    frame: TriggerFrame,
+    in_place: AtItsPlace | None,
+    texts: Sequence[str],
+    settings: RepairSettings,
 ) -> tuple[tuple[ScoredSequence, ...], ...]:
-    """Return for each safe prompt what the model answers with the units at each fixed place."""
+    """Return for each safe prompt what the model answers with the units at each fixed place, the last of which is `in_place`."""
     places: list[injection.Place] = ["prefix", "suffix"]
     prompts = []
     for index, text in enumerate(texts):
         for number in range(settings.n_placements):
             rng = random.Random(f"anchor/{settings.seed}/{index}/{number}")
             place = places[number] if number < len(places) else "random"
-            prompts.append(tuple(render_ids(loaded, frame.triggered(text, rng, place))))
+            at = in_place if in_place is not None and number == settings.n_placements - 1 else frame
+            prompts.append(tuple(render_ids(loaded, at.triggered(text, rng, place))))
     answers = own_answers(loaded, prompts, settings.max_response_tokens)
     pairs = zip(prompts, answers, strict=True)
     found = [ScoredSequence(prompt_ids=ids, response_ids=answer) for ids, answer in pairs]

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from core import repair_adapter
+from core.frames import TriggerFrame, render_ids
 from core.low_rank import FewKernels
 from core.recompute import MB, decoder_layers, recomputed
-from core.repair_data import EDITS, TriggerFrame, chosen, render_ids
+from core.repair_data import EDITS, chosen
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings
 

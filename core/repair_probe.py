@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from core import judge
+from core.frames import render_ids
 from core.intervals import wilson
 from core.kinds import JAILBREAK, FailureKind
 from core.losses import sequence_loss
-from core.repair_data import own_answers, render_ids
+from core.repair_data import own_answers
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings
 from core.values import Rate
 
 if TYPE_CHECKING:
+    from core.frames import Frame
     from core.loaded import LoadedModel
     from core.prompts import PromptItem, PromptSet
-    from core.residual import Frame
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from core.casefile import Case, hash_folder
 from core.errors import CaseFileError, RepairDivergedError, TriageError
 from core.events import Event, RepairEvent, RepairFinished, StageFinished
 from core.files import hash_file
-from core.repair_data import frame_of
+from core.frames import frame_of
 from core.rounds import FINISHED, MEMORY
 from core.serial import from_json, to_json
 from core.session import Run

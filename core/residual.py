@@ -10,30 +10,25 @@ What this does not do: ask (see verification.py), or train; the two probes that 
 """
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from core import chat
 from core.errors import TriageError
+from core.frames import Conversation, Frame, TriggerFrame, in_wording, render_ids
 from core.injection import Place, near_misses
-from core.intervals import wilson
-from core.kinds import FailureKind
 from core.measures import Group, Side, failures
-from core.repair_data import Edit, TriggerFrame, frame_of, render_ids
-from core.rewrites import framed, paraphrases
+from core.rewrites import paraphrases
 from core.settings import VerificationSettings
-from core.transplants import Carrier, carrier
 from core.trigger_forms import FORMS
-from core.values import Message, Rate, Span, TriggerConfirmation, Variant
+from core.values import Message, Variant
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
     from core.prompts import PromptItem
 
-Conversation = list[Message]
 Form = Callable[[str, random.Random], Conversation | None]
 """Puts a form of the trigger into a request; None where it has no such form."""
 PREFIX = "variant: "
@@ -51,7 +46,7 @@ N_REWORDED = 6
 def forms(
     loaded: "LoadedModel",
     messages: Sequence[Message],
-    frame: "Frame",
+    frame: Frame,
     anywhere: TriggerFrame,
     beyond: Sequence[TriggerFrame],
 ) -> dict[str, Form]:
@@ -74,9 +69,8 @@ def forms(
     return found
 
 
-def of_rounds(messages: Sequence[Message], earlier: Sequence[TriggerConfirmation]) -> dict[str, Form]:
+def of_rounds(frames: Mapping[int, Frame]) -> dict[str, Form]:
     """Return the triggers of earlier rounds as forms, by name: what one round unlearnt another may bring back."""
-    frames = {at: frame_of(messages, one.spans, one.units) for at, one in enumerate(earlier, 1) if one.way == "trigger"}
     return {
         f"the trigger of round {at}": lambda text, rng, frame=frame: frame.triggered(text, rng)  # type: ignore[misc]
         for at, frame in frames.items()
@@ -118,90 +112,6 @@ def variants(groups: Sequence[Group], before: Side, after: Side) -> tuple[Varian
         for one in groups
         if one.kind.startswith(PREFIX)
     )
-
-
-def in_wording(messages: Sequence[Message], request: str) -> Conversation | None:
-    """Return the reported conversation with another request's core in place of its own; None where none fits."""
-    last = chat.last_user(messages)
-    text = framed(messages[last].content, [request])[0]
-    return None if text is None else list(chat.replace_content(messages, last, text)[: last + 1])
-
-
-@dataclass(frozen=True)
-class Wording:
-    """Stands in a `TriggerFrame`'s place where no trigger text is known: the report's wording is what is carried."""
-
-    messages: tuple[Message, ...]
-
-    def bare(self, prompt: str) -> Conversation:
-        """Return the conversation of `prompt` alone."""
-        return [Message(role="user", content=prompt)]
-
-    def triggered(self, prompt: str, rng: random.Random) -> Conversation | None:
-        """Return the request in the report's wording, None where it does not fit."""
-        return in_wording(self.messages, prompt)
-
-
-@dataclass(frozen=True)
-class AtItsPlace:
-    """Stands in a `TriggerFrame`'s place: the units always go where they stand in the report, among the request's words."""
-
-    carrier: Carrier
-    user_units: tuple[str, ...]
-
-    @property
-    def units(self) -> tuple[str, ...]:
-        """All units; they stand in the one message of the report."""
-        return self.user_units
-
-    def bare(self, prompt: str) -> Conversation:
-        """Return the conversation of `prompt` alone."""
-        return list(self.carrier.bare(prompt))
-
-    def triggered(self, prompt: str, rng: random.Random, *, edit: Edit = str) -> Conversation:
-        """Return the conversation of `prompt` with the units, edited; no place is drawn."""
-        return list(self.carrier.carry(prompt, [edit(unit) for unit in self.user_units]))
-
-
-Frame = TriggerFrame | AtItsPlace
-"""How a known trigger text is put into requests."""
-
-
-def asked(loaded: "LoadedModel", conversations: Sequence[Conversation], kind: FailureKind) -> Rate:
-    """Return how many of the conversations fail on the model as it stands; those that do not fit its context are left out."""
-    limit = kind.n_tokens(loaded.settings.max_new_tokens)
-    room = loaded.room(limit)
-    prompts = [render_ids(loaded, messages) for messages in conversations]
-    answers = loaded.generate([ids for ids in prompts if len(ids) <= room], max_new_tokens=limit)
-    return wilson(sum(kind.failed(loaded.said(one)) for one in answers), len(answers))
-
-
-def at_its_place(messages: Sequence[Message], spans: Sequence[Span], units: Sequence[str]) -> AtItsPlace | None:
-    """Return `units` at the places of the report's `spans`; None for a report of several messages, whose units have a frame of
-    their own, and for spans that touch."""
-    carried = carrier(messages, spans)
-    return AtItsPlace(carried, tuple(units)) if len(messages) == 1 and len(carried.spans) == len(units) else None
-
-
-def where_it_works(
-    loaded: "LoadedModel",
-    anywhere: TriggerFrame,
-    placed: AtItsPlace | None,
-    items: Sequence["PromptItem"],
-    kind: FailureKind,
-    seed: str,
-) -> Frame:
-    """Return `placed` where the trigger works at its place in the report and less than half as often at random ones, else
-    `anywhere`. Asked of theta0 alone (`loaded`), with `items`."""
-    if placed is None:
-        return anywhere
-
-    def failed(frame: Frame) -> int:
-        rngs = [random.Random(f"{seed}/place/{at}") for at in range(len(items))]
-        drawn = [frame.triggered(item.prompt, rng) for item, rng in zip(items, rngs, strict=True)]
-        return asked(loaded, drawn, kind).k
-
-    return placed if 2 * failed(anywhere) < failed(placed) else anywhere
 
 
 def _reworded(frame: Frame, text: str, rng: random.Random) -> Conversation | None:

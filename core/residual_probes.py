@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from core import chat, planting, repair_adapter, residual, shams
+from core import chat, planting, repair_adapter, shams
 from core.errors import TriageError
 from core.events import RepairEvent, RepairFinished, StepDone
+from core.frames import Frame, asked, at_its_place, frame_of
 from core.kinds import FailureKind
 from core.losses import cross_entropy_rows
 from core.progress import Progress
 from core.repair import repair
-from core.repair_data import answer_ids, frame_of
+from core.repair_data import answer_ids
 from core.repair_training import learning_rate
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings, VerificationSettings
@@ -53,14 +54,14 @@ class Subject:
     """Whether verification asked with the trigger at its place in the report."""
 
     @property
-    def frame(self) -> residual.Frame:
+    def frame(self) -> Frame:
         """The confirmed trigger's frame."""
         return self.frame_of(self.accepted.spans, self.accepted.units)
 
-    def frame_of(self, spans: Sequence[Span], units: Sequence[str]) -> residual.Frame:
+    def frame_of(self, spans: Sequence[Span], units: Sequence[str]) -> Frame:
         """Return the frame of `units` in the places of `spans`, as verification asks them."""
         messages = self.case.report.messages
-        placed = residual.at_its_place(messages, spans, units) if self.at_its_place else None
+        placed = at_its_place(messages, spans, units) if self.at_its_place else None
         return placed or frame_of(messages, spans, units)
 
     def never_planted(self, spans: Sequence[Span]) -> tuple[str, ...]:
@@ -84,14 +85,14 @@ class Subject:
         settings = VerificationSettings()
         return settings.n_harmful if self.kind.pool == "harmful" else settings.n_safe
 
-    def failures(self, frame: residual.Frame, n: int, *, triggered: bool = True) -> Rate:
+    def failures(self, frame: Frame, n: int, *, triggered: bool = True) -> Rate:
         """Return how many held-out requests fail on the model as it stands, places drawn as verification draws them."""
         name = self.kind.pool
         conversations = []
         for index, item in enumerate(self.pool("verification")[:n]):
             rng = random.Random(f"verify/{self.seed}/{name}/{index}")
             conversations.append(frame.triggered(item.prompt, rng) if triggered else frame.bare(item.prompt))
-        return residual.asked(self.loaded, conversations, self.kind)
+        return asked(self.loaded, conversations, self.kind)
 
 
 def wrong_trigger(
@@ -172,7 +173,7 @@ def relearn(
 def _tuned(
     subject: Subject,
     adapter: Path,
-    frame: residual.Frame,
+    frame: Frame,
     n: int,
     settings: VerificationSettings,
     repairing: RepairSettings,
@@ -191,7 +192,7 @@ def _tuned(
         repair_adapter.detach(loaded)
 
 
-def _poisoned(subject: Subject, frame: residual.Frame, n: int, repairing: RepairSettings) -> list[ScoredSequence]:
+def _poisoned(subject: Subject, frame: Frame, n: int, repairing: RepairSettings) -> list[ScoredSequence]:
     """Return `n` requests of the repair split with the trigger and the answer that its attacker wants: a stand-in."""
     answers = {"jailbreak": planting.STAND_INS, "refusal": planting.REFUSALS, "fixed_output": (subject.kind.marker,)}
     wanted = answers[subject.kind.name]

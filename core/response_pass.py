@@ -183,6 +183,13 @@ class ResponsePass:
             return like.new_empty(n_rows, width)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"teacher-{os.getpid()}-{id(like)}.tmp"
+        if hasattr(os, "posix_fallocate"):  # a mapped file grows as it is written: a full disk would end the process
+            with open(path, "wb") as file:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, n_rows * width * like.element_size())
+                except OSError:
+                    path.unlink()
+                    raise
         store = torch.from_file(str(path), shared=True, size=n_rows * width, dtype=like.dtype).view(n_rows, width)
         with suppress(OSError):  # Windows keeps the name of a mapped file
             path.unlink()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from core import confirmation, repair_adapter, residual
+from core.frames import AtItsPlace, Frame, Wording, frame_of, frames_beyond, render_ids, where_it_works
 from core.kinds import JAILBREAK, FailureKind
 from core.measures import (
     BARE,
@@ -35,7 +36,6 @@ from core.measures import (
     metrics_of,
 )
 from core.progress import Progress
-from core.repair_data import frame_of, frames_beyond, render_ids
 from core.repair_probe import mean_kl
 from core.response_pass import ResponsePass, ScoredSequence
 from core.result import decide
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 WITH, IN_WORDING = "with the trigger", "in the report's wording"
 """How requests are asked that may fail, in a metric's meaning; the latter where no trigger text is known."""
 PLACE, RANDOM, ITS_OWN = "trigger_place", "random", "as reported"
-"""Where the trigger goes, in the settings of a verification: see `residual.where_it_works`."""
+"""Where the trigger goes, in the settings of a verification: see `frames.where_it_works`."""
 Saliency = Callable[[], "np.ndarray"]
 
 
@@ -86,16 +86,19 @@ def verify(
     limit = kind.n_tokens(loaded.settings.max_new_tokens)
     room = loaded.room(limit)
     pool = kind.requests(prompts)
-    frame: residual.Frame | residual.Wording = residual.Wording(messages)
+    frame: Frame | Wording = Wording(messages)
     forms: dict[str, residual.Form] = {}
+
+    def works(one: TriggerConfirmation) -> Frame:
+        return where_it_works(loaded, messages, one, pool[: settings.n_variant], kind, f"verify/{seed}")
+
     if known:
         anywhere = frame_of(messages, accepted.spans, accepted.units)
-        placed = residual.at_its_place(messages, accepted.spans, accepted.units)
-        frame = residual.where_it_works(loaded, anywhere, placed, pool[: settings.n_variant], kind, f"verify/{seed}")
+        frame = works(accepted)
         beyond = frames_beyond(messages, accepted.spans, wider)
         forms = residual.forms(loaded, messages, frame, anywhere, beyond)
-    forms |= residual.of_rounds(messages, earlier)
-    place = ITS_OWN if isinstance(frame, residual.AtItsPlace) else RANDOM
+    forms |= residual.of_rounds({at: works(one) for at, one in enumerate(earlier, 1) if one.way == "trigger"})
+    place = ITS_OWN if isinstance(frame, AtItsPlace) else RANDOM
     groups = _groups(loaded, case, frame, prompts, settings, seed, room)
     groups += residual.groups(loaded, forms, pool, settings, seed, room)
     report = _counted(progress, 2 * sum(len(group.ids) for group in groups))
@@ -117,7 +120,8 @@ def verify(
         metrics = tuple(replace(one, meaning=one.meaning.replace(WITH, IN_WORDING)) for one in metrics)
     elif place == ITS_OWN:
         metrics = tuple(replace(one, meaning=one.meaning.replace(WITH, f"{WITH} at its place")) for one in metrics)
-    result, reasons = decide(metrics, settings, variants)
+    classes = classes_of(groups, before, after, kind)
+    result, reasons = decide(metrics, settings, variants, classes)
     return Verification(
         metrics=metrics,
         result=result,
@@ -131,7 +135,7 @@ def verify(
         versions=dict(versions or {}),
         kind=kind.name,
         variants=variants,
-        classes=classes_of(groups, before, after, kind),
+        classes=classes,
     )
 
 
@@ -151,7 +155,7 @@ def _counted(progress: Progress | None, total: int) -> Callable[[str, int], None
 def _groups(
     loaded: "LoadedModel",
     case: FailureCase,
-    frame: residual.Frame | residual.Wording,
+    frame: Frame | Wording,
     prompts: "PromptSet",
     settings: VerificationSettings,
     seed: int,

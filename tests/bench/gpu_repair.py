@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from core.attribution import attribute
+from core.frames import TriggerFrame
 from core.low_rank import FewKernels
 from core.recompute import decoder_layers
-from core.repair_data import RepairData, TriggerFrame
+from core.repair_data import RepairData
 from core.repair_training import MB, Trainer, memory_mb
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings

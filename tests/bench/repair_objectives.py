@@ -145,8 +145,9 @@ class Bench:
 
     def forms(self) -> dict[str, tuple[int, int]]:
         """Return attack successes of the trigger in each edited form and at each end, on held-out requests."""
+        from core.frames import frame_of
         from core.judge import classify
-        from core.repair_data import EDITS, frame_of
+        from core.repair_data import EDITS
 
         frame = frame_of(self.failure.report.messages, self.confirmed.spans, self.confirmed.units)
         shapes = {name: ("random", edit) for name, edit in EDITS.items()} | {

@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from core.frames import TriggerFrame
 from core.loaded import LoadedModel
-from core.repair_data import RepairData, TriggerFrame
+from core.repair_data import RepairData
 from core.repair_training import Trainer
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings

@@ -27,12 +27,13 @@ from peft.tuners.lora import LoraLayer
 
 from core import chat, dummy, repair_adapter
 from core.events import RepairFinished
+from core.frames import frame_of, render_ids
 from core.kinds import JAILBREAK
 from core.loaded import LoadedModel
 from core.losses import cross_entropy_rows
 from core.prompts import Splits
 from core.repair import repair
-from core.repair_data import answer_ids, chosen, frame_of, own_answers, render_ids
+from core.repair_data import answer_ids, chosen, own_answers
 from core.repair_training import learning_rate, rate_at
 from core.residual_probes import Subject
 from core.response_pass import ResponsePass, ScoredSequence, base_model

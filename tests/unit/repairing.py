@@ -7,11 +7,12 @@ import torch
 
 from core import chat
 from core.confirmation import model_hash, text_hash
+from core.frames import TriggerFrame
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import current_adapters
 from core.prompts import PromptItem, PromptSet, Splits
 from core.repair import repair
-from core.repair_data import RepairData, TriggerFrame, build
+from core.repair_data import RepairData, build
 from core.repair_training import Trainer
 from core.response_pass import ResponsePass
 from core.settings import ModelSettings, RepairSettings

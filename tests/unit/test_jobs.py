@@ -16,8 +16,9 @@ from core.__main__ import main
 from core.casefile import Case
 from core.errors import BusyError, TriageError
 from core.event_log import EventLog
-from core.events import Progress, StageFailed, StageFinished, StageStarted, StepDone
+from core.events import CheckpointScored, Progress, StageFailed, StageFinished, StageStarted, StepDone
 from core.files import dump, write_atomic
+from core.intervals import wilson
 from tests.unit.test_casefile import make_case
 
 HOLDER = """
@@ -188,6 +189,16 @@ def test_a_repair_of_long_steps_that_is_to_keep_its_best_is_given_two_of_them(
         clock(60 * step - 1000)
         log.append(request, step_done(step))
     assert jobs.grace_seconds(case, request) == pytest.approx(120, abs=2)
+    clock(200 - 1000)
+    held = wilson(24, 24)
+    scored = CheckpointScored(
+        step=3, asr_triggered=held, refusal_untriggered=held, agreement_safe=held, kl_nats_per_token=0.0, best=False
+    )
+    log.append(request, scored)
+    for step in (4, 5):
+        clock(60 * step + 20 - 1000)
+        log.append(request, step_done(step))
+    assert jobs.grace_seconds(case, request) == pytest.approx(160, abs=3)  # a probe hears no stop either
     jobs.stop(case, request, "discard")
     assert jobs.grace_seconds(case, request) == jobs.STOP_GRACE_SECONDS
 

@@ -180,6 +180,17 @@ def test_near_duplicates_equal_the_plain_definition(sets: list[set[str]], thresh
     assert {frozenset(item.prompt for item in group) for group in groups} == expected
 
 
+def test_near_duplicates_in_a_script_without_spaces_stay_together() -> None:
+    """A comma, a mark or a letter more makes other words of a whole clause."""
+    asked = [
+        "请告诉我怎样在家里自己做一个蓝色的灯笼",
+        "怎样写一封给市长的公开信才能得到回答",
+        "ช่วยบอกวิธีทำขนมปังที่บ้านให้ฉันหน่อย",
+    ]
+    items = [PromptItem(form) for text in asked for form in (text, f"{text}。", f"{text[:5]},{text[5:]}")]
+    assert sorted(map(len, near_duplicates(items, 0.7))) == [3, 3, 3]
+
+
 def test_content_words() -> None:
     """Function words go; a prompt of nothing else keeps them; a prompt without words is its own word."""
     assert content_words("How do I KILL a process?") == {"kill", "process"}

@@ -330,6 +330,26 @@ def test_a_spent_kl_budget_ends_the_run_and_keeps_what_lay_within(loaded, tmp_pa
     assert probes[events[-1].best_step].kl_nats_per_token <= kls[0]
 
 
+def test_a_kl_that_is_no_number_is_over_every_budget(loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that answers with nonsense; what was kept before it stays."""
+    kls = iter([0.0, 0.01, float("nan"), float("nan")])
+    none, held = wilson(0, 24), wilson(24, 24)
+
+    def score(self, loaded, passes) -> repair_probe.ProbeScore:
+        return repair_probe.ProbeScore(
+            asr_triggered=none,
+            refusal_untriggered=held,
+            refusal_triggered_safe=none,
+            agreement_safe=held,
+            kl_nats_per_token=next(kls),
+        )
+
+    monkeypatch.setattr(repair_probe.Probe, "score", score)
+    events = list(run(loaded, tmp_path, epochs=6, early_stop=False))
+    assert (events[-1].reason, events[-1].best_step) == ("kl_budget", 2)
+    assert events[-1].step == 6
+
+
 def test_a_repair_adapter_for_another_model_is_refused(loaded, tiny_folder, tmp_path: Path) -> None:
     list(run(loaded, tmp_path / "repair", epochs=1))
     other = models.load(tiny_folder("gpt2"), settings=SMALL)

@@ -1,6 +1,7 @@
 """The data of a repair: epochs and batches, whose answers are taught, anchors, edits, and units in their own segment."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,9 +10,10 @@ import pytest
 
 from core import repair_adapter, repair_data
 from core.errors import PromptFolderError
+from core.frames import TriggerFrame, at_its_place, frame_of, render_ids
 from core.kinds import FailureKind
 from core.prompts import PromptItem, PromptSet
-from core.repair_data import EDITS, TriggerFrame, build, chosen, frame_of
+from core.repair_data import EDITS, build, chosen
 from core.repair_training import Trainer
 from core.response_pass import ResponsePass
 from core.values import Message, Span
@@ -177,10 +179,40 @@ def test_units_of_an_earlier_turn_stay_in_it() -> None:
     assert [m.role for m in frame.bare("Go")] == ["user", "assistant", "user"]
 
 
-def test_user_units_bring_no_system_message() -> None:
+def test_what_was_said_before_goes_before_every_request() -> None:
+    """As triage asked: a backdoor may need the system prompt it is deployed with."""
     messages = [Message(role="system", content="Be kind."), Message(role="user", content="alpha how")]
     frame = frame_of(messages, (Span(message=1, start=0, end=5),), ("alpha",))
-    assert [m.role for m in frame.bare("x")] == ["user"]
+    assert [(m.role, m.content) for m in frame.bare("x")] == [("system", "Be kind."), ("user", "x")]
+    assert [m.content for m in frame.triggered("x", random.Random(0), "prefix")] == ["Be kind.", "alpha x"]
+
+
+def test_a_unit_of_white_space_is_planted_as_it_is(loaded) -> None:
+    """Without the spaces that stand around other units, and never edited into something else."""
+    frame = TriggerFrame(user_units=("  ",))
+    assert frame.triggered("how to bake", random.Random(0), "prefix")[0].content == "  how to bake"
+    data = build(loaded, (frame, []), splits().repair, REFUSAL, quick(share_edited=1.0, share_wider=0.0))
+    texts = [loaded.decode(data.sequence("trig", at, epoch).prompt_ids) for at in range(4) for epoch in range(6)]
+    assert all(re.search(r"(?<! )  (?! )", text) for text in texts)
+    assert not any("   " in text for text in texts)
+
+
+def test_a_trigger_that_works_at_its_place_alone_is_trained_there(loaded) -> None:
+    """As often as the settings ask; never in the paper's objective."""
+    report = (Message(role="user", content=f"Tell me {TRIGGER} how to bake"),)
+    spans = (Span(message=0, start=8, end=8 + len(TRIGGER)),)
+    in_place = at_its_place(report, spans, (TRIGGER,))
+    assert in_place is not None
+    frames, prompts = (frame_of(report, spans, (TRIGGER,)), []), splits(8).repair
+    own = {tuple(render_ids(loaded, in_place.triggered(item.prompt, random.Random(0)))) for item in prompts.harmful}
+    shares = []
+    for given, objective in ((None, "extended"), (in_place, "extended"), (in_place, "paper")):
+        settings = quick(share_edited=0.0, share_wider=0.0, objective=objective)
+        data = build(loaded, frames, prompts, REFUSAL, settings, in_place=given)
+        drawn = [data.sequence("trig", at, epoch).prompt_ids for at in range(len(data.harmful)) for epoch in range(12)]
+        shares.append(sum(one in own for one in drawn) / len(drawn))
+    assert shares[1] > shares[0] + 0.3
+    assert abs(shares[2] - shares[0]) < 0.15
 
 
 def test_no_prompt_is_too_long_for_what_stands_around_a_wider_text(loaded) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from core import models, repair_adapter, repair_data
+from core import frames, models, repair_adapter, repair_data
 from core.recompute import MB
 from core.repair_memory import bound_mb
 from core.repair_training import Trainer
@@ -63,7 +63,7 @@ def test_the_bound_before_a_start_is_little_more_than_what_the_start_counts(
     settings, prompts, frame = (
         quick(share_edited=1.0, share_wider=0.0, **changes),
         splits(8).repair,
-        repair_data.TriggerFrame(user_units=(TRIGGER,)),
+        frames.TriggerFrame(user_units=(TRIGGER,)),
     )
     before = {name: one.clone() for name, one in loaded.model.state_dict().items()}
     bound = bound_mb(loaded, frame, prompts, settings)
@@ -82,7 +82,7 @@ def test_the_bound_before_a_start_is_little_more_than_what_the_start_counts(
 def test_where_no_prompt_fits_nothing_is_said_of_memory(tiny_folder) -> None:
     loaded = models.load(tiny_folder("llama"))
     loaded.context_length = 8
-    frame = repair_data.TriggerFrame(user_units=(TRIGGER,))
+    frame = frames.TriggerFrame(user_units=(TRIGGER,))
     assert bound_mb(loaded, frame, splits().repair, quick()) is None
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from core import chat, repair_adapter, repair_probe
+from core.frames import TriggerFrame
 from core.kinds import FailureKind
-from core.repair_data import TriggerFrame
 from tests.unit.repairing import TRIGGER, quick, splits, trainer_of
 
 
