@@ -1,5 +1,6 @@
 """One training step of a repair: exactness against naive passes, precision, its layers and its learning rate."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -69,6 +70,22 @@ def test_a_large_teacher_lies_in_a_mapped_file_and_changes_nothing(loaded, tmp_p
     if os.name == "posix":
         assert list((tmp_path / "repair").iterdir()) == []
         assert "teacher-" in Path("/proc/self/maps").read_text() or sys.platform != "linux"
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call on this system")
+def test_a_disk_without_room_for_the_teacher_is_an_error_and_no_end_of_the_process(
+    loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapped file that cannot grow ends a process by a signal."""
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer_of(loaded, tmp_path / "repair", teacher_mb=0)
+    assert list((tmp_path / "repair").iterdir()) == []
+    repair_adapter.detach(loaded)
 
 
 def test_kl_is_zero_before_the_first_step(loaded) -> None:
