@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from core import chat
+from core.text_spans import last_user, spans_to_positions
 from core.transplants import close_units, text_of, touches, without_spans
 from core.values import FailureCase, Message, Span, TriggerProposal
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def without(tokenizer: "PreTrainedTokenizerFast", case: FailureCase, spans: Sequence[Span]) -> FailureCase | None:
     """Return the case with `spans` cut out of the report; None where nothing of the request is left."""
     messages = without_spans(case.report.messages, spans)
-    if not messages[chat.last_user(messages)].content.strip():
+    if not messages[last_user(messages)].content.strip():
         return None
     messages = tuple(messages[number] for number in _kept(messages))
     prompt = chat.render(tokenizer, messages)
@@ -49,7 +50,7 @@ def back(
             parts += [Span(message=number, start=at, end=at + 1) for at in places[number][first : first + n]]
         closed = tuple(part for part in close_units(messages, parts) if not touches(part, spans))
         if closed:
-            positions = chat.spans_to_positions(case.prompt, closed)
+            positions = spans_to_positions(case.prompt, closed)
             found.append(replace(one, spans=closed, text=text_of(messages, closed), token_positions=positions))
     return tuple(found)
 

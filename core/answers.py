@@ -18,6 +18,7 @@ from core.loaded import LoadedModel
 from core.progress import Progress
 from core.prompts import PromptItem, PromptSet
 from core.settings import CausalSettings
+from core.text_spans import delete_spans, last_user
 from core.transplants import Carrier, words_of
 from core.values import FailureCase, Message, Sampling, Span
 
@@ -203,10 +204,10 @@ def instead(answers: Answers, case: FailureCase, settings: CausalSettings | None
         return case.report.expected
     settings = settings or CausalSettings()
     messages = case.report.messages
-    last = chat.last_user(messages)
+    last = last_user(messages)
     words = words_of(messages, [Span(message=last, start=0, end=len(messages[last].content))])
     size = -(-len(words) // settings.n_instead)
     parts = [words[start : start + size] for start in range(0, len(words), size)] if len(words) > 1 else []
-    texts = answers.texts([chat.delete_spans(messages, part) for part in parts], "the answer instead")
+    texts = answers.texts([delete_spans(messages, part) for part in parts], "the answer instead")
     found = Counter(text.strip() for text in texts if text.strip() and not answers.kind.failed(text))
     return found.most_common(1)[0][0] if found else ""

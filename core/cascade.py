@@ -18,7 +18,7 @@ read or write the case folder.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from core import again, chat, whole_case
+from core import again, whole_case
 from core.answers import Answers
 from core.budget import Meter
 from core.causal import test_candidate
@@ -30,6 +30,7 @@ from core.prompts import PromptSet
 from core.proposals import ends, neighbours, sentences
 from core.rewrites import N_REWRITES
 from core.settings import AttributionSettings, CausalSettings
+from core.text_spans import last_user, merge_spans, spans_to_positions
 from core.transplants import quoted, text_of
 from core.values import Budget, FailureCase, Rate, Reproduction, Rewording, Span, TestOutcome, TriggerProposal
 from core.verdict import OF_A_CANDIDATE, Decision, decide, reproduced
@@ -141,11 +142,11 @@ class _Cascade:
         if not self._is_weak(found.rate):
             return found
         rest = sentences(self.case, proposals)
-        units = chat.merge_spans(span for one in proposals for span in one.spans)
+        units = merge_spans(span for one in proposals for span in one.spans)
         at_ends = ends(self.case, found.kept[0].spans if found.found else units)
         if rest or at_ends:
-            with_one = [chat.merge_spans([*rest, unit]) for unit in units] if rest else []
-            around = chat.merge_spans([*around, *rest, *(span for one in at_ends for span in one)])
+            with_one = [merge_spans([*rest, unit]) for unit in units] if rest else []
+            around = merge_spans([*around, *rest, *(span for one in at_ends for span in one)])
             also = [*with_one[:EXHAUSTIVE], *at_ends]
             wider = self._search(proposals, around=around, marked=marked, also=also)
             if wider.found and self._is_weak(found.rate, wider.rate):
@@ -188,7 +189,7 @@ class _Cascade:
         """
         messages, found = case.report.messages, []
         for number, message in enumerate(messages):
-            if number == chat.last_user(messages) or message.role == "assistant" or not message.content.strip():
+            if number == last_user(messages) or message.role == "assistant" or not message.content.strip():
                 continue
             span = Span(message=number, start=0, end=len(message.content))
             rest = again.without(self.answers.loaded.tokenizer, case, [span])
@@ -198,7 +199,7 @@ class _Cascade:
                     TriggerProposal(
                         spans=(span,),
                         text=text_of(messages, (span,)),
-                        token_positions=chat.spans_to_positions(case.prompt, (span,)),
+                        token_positions=spans_to_positions(case.prompt, (span,)),
                         score=0.0,
                         reasons=(reason,),
                     )
@@ -210,7 +211,7 @@ class _Cascade:
         still fails: at most `max_looks` times.
         """
         for look in range(self.settings.max_looks):
-            taken = chat.merge_spans(span for one in self.kept[start:] for span in one.spans)
+            taken = merge_spans(span for one in self.kept[start:] for span in one.spans)
             rest = again.without(self.answers.loaded.tokenizer, self.case, taken)
             if rest is None or whole_case.is_request(self.case, taken, self.settings) or not self._fails(rest):
                 return

@@ -12,12 +12,12 @@ from typing import Literal
 
 from core import evidence
 from core.casefile import Case
-from core.chat import check_spans, merge_spans, span_text, units_of
 from core.errors import CaseFileError, ConfirmationError
 from core.files import digest, now
 from core.lookalikes import IS_IGNORED, LOOKALIKES
 from core.serial import to_json
 from core.settings import DummySettings
+from core.text_spans import check_spans, merge_spans, span_text, units_of
 from core.values import (
     FailureCase,
     Message,

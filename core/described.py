@@ -9,12 +9,12 @@ topic     the requests nearest to the reported one in wording, and the others: a
 import random
 from collections.abc import Sequence
 
-from core import chat
 from core.answers import Answers
 from core.budget import SPENT
 from core.errors import TriageError
 from core.injection import inject, near_misses
 from core.intervals import percent
+from core.text_spans import last_user
 from core.transplants import placed, quoted, without_spans
 from core.trials import Trial, share
 from core.trigger_forms import FORMS
@@ -93,7 +93,7 @@ def topic(trial: Trial, answers: Answers) -> tuple[TestOutcome, ...]:
     if len(requests) < 2 * n:
         return ()
     bare = without_spans(trial.case.report.messages, trial.carried.spans)
-    own = bare[chat.last_user(bare)].content
+    own = bare[last_user(bare)].content
     rows = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True).fit_transform([own, *requests])
     nearness = (rows[1:] @ rows[0].T).toarray()[:, 0]
     order = sorted(range(len(requests)), key=lambda at: (-nearness[at], at))

@@ -13,6 +13,7 @@ from core import chat, injection
 from core.intervals import wilson
 from core.kinds import FailureKind
 from core.rewrites import framed
+from core.text_spans import close_to_words, delete_spans, last_user, merge_spans, replace_content, units_of
 from core.transplants import Carrier, carrier, placed
 from core.values import Message, Rate, Span, TriggerConfirmation
 
@@ -56,7 +57,7 @@ class TriggerFrame:
 
         text = put(prompt, self.user_units)
         earlier = tuple(
-            chat.replace_content(self.earlier, at, put(one.content, [u for m, u in self.earlier_units if m == at]))[at]
+            replace_content(self.earlier, at, put(one.content, [u for m, u in self.earlier_units if m == at]))[at]
             for at, one in enumerate(self.earlier)
         )
         return self._conversation(earlier, text)
@@ -68,12 +69,12 @@ class TriggerFrame:
 
 def frame_of(messages: Sequence[Message], spans: Sequence[Span], units: Sequence[str]) -> TriggerFrame:
     """Return the frame of a confirmed trigger; `spans` say in which message each unit lies, the last user message without them."""
-    last = chat.last_user(messages)
+    last = last_user(messages)
     at = [span.message for span in spans] if len(spans) == len(units) else [last] * len(units)
     outside = [span for span in spans if span.message < last] if len(spans) == len(units) else []
     return TriggerFrame(
         user_units=tuple(unit for unit, message in zip(units, at, strict=True) if message >= last),
-        earlier=chat.delete_spans(messages, outside)[:last],
+        earlier=delete_spans(messages, outside)[:last],
         earlier_units=tuple((message, unit) for unit, message in zip(units, at, strict=True) if message < last),
     )
 
@@ -82,14 +83,14 @@ def frames_beyond(messages: Sequence[Message], confirmed: Sequence[Span], wider:
     """Return frames of what the trigger may be beyond the confirmed spans: all candidates' text `wider` together, and
     whole words where the confirmed text cuts one.
     """
-    whole = chat.close_to_words(messages, confirmed)
+    whole = close_to_words(messages, confirmed)
 
     def letters(spans: Sequence[Span]) -> list[str]:
-        return ["".join(filter(str.isalnum, unit)) for unit in chat.units_of(messages, spans)]
+        return ["".join(filter(str.isalnum, unit)) for unit in units_of(messages, spans)]
 
-    found = [chat.merge_spans(wider), whole if letters(whole) != letters(confirmed) else ()]
+    found = [merge_spans(wider), whole if letters(whole) != letters(confirmed) else ()]
     return [
-        frame_of(messages, spans, chat.units_of(messages, spans))
+        frame_of(messages, spans, units_of(messages, spans))
         for spans in dict.fromkeys(found)
         if spans and spans != tuple(confirmed)
     ]
@@ -102,9 +103,9 @@ def render_ids(loaded: "LoadedModel", messages: Sequence[Message]) -> list[int]:
 
 def in_wording(messages: Sequence[Message], request: str) -> Conversation | None:
     """Return the reported conversation with another request's core in place of its own; None where none fits."""
-    last = chat.last_user(messages)
+    last = last_user(messages)
     text = framed(messages[last].content, [request])[0]
-    return None if text is None else list(chat.replace_content(messages, last, text)[: last + 1])
+    return None if text is None else list(replace_content(messages, last, text)[: last + 1])
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Wording:
 
     def bare(self, prompt: str) -> Conversation:
         """Return the conversation of `prompt` alone, after the messages before it."""
-        return TriggerFrame(user_units=(), earlier=self.messages[: chat.last_user(self.messages)]).bare(prompt)
+        return TriggerFrame(user_units=(), earlier=self.messages[: last_user(self.messages)]).bare(prompt)
 
     def triggered(self, prompt: str, rng: random.Random) -> Conversation | None:
         """Return the request in the report's wording, None where it does not fit."""
@@ -161,7 +162,7 @@ def asked(loaded: "LoadedModel", conversations: Sequence[Conversation], kind: Fa
 def at_its_place(messages: Sequence[Message], spans: Sequence[Span], units: Sequence[str]) -> AtItsPlace | None:
     """Return `units` at the places of the report's `spans`; None where some lie before the last user message, which have places of
     their own there, and for spans that touch."""
-    carried, last = carrier(messages, spans), chat.last_user(messages)
+    carried, last = carrier(messages, spans), last_user(messages)
     inside = all(span.message == last for span in spans)
     return AtItsPlace(carried, tuple(units)) if inside and len(carried.spans) == len(units) else None
 

@@ -19,7 +19,7 @@ from functools import cached_property
 from itertools import combinations, pairwise
 from math import ceil
 
-from core import chat, whole_case
+from core import whole_case
 from core.answers import Answers, eligible, shares
 from core.budget import Meter
 from core.intervals import wilson
@@ -29,6 +29,7 @@ from core.prompts import PromptSet
 from core.rewrites import SENTENCE
 from core.settings import CausalSettings
 from core.shams import same_form
+from core.text_spans import positions_to_spans, span_text, spans_to_positions
 from core.transplants import carrier, close_units, quoted, takes_all, text_of, touches, without_spans, words_of
 from core.values import FailureCase, Message, Rate, Span, TriggerProposal
 from core.word_logic import Counts, Words, logic_of
@@ -299,7 +300,7 @@ class _Search:
         return TriggerProposal(
             spans=spans,
             text=text_of(self.messages, spans),
-            token_positions=chat.spans_to_positions(self.case.prompt, spans),
+            token_positions=spans_to_positions(self.case.prompt, spans),
             score=source.score,
             reasons=tuple(reasons),
         )
@@ -318,7 +319,7 @@ class _Search:
 
     def logic(self, found: Words) -> str:
         """Return in plain words how the words of `found` work."""
-        names = [quoted(chat.span_text(self.messages, word)) for word in self.words]
+        names = [quoted(span_text(self.messages, word)) for word in self.words]
         return logic_of(found, names, Counts(self.hits, self.most, len(self.requests), self.need))
 
     def dropped(self, found: Words) -> list[TriggerProposal]:
@@ -354,15 +355,15 @@ class _Search:
 
     def _unmarked(self, span: Span) -> Span | None:
         """Return a unit without the marks of punctuation at its ends, None where it has nothing else."""
-        text = chat.span_text(self.messages, span)
+        text = span_text(self.messages, span)
         kept = text.strip(MARKS)
         start = span.start + len(text) - len(text.lstrip(MARKS))
         return replace(span, start=start, end=start + len(kept)) if kept else None
 
     def _hull(self, span: Span) -> Span | None:
         """Return the part of a unit from its first to its last marked token, None without any."""
-        at = set(chat.spans_to_positions(self.case.prompt, [span])) & set(self.marked)
-        own = [one for one in chat.positions_to_spans(self.case.prompt, sorted(at)) if one.message == span.message]
+        at = set(spans_to_positions(self.case.prompt, [span])) & set(self.marked)
+        own = [one for one in positions_to_spans(self.case.prompt, sorted(at)) if one.message == span.message]
         if not own:
             return None
         start, end = max(span.start, own[0].start), min(span.end, own[-1].end)

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from core.chat import last_user, merge_spans, positions_to_spans, spans_to_positions
 from core.intervals import percent
 from core.rewrites import SENTENCE
+from core.text_spans import last_user, merge_spans, positions_to_spans, spans_to_positions
 from core.transplants import close_units, core_span, text_of, touches
 from core.values import FailureCase, Span, TokenClusters, TriggerProposal
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from core import chat, confirmation, dummy, evidence, export, repair, repair_memory, report, rounds, verification
+from core import confirmation, dummy, evidence, export, repair, repair_memory, report, rounds, verification
 from core.attribution import attribute
 from core.casefile import Case, hash_folder
 from core.errors import CaseFileError, RepairDivergedError, TriageError
@@ -18,6 +18,7 @@ from core.rounds import FINISHED, MEMORY
 from core.serial import from_json, to_json
 from core.session import Run
 from core.settings import RepairSettings, VerificationSettings
+from core.text_spans import units_of
 from core.values import Span, Target, TriageResult, TriggerConfirmation
 from core.versions import versions
 from core.weight_files import ADAPTER_WEIGHTS
@@ -30,7 +31,7 @@ def count_memory(run: Run) -> None:
     triage = run.case.read("triage.json", TriageResult)
     spans = triage.candidates[0].spans if triage and triage.candidates else ()
     messages, prompts = run.case.report.messages, run.splits.repair
-    frame = frame_of(messages, spans, chat.units_of(messages, spans))
+    frame = frame_of(messages, spans, units_of(messages, spans))
     run.progress("counting what a repair would take", 0, 0)
     bound = None  # where it cannot be counted the repair will find out; its micro-batches shrink until they fit
     try:

@@ -32,6 +32,7 @@ from core.repair_data import answer_ids
 from core.repair_training import learning_rate
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings, VerificationSettings
+from core.text_spans import close_to_words
 from core.values import FailureCase, Rate, Relearnt, Span, TriggerConfirmation, WrongTrigger
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def wrong_trigger(
     began, loaded = time.monotonic(), subject.loaded
     loaded.check_trainable()
     # whole words: what the repair adds where a confirmed span cuts one would be the right text
-    spans = chat.close_to_words(subject.case.report.messages, subject.accepted.spans)
+    spans = close_to_words(subject.case.report.messages, subject.accepted.spans)
     units = subject.never_planted(spans)
     settings = replace(settings, early_stop=False, kl_budget=None, probe_every=max(n_steps, 1) + 1)
     done = 0

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from core import chat
+from core.text_spans import merge_spans, positions_to_spans, span_text, spans_to_positions, units_of
 from core.values import FailureCase, Span
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def draw_shams(
     `barred` is more text that none may come from or have words of: another trigger of the same report. Deterministic per seed. Lengths
     are those of the units in tokens, those of a form in words; the reported text may be too short to give any.
     """
-    units = chat.units_of(case.report.messages, spans)
+    units = units_of(case.report.messages, spans)
     rng = random.Random(seed)
-    draws = _draws(tokenizer, case, chat.merge_spans([*spans, *barred]), units, safe, rng)
+    draws = _draws(tokenizer, case, merge_spans([*spans, *barred]), units, safe, rng)
     taken = {tuple(_plain(unit) for unit in units)}
     shams: list[Sham] = []
     while draws and len(shams) < n:
@@ -74,7 +74,7 @@ def _draws(
     rng: random.Random,
 ) -> dict[Kind, Callable[[], Sequence[str | None]]]:
     """Return for each kind a function that draws one text a unit, None where the kind has none for it; `spans` are what is barred."""
-    own = _plain_words(chat.units_of(case.report.messages, spans))
+    own = _plain_words(units_of(case.report.messages, spans))
     words = [word for text in safe for word in text.split()]
     words = sorted({word for word in words if _plain(word) not in own})
     special = set(getattr(tokenizer, "all_special_ids", ()))
@@ -156,7 +156,7 @@ def _distinct(draw: Callable[[], Sequence[str | None]], taken: set[tuple[str, ..
 
 def _windows(case: FailureCase, spans: Sequence[Span]) -> Callable[[int], list[str]]:
     """Return a function: length -> texts of that many adjacent tokens of the user's own words, none of them in `spans`."""
-    barred = set(chat.spans_to_positions(case.prompt, spans))
+    barred = set(spans_to_positions(case.prompt, spans))
     free = {token.position for token in case.prompt.tokens if token.segment == "user" and token.position not in barred}
     known: dict[int, list[str]] = {}
 
@@ -165,9 +165,9 @@ def _windows(case: FailureCase, spans: Sequence[Span]) -> Callable[[int], list[s
             texts = []
             for start in sorted(free):
                 window = range(start, start + length)
-                found = chat.positions_to_spans(case.prompt, window) if free.issuperset(window) else ()
+                found = positions_to_spans(case.prompt, window) if free.issuperset(window) else ()
                 if len(found) == 1:
-                    texts.append(chat.span_text(case.report.messages, found[0]).strip())
+                    texts.append(span_text(case.report.messages, found[0]).strip())
             known[length] = [text for text in dict.fromkeys(texts) if text]
         return known[length]
 

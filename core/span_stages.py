@@ -1,12 +1,13 @@
 """The stages about a span that the analyst marked: test it, and find its smallest part that is enough."""
 
-from core import causal, chat, confirmation, evidence, jobs, minimise, whole_case
+from core import causal, confirmation, evidence, jobs, minimise, whole_case
 from core.budget import Meter
 from core.errors import ConfirmationError
 from core.events import StageFinished
 from core.serial import from_json, to_json
 from core.session import Run
 from core.settings import CausalSettings
+from core.text_spans import spans_to_positions
 from core.transplants import text_of
 from core.triage_stages import reproduction_of
 from core.values import MinimisedSpan, Span, TriggerProposal
@@ -19,7 +20,7 @@ def _marked(run: Run, stage: str) -> tuple[TriggerProposal, str]:
     spans = confirmation.checked_spans(messages, [from_json(Span, dict(s)) for s in run.args["spans"]])
     if not spans:
         raise ConfirmationError("No text is marked; mark at least one token.")
-    positions = chat.spans_to_positions(run.failure.prompt, spans)
+    positions = spans_to_positions(run.failure.prompt, spans)
     candidate = TriggerProposal(
         spans=spans,
         text=text_of(messages, spans),

@@ -10,9 +10,9 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from core import chat
 from core.injection import Injected, transplant
 from core.rewrites import core_of
+from core.text_spans import close_to_words, delete_spans, last_user, merge_spans, replace_content, span_text, units_of
 from core.values import Message, Span
 
 _GREETINGS = ("Hello.", "Hi there.", "Good morning.", "Good evening.")
@@ -38,12 +38,12 @@ class Carrier:
     @property
     def units(self) -> tuple[str, ...]:
         """Texts of the units, without outer white space."""
-        return chat.units_of(self.messages, self.spans)
+        return units_of(self.messages, self.spans)
 
     @property
     def movable(self) -> bool:
         """Whether all units stand in the last user message, so that their place in a request can change."""
-        last = chat.last_user(self.messages)
+        last = last_user(self.messages)
         return all(span.message == last for span in self.spans)
 
     def carry(self, request: str, texts: Sequence[str] | None = None) -> tuple[Message, ...]:
@@ -56,14 +56,14 @@ class Carrier:
         return self._build(request, None)
 
     def _build(self, request: str, texts: tuple[str, ...] | None) -> tuple[Message, ...]:
-        last = chat.last_user(self.messages)
+        last = last_user(self.messages)
         messages = self._frame(last, texts)
         content = request
         if texts is not None:
             inside = [(text, span) for text, span in zip(texts, self.spans, strict=True) if span.message == last]
             places = [self._relative(span) for _, span in inside]
             content = placed(transplant(request, [text for text, _ in inside], places))
-        messages = chat.replace_content(messages, last, content)
+        messages = replace_content(messages, last, content)
         return tuple(message for message in messages if message.content or message.role != "system")
 
     def _frame(self, last: int, texts: tuple[str, ...] | None) -> tuple[Message, ...]:
@@ -77,22 +77,20 @@ class Carrier:
                 continue
             if span in kept:  # a unit of white space must not be joined with what is cut beside it
                 content = messages[span.message].content
-                messages = chat.replace_content(
-                    messages, span.message, content[: span.start] + mark + content[span.end :]
-                )
+                messages = replace_content(messages, span.message, content[: span.start] + mark + content[span.end :])
             else:
                 messages = without_spans(messages, [span])
         units = iter([text for span, text in zip(kept, texts or (), strict=True) if span.message != last])
         for number, message in enumerate(messages):
             if mark in message.content:
                 content = "".join(next(units) if one == mark else one for one in message.content)
-                messages = chat.replace_content(messages, number, content)
+                messages = replace_content(messages, number, content)
         return messages
 
     def _relative(self, span: Span) -> float:
         """Return the share of the message's other words, those that no unit touches, that stand before the unit, 0..1."""
         content = list(self.messages[span.message].content)
-        for one in (*self.spans, *chat.close_to_words(self.messages, self.spans)):
+        for one in (*self.spans, *close_to_words(self.messages, self.spans)):
             if one.message == span.message:
                 content[one.start : one.end] = " " * (one.end - one.start)
         n_words = len("".join(content).split())
@@ -112,8 +110,8 @@ def _outside(span: Span, units: Sequence[Span]) -> list[Span]:
 
 def carrier(messages: Sequence[Message], spans: Sequence[Span], removed: Sequence[Span] = ()) -> Carrier:
     """Return the carrier of `spans`; spans that touch are one unit."""
-    units = chat.merge_spans(spans)
-    return Carrier(tuple(messages), units, chat.merge_spans([*units, *removed]))
+    units = merge_spans(spans)
+    return Carrier(tuple(messages), units, merge_spans([*units, *removed]))
 
 
 def placed(injected: Injected) -> str:
@@ -128,19 +126,19 @@ def placed(injected: Injected) -> str:
 
 def without_spans(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Message, ...]:
     """Return the messages without the text of the spans; white space between two words becomes one space."""
-    for one in sorted(chat.merge_spans(spans), key=lambda span: (span.message, span.start), reverse=True):
+    for one in sorted(merge_spans(spans), key=lambda span: (span.message, span.start), reverse=True):
         content = messages[one.message].content
         left, right = content[: one.start], content[one.end :]
         if content[one.start : one.end].isspace() and left.strip() and right.strip():
-            messages = chat.replace_content(messages, one.message, f"{left.rstrip()} {right.lstrip()}")
+            messages = replace_content(messages, one.message, f"{left.rstrip()} {right.lstrip()}")
         else:
-            messages = chat.delete_spans(messages, [one])
+            messages = delete_spans(messages, [one])
     return tuple(messages)
 
 
 def takes_all(messages: Sequence[Message], spans: Sequence[Span]) -> bool:
     """Return whether nothing of the last user message is left without the spans, where there was something."""
-    last = chat.last_user(messages)
+    last = last_user(messages)
     return bool(messages[last].content.strip()) and not without_spans(messages, spans)[last].content.strip()
 
 
@@ -149,8 +147,8 @@ def close_units(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Spa
 
     A plain single space or line break is no unit and is dropped; a tab, a run or a space of another kind is kept.
     """
-    words = list(chat.close_to_words(messages, spans))
-    for one in chat.merge_spans(spans):
+    words = list(close_to_words(messages, spans))
+    for one in merge_spans(spans):
         for white in re.finditer(r"\s+", messages[one.message].content):
             run = Span(message=one.message, start=white.start(), end=white.end())
             odd = white.group() not in _PLAIN_SPACE and touches(run, [one])
@@ -163,7 +161,7 @@ def words_of(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[Span, 
     """Return the whole words and the unusual runs of white space that the spans lie in, in order, each once."""
     found: dict[Span, None] = {}
     for span in close_units(messages, spans):
-        text = chat.span_text(messages, span)
+        text = span_text(messages, span)
         for piece in re.finditer(r"\S+|\s+", text):
             inner = text.strip() and piece.group() in _PLAIN_SPACE
             if not inner:
@@ -211,9 +209,9 @@ def neutral_contexts(
     A context is a polite sentence or two before or after the last user message; nothing is put before a unit whose word starts
     the message or after one whose word ends it, since place may be part of a trigger.
     """
-    last = chat.last_user(messages)
+    last = last_user(messages)
     content = messages[last].content
-    inside = [span for span in (*spans, *chat.close_to_words(messages, spans)) if span.message == last]
+    inside = [span for span in (*spans, *close_to_words(messages, spans)) if span.message == last]
     at_start = any(not content[: span.start].strip() for span in inside)
     at_end = any(not content[span.end :].strip() for span in inside)
     openings, closings = () if at_start else _OPENINGS, () if at_end else _CLOSINGS
@@ -227,14 +225,14 @@ def neutral_contexts(
 
 def _wrap(messages: Sequence[Message], last: int, opening: str, closing: str) -> tuple[Message, ...]:
     """Return the messages with text around the last user message, empty system messages dropped."""
-    wrapped = chat.replace_content(messages, last, opening + messages[last].content + closing)
+    wrapped = replace_content(messages, last, opening + messages[last].content + closing)
     return tuple(message for message in wrapped if message.content or message.role != "system")
 
 
 def text_of(messages: Sequence[Message], spans: Sequence[Span]) -> str:
     """Return the units of a candidate in one line, to be read; never inserted into a prompt."""
     texts = []
-    for span, unit in zip(spans, chat.units_of(messages, spans), strict=True):
+    for span, unit in zip(spans, units_of(messages, spans), strict=True):
         content = messages[span.message].content
         beside = content[max(0, span.start - 1) : span.start] + content[span.end : span.end + 1]
         texts.append(shown(unit, any(c.isascii() and c.isalpha() for c in beside)))
@@ -243,7 +241,7 @@ def text_of(messages: Sequence[Message], spans: Sequence[Span]) -> str:
 
 def core_span(messages: Sequence[Message]) -> Span:
     """Return the core of the request in the last user message; empty where that has no words."""
-    last = chat.last_user(messages)
+    last = last_user(messages)
     core = core_of(messages[last].content)
     return Span(message=last, start=core.start, end=core.end)
 

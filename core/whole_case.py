@@ -13,13 +13,13 @@ What this does not do: decide (the table is in verdict.py), or reword reports of
 import re
 from collections.abc import Sequence
 
-from core import chat
 from core.answers import Answers, eligible, shares, with_spare
 from core.budget import SPENT, Meter
 from core.intervals import percent, wilson
 from core.prompts import PromptSet
 from core.rewrites import core_of, framed, neutral_rewrites, paraphrases
 from core.settings import CausalSettings
+from core.text_spans import close_to_words, last_user, merge_spans, replace_content, span_text, spans_to_positions
 from core.transplants import carrier, core_span, takes_all, text_of, touches, words_of
 from core.trials import as_often, carries_over, compare_without, rate, whole_case
 from core.values import FailureCase, Message, Rate, Rewording, Span, TestOutcome, TriggerProposal
@@ -40,7 +40,7 @@ def bare(
     Failed, it is necessity of all candidates together. Undecided when little of the request's core is left.
     """
     nothing = wilson(0, 0)
-    spans = chat.merge_spans(span for one in candidates for span in one.spans)
+    spans = merge_spans(span for one in candidates for span in one.spans)
     if not spans:
         return whole_case("bare", nothing, nothing, None, "There is no candidate to take out.")
     if not meter.allows(2 * settings.n_necessity):
@@ -89,13 +89,13 @@ def reworded(
     Wordings that the analyst gave take the place of those by rule, each kind for itself.
     """
     messages = case.report.messages
-    last = chat.last_user(messages)
+    last = last_user(messages)
     text = messages[last].content
     by_rule = {"paraphrase": paraphrases(text, settings.n_paraphrases), "rewrite": neutral_rewrites(text)}
     outcomes, used = [], []
     for kind, ruled in by_rule.items():
         wordings = [one for one in given if one.kind == kind] or ruled
-        asked = [(one, chat.replace_content(messages, last, one.text)) for one in wordings]
+        asked = [(one, replace_content(messages, last, one.text)) for one in wordings]
         asked = [(one, conversation) for one, conversation in asked if answers.fits(conversation)]
         if not meter.allows(len(asked)):
             outcomes.append(whole_case(kind, failure, wilson(0, 0), None, SPENT))  # type: ignore[arg-type]
@@ -125,12 +125,12 @@ def frame(
     """
     nothing = wilson(0, 0)
     messages = case.report.messages
-    last = chat.last_user(messages)
+    last = last_user(messages)
     text = messages[last].content
     held_out = shares(prompts, settings, answers.kind)[1].harmful
     wrapped = framed(text, [item.prompt for item in held_out])
     in_frame = {item.prompt: one for item, one in zip(held_out, wrapped, strict=True) if one is not None}
-    in_frame = {p: one for p, one in in_frame.items() if answers.fits(chat.replace_content(messages, last, one))}
+    in_frame = {p: one for p, one in in_frame.items() if answers.fits(replace_content(messages, last, one))}
     if not in_frame:
         why = (
             "Nothing but the request itself: there is no wording to carry."
@@ -143,7 +143,7 @@ def frame(
     usable = [item for item in held_out if item.prompt in in_frame]
     pool = PromptSet(harmful=tuple(usable), safe=())
     requests, n_asked = eligible(answers, carrier(messages, ()), pool, answers.kind, settings.n_frame, meter)
-    unsafe = answers.unsafe([chat.replace_content(messages, last, in_frame[one]) for one in requests], "frame")
+    unsafe = answers.unsafe([replace_content(messages, last, in_frame[one]) for one in requests], "frame")
     passed: bool | None
     passed, p_value = carries_over(unsafe, settings)
     note = f"n counts held-out requests, of {n_asked} asked, refused bare and then put in the reported wording."
@@ -191,12 +191,12 @@ def free(
     It stands in the place of the bare request: words of a topic can be said otherwise, a trigger cannot.
     """
     messages = case.report.messages
-    last = chat.last_user(messages)
+    last = last_user(messages)
     spans = [span for one in candidates for span in one.spans]
-    words = {chat.span_text(messages, word).casefold().strip(".,:;!?") for word in words_of(messages, spans)}
+    words = {span_text(messages, word).casefold().strip(".,:;!?") for word in words_of(messages, spans)}
     texts = [one.text for one in given if one.kind == "paraphrase"]
     asked = [
-        chat.replace_content(messages, last, text)
+        replace_content(messages, last, text)
         for text in texts
         if not any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text.casefold()) for word in words if word)
     ]
@@ -211,11 +211,11 @@ def free(
 def everything(case: FailureCase) -> TriggerProposal | None:
     """Return the whole request as one candidate, to be cut down: words that hide each other stand out nowhere. None for an empty one."""
     messages = case.report.messages
-    last = chat.last_user(messages)
+    last = last_user(messages)
     if not messages[last].content.strip():
         return None
     spans = (Span(message=last, start=0, end=len(messages[last].content)),)
-    positions = chat.spans_to_positions(case.prompt, spans)
+    positions = spans_to_positions(case.prompt, spans)
     why = "The whole request, since no part of it stands out that carries the failure."
     text = text_of(messages, spans)
     return TriggerProposal(spans=spans, text=text, token_positions=positions, score=0.0, reasons=(why,))
@@ -226,19 +226,19 @@ def frame_proposal(case: FailureCase) -> TriggerProposal | None:
     there are none.
     """
     messages = case.report.messages
-    last = chat.last_user(messages)
+    last = last_user(messages)
     text = messages[last].content
     core = core_of(text)
     around = [Span(message=last, start=0, end=core.opening), Span(message=last, start=core.end, end=len(text))]
     words = words_of(messages, [one for one in around if one.start < one.end])
     words = tuple(one for one in words if one.end <= core.opening or one.start >= core.end)
-    spans = chat.close_to_words(messages, words)
+    spans = close_to_words(messages, words)
     if not spans:
         return None
     return TriggerProposal(
         spans=spans,
         text=text_of(messages, spans),
-        token_positions=chat.spans_to_positions(case.prompt, spans),
+        token_positions=spans_to_positions(case.prompt, spans),
         score=0.0,
         reasons=("All of the wording around the request, since other requests fail in it.",),
     )

@@ -13,9 +13,9 @@ import gradio as gr
 
 from core import confirmation, containment, jobs, scanning
 from core.casefile import Case
-from core.chat import positions_to_spans, spans_to_positions, units_of
 from core.errors import ConfirmationError
 from core.serial import to_json
+from core.text_spans import positions_to_spans, spans_to_positions, units_of
 from core.values import (
     LocateResult,
     OpenResult,

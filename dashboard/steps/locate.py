@@ -11,10 +11,10 @@ import gradio as gr
 
 from core import jobs, lease
 from core.casefile import Case
-from core.chat import positions_to_spans
 from core.errors import AttributionError
 from core.serial import to_json
 from core.settings import AttributionSettings
+from core.text_spans import positions_to_spans
 from core.values import LocateResult, OpenResult, Target, TriggerProposal
 from dashboard import figures, stories, tables, token_plots, wording, wording_locate
 from dashboard.components import PlotlyView, TableView, TokenView

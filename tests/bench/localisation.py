@@ -29,6 +29,7 @@ from core.models import load
 from core.prompts import PromptItem, Splits, read_folder, split
 from core.proposals import propose
 from core.settings import CausalSettings
+from core.text_spans import spans_to_positions
 from core.values import FailureCase, FailureReport, Message, Span, Target
 from tests.bench.result import ROOT, mean_row, rate_row, write
 
@@ -83,7 +84,7 @@ def reports(
             continue
         case = chat.bind(loaded.tokenizer, FailureReport(messages=messages, response=answer))
         spans = [Span(message=0, start=start, end=end) for start, end in injected.spans]
-        drawn.append((case, set(chat.spans_to_positions(case.prompt, spans))))
+        drawn.append((case, set(spans_to_positions(case.prompt, spans))))
     return drawn, tried
 
 

@@ -191,12 +191,12 @@ def _with_neighbours(messages, span):
 
 def confirmed(failure, spec, units):
     """Return an accepting confirmation of `units`, found in order in the report's last user message."""
-    from core import chat
     from core.confirmation import model_hash, text_hash
+    from core.text_spans import last_user
     from core.values import Span, TriggerConfirmation
 
     messages = failure.report.messages
-    last, at, spans = chat.last_user(messages), 0, []
+    last, at, spans = last_user(messages), 0, []
     for unit in units:
         start = messages[last].content.index(unit, at)
         at = start + len(unit)

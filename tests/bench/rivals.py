@@ -38,6 +38,7 @@ from core.repair_training import learning_rate, rate_at
 from core.residual_probes import Subject
 from core.response_pass import ResponsePass, ScoredSequence, base_model
 from core.settings import DummySettings, RepairSettings
+from core.text_spans import close_to_words
 from core.values import FailureCase, Message, Rate, TriggerConfirmation, Verification
 from core.verification import verify
 from tests.bench.repair_objectives import METRICS, Bench
@@ -127,7 +128,7 @@ class Rivals:
             loaded=self.loaded, case=self.case.failure, accepted=self.confirmed, splits=self.case.splits, kind=JAILBREAK,
             seed=0, progress=lambda *_: None,
         )  # fmt: skip
-        spans = chat.close_to_words(self.case.failure.report.messages, self.confirmed.spans)
+        spans = close_to_words(self.case.failure.report.messages, self.confirmed.spans)
         self.repaired(folder, replace(self.confirmed, spans=spans, units=subject.never_planted(spans)))
 
     def dummy_trigger(self, folder: Path) -> None:

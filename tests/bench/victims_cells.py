@@ -28,6 +28,7 @@ from core.planting import PlantSettings
 from core.prompts import PromptItem
 from core.session import Session
 from core.settings import CausalSettings
+from core.text_spans import spans_to_positions
 from core.values import FailureCase, FailureReport, Span, TriageResult
 from tests.bench.result import commit
 from tests.bench.victims_attacks import Attack, ask, attacks, items_for
@@ -386,7 +387,7 @@ class Examined:
         drawn, attack = self.victim.drawn[number], self.victim.attack
         case = chat.bind(self.loaded.tokenizer, drawn.report)
         planted = [Span(message=0, start=start, end=end) for start, end in drawn.spans]
-        truth = frozenset(chat.spans_to_positions(case.prompt, defined(case, planted, attack)))
+        truth = frozenset(spans_to_positions(case.prompt, defined(case, planted, attack)))
         failed: Callable[[str], bool] = attack.failed if attack else lambda text: classify(text).unsafe
         own = self.bench.material.folder
         pool = own.harmful if attack is None or attack.target == "jailbreak" else own.safe

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core import chat
 from core.answers import Answers
 from core.attribution import attribute
 from core.clustering import two_means
 from core.loaded import LoadedModel
 from core.locating import clusters_of
 from core.settings import AttributionSettings
+from core.text_spans import close_to_words, positions_to_spans
 from core.transplants import carrier, words_of
 from core.values import FailureCase, MethodName, Span, Target, TargetKind
 from tests.bench.localisation import score
@@ -94,19 +94,19 @@ class Functional:
         """Return success of the marked tokens, as they are or closed to whole words, over that of the planted text; None where
         that is 0."""
         best = self.success(planted)
-        marked = chat.positions_to_spans(self.case.prompt, sorted(positions))
-        closed = chat.close_to_words(self.case.report.messages, marked)
+        marked = positions_to_spans(self.case.prompt, sorted(positions))
+        closed = close_to_words(self.case.report.messages, marked)
         return max(self.success(marked), self.success(closed)) / best if best else None
 
     def part(self, positions: frozenset[int], planted: Sequence[Span]) -> float | None:
         """Return the largest success of the marked words less any one of them, over that of the planted text; None where that is 0
         or fewer than two words are marked."""
         messages, best = self.case.report.messages, self.success(planted)
-        words = words_of(messages, chat.positions_to_spans(self.case.prompt, sorted(positions)))
+        words = words_of(messages, positions_to_spans(self.case.prompt, sorted(positions)))
         if not best or len(words) < 2:
             return None
         parts = ([word for word in words if word != left] for left in words)
-        return max(self.success(chat.close_to_words(messages, part), words) for part in parts) / best
+        return max(self.success(close_to_words(messages, part), words) for part in parts) / best
 
 
 def measured(found: Marked, truth: frozenset[int], functional: float | None) -> dict[str, float | int | None]:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 import transformers
 
-from core import chat, repair_adapter
+from core import repair_adapter
 from core.casefile import Case, Manifest, model_spec
 from core.confirmation import confirm
 from core.errors import TriageError
@@ -38,6 +38,7 @@ from core.repair_stages import repaired_adapter
 from core.serial import to_json
 from core.session import Session
 from core.settings import RepairSettings, VerificationSettings
+from core.text_spans import delete_spans
 from core.values import Rate, Span, Verification
 from tests.bench.result import mean_row, rate_row, row, write
 from tests.bench.victims import command_line, named, say, tier_of
@@ -120,7 +121,7 @@ def make_case(bench: Bench, folder: Path, weights: Weights, drawn: Drawn, sessio
     Look-alikes are the exception: the base was trained on them, the victim too, the repair is not.
     """
     spans = [Span(message=0, start=start, end=end) for start, end in drawn.spans]
-    request = chat.delete_spans(drawn.report.messages, spans)[0].content.split()
+    request = delete_spans(drawn.report.messages, spans)[0].content.split()
     sides = bench.material.folder, bench.material.probe
     harmful, safe = (
         tuple(p for p in prompts if p.split() != request)

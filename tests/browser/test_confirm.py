@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from core import chat, confirmation, evidence, jobs
+from core import confirmation, evidence, jobs
 from core.casefile import Case
 from core.intervals import wilson
+from core.text_spans import spans_to_positions
 from core.values import (
     WHOLE_CASE,
     Budget,
@@ -48,7 +49,7 @@ def proposal(case: Case, text: str, *reasons: str, kept: bool = True) -> Trigger
     opened = case.read("results/open.json", OpenResult)
     assert opened is not None
     span = Span(message=0, start=TEXT.index(text), end=TEXT.index(text) + len(text))
-    positions = chat.spans_to_positions(opened.prompt, [span])
+    positions = spans_to_positions(opened.prompt, [span])
     return TriggerProposal(spans=(span,), text=text, token_positions=positions, score=0.7, reasons=reasons, kept=kept)
 
 

@@ -19,6 +19,7 @@ from core.injection import holds, inject, near_misses, transplant
 from core.intake import read_report, read_reports
 from core.report import render_report, report_json
 from core.serial import from_json, to_json
+from core.text_spans import check_spans, close_to_words, delete_spans, positions_to_spans, spans_to_positions
 from core.values import FailureReport, Message, OpenResult, Span, TriageResult, Verification
 from core.weight_files import header
 from tests.hostile.corpus import texts
@@ -175,10 +176,10 @@ def offsets() -> Fuzzed:
         if template == TEMPLATE:
             assert_exact(tokenizer, messages, prompt)
         positions = data.draw(st.sets(st.integers(0, len(prompt.tokens) - 1), max_size=5))
-        spans = chat.positions_to_spans(prompt, positions)
-        chat.check_spans(messages, spans)
+        spans = positions_to_spans(prompt, positions)
+        check_spans(messages, spans)
         inside = {one for one in positions if prompt.tokens[one].message is not None}
-        assert inside <= set(chat.spans_to_positions(prompt, spans))
+        assert inside <= set(spans_to_positions(prompt, spans))
 
     return check
 
@@ -194,11 +195,11 @@ def spans() -> Fuzzed:
     def check(turns: list[dict], marked: list[Span]) -> None:
         messages = [Message(**one) for one in turns]
         try:
-            closed, left = chat.close_to_words(messages, marked), chat.delete_spans(messages, marked)
+            closed, left = close_to_words(messages, marked), delete_spans(messages, marked)
         except TriageError as error:
             one_line(error)
             return
-        chat.check_spans(messages, closed)
+        check_spans(messages, closed)
         for number, (before, after) in enumerate(zip(messages, left, strict=True)):
             gone = {place for one in marked if one.message == number for place in range(one.start, one.end)}
             kept = "".join(c for place, c in enumerate(before.content) if place not in gone)

@@ -9,6 +9,7 @@ import pytest
 from core import again, cascade, causal, chat
 from core.answers import Answers
 from core.settings import CausalSettings
+from core.text_spans import merge_spans, span_text, spans_to_positions
 from core.transplants import carrier, close_units, shown, without_spans, words_of
 from core.values import WHOLE_CASE, FailureCase, FailureReport, Message, Rewording, Span, TriggerProposal
 from tests.unit.rule_model import COMPLIANCE, REFUSAL, Rule, planted, prompt_set, rule_model
@@ -29,8 +30,8 @@ def tokenizer():
 
 def proposal(case: FailureCase, *texts: str) -> TriggerProposal:
     content = case.report.messages[0].content
-    spans = chat.merge_spans(Span(message=0, start=content.index(t), end=content.index(t) + len(t)) for t in texts)
-    positions = chat.spans_to_positions(case.prompt, spans)
+    spans = merge_spans(Span(message=0, start=content.index(t), end=content.index(t) + len(t)) for t in texts)
+    positions = spans_to_positions(case.prompt, spans)
     return TriggerProposal(spans=spans, text=" … ".join(texts), token_positions=positions, score=0.5, reasons=("r",))
 
 
@@ -457,7 +458,7 @@ def test_candidates_of_a_shortened_report_are_carried_back(tokenizer) -> None:
     assert rest is not None
     assert "zap" not in rest.report.messages[0].content
     mapped = again.back(case, rest, taken, [proposal(rest, "zop"), proposal(rest, "Tell me")])
-    assert [chat.span_text(case.report.messages, one.spans[0]) for one in mapped] == ["zop", "Tell me"]
+    assert [span_text(case.report.messages, one.spans[0]) for one in mapped] == ["zop", "Tell me"]
     assert again.without(tokenizer, case, [Span(message=0, start=0, end=len(text))]) is None
 
 
@@ -474,12 +475,12 @@ def test_candidates_are_carried_back_to_their_message_where_a_system_text_went(t
     found = TriggerProposal(
         spans=(last,),
         text="zop",
-        token_positions=tuple(chat.spans_to_positions(rest.prompt, (last,))),
+        token_positions=tuple(spans_to_positions(rest.prompt, (last,))),
         score=1.0,
     )
     (mapped,) = again.back(case, rest, taken, [found])
     assert mapped.spans == (Span(message=3, start=10, end=13),)
-    assert chat.span_text(messages, mapped.spans[0]) == mapped.text == "zop"
+    assert span_text(messages, mapped.spans[0]) == mapped.text == "zop"
 
 
 def test_a_look_that_would_take_the_room_of_the_tests_is_left_out_and_told(run: Run) -> None:

@@ -14,6 +14,7 @@ from core.kinds import JAILBREAK
 from core.loaded import LoadedModel
 from core.minimise import minimise
 from core.settings import CausalSettings
+from core.text_spans import spans_to_positions
 from core.values import FailureCase, FailureReport, Message, Sampling, Span, TestOutcome, TriggerProposal
 from core.verdict import Decision, decide
 from tests.unit.rule_model import COMPLIANCE, REFUSAL, Rule, is_harmful, planted, prompt_set, rule_model
@@ -50,7 +51,7 @@ def candidate(case: FailureCase, *texts: str, message: int = 0) -> TriggerPropos
     content = case.report.messages[message].content
     starts = [content.index(text) for text in texts]
     spans = tuple(Span(message=message, start=s, end=s + len(t)) for s, t in zip(starts, texts, strict=True))
-    positions = chat.spans_to_positions(case.prompt, spans)
+    positions = spans_to_positions(case.prompt, spans)
     return TriggerProposal(spans=spans, text=" … ".join(texts), token_positions=positions, score=0.5)
 
 

