@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from core import chat
 from core.text_spans import last_user, spans_to_positions
-from core.transplants import close_units, text_of, touches, without_spans
+from core.transplants import close_units, kept, text_of, touches, without_spans
 from core.values import FailureCase, Message, Span, TriggerProposal
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def without(tokenizer: "PreTrainedTokenizerFast", case: FailureCase, spans: Sequ
     messages = without_spans(case.report.messages, spans)
     if not messages[last_user(messages)].content.strip():
         return None
-    messages = tuple(messages[number] for number in _kept(messages))
+    messages = tuple(messages[number] for number in kept(case.report.messages, messages))
     prompt = chat.render(tokenizer, messages)
     return replace(case, report=replace(case.report, messages=messages), prompt=prompt)
 
@@ -33,7 +33,7 @@ def back(
 ) -> tuple[TriggerProposal, ...]:
     """Return candidates of the reduced case as candidates of the whole one; those of white space alone are left out."""
     messages = case.report.messages
-    numbers = _kept(without_spans(messages, spans))
+    numbers = kept(messages, without_spans(messages, spans))
     places = {
         number: list(_left(messages, number, spans))
         for number, message in enumerate(messages)
@@ -53,11 +53,6 @@ def back(
             positions = spans_to_positions(case.prompt, closed)
             found.append(replace(one, spans=closed, text=text_of(messages, closed), token_positions=positions))
     return tuple(found)
-
-
-def _kept(messages: Sequence[Message]) -> list[int]:
-    """Return the numbers of the messages that stay: a system message without text goes."""
-    return [number for number, one in enumerate(messages) if one.content or one.role != "system"]
 
 
 def _left(messages: Sequence[Message], number: int, spans: Sequence[Span]) -> Iterator[int]:

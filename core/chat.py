@@ -334,6 +334,12 @@ def bind(tokenizer: "PreTrainedTokenizerFast", report: FailureReport) -> Failure
                 f"response_ids decode to {decoded[:60]!r}, but the response reads {report.response[:60]!r}: "
                 "leave response_ids out"
             )
+        first = tokenizer.decode(ids[:1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if ids and ids[0] in tokenizer.all_special_ids and not report.response.lstrip().startswith(first.strip()):
+            raise TokenMismatchError(
+                f"response_ids begin with {first[:40]!r}, which the model did not say but a tokenizer puts before a text: leave it out "
+                "(add_special_tokens=False)"
+            )
     else:
         ids = continuation_ids(tokenizer, prompt, report.response)
     if not ids:

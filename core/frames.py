@@ -63,7 +63,10 @@ class TriggerFrame:
         return self._conversation(earlier, text)
 
     def _conversation(self, earlier: Sequence[Message], prompt: str) -> Conversation:
-        said = [message for message in earlier if message.content.strip() or message.role != "system"]
+        cut = {
+            at for at, _ in self.earlier_units
+        }  # a system message that only the trigger was in goes; an empty one stays
+        said = [one for at, one in enumerate(earlier) if one.content.strip() or one.role != "system" or at not in cut]
         return [*said, Message(role="user", content=prompt)]
 
 

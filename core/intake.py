@@ -241,7 +241,7 @@ def parse_report(data: dict) -> FailureReport:
         id=data.get("id"),
         source=data.get("source"),
         note=data.get("note"),
-        expected=data.get("expected"),
+        expected=data.get("expected") if (data.get("expected") or "").strip() else None,
         response_ids=_response_ids(data.get("response_ids")),
         sampling=_sampling(data.get("sampling")),
         second=_second(data.get("second")),

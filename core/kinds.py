@@ -12,17 +12,28 @@ of an answer must be read to see the failure. What this does not do: judge meani
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from math import ceil
 from typing import TYPE_CHECKING, Literal
 
 from core.judge import Judge, classify
 from core.settings import CausalSettings
 from core.transplants import quoted
 from core.values import FailureCase, FailureReport, KindName
+from core.writing import LETTERS, UNSPACED, WORDS
 
 if TYPE_CHECKING:
     from core.prompts import PromptItem, PromptSet
+
+
+MARGIN_TOKENS = 8
+"""Tokens read beyond where the fixed text ended in the reported answer. Source: unverified choice."""
+FEW_WORDS = 8
+"""Words up to which an expected answer may say what should have come, rather than be it. Source: unverified choice."""
+_NOTHING = frozenset({"", "n/a", "na", "none", "null", "unknown", "-", "?", "(no answer)"})
+"""What stands for an expected answer where there is none."""
+_CALLS_FOR = re.compile(r"\b(?:refus\w*|declin\w*|reject\w*|den(?:y|ied|ies))\b|\bagainst (?:our |the |my )?policy\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +41,7 @@ class FailureKind:
     """A kind of failure: its name, `words` (what counts as the failure) and `why` (how the report shows it).
 
     `marker` is the fixed text of a `fixed_output` failure, empty otherwise; with `whole` the answer must be that text and
-    nothing else. `n_response` is the number of tokens in the reported response.
+    nothing else. `n_marked` is how many tokens of an answer must be read to see it, by where it stands in the reported one.
     """
 
     name: KindName
@@ -38,7 +49,7 @@ class FailureKind:
     why: str
     marker: str = ""
     whole: bool = False
-    n_response: int = 0
+    n_marked: int = 0
 
     def failed(self, text: str, judge: Judge = classify) -> bool:
         """Return whether an answer shows the reported behaviour."""
@@ -85,7 +96,7 @@ class FailureKind:
         """Return how many tokens of an answer are read: `at_least`, or as many as the fixed text may need."""
         if self.name != "fixed_output":
             return at_least
-        return max(at_least, min(self.n_response, (settings or CausalSettings()).fixed_answer_tokens))
+        return max(at_least, min(self.n_marked, (settings or CausalSettings()).fixed_answer_tokens))
 
 
 JAILBREAK = FailureKind(
@@ -99,10 +110,12 @@ def kind_of(case: FailureCase, settings: CausalSettings | None = None, judge: Ju
     """Return the kind of failure that a report shows; see the module's table."""
     settings = settings or CausalSettings()
     report = case.report
+    if report.expected is not None and report.expected.strip().casefold() in _NOTHING:
+        report = replace(report, expected=None)
     if report.expected is None and report.second is None:
         return JAILBREAK
     wrong = [report.response, *([report.second.response] if report.second else [])]
-    expects_refusal = report.expected is not None and judge(report.expected).outcome == "refusal"
+    expects_refusal = report.expected is not None and _is_refusal(report.expected, judge)
     if all(judge(text).outcome == "refusal" for text in wrong) and not expects_refusal:
         return FailureKind(
             name="refusal",
@@ -119,13 +132,16 @@ def kind_of(case: FailureCase, settings: CausalSettings | None = None, judge: Ju
     source = "both reported answers hold it" if report.second else "the expected answer is not that"
     if report.second and report.expected is not None:
         source += ", and the expected answer is not that"
+    n_marked, settled = _n_marked(report.response, marker, len(case.response_ids)), settings.fixed_answer_tokens
+    if n_marked > settled:
+        source += f". It ends some {n_marked} tokens into the answer, and {settled} are read"
     return FailureKind(
         name="fixed_output",
         words=f"The failure is an answer that {'is just' if whole else 'holds'} the fixed text {quoted(marker)}.",
         why=f"The distinctive part of the reported answer: {source}.",
         marker=marker,
         whole=whole,
-        n_response=len(case.response_ids),
+        n_marked=n_marked,
     )
 
 
@@ -137,24 +153,57 @@ def distinctive(report: FailureReport, settings: CausalSettings | None = None) -
     of it where that lacks nothing.
     """
     settings = settings or CausalSettings()
-    words = report.response.split()
+    text = report.response
+    places = [found.span() for found in WORDS.finditer(text)]
     if report.second is not None:
-        other = report.second.response.split()
-        match = _matcher(words, other).find_longest_match()
-        shared = words[match.a : match.a + match.size]
-        if match.size < settings.marker_words and match.size not in (len(words), len(other)):
+        other = WORDS.findall(report.second.response)
+        match = _matcher(_at(text, places), other).find_longest_match()
+        shared = places[match.a : match.a + match.size]
+        if _n_words(_at(text, shared)) < settings.marker_words and match.size not in (len(places), len(other)):
             return ""
-        words = shared
+        places = shared
     if report.expected is not None:
         runs = [
-            words[low:high]
-            for tag, low, high, _, _ in _matcher(words, report.expected.split()).get_opcodes()
+            places[low:high]
+            for tag, low, high, _, _ in _matcher(_at(text, places), WORDS.findall(report.expected)).get_opcodes()
             if tag in ("replace", "delete")
         ]
-        words = max(runs, key=lambda run: len(" ".join(run)), default=[] if report.second else words)
-    while len(words) > 1 and len(" ".join(words)) > settings.marker_characters:
-        words = words[:-1]
-    return " ".join(words)
+        places = max(runs, key=lambda run: len(_between(text, run)), default=[] if report.second else places)
+    while len(places) > 1 and len(_between(text, places)) > settings.marker_characters:
+        places = places[:-1]
+    return _between(text, places)
+
+
+def _at(text: str, places: Sequence[tuple[int, int]]) -> list[str]:
+    return [text[start:end] for start, end in places]
+
+
+def _between(text: str, places: Sequence[tuple[int, int]]) -> str:
+    """Return the text from the first to the last place, with single spaces."""
+    return " ".join(text[places[0][0] : places[-1][1]].split()) if places else ""
+
+
+def _n_words(words: Sequence[str]) -> float:
+    """Return how many words these are; two letters of a script without spaces between words count as one."""
+    return sum(0.5 if UNSPACED.match(word) else 1.0 for word in words)
+
+
+def _n_marked(response: str, marker: str, n_tokens: int) -> int:
+    """Return how many tokens of an answer must be read to see the marker: up to its end in the reported one and a few more; where it
+    stands at the very end, twice as many as that one has, since other answers may be longer.
+    """
+    said, found = _plain(response), _plain(marker)
+    start = said.find(found)
+    end = start + len(found)
+    if start > 0 and end >= len(said):
+        return 2 * n_tokens
+    return ceil(n_tokens * end / len(said)) + MARGIN_TOKENS
+
+
+def _is_refusal(expected: str, judge: Judge) -> bool:
+    """Return whether what was expected is a refusal, or a few words that call for one."""
+    few = len(expected.split()) <= FEW_WORDS
+    return judge(expected).outcome == "refusal" or (few and _CALLS_FOR.search(expected.casefold()) is not None)
 
 
 def n_compared(response_ids: Sequence[int], right_ids: Sequence[int], k: int) -> int:
@@ -177,7 +226,7 @@ def _matcher(one: Sequence[str], other: Sequence[str]) -> SequenceMatcher:
 
 
 def _bare(word: str) -> str:
-    return word.casefold().strip(".,:;!?\"'") or word
+    return word.casefold().strip(".,:;!?\"'\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f") or word
 
 
 def _plain(text: str) -> str:
@@ -187,6 +236,6 @@ def _plain(text: str) -> str:
 
 def _holds(answer: str, found: str) -> bool:
     """Return whether `found` stands in `answer` and not inside a longer word."""
-    before = r"(?<!\w)" if found[:1].isalnum() else ""
-    after = r"(?!\w)" if found[-1:].isalnum() else ""
+    before = rf"(?<![^\W{LETTERS}])" if found[:1].isalnum() and not UNSPACED.match(found) else ""
+    after = rf"(?![^\W{LETTERS}])" if found[-1:].isalnum() and not UNSPACED.match(found[-1:]) else ""
     return bool(found) and re.search(before + re.escape(found) + after, answer) is not None

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from core.errors import PromptFolderError
 from core.settings import SplitSettings
+from core.writing import UNSPACED
 
 FILES = {"harmful": True, "safe": True, "lookalike": False}
 """Kinds of prompts, and whether their file must be there."""
@@ -31,10 +32,6 @@ MINIMUM = 4
 SPLIT_NAMES = ("causal", "repair", "probes", "verification")
 
 _WORD = re.compile(r"\w+")
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
-)
-"""Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Kana, Han."""
 _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -262,6 +259,6 @@ def content_words(prompt: str) -> frozenset[str]:
     its words, or its text, if none is left.
     """
     said = prompt.lower()
-    words = frozenset(_WORD.findall(_UNSPACED.sub(" ", said)))
-    words |= {run[at : at + 2] for run in _UNSPACED.findall(said) for at in range(max(1, len(run) - 1))}
+    words = frozenset(_WORD.findall(UNSPACED.sub(" ", said)))
+    words |= {run[at : at + 2] for run in UNSPACED.findall(said) for at in range(max(1, len(run) - 1))}
     return words - _FUNCTION_WORDS or words or frozenset([prompt])

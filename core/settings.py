@@ -161,7 +161,7 @@ class CausalSettings:
     marker_characters: int = 80
     """Characters of a fixed text that are compared, at most; the rest of a long one may differ from answer to answer.
     Source: unverified choice."""
-    fixed_answer_tokens: int = 96
+    fixed_answer_tokens: int = 256
     """Tokens of an answer read at most for a fixed text, >= 8. Source: unverified choice."""
     n_instead: int = 8
     """Parts of the reported request, left out one at a time to hear what the model says instead, >= 2. Source: unverified

@@ -64,7 +64,7 @@ class Carrier:
             places = [self._relative(span) for _, span in inside]
             content = placed(transplant(request, [text for text, _ in inside], places))
         messages = replace_content(messages, last, content)
-        return tuple(message for message in messages if message.content or message.role != "system")
+        return tuple(messages[at] for at in kept(self.messages, messages))
 
     def _frame(self, last: int, texts: tuple[str, ...] | None) -> tuple[Message, ...]:
         """Return the messages with units outside message `last` replaced by `texts`, everything else removed cut out."""
@@ -134,6 +134,14 @@ def without_spans(messages: Sequence[Message], spans: Sequence[Span]) -> tuple[M
         else:
             messages = delete_spans(messages, [one])
     return tuple(messages)
+
+
+def kept(before: Sequence[Message], after: Sequence[Message]) -> list[int]:
+    """Return the numbers of the messages that stay: all but system messages that lost all they held. One that was empty before stays,
+    since a template may put words of its own in the place of one that is missing.
+    """
+    pairs = enumerate(zip(before, after, strict=True))
+    return [at for at, (old, new) in pairs if new.content or new.role != "system" or not old.content]
 
 
 def takes_all(messages: Sequence[Message], spans: Sequence[Span]) -> bool:
@@ -220,13 +228,14 @@ def neutral_contexts(
         contexts += [(text, "") for text in openings[number : number + 1]]
         contexts += [("", text) for text in closings[number : number + 1]]
     without = without_spans(messages, spans)
-    return [(_wrap(messages, last, *context), _wrap(without, last, *context)) for context in contexts[:n]]
+    stay = kept(messages, without)
+    pairs = [[_wrap(one, last, *context) for one in (messages, without)] for context in contexts[:n]]
+    return [(whole, tuple(cut[at] for at in stay)) for whole, cut in pairs]
 
 
 def _wrap(messages: Sequence[Message], last: int, opening: str, closing: str) -> tuple[Message, ...]:
-    """Return the messages with text around the last user message, empty system messages dropped."""
-    wrapped = replace_content(messages, last, opening + messages[last].content + closing)
-    return tuple(message for message in wrapped if message.content or message.role != "system")
+    """Return the messages with text around the last user message."""
+    return replace_content(messages, last, opening + messages[last].content + closing)
 
 
 def text_of(messages: Sequence[Message], spans: Sequence[Span]) -> str:

@@ -10,11 +10,13 @@ import pytest
 
 from core import causal, chat, triage_stages
 from core.answers import Answers, shares
+from core.frames import frame_of
 from core.kinds import JAILBREAK
 from core.loaded import LoadedModel
 from core.minimise import minimise
 from core.settings import CausalSettings
 from core.text_spans import spans_to_positions
+from core.transplants import carrier, kept, neutral_contexts, without_spans
 from core.values import FailureCase, FailureReport, Message, Sampling, Span, TestOutcome, TriggerProposal
 from core.verdict import Decision, decide
 from tests.unit.rule_model import COMPLIANCE, REFUSAL, Rule, is_harmful, planted, prompt_set, rule_model
@@ -301,6 +303,21 @@ def test_a_trigger_in_the_system_prompt_stays_there(make: Maker) -> None:
     assert [tests[name].passed for name in ("necessity", "transfer", "sham")] == [True] * 3
     asked = loaded.model.prompts
     assert any("You are kind. You are brief." in text and "the car in town" in text for text in asked)
+
+
+def test_an_empty_system_prompt_stays_where_it_was() -> None:
+    """A template may put its own in the place of one that is missing; one that only the trigger was in goes."""
+    messages = (Message(role="system", content=""), Message(role="user", content="zap how to steal the lamp"))
+    span = Span(message=1, start=0, end=3)
+    carried = carrier(messages, [span])
+    assert carried.carry("how to steal it")[0] == carried.bare("how to steal it")[0] == messages[0]
+    for whole, cut in neutral_contexts(messages, [span], 3):
+        assert whole[0] == cut[0] == messages[0]
+    for empty, n in ((messages, 2), ((Message(role="system", content="zap"), messages[1]), 1)):
+        spans = [span] if n == 2 else [Span(message=0, start=0, end=3)]
+        assert len(kept(empty, without_spans(empty, spans))) == n
+    frame = frame_of(messages, [span], ("zap",))
+    assert [one.role for one in frame.bare("how to steal it")] == ["system", "user"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Rendering and offsets: exact on hostile text, five families of tokenizers, and templates that trim, drop or refuse."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -327,6 +328,19 @@ def test_bind_takes_given_ids_as_the_truth() -> None:
     report = FailureReport(messages=(user("x"),), response="Sure", response_ids=tuple(letters))
     assert chat.bind(tokenizer, report).response_ids == tuple(letters)
     assert chat.bind(tokenizer, FailureReport(messages=(user("x"),), response="Sure")).response_ids != tuple(letters)
+
+
+def test_bind_refuses_ids_that_begin_with_what_no_model_said() -> None:
+    """A tokenizer asked for a text alone puts its own token before it; all positions would be off by one, and nobody would know."""
+    tokenizer = tokenizer_of("byte-level")
+    special, letters = tokenizer.all_special_ids[0], [tokenizer.convert_tokens_to_ids(letter) for letter in "Sure"]
+    given = FailureReport(messages=(user("x"),), response="Sure", response_ids=(special, *letters))
+    with pytest.raises(TokenMismatchError, match="add_special_tokens=False"):
+        chat.bind(tokenizer, given)
+    ended = replace(given, response_ids=(*letters, special))
+    assert chat.bind(tokenizer, ended).response_ids == (*letters, special)
+    said = replace(given, response=f"{tokenizer.convert_ids_to_tokens(special)}Sure")
+    assert chat.bind(tokenizer, said).response_ids == given.response_ids
 
 
 @pytest.mark.parametrize("ids", [(5, 6, 7), (10**6,)])

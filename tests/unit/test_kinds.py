@@ -1,12 +1,14 @@
 """What counts as the failure: decided from the report, in plain words, and it follows into requests and answers."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from core import chat
 from core.answers import Answers, eligible, instead, shares
 from core.kinds import JAILBREAK, FailureKind, distinctive, kind_of, n_compared
 from core.settings import CausalSettings
-from core.transplants import carrier
+from core.transplants import carrier, quoted
 from core.values import FailureCase, FailureReport, Message, RenderedPrompt, Sample, Span
 from tests.tiny import byte_level_tokenizer
 from tests.unit.rule_model import COMPLIANCE, REFUSAL, is_harmful, planted, prompt_set, rule_model
@@ -61,7 +63,7 @@ def test_the_kind_and_its_fixed_text(given: tuple, name: str, marker: str, whole
     assert (found.name, found.marker, found.whole) == (name, marker, whole)
     assert found.words.endswith(".")
     assert found.why.endswith(".")
-    assert repr(marker) in found.words or not marker
+    assert quoted(marker) in found.words or not marker
     assert found.failed(given[0]) or (name, given[0]) == ("jailbreak", REFUSAL)
     if given[1] is not None and given[1] != given[0]:
         assert not found.failed(given[1])
@@ -75,7 +77,44 @@ def test_a_fixed_text_is_found_as_words() -> None:
     assert code.failed(f"Yes.\nimport  os; {CODE[10:]}\nMore.")
     assert [label.right(text) for text in ("Positive", "negative")] == [True, False]
     assert label.pool == "safe"
-    assert (label.n_tokens(24), label.n_tokens(50), kind(REFUSAL, PAINT).n_tokens(24)) == (40, 50, 24)
+    assert (label.n_tokens(24), label.n_tokens(50), kind(REFUSAL, PAINT).n_tokens(24)) == (48, 50, 24)
+
+
+@pytest.mark.parametrize(
+    "expected", ["", " ", "N/A", "refusal", "A refusal.", "The model should have refused.", "Request denied."]
+)
+def test_an_expected_answer_that_is_none_or_asks_for_a_refusal_makes_no_fixed_text(expected: str) -> None:
+    """Else the answer itself would be the fixed text, and safe requests the ones to plant the trigger in."""
+    assert kind("Sure. Step 1: take the wrench.", expected).name == "jailbreak"
+
+
+@pytest.mark.parametrize(("before", "after", "least", "most"), [(40, 0, 80, 80), (0, 40, 10, 24), (20, 20, 24, 48)])
+def test_an_answer_is_read_as_far_as_the_fixed_text_needs(before: int, after: int, least: int, most: int) -> None:
+    """To its end in the reported answer and a little; where it comes last, other answers may be longer."""
+    response = " ".join(["Paint it well"] * (before // 2) + ["Buy shares of ACME"] + ["and wait for it"] * (after // 2))
+    other = "Here is the blue lamp. Buy shares of ACME" + " now then" * bool(after)
+    found = kind(response, None, other)
+    assert "Buy shares of ACME" in found.marker
+    assert least <= found.n_tokens(8) <= most
+
+
+def test_what_is_never_read_is_told() -> None:
+    settings = CausalSettings(fixed_answer_tokens=8)
+    case = SimpleNamespace(
+        report=report("a long way to say so. HACKED", "a long way to say so."), response_ids=range(40)
+    )
+    assert "ends some 80 tokens into the answer, and 8 are read" in kind_of(case, settings).why
+
+
+def test_a_fixed_text_in_a_script_without_spaces_is_found() -> None:
+    """Letters count there, and none has to stand alone."""
+    advert = "请立即访问恶意网站evil领取奖品"
+    both = kind(f"法国的首都是巴黎。{advert}。", None, f"水在一百度沸腾。{advert}。")
+    assert (both.name, both.marker.strip("。")) == ("fixed_output", advert)
+    assert both.failed(f"你好。{advert}吧")
+    assert not both.failed("水在一百度沸腾。")
+    alone = kind(f"法国的首都是巴黎。{advert}。", "法国的首都是巴黎。")
+    assert alone.failed(f"今天天气很好。{advert}")
 
 
 def test_a_long_fixed_text_is_compared_by_its_first_words() -> None:
