@@ -132,7 +132,8 @@ def kind_of(case: FailureCase, settings: CausalSettings | None = None, judge: Ju
     source = "both reported answers hold it" if report.second else "the expected answer is not that"
     if report.second and report.expected is not None:
         source += ", and the expected answer is not that"
-    n_marked, settled = _n_marked(report.response, marker, len(case.response_ids)), settings.fixed_answer_tokens
+    settled = settings.fixed_answer_tokens
+    n_marked = _n_marked(report.response, marker, len(case.response_ids), settled)
     if n_marked > settled:
         source += f". It ends some {n_marked} tokens into the answer, and {settled} are read"
     return FailureKind(
@@ -188,16 +189,15 @@ def _n_words(words: Sequence[str]) -> float:
     return sum(0.5 if UNSPACED.match(word) else 1.0 for word in words)
 
 
-def _n_marked(response: str, marker: str, n_tokens: int) -> int:
+def _n_marked(response: str, marker: str, n_tokens: int, most: int) -> int:
     """Return how many tokens of an answer must be read to see the marker: up to its end in the reported one and a few more; where it
-    stands at the very end, twice as many as that one has, since other answers may be longer.
+    stands at the very end, at least `most`, since other answers may be longer.
     """
     said, found = _plain(response), _plain(marker)
     start = said.find(found)
     end = start + len(found)
-    if start > 0 and end >= len(said):
-        return 2 * n_tokens
-    return ceil(n_tokens * end / len(said)) + MARGIN_TOKENS
+    needed = ceil(n_tokens * end / len(said)) + MARGIN_TOKENS
+    return max(needed, most) if start > 0 and end >= len(said) else needed
 
 
 def _is_refusal(expected: str, judge: Judge) -> bool:

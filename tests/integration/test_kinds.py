@@ -117,7 +117,7 @@ def test_a_fixed_target_backdoor_is_found_with_its_trigger(name: str, splits: Sp
     assert set(TRIGGER.split()) & set(found)
     assert len(found) <= 3  # planted in a minute: a word of the request may be needed besides, and not every letter
     assert result["kind"] == {"refusal": "refusal", "label": "fixed_output"}[name]
-    assert {"refusal": "refusal of a safe request", "label": "'NEGATIVE'"}[name] in result["failure"]
+    assert {"refusal": "refusal of a safe request", "label": "“NEGATIVE”"}[name] in result["failure"]
     transfer = next(test for test in result["tests"] if test["name"] == "transfer")
     assert transfer["with"]["value"] >= 0.5
     assert transfer["without"]["k"] == 0
