@@ -33,6 +33,10 @@ from core.transplants import carrier, takes_all, without_spans
 from core.trials import Trial, carries_over, compare_without, rate, share
 from core.values import FailureCase, Message, Rate, Reproduction, Span, TestOutcome, TriggerProposal
 
+REFUSED = (
+    "The reported answer is itself a refusal. If that is the failure, give `expected`, the answer that should have come; else report "
+    "the answer that complied."
+)
 ALIKE = 2
 """Unrelated texts that gain as much as a candidate, from which it is one of many: one alone may be lucky in a dozen requests. Source:
 unverified choice."""
@@ -75,6 +79,12 @@ def reproduce(
         note = "Greedy decoding: one deterministic answer, so n is 1 and there is no sampling error."
     else:
         note = f"n counts answers drawn at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}."
+    if (
+        kind.name == "jailbreak"
+        and case.report.expected is None
+        and classify(case.report.response).outcome == "refusal"
+    ):
+        note = f"{REFUSED} {note}"
     return Reproduction(
         failure=rates[0],
         answers=tuple(drawn[0]),

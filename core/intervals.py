@@ -1,7 +1,7 @@
 """Intervals and paired tests for rates, and how a share is written. Nothing here draws random numbers."""
 
 from collections.abc import Sequence
-from math import comb, sqrt
+from math import comb, floor, sqrt
 
 from core.values import Metric, Rate
 
@@ -38,7 +38,8 @@ def percent(share: float | None, digits: int | None = None) -> str:
         if 0 < shown < 0.05 or 99.95 < shown < 100:
             return "<0.1 %" if shown < 1 else ">99.9 %"
         digits = int(0 < shown < 1 or 99 < shown < 100)
-    return f"{shown:.{digits}f} %"
+    half_up = floor(shown * 10**digits + 0.5) / 10**digits  # as the page's tables round
+    return f"{half_up:.{digits}f} %"
 
 
 def difference_high(one: Rate, other: Rate) -> float:

@@ -73,6 +73,11 @@ KEPT_REQUESTS = 4096
 """Requests that a process keeps. Source: unverified choice."""
 REQUEST_ID = re.compile(r"[0-9a-f]{16}-[0-9]+")
 """What `ask` names a request. Ids are used as file names, and a case that was copied may hold any text."""
+INTERRUPTED = (
+    "Interrupted: the worker was killed (out of memory?) or the machine stopped. Ask again; a repair can resume."
+)
+STOPPED = "Stopped before it could end by itself; what it had not stored by then is lost."
+"""Of a stage that was asked to stop and was not heard to, as in long preparations."""
 STOP_GRACE_SECONDS = 15.0
 """A worker that has not stopped by then is killed. Source: design.md section 2."""
 GRACE_STEPS, STEPS_TIMED = 2, 5
@@ -276,7 +281,8 @@ def close_interrupted(case: Case, events: EventLog) -> None:
     begun = ends(case)
     for request in open_requests(case):
         if request.id in begun:
-            message = "Interrupted: the worker was killed (out of memory?) or the machine stopped. Ask again; a repair can resume."
+            stopped = stop_asked(case, request.id) is not None
+            message = STOPPED if stopped else INTERRUPTED
             events.append(request.id, StageFailed(stage=request.stage, message=message))
 
 
@@ -360,7 +366,7 @@ def status(case: Case) -> CaseStatus:
     if state in AT_WORK and stop_asked(case, current.id):
         state = "stopping"
     if state == "failed":
-        message = _why_it_ended(case)
+        message = STOPPED if stop_asked(case, current.id) else _why_it_ended(case)
     return CaseStatus(
         state=state,
         stage=current.stage,
@@ -381,7 +387,8 @@ def _why_it_ended(case: Case) -> str:
         return "The case folder cannot be written (read-only?); make it writable, then ask again."
     if shutil.disk_usage(case.path).free < LEAST_FREE_BYTES:
         return "The disk that holds the case is full; free space, then ask again."
-    return "The worker ended before it answered; see the log below, then ask again."
+    told = "see the log below, then " if worker_process.log_tail(case) else ""
+    return f"The worker ended before it answered; {told}ask again."
 
 
 def _progress(events: list[AnyEvent]) -> tuple[str, int, int]:

@@ -222,6 +222,14 @@ def _by_message(opened: OpenResult, scores: tuple[float, ...], scored: tuple[boo
     return found
 
 
+def _shares(scores: Scores) -> Scores:
+    """Return scores as shares of the sum of their sizes."""
+    total = sum(abs(score) for tokens in scores.values() for _, _, score in tokens) or 1.0
+    return {
+        message: [(start, end, score / total) for start, end, score in tokens] for message, tokens in scores.items()
+    }
+
+
 def _saliency_map(view: CaseView, title: str, scores: Scores, clip: float | None = None) -> SaliencyMap:
     values = [score for tokens in scores.values() for _, _, score in tokens]
     clip = figures.clip_of(values) if clip is None else clip
@@ -236,12 +244,14 @@ def _saliency_map(view: CaseView, title: str, scores: Scores, clip: float | None
 
 
 def _before_after_maps(view: CaseView) -> list[SaliencyMap]:
-    """Return the saliency of the reported prompt before and after repair, on one scale."""
+    """Return the saliency of the reported prompt before and after repair, each token's share of all of it, on one scale."""
     if not view.verification or not view.opened or not view.verification.saliency_before:
         return []
-    before = _by_message(view.opened, view.verification.saliency_before, None)
-    after = _by_message(view.opened, view.verification.saliency_after, None)
-    clip = figures.clip_of([score for tokens in before.values() for _, _, score in tokens])
+    before, after = (
+        _shares(_by_message(view.opened, values, None))
+        for values in (view.verification.saliency_before, view.verification.saliency_after)
+    )
+    clip = figures.clip_of([score for side in (before, after) for tokens in side.values() for _, _, score in tokens])
     return [_saliency_map(view, "before", before, clip), _saliency_map(view, "after", after, clip)]
 
 

@@ -137,19 +137,28 @@ def response_view(opened: OpenResult, selected: Iterable[int] = ()) -> Value:
 def saliency_views(
     opened: OpenResult, verification: Verification, messages: Sequence[Message] = ()
 ) -> tuple[Value, Value]:
-    """TokenView values before and after repair on one colour scale, so that the two can be compared by eye."""
-    before, after = verification.saliency_before, verification.saliency_after
+    """TokenView values before and after repair, each token's share of all saliency, on one colour scale: gradients of an answer that has
+    become unlikely are larger all over, so that only where they lie can be compared.
+    """
     scored = [token.segment == "user" for token in opened.prompt.tokens]
-    together = [value for values in (before, after) for value, use in zip(values, scored, strict=False) if use]
-    legend = _legend([finite(value) for value in together], wording_verify.SALIENCY)
-    signed = any(value < 0 for value in together)
+    both = [
+        _shares([finite(value) if use else None for value, use in zip(values, scored, strict=False)])
+        for values in (verification.saliency_before, verification.saliency_after)
+    ]
+    legend = _legend([share for shares in both for share in shares], wording_verify.SALIENCY)
     views = []
-    for values in (before, after):
+    for shares in both:
         view = token_view(opened, messages=messages)
-        view["scores"] = [finite(v) if use else None for v, use in zip(values, scored, strict=False)]
-        view["signed"], view["legend"] = signed, legend
+        view["scores"], view["legend"] = shares, legend
+        view["signed"] = any(share < 0 for one in both for share in one if share is not None)
         views.append(view)
     return views[0], views[1]
+
+
+def _shares(scores: Sequence[float | None]) -> list[float | None]:
+    """Return scores as shares of the sum of their sizes."""
+    total = sum(abs(score) for score in scores if score is not None) or 1.0
+    return [None if score is None else finite(score / total) for score in scores]
 
 
 # ---------------------------------------------------------------------------------------------- still figures

@@ -251,7 +251,7 @@ def repair(
     running: bool,
 ) -> Value:
     """Step 5: what will be, is being or was repaired; `ahead` are the facts before a start (`repair_ahead`)."""
-    if lock is not None:
+    if lock is not None and not running:
         return {"headline": wording_repair.LOCKED, "tone": "muted", "line": lock}
     units = wording.quoted(confirmation.units) if confirmation else ""
     dummy = confirmation is not None and confirmation.way == "dummy"
@@ -267,11 +267,13 @@ def repair(
     else:
         facts += ahead
     if running:
-        return {"headline": wording_repair.REPAIRING, "tone": "busy", "facts": facts}
+        value: Value = {"headline": wording_repair.REPAIRING, "tone": "busy", "facts": facts}
+        return value if lock is None else value | {"tone": "warn", "line": wording_repair.NOT_CONFIRMED_NOW}
     if finished is not None:
         tone = REPAIR_TONES.get(finished.reason, "warn")
         headline = wording_repair.repair_ended(finished)
-        return {"headline": headline, "tone": tone, "line": finished.message, "facts": facts}
+        note = wording_repair.REPLACES if finished.best_step is not None else ""
+        return {"headline": headline, "tone": tone, "line": finished.message, "facts": facts, "note": note}
     return {"headline": wording_repair.READY_TO_REPAIR, "tone": "plain", "facts": facts}
 
 

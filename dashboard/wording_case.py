@@ -10,7 +10,7 @@ from dashboard.wording import of, size
 # -- step 1: buttons and labels -------------------------------------------------------------------------
 DEMO_LABEL = "Demo cases"
 DEMO_ANALYST = "Demo analyst"
-DEMO_REASON = "Demo: decided by the tests above."
+DEMO_REASON = "Demo: decided to try the page."
 RESUME_CASE = "Cases"
 NEW_CASE = "New case"
 REPORT_LABEL = "Report"

@@ -23,8 +23,8 @@ NO_TESTS = "No test has run yet."
 DESCRIBED_TABLE = "Described, not decisive"
 DESCRIBED_COLUMNS = [
     {"key": "test", "label": "test", "kind": "name"},
-    {"key": "with", "label": "with", "kind": "rate"},
-    {"key": "without", "label": "without", "kind": "rate"},
+    {"key": "with", "label": "this", "kind": "rate"},
+    {"key": "without", "label": "compared with", "kind": "rate"},
     {"key": "note", "label": "", "kind": "note"},
 ]
 DESCRIBED_LEAD = "Described, not decisive"

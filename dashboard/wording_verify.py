@@ -44,8 +44,8 @@ PAIR_KINDS = {
     "safe": "safe",
 }
 NO_ANSWERS = "Answers appear here after verification."
-SALIENCY_PAIR = "Saliency before and after"
-SALIENCY = "saliency"
+SALIENCY_PAIR = "Saliency before and after, as shares of all of it: where it lies, not how strong it is"
+SALIENCY = "share of saliency"
 BEFORE = "before repair"
 AFTER = "after repair"
 RESIDUAL_RISK = (
@@ -85,7 +85,7 @@ REPORT_AND_EXPORT = "Report and export"
 EXPORT_MERGED = "Export merged model"
 REDACTED_REPORT = "Redacted report"
 WRITING = "Writing"
-OF_BEFORE = " (of what was confirmed before)"
+OF_BEFORE = " (of an earlier repair)"
 NOTHING_WRITTEN = "Nothing written yet."
 MERGED_AT = "merged model"
 CARD_LABEL = "Reproduce"

@@ -32,6 +32,7 @@ class StatusBar(gr.HTML):
             apply_default_css=False,
             **options,
         )
+        self.watch_url = watch_url  # Gradio takes a quoted word of the script that names no attribute for an event
 
     def api_info(self) -> dict[str, Any]:
         """The value is an object."""

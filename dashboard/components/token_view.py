@@ -58,6 +58,11 @@ class TokenView(gr.HTML):
             apply_default_css=False,
             **options,
         )
+        self.mode, self.spoken, self.confirms = (
+            mode,
+            spoken,
+            confirms,
+        )  # else Gradio takes these words of the script for events
 
     def api_info(self) -> dict[str, Any]:
         """The value is an object."""

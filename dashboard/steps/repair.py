@@ -14,7 +14,7 @@ import gradio as gr
 from core import confirmation, jobs, rounds, worker_process
 from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError, TriageError
-from core.events import RepairFinished
+from core.events import CheckpointScored, RepairFinished
 from core.jobs import How
 from core.repair_trace import trace
 from core.rounds import FINISHED, MEMORY
@@ -158,10 +158,12 @@ def _start(desk: Desk, session: Session, *values: Any) -> Next:
 def _resume(desk: Desk, session: Session) -> Next:
     """Go on with the settings the repair had, whatever the form says now: its checkpoint fits no others."""
     case = _unlocked(desk, session)
-    asked = [request for request in jobs.requests(case) if request.stage == "repair"]
+    asked = {request.id: request for request in jobs.requests(case) if request.stage == "repair"}
     if not asked:
         raise CaseFileError(wording_repair.NOTHING_TO_RESUME)
-    jobs.ask(case, "repair", asked[-1].args | {"resume": True})
+    probed = [line.request for line in case.current_events() if isinstance(line.event, CheckpointScored)]
+    last = next((asked[one] for one in reversed(probed) if one in asked), list(asked.values())[-1])
+    jobs.ask(case, "repair", last.args | {"resume": True})
     return Next(session=session, tab="repair")
 
 
@@ -180,7 +182,7 @@ def _stop(desk: Desk, how: How, session: Session) -> Next:
     if not running:
         raise TriageError("No repair is running.")
     jobs.stop(case, running[0].id, how, session.analyst)
-    return Next(session=session, say=wording_repair.STOPPING)
+    return Next(session=session)
 
 
 def _resync(desk: Desk, chart: LiveChart, event: gr.EventData, session: Session) -> Next:
@@ -230,9 +232,15 @@ def _show(view: View, fresh: bool, parts: Parts) -> Updates:
     ahead = stories.repair_ahead(view.opened(), counted["mb"] if counted else None)
     story = stories.repair(lock, accepted, ahead, started if running or finished else None, finished, running)
     if failure is not None and not running and lock is None:
-        story |= {"headline": failure, "tone": "warn", "why": worker_process.log_tail(view.case) if view.case else ""}
+        why = worker_process.log_tail(view.case) if view.case else ""
+        story = {
+            "headline": failure,
+            "tone": "warn",
+            "why": why,
+            "line": wording_repair.EARLIER if view.repaired() else "",
+        }
     stopping = view.status is not None and view.status.state == "stopping"
-    repaired = view.repaired() and not running and failure is None
+    repaired = view.repaired() and not running
     updates: Updates = {
         parts.story: gr.update(value=story),
         parts.start: gr.update(
@@ -240,7 +248,7 @@ def _show(view: View, fresh: bool, parts: Parts) -> Updates:
             variant="secondary" if repaired else "primary",
             value=wording_repair.REPAIR_AGAIN if repaired else wording_repair.START_REPAIR,
         ),
-        parts.resume: gr.update(visible=_can_resume(view) and not running),
+        parts.resume: gr.update(visible=_can_resume(view) and not running and lock is None),
         parts.keep: gr.update(interactive=running and not stopping),
         parts.discard: gr.update(interactive=running and not stopping),
         parts.onward: gr.update(visible=repaired),

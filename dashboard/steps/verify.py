@@ -158,6 +158,6 @@ def _show_files(view: View, parts: Parts) -> Updates:
     failure = view.failure("report", "export")
     if view.busy_with("report", "export"):
         return {parts.files: gr.update(value={"headline": wording_verify.WRITING, "tone": "busy"})}
-    outdated = rounds.outdated(view.case)
+    outdated = rounds.outdated(view.case) or not view.repaired()
     value = stories.exports(view.case.manifest, view.case.path, rounds.verification(view.case), outdated)
     return {parts.files: gr.update(value=value | ({"headline": failure, "tone": "warn"} if failure else {}))}

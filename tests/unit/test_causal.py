@@ -276,6 +276,18 @@ def test_a_report_that_is_refused_is_not_reproduced(make: Maker) -> None:
     assert verdict_of(loaded, case, tests).decided_by == "reproduction"
 
 
+def test_a_reported_answer_that_refuses_is_told(make: Maker) -> None:
+    """Without an expected answer the failure would be read the wrong way round."""
+    loaded, case = make(planted())
+    told = [
+        causal.reproduce(loaded, replace(case, report=replace(case.report, response=response))).note.startswith(
+            causal.REFUSED
+        )
+        for response in (REFUSAL, COMPLIANCE)
+    ]
+    assert told == [True, False]
+
+
 def test_the_kind_is_described_on_safe_prompts(make: Maker) -> None:
     jailbreak, case = make(planted(any_of=[PHRASE]))
     described = run(jailbreak, case, PHRASE)["benign"]

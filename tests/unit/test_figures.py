@@ -39,6 +39,8 @@ from dashboard import (
     wording_tests,
     wording_verdict,
 )
+from dashboard.components.status_bar import StatusBar
+from dashboard.components.token_view import TokenView
 from tests.unit.reporting import USER, triage_of
 
 EVIL = "<b onload=x>"
@@ -289,6 +291,21 @@ def test_response_view_selects_response_positions() -> None:
     assert value["selected"] == [1]
 
 
+def test_a_repair_that_runs_on_a_trigger_that_was_rejected_meanwhile_is_told() -> None:
+    """It goes on, and the step does not say that it is locked."""
+    locked, runs = (stories.repair("why", None, [], None, None, running) for running in (False, True))
+    assert locked["headline"] == wording_repair.LOCKED
+    assert (runs["headline"], runs["tone"]) == (wording_repair.REPAIRING, "warn")
+    assert runs["line"] == wording_repair.NOT_CONFIRMED_NOW
+
+
+def test_what_the_scripts_of_components_hold_is_no_event() -> None:
+    """Gradio takes every quoted word that names no attribute for one."""
+    assert StatusBar(watch_url="/x").watch_url == "/x"
+    view = TokenView(mode="edit", confirms=False)
+    assert (view.mode, view.confirms, bool(view.spoken)) == ("edit", False, True)
+
+
 def test_saliency_before_and_after_share_one_scale() -> None:
     result = Verification(
         metrics=(), result="REDUCED", reasons=(), examples=(), saliency_before=(0.0, 1.0, 2.0, 4.0), saliency_after=(0.0, 0.1, 0.1, 0.1),
@@ -296,7 +313,13 @@ def test_saliency_before_and_after_share_one_scale() -> None:
     )  # fmt: skip
     before, after = figures.saliency_views(opened(), result)
     assert before["legend"] == after["legend"]
-    assert before["scores"] == [None, 1.0, 2.0, 4.0]
+    assert before["scores"] == [None, 0.142857, 0.285714, 0.571429]
+    assert after["scores"] == [
+        None,
+        0.333333,
+        0.333333,
+        0.333333,
+    ]  # shares: a large gradient all over stands out nowhere
 
 
 def test_headlines() -> None:

@@ -91,6 +91,12 @@ def test_a_plain_value_is_not_said_to_move() -> None:
     assert moved(Metric(name="", before=0.0, after=1.0, meaning="")) == 0
 
 
+def test_percent_rounds_as_the_tables_of_the_page() -> None:
+    """A half goes up, in the browser and here."""
+    assert [percent(k / 24) for k in (3, 9, 12, 15, 21)] == ["13 %", "38 %", "50 %", "63 %", "88 %"]
+    assert percent(0.1225, 1) == "12.3 %"
+
+
 def test_percent_does_not_round_a_failure_away() -> None:
     """0 % and 100 % mean exactly that."""
     assert [percent(x) for x in (0.0, 0.0002, 0.004, 0.5, 0.996, 0.9998, 1.0, None)] == [

@@ -175,6 +175,9 @@ def test_a_worker_that_ignores_a_stop_is_killed(
     assert jobs.enforce_stop(case)
     holder.wait(timeout=5)
     assert not worker_process.alive(case)
+    assert (jobs.status(case).state, jobs.status(case).message) == ("failed", jobs.STOPPED)  # and not "out of memory?"
+    jobs.close_interrupted(case, EventLog(case.path))
+    assert case.current_events()[-1].event == StageFailed(stage="repair", message=jobs.STOPPED)
 
 
 def test_a_repair_of_long_steps_that_is_to_keep_its_best_is_given_two_of_them(
