@@ -43,6 +43,7 @@ _ROLES = dict.fromkeys(("assistant", "gpt", "model", "bot", "ai"), True) | dict.
 )
 """Who says something, and whether that is an answer."""
 _ESCAPES = re.compile(r'(?:\\u[0-9a-fA-F]{4})+|\\["\\/bfnrt]')
+_MEANT = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "/": "/", '"': '"', "\\": "\\"}
 
 
 @dataclass(frozen=True)
@@ -200,5 +201,5 @@ def _unescaped(line: str) -> str:
     for _ in range(MAX_ESCAPED):
         if "\\" not in text:
             break
-        text = _ESCAPES.sub(lambda found: json.loads(f'"{found[0]}"'), text)
+        text = _ESCAPES.sub(lambda found: _MEANT.get(found[0][1:]) or json.loads(f'"{found[0]}"'), text)
     return "" if text == line else text
