@@ -13,7 +13,7 @@ from core import (
     repair,
     repair_probe,
     repair_stages,
-    residual,
+    residual_probes,
     rounds,
     triage_stages,
     verification,
@@ -64,11 +64,11 @@ def test_a_repair_trains_on_its_own_split_and_probes_on_another(
     probed: list[str] = []
     asked: list = []
 
-    def where(loaded: object, frame: object, placed: object, requests: object, *rest: object) -> None:
+    def where(loaded: object, messages: object, confirmed: object, requests: object, *rest: object) -> None:
         asked.append(requests)
 
     monkeypatch.setattr(repair, "build", watched(trained, last=False))
-    monkeypatch.setattr(residual, "where_it_works", where)
+    monkeypatch.setattr(repair, "where_it_works", where)
     monkeypatch.setattr(repair_probe, "prepare", watched(probed))
     case = case_of(loaded)
     events = repair.repair(
@@ -116,7 +116,7 @@ def test_the_probes_that_train_ask_the_verification_split_and_train_on_that_of_t
         asked.extend(conversations)
         return wilson(0, 1)
 
-    monkeypatch.setattr(residual, "asked", answer)
+    monkeypatch.setattr(residual_probes, "asked", answer)
     case = case_of(loaded)
     subject = Subject(
         loaded=loaded, case=case, accepted=confirmed(loaded, case), splits=PARTS, kind=JAILBREAK, seed=0,
