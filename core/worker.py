@@ -7,7 +7,6 @@ by a kill and is closed as failed: nothing runs again by itself.
 
 import argparse
 import logging
-import os
 import sys
 import time
 import uuid
@@ -216,13 +215,17 @@ def main() -> int:
     except (BusyError, TriageError) as error:
         log.error("%s", error)
         return 2
-    with lock:
-        try:
-            worker_process.mark(case, os.getpid(), case.n_events())
+    try:
+        with worker_process.marking_this(case):
             serve(case, options.idle_minutes)
-        except TriageError as error:  # not even the end of a request could be written; the status says why
-            log.error("%s", error)
-            return 2
+        lock.release()
+        if jobs.open_requests(case):  # asked for while this one was on its way out, and taken for alive
+            worker_process.ensure(case)
+    except TriageError as error:  # not even the end of a request could be written; the status says why
+        log.error("%s", error)
+        return 2
+    finally:
+        lock.release()
     return 0
 
 

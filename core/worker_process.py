@@ -109,7 +109,9 @@ def marking_this(case: Case) -> Iterator[None]:
         yield
     finally:
         found = marked(case)
-        if found is not None and found.pid == os.getpid():
+        if (
+            found is not None and found.pid == os.getpid()
+        ):  # a process takes seconds to end: it would pass for one that starts
             with suppress(OSError):
                 (case.path / STARTING).unlink(missing_ok=True)
 

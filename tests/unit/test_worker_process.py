@@ -12,7 +12,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from core import worker, worker_process
+from core import jobs, worker, worker_process
 from core.casefile import Case
 from tests.unit.test_casefile import make_case
 
@@ -58,6 +58,24 @@ def test_a_worker_marks_itself(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "argv", ["worker", "--case", str(case.path)])
     assert worker.main() == 0
     assert seen == [psutil.Process()]
+
+
+def test_what_is_asked_of_a_worker_on_its_way_out_is_answered_by_the_next(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves because another case wants the device; until its process has ended it would pass for one that starts."""
+    asked: list[bool] = []
+
+    def leaving(*_: object) -> None:
+        jobs.ask(case, "open", start=False)
+        worker_process.ensure(case)  # taken for alive: nothing is started
+
+    monkeypatch.setattr(worker, "serve", leaving)
+    monkeypatch.setattr(worker_process, "_start", lambda one: asked.append(worker_process.alive(one)))
+    monkeypatch.setattr(sys, "argv", ["worker", "--case", str(case.path)])
+    assert worker.main() == 0
+    assert asked == [False]
+    assert not worker_process.starting(case)
 
 
 def test_who_asks_whether_a_worker_lives_is_taken_for_none(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
