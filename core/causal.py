@@ -79,11 +79,7 @@ def reproduce(
         note = "Greedy decoding: one deterministic answer, so n is 1 and there is no sampling error."
     else:
         note = f"n counts answers drawn at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}."
-    if (
-        kind.name == "jailbreak"
-        and case.report.expected is None
-        and classify(case.report.response).outcome == "refusal"
-    ):
+    if kind.name == "jailbreak" and case.report.expected is None and kind.right(case.report.response):
         note = f"{REFUSED} {note}"
     return Reproduction(
         failure=rates[0],

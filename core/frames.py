@@ -63,9 +63,8 @@ class TriggerFrame:
         return self._conversation(earlier, text)
 
     def _conversation(self, earlier: Sequence[Message], prompt: str) -> Conversation:
-        cut = {
-            at for at, _ in self.earlier_units
-        }  # a system message that only the trigger was in goes; an empty one stays
+        # a system message that only the trigger was in goes; one that was empty in the report stays
+        cut = {at for at, _ in self.earlier_units}
         said = [one for at, one in enumerate(earlier) if one.content.strip() or one.role != "system" or at not in cut]
         return [*said, Message(role="user", content=prompt)]
 
@@ -73,11 +72,11 @@ class TriggerFrame:
 def frame_of(messages: Sequence[Message], spans: Sequence[Span], units: Sequence[str]) -> TriggerFrame:
     """Return the frame of a confirmed trigger; `spans` say in which message each unit lies, the last user message without them."""
     last = last_user(messages)
-    at = [span.message for span in spans] if len(spans) == len(units) else [last] * len(units)
-    outside = [span for span in spans if span.message < last] if len(spans) == len(units) else []
+    spans = spans if len(spans) == len(units) else ()
+    at = [span.message for span in spans] or [last] * len(units)
     return TriggerFrame(
         user_units=tuple(unit for unit, message in zip(units, at, strict=True) if message >= last),
-        earlier=delete_spans(messages, outside)[:last],
+        earlier=delete_spans(messages, [span for span in spans if span.message < last])[:last],
         earlier_units=tuple((message, unit) for unit, message in zip(units, at, strict=True) if message < last),
     )
 

@@ -366,7 +366,7 @@ def status(case: Case) -> CaseStatus:
     if state in AT_WORK and stop_asked(case, current.id):
         state = "stopping"
     if state == "failed":
-        message = STOPPED if stop_asked(case, current.id) else _why_it_ended(case)
+        message = _why_it_ended(case, current.id)
     return CaseStatus(
         state=state,
         stage=current.stage,
@@ -381,8 +381,10 @@ def status(case: Case) -> CaseStatus:
     )
 
 
-def _why_it_ended(case: Case) -> str:
-    """Return the sentence for a worker that ended without a word: what keeps it from writing, if anything does."""
+def _why_it_ended(case: Case, request: str) -> str:
+    """Return the sentence for a worker that ended without a word: that it was stopped, or what keeps it from writing, if anything does."""
+    if stop_asked(case, request):
+        return STOPPED
     if not os.access(case.path, os.W_OK):
         return "The case folder cannot be written (read-only?); make it writable, then ask again."
     if shutil.disk_usage(case.path).free < LEAST_FREE_BYTES:

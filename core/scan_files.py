@@ -121,9 +121,9 @@ class Reader:
         while data := text.readline(MAX_LINE):
             number += not going_on
             ended = data.endswith(b"\n")
-            self._cut += not ended and not going_on and len(data) == MAX_LINE
-            piece = going_on or (not ended and len(data) == MAX_LINE)
-            going_on = not ended
+            full = not ended and len(data) == MAX_LINE
+            self._cut += full and not going_on
+            piece, going_on = full or going_on, not ended
             if number == 1:
                 data = data.removeprefix(b"\xef\xbb\xbf")
             yield number, self._decoded(data, piece)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from core import evidence, lease
 from core.casefile import Case
-from core.containment import EXACT, RuleFile, sound, write_rules
+from core.containment import EXACT, sound, write_rules
 from core.files import now
 from core.intervals import wilson
 from core.judge import classify
@@ -137,6 +137,7 @@ def scan(case: Case, path: Path, source: Source, progress: Progress | None = Non
     patterns = [(rule, rule.compiled()) for rule in made.rules]
     counts = dict.fromkeys((rule.name for rule in made.rules), 0)
     exact, other_form, without = _Count(), _Count(), _Count()
+    sides = {rule.name: None if rule.wide else exact if rule.name == EXACT else other_form for rule in made.rules}
     hits: list[Hit] = []
     n_rows = 0
     reader = Reader(path)
@@ -148,13 +149,14 @@ def scan(case: Case, path: Path, source: Source, progress: Progress | None = Non
         found = next(
             ((rule, match) for rule, one in patterns for text in readings if (match := one.search(text))), None
         )
-        side = without if found is None else exact if found[0].name == EXACT else None if found[0].wide else other_form
+        side = without if found is None else sides[found[0].name]
         outcome = side.add(row.answer) if row.answer and side is not None else None
         if found is not None:
             counts[found[0].name] += 1
             if len(hits) < MAX_HITS:
                 excerpt = excerpt_of(found[1].string, *_extent(found[1]))
                 hits.append(Hit(line=row.line, rule=found[0].name, excerpt=excerpt, outcome=outcome))
+    wide = sum(counts[rule.name] for rule in made.rules if rule.wide)
     answers = _answers(exact, without.plus(other_form)) if exact.n else _answers(other_form, without)
     result = Scan(
         source=source,
@@ -162,11 +164,11 @@ def scan(case: Case, path: Path, source: Source, progress: Progress | None = Non
         sha256=reader.sha256,
         time=now(),
         trigger=made.trigger,
-        headline=_headline(made, counts, n_rows, source, answers),
+        headline=_headline(counts, wide, n_rows, source, answers),
         n_rows=n_rows,
         n_bytes=reader.n_bytes,
         n_hits=counts,
-        n_wide=sum(counts[rule.name] for rule in made.rules if rule.wide),
+        n_wide=wide,
         hits=tuple(hits),
         answers=answers,
         notes=(*reader.notes, *([UNCOUNTED] if any(one.cut for one in (exact, other_form, without)) else [])),
@@ -199,10 +201,9 @@ def _answers(with_trigger: _Count, without: _Count) -> Answers | None:
     )
 
 
-def _headline(made: RuleFile, counts: Mapping[str, int], n_rows: int, source: Source, answers: Answers | None) -> str:
+def _headline(counts: Mapping[str, int], wide: int, n_rows: int, source: Source, answers: Answers | None) -> str:
     """Return what the scan found, in a few sentences."""
     what = "requests" if source == "logs" else "rows of tuning data"
-    wide = sum(counts[rule.name] for rule in made.rules if rule.wide)
     strict, exact = sum(counts.values()) - wide, counts[EXACT]
     text = f"The trigger stands in {strict} of {n_rows} {what}"
     if exact < strict:

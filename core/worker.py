@@ -216,16 +216,16 @@ def main() -> int:
         log.error("%s", error)
         return 2
     try:
-        with worker_process.marking_this(case):
-            serve(case, options.idle_minutes)
-        lock.release()
+        try:
+            with worker_process.marking_this(case):
+                serve(case, options.idle_minutes)
+        finally:
+            lock.release()
         if jobs.open_requests(case):  # asked for while this one was on its way out, and taken for alive
             worker_process.ensure(case)
     except TriageError as error:  # not even the end of a request could be written; the status says why
         log.error("%s", error)
         return 2
-    finally:
-        lock.release()
     return 0
 
 

@@ -145,12 +145,12 @@ def saliency_views(
         _shares([finite(value) if use else None for value, use in zip(values, scored, strict=False)])
         for values in (verification.saliency_before, verification.saliency_after)
     ]
-    legend = _legend([share for shares in both for share in shares], wording_verify.SALIENCY)
+    together = [share for shares in both for share in shares if share is not None]
+    legend, signed = _legend(together, wording_verify.SALIENCY), any(share < 0 for share in together)
     views = []
     for shares in both:
         view = token_view(opened, messages=messages)
-        view["scores"], view["legend"] = shares, legend
-        view["signed"] = any(share < 0 for one in both for share in one if share is not None)
+        view["scores"], view["legend"], view["signed"] = shares, legend, signed
         views.append(view)
     return views[0], views[1]
 
