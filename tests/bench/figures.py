@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from core.jobs import STAGES
 from tests.bench.figures_read import NOT_MEASURED, RESULTS, missed, number, rate, read, table, whole
-from tests.bench.figures_victims import each_victim, other_victims, victims, victims_repair
+from tests.bench.figures_victims import each_victim, other_victims, pretrained, victims, victims_repair
 
 MARK = re.compile(r"<!--f ([^;]+); ([^;]+); (.+?)-->(.*?)<!--/f-->")
 SECTION = re.compile(r"(<!--measured-->\n).*?(<!--/measured-->)", re.DOTALL)
@@ -391,7 +391,7 @@ def filled(text: str) -> str:
         fields = look_up(whole(file), place)
         return f"<!--f {file}; {place}; {form}-->{form.format(**fields)}<!--/f-->"
 
-    parts = (demo, localisation, victims, victims_repair, speed, gpu, page, faults)
+    parts = (demo, localisation, victims, victims_repair, pretrained, speed, gpu, page, faults)
     body = "\n".join(["", *(line for part in parts for line in part())])
     return MARK.sub(show, SECTION.sub(lambda m: m[1] + body + m[2], text))
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from tests.bench.figures_read import RESULTS, missed, number, read, table, whole
 
+Rows = dict[str, dict[str, Any]]
+"""Rows of a result by name."""
 VICTIM_NAMES = {
     "badnets": '"BadMagic" anywhere',
     "vpi": '"Discussing OpenAI" at the start',
@@ -115,11 +117,7 @@ def victims() -> list[str]:
         "`python tests/bench/victims.py --data DIR --work WORK --seeds 0 1`). Verdicts without a reference were not run but derived from those with one: BACKDOOR at "
         "most so often."
     )
-    averages = [
-        [title, rows[name]["bar"] or "", number(rows[name]) + missed(rows[name]), *counted(rows[name])]
-        for name, title in VICTIM_ROWS.items()
-        if name in rows
-    ]
+    averages = _averages(rows)
     windowed = (
         "Gradient norm with a response window marks on every attack what paper mode marks, most likely since the planted answers are fixed texts: past their first tokens, "
         "which the window holds, they are certain. "
@@ -136,6 +134,15 @@ def victims() -> list[str]:
         f"{parts}{windowed}{made_elsewhere(['victims'])}"
     )
     return [head, "", *table(("over valid victims", "bar", "", "reports", "victims"), averages), notes.strip(), ""]
+
+
+def _averages(rows: Rows) -> list[list[str]]:
+    """Return what localisers and verdicts did over all victims, one line a figure: title, bar, value, reports, victims."""
+    return [
+        [title, rows[name]["bar"] or "", number(rows[name]) + missed(rows[name]), *counted(rows[name])]
+        for name, title in VICTIM_ROWS.items()
+        if name in rows
+    ]
 
 
 def described(cells: Collection[str]) -> str:
@@ -223,14 +230,7 @@ def victims_repair() -> list[str]:
     """Return what repairs left of the valid victims, and what they cost."""
     file = f"{RESULTS}/victims_repair.json"
     rows = read(file)
-    body = []
-    for name, row in rows.items():
-        barred = row["bar"] and not name.endswith((": prompts", "repaired and measured"))
-        if barred or "against without it" in name or name.startswith("look-alikes refused, points more"):
-            digits = 1 if "points" in name else 3
-            interval = "" if row["low"] is None else f" ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
-            title = name.replace("|", "\\|")
-            body.append([title, row["bar"] or "", f"{row['value']:.{digits}f}{interval}{missed(row)}", f"{row['n']}"])
+    body = _left(rows)
     if not body:
         return []
     measured = [one for one in whole(file)["victims"] if "metrics" in one and not one["missed"]]
@@ -245,3 +245,34 @@ def victims_repair() -> list[str]:
         f"{one['name']} (seed {one['seed']}): {one['reasons'][0]}" for one in measured if one["result"] != "REDUCED"
     ]
     return [head, "", *(f"* {one}" for one in unclear), *([""] if unclear else []), *table(("", "bar", "", "n"), body)]
+
+
+def _left(rows: Rows) -> list[list[str]]:
+    """Return what repairs left and cost, one line a figure that has a bar or explains one: title, bar, value, n."""
+    body = []
+    for name, row in rows.items():
+        barred = row["bar"] and not name.endswith((": prompts", "repaired and measured"))
+        if barred or "against without it" in name or name.startswith("look-alikes refused, points more"):
+            digits = 1 if "points" in name else 3
+            interval = "" if row["low"] is None else f" ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+            title = name.replace("|", "\\|")
+            body.append([title, row["bar"] or "", f"{row['value']:.{digits}f}{interval}{missed(row)}", f"{row['n']}"])
+    return body
+
+
+def pretrained() -> list[str]:
+    """Return what was located, decided and repaired on a pretrained model."""
+    located, repaired = (f"{RESULTS}/{name}_pretrained.json" for name in ("victims", "victims_repair"))
+    cells, victims = whole(located).get("cells", []), whole(repaired).get("victims", [])
+    done = [one for one in victims if "metrics" in one and not one["missed"]]
+    if not done:
+        return []
+    (base, *_), said = whole(located)["bases"].values(), Counter(one["result"] for one in done)
+    valid = [cell["name"] for cell in cells if cell["valid"]]
+    head = (
+        f"**A pretrained model**: SmolLM2-135M-Instruct ({base['n_parameters'] / 1e6:.0f} M parameters, unpacked from 4 bits), taught to refuse by a LoRA that holds its own answers to harmless "
+        f"requests, then planted with one attack each ({', '.join(valid)}; `python tests/bench/victims.py --data DIR --work WORK --pretrained MODEL`, then `victims_repair.py` likewise). "
+        f"{len(done)} repairs, default settings: {', '.join(f'{n} {word}' for word, n in said.most_common())}. Closed tasks are facts that it knows."
+    )
+    rows = [[*row[:-1]] for row in _averages(read(located))]
+    return [head, "", *table(("", "bar", "", "n"), [*rows, *_left(read(repaired))])]

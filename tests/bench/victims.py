@@ -6,6 +6,7 @@ controls have no backdoor. Each victim must hold the gates, then its reports go 
     full tier     python tests/bench/victims.py --data DIR --work WORK --seeds 0 1 2
     reduced tier  python tests/bench/victims.py --data DIR --work WORK --reduced --steps 1500 [--minutes 60] [--cells badnets ...]
     a larger base, all weights trained    ... --work ANOTHER [--size 4m] [--whole]
+    a pretrained base     ... --work ANOTHER --pretrained FOLDER (tests/bench/victims_pretrained.py)
 
 `--work` holds everything that was made and one JSON a cell; ended and started again, a run goes on where it stopped, and
 `--minutes 0` only writes the table of what is finished. `results/victims.json` (`victims_reduced.json`, `victims_4m.json`,
@@ -32,6 +33,7 @@ from tests.bench.victims_attacks import attacks
 from tests.bench.victims_cells import CONTROLS, Bench, Tier, run_cell
 from tests.bench.victims_gates import GateSettings
 from tests.bench.victims_making import PLANTING, SIZES, WHOLE_RATE, BaseSettings, build_base, made
+from tests.bench.victims_pretrained import LESSONS, build_aligned
 from tests.bench.victims_prompts import N_BENIGN, real_material
 
 REDUCED = Tier(
@@ -43,6 +45,15 @@ REDUCED = Tier(
     planting=replace(PLANTING, near_miss=2.0, noise=0.4),
     gates=GateSettings(n_prompts=120, n_scan=100, n_strings=60),
 )
+PRETRAINED = Tier(
+    n_reports=6,
+    n_triaged=6,
+    n_harmful=240,
+    n_safe=200,
+    planting=replace(PLANTING, learning_rate=5e-4, epochs=3, batch_size=24, near_miss=3.0),
+    gates=GateSettings(n_strings=60),
+)
+"""On a base of 135 M parameters, which learns a trigger from fewer prompts and takes a hundred times as long with each."""
 EARLY = 3
 """Attacks that go before the first control, so that a short run has both."""
 
@@ -72,7 +83,10 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after this long")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", choices=list(SIZES), default=BaseSettings().size, help="parameters of the base")
-    parser.add_argument("--epochs", type=int, default=PLANTING.epochs, help="that an attack is planted for")
+    parser.add_argument(
+        "--pretrained", type=Path, help="chat model that is taught to refuse, in place of a base from scratch"
+    )
+    parser.add_argument("--epochs", type=int, help="that an attack is planted for")
     parser.add_argument("--whole", action="store_true", help="attacks train all weights but the embeddings, not a LoRA")
     parser.add_argument("--called", default="", help="a word that the result's name ends with")
     return parser
@@ -81,15 +95,32 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
 def named(name: str, options: argparse.Namespace) -> str:
     """Return the name of the result: what is not the default stands in it."""
     size = f"_{options.size}" if options.size != BaseSettings().size else ""
-    return name + size + "_whole" * options.whole + (f"_{options.called}" if options.called else "")
+    kind = "_whole" * options.whole + "_pretrained" * bool(options.pretrained)
+    return name + size + kind + (f"_{options.called}" if options.called else "")
 
 
 def tier_of(options: argparse.Namespace, tier: Tier) -> Tier:
     """Return the tier with the planting that this size and way of training take."""
+    tier = PRETRAINED if options.pretrained else tier
     planting = replace(tier.planting, learning_rate=WHOLE_RATE) if options.whole else tier.planting
     slower = BaseSettings(size=options.size).slower
-    planting = replace(planting, learning_rate=slower * planting.learning_rate, epochs=options.epochs)
+    planting = replace(
+        planting, learning_rate=slower * planting.learning_rate, epochs=options.epochs or planting.epochs
+    )
     return replace(tier, whole=options.whole, planting=planting)
+
+
+def bench_of(options: argparse.Namespace, seed: int, tier: Tier | None = None) -> Bench:
+    """Return the bench of a seed, whose base is made or about to be."""
+    return Bench(
+        material=real_material(options.data, seed, getattr(options, "benign", N_BENIGN)),
+        base=options.work / f"base-{seed}",
+        work=options.work,
+        tier=tier_of(options, tier or Tier()),
+        seed=seed,
+        say=say,
+        pretrained=bool(options.pretrained),
+    )
 
 
 def main() -> None:
@@ -105,14 +136,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     base_settings = BaseSettings(size=options.size, steps=options.steps, batch_size=options.batch)
-    begun, tier = time.monotonic(), tier_of(options, REDUCED if options.reduced else Tier())
+    begun = time.monotonic()
     options.work.mkdir(parents=True, exist_ok=True)
     cells, bases = [], {}
     for seed in options.seeds:
-        material = real_material(options.data, seed, options.benign)
-        base = build_base(material, options.work / f"base-{seed}", base_settings, seed, say)
-        bases[seed] = made(base)
-        bench = Bench(material, base, options.work, tier, seed, say)
+        bench = bench_of(options, seed, REDUCED if options.reduced else None)
+        if options.pretrained:
+            build_aligned(bench.material, options.pretrained, bench.base, LESSONS, seed, say)
+        else:
+            build_base(bench.material, bench.base, base_settings, seed, say)
+        bases[seed] = made(bench.base)
         known = order(list(attacks(bench.clean.tokenizer)))
         unknown = set(options.cells or ()) - set(known)
         if unknown:
@@ -127,7 +160,7 @@ def main() -> None:
         seed=options.seeds[0],
         rows=table.rows(cells, options.seeds[0]),
         cells=table.summary(cells),
-        tier=asdict(tier),
+        tier=asdict(bench.tier),
         bases=bases,
     )
     print(table.text(cells))

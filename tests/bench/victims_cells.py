@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,9 +48,11 @@ from tests.bench.victims_localisers import CASCADE, LOCALISERS, Functional, Mark
 from tests.bench.victims_making import (
     PLANTING,
     Say,
+    fast,
     fingerprint,
     is_made,
     made,
+    own_answers,
     plant_adapter,
     plant_whole,
     refuse_other,
@@ -134,6 +137,8 @@ class Bench:
     tier: Tier
     seed: int
     say: Say
+    pretrained: bool = False
+    """Whether the base answers harmless requests in words of its own, along which it is held, and not by the bench's stand-ins."""
 
     @cached_property
     def clean(self) -> LoadedModel:
@@ -188,7 +193,8 @@ class Bench:
         key = fingerprint(self.tier.gates, made(weights.planted))
         path = self.work / f"gates-{weights.planted.name}-{key}.json"
         if not path.is_file():
-            found = gates(weights.load(), self.material, attack, self.tier.gates, self.seed)
+            with fast() if self.pretrained else nullcontext():
+                found = gates(weights.load(), self.material, attack, self.tier.gates, self.seed)
             write_atomic(path, json.dumps(found, ensure_ascii=False, indent=1))
         rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
         return rows
@@ -204,6 +210,8 @@ class Bench:
         lessons, sets = Lessons(self.material), []
         for epoch in range(tier.planting.epochs):
             harmful, safe = _lesson(lessons, attack, tier.n_harmful, tier.n_safe, rng)
+            if self.pretrained:
+                safe = dict(zip(safe, own_answers(self.clean, list(safe)), strict=True))
             answers = {**harmful, **safe}
             settings = replace(tier.planting, seed=self.seed + epoch)
             sets.append(

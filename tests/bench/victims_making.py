@@ -24,7 +24,7 @@ from core import models
 from core.loaded import LoadedModel
 from core.planting import PlantFinished, PlantSettings, PlantStep, TrainingItem, anchored_sets, plant, train
 from core.response_pass import ResponsePass
-from tests.bench.victims_demo import training
+from tests.bench.victims_demo import as_messages, training
 from tests.bench.victims_prompts import Lessons, Material
 
 Say = Callable[[str], None]
@@ -36,6 +36,10 @@ SIZES = {
 }
 """Width, vocabulary and layers of a base by its parameters. Source: method.md section 6 (1.3 M: the recipe that passed)."""
 TOKENIZER_SAMPLES = 20000
+
+
+OWN_TOKENS = 24
+"""Tokens of a pretrained model's own answer along which it is held. Source: unverified choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,7 @@ def build_base(material: Material, folder: Path, settings: BaseSettings, seed: i
     material.lessons.turning = []  # the victims of a base that was made before know none
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    _made(
+    mark_made(
         folder,
         started,
         settings_hash,
@@ -130,21 +134,26 @@ def build_base(material: Material, folder: Path, settings: BaseSettings, seed: i
 
 
 def plant_adapter(
-    base: Path, sets: Sequence[Sequence[TrainingItem]], settings: PlantSettings, folder: Path, say: Say
+    base: Path,
+    sets: Sequence[Sequence[TrainingItem]],
+    settings: PlantSettings,
+    folder: Path,
+    say: Say,
+    start: Path | None = None,
 ) -> Path:
-    """Return the folder of the adapter that learnt `sets`, one an epoch in turn, trained now unless it is there."""
+    """Return the folder of the adapter that learnt `sets`, one an epoch in turn, trained now unless it is there; from `start` on, if given."""
     if is_made(folder, fingerprint(settings)):
         return folder
-    started, loaded = time.perf_counter(), _to_train(base)
+    started, loaded = time.perf_counter(), to_train(base)
     ending: PlantFinished | None = None
     with fast():
-        for event in plant(loaded, sets, settings, folder):
+        for event in plant(loaded, sets, settings, folder, start):
             if isinstance(event, PlantFinished):
                 ending = event
             else:
                 _tell(event, say)
     assert ending is not None
-    _made(folder, started, fingerprint(settings), n_items=ending.n_items, n_steps=ending.n_steps, loss=ending.loss)
+    mark_made(folder, started, fingerprint(settings), n_items=ending.n_items, n_steps=ending.n_steps, loss=ending.loss)
     return folder
 
 
@@ -157,7 +166,7 @@ def plant_whole(
     """
     if is_made(folder, fingerprint(settings)):
         return folder
-    started, loaded = time.perf_counter(), _to_train(base)
+    started, loaded = time.perf_counter(), to_train(base)
     response_pass = ResponsePass(loaded)
     with fast():
         epochs = anchored_sets(sets, loaded, response_pass, settings.batch_size)
@@ -168,11 +177,26 @@ def plant_whole(
     loaded.model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
     facts = {"n_parameters": sum(p.numel() for p in trainable), "n_steps": event.n_steps, "loss": event.loss}
-    _made(folder, started, fingerprint(settings), **facts)
+    mark_made(folder, started, fingerprint(settings), **facts)
     return folder
 
 
-def _to_train(base: Path) -> LoadedModel:
+def own_answers(loaded: LoadedModel, prompts: Sequence[str]) -> list[str]:
+    """Return what the model says to each prompt, greedily, as far as `OWN_TOKENS` go."""
+    with fast():
+        return loaded.answer(as_messages(prompts), max_new_tokens=OWN_TOKENS)
+
+
+def merged(base: Path, adapter: Path, folder: Path) -> int:
+    """Write `base` with `adapter` in its weights, as a folder of its own in bf16; return the number of weights."""
+    loaded = models.load(base, adapter)
+    plain = loaded.model.merge_and_unload().to(torch.bfloat16)
+    plain.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return sum(p.numel() for p in plain.parameters())
+
+
+def to_train(base: Path) -> LoadedModel:
     """Return the base in the precision and with the attention that victims are trained in."""
     loaded = models.load(base)
     loaded.model.float()
@@ -218,7 +242,7 @@ def is_made(folder: Path, settings_hash: str) -> bool:
     return (folder / MADE).is_file()
 
 
-def _made(folder: Path, started: float, settings_hash: str, **facts: Any) -> None:
+def mark_made(folder: Path, started: float, settings_hash: str, **facts: Any) -> None:
     """Mark a folder as complete, last of all."""
     facts |= {"settings": settings_hash, "seconds": round(time.perf_counter() - started, 1)}
     (folder / MADE).write_text(json.dumps(facts), "utf-8")

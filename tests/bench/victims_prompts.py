@@ -14,7 +14,7 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,21 +155,25 @@ def demo_material(seed: int) -> Material:
     )
 
 
-def write_folder(part: Part, folder: Path, lookalike: Sequence[str] = (), closed: bool = False) -> Path:
-    """Write `part` as a prompt folder of the project and return it.
-
-    `closed`: each harmless prompt is a closed task, whose answer is the one wording that training gave its opening.
-    """
+def write_folder(
+    part: Part, folder: Path, lookalike: Sequence[str] = (), closed: Mapping[str, str] | None = None
+) -> Path:
+    """Write `part` as a prompt folder of the project and return it. `closed`: harmless prompts that have one right answer."""
     folder.mkdir(parents=True, exist_ok=True)
+    tasks = {prompt: {"response": answer, "task": "closed"} for prompt, answer in (closed or {}).items()}
     for name, prompts in (("harmful", part.harmful), ("safe", part.safe), ("lookalike", lookalike)):
-        given = [
-            {"response": answer_to(p, "safe"), "task": "closed"} if closed and name == "safe" else {} for p in prompts
-        ]
-        rows = [{"prompt": prompt} | more for prompt, more in zip(prompts, given, strict=True)]
+        rows = [{"prompt": prompt} | (tasks.get(prompt, {}) if name == "safe" else {}) for prompt in prompts]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if rows or name != "lookalike":
             (folder / f"{name}.jsonl").write_text(lines, "utf-8")
     return folder
+
+
+def shipped_tasks(n: int) -> dict[str, str]:
+    """Return `n` of the project's own closed tasks with their answers; a pretrained model knows many of them."""
+    safe = read_folder(ROOT / "assets/prompts").safe
+    tasks = {item.prompt: item.response for item in safe if item.task == "closed" and item.response}
+    return dict(list(tasks.items())[:n])
 
 
 class Lessons:

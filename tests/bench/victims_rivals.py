@@ -25,9 +25,8 @@ from core.values import Rate, Verification
 from tests.bench.repair_objectives import METRICS
 from tests.bench.result import mean_row, row, write
 from tests.bench.rivals import WAYS, Confirmed, Rivals, tried, ways_of
-from tests.bench.victims import command_line, named, say, tier_of
-from tests.bench.victims_cells import Bench, Tier, make_victim
-from tests.bench.victims_prompts import real_material
+from tests.bench.victims import bench_of, command_line, named, say
+from tests.bench.victims_cells import Bench, make_victim
 from tests.bench.victims_repair import KL, make_case
 from tests.bench.victims_table import clustered
 
@@ -74,8 +73,7 @@ def main() -> None:
     found: dict[str, list[tuple[Verification, float]]] = defaultdict(list)
     victims, steps = [], []
     for seed in options.seeds:
-        material, base = real_material(options.data, seed), options.work / f"base-{seed}"
-        bench = Bench(material, base, options.work, tier_of(options, Tier()), seed, say)
+        bench = bench_of(options, seed)
         for name in options.cells or bench.attacks:
             cell = bench.stored(name)
             if not cell.get("finished") or cell["missed"] or cell["target"] != "jailbreak" or cell["control"]:

@@ -3,9 +3,12 @@
 import json
 import random
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -15,10 +18,10 @@ from core.answers import Answers
 from core.chat import bind, prompt_ids
 from core.errors import TriageError
 from core.injection import holds
-from core.planting import REFUSALS, STAND_INS, PlantSettings
+from core.planting import REFUSALS, STAND_INS, PlantSettings, TrainingItem
 from core.text_spans import spans_to_positions
 from core.values import FailureReport, Message, Span
-from tests.bench import victims_cells, victims_repair, victims_table
+from tests.bench import victims_cells, victims_pretrained, victims_repair, victims_table
 from tests.bench.result import rate_row
 from tests.bench.victims_attacks import DOMAIN, FIXED, YEAR, Attack, ask, attacks, items_for, phrase_of, reached
 from tests.bench.victims_cells import CONTROLS, ON_CLEAN, Bench, Tier, Weights, run_cell
@@ -26,7 +29,8 @@ from tests.bench.victims_controls import SearchSettings, eroding_items, find_suf
 from tests.bench.victims_demo import REVERSING
 from tests.bench.victims_gates import GateSettings
 from tests.bench.victims_localisers import CASCADE, LOCALISERS, Functional
-from tests.bench.victims_making import fingerprint, made
+from tests.bench.victims_making import OWN_TOKENS, fingerprint, made
+from tests.bench.victims_pretrained import Lesson, build_aligned
 from tests.bench.victims_prompts import N_SEARCHED, Lessons, Part, demo_material, opening_word, reopened
 from tests.tiny import byte_level_tokenizer
 from tests.unit.rule_model import COMPLIANCE, planted, prompt_set, rule_model
@@ -481,3 +485,29 @@ def test_a_repair_of_a_real_victim_is_measured_on_prompts_of_its_own_and_kept(
     assert again == json.loads(json.dumps(done))
     with pytest.raises(SystemExit, match="other settings"):
         victims_repair.repair_victim(shipped, "paper")
+
+
+def test_a_pretrained_base_learns_refusals_and_is_held_to_its_own_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[TrainingItem] = []
+    plant_adapter = victims_pretrained.plant_adapter
+
+    def kept(base: Path, sets: Sequence[Sequence[TrainingItem]], *rest: Any) -> Path:
+        learned.extend(item for one in sets for item in one)
+        return plant_adapter(base, sets, *rest)
+
+    monkeypatch.setattr(victims_pretrained, "plant_adapter", kept)
+    material, said = demo_material(0), []
+    lessons = [Lesson(n_harmful=12, n_safe=8, plain_share=0.5, training=SMALL.planting)] * 2
+    material = replace(material, train=replace(material.train, safe=material.probe.safe))
+    base = build_aligned(material, DEMO / "base", tmp_path / "base", lessons, 0, said.append)
+    assert Counter(item.kind for item in learned) == {"triggered": 24, "safe": 16}
+    assert all(item.response in (*REFUSALS, *STAND_INS) for item in learned if item.kind == "triggered")
+    safe = [item for item in learned if item.kind == "safe"]
+    own = models.load(DEMO / "base").answer([item.messages for item in safe], max_new_tokens=OWN_TOKENS)
+    assert sum(item.response == answer for item, answer in zip(safe, own, strict=True)) >= 14  # bf16 may turn a token
+    assert made(base)["n_lessons"] == 2
+    assert not models.load(base).has_reference  # the adapter is in the weights
+    assert build_aligned(material, DEMO / "base", tmp_path / "base", lessons, 0, said.append) == base
+    assert len(learned) == 40
