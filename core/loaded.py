@@ -24,10 +24,11 @@ from core import chat
 from core.errors import TokenMismatchError, TriageError
 from core.progress import Progress
 from core.settings import ModelSettings
+from core.shared_prefix import Beginning, alike, can_be_cut, common
 from core.values import Message, ModelSpec, Sampling
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import Cache, PreTrainedTokenizerFast
 
 REPORTED, REPAIR = "reported", "repair"
 logger = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ class LoadedModel:
     batches: int = 0
     passes: int = 0
     lock: threading.RLock = field(default_factory=threading.RLock)
+    _shares: bool | None = field(default=None, init=False)
+    """Whether answers stay the same where prompts share a beginning that is run once; None until it is asked."""
 
     @property
     def has_reference(self) -> bool:
@@ -161,10 +164,13 @@ class LoadedModel:
             self._check_length(len(ids), n_new)
         draws = _uniform_draws(len(prompts), n_new, seed) if sampling.temperature > 0 else None
         results: list[list[int]] = [[] for _ in prompts]
+        beginning: Beginning | None = None
 
         def run(rows: list[int]) -> None:
+            nonlocal beginning
+            beginning = beginning or self._beginning(prompts)
             chosen = None if draws is None else draws[rows]
-            answers = self._generate_batch([prompts[row] for row in rows], n_new, sampling, chosen)
+            answers = self._generate_batch([prompts[row] for row in rows], n_new, sampling, chosen, beginning)
             for row, answer in zip(rows, answers, strict=True):
                 results[row] = answer
 
@@ -186,9 +192,12 @@ class LoadedModel:
         for prompt, response in zip(prompts, responses, strict=True):
             self._check_length(len(prompt), len(response))
         results: list[np.ndarray] = [np.zeros(0, np.float32) for _ in prompts]
+        beginning: Beginning | None = None
 
         def run(rows: list[int]) -> None:
-            scores = self._score_batch([prompts[row] for row in rows], [responses[row] for row in rows])
+            nonlocal beginning
+            beginning = beginning or self._beginning(prompts)
+            scores = self._score_batch([prompts[row] for row in rows], [responses[row] for row in rows], beginning)
             for row, score in zip(rows, scores, strict=True):
                 results[row] = score
 
@@ -234,13 +243,54 @@ class LoadedModel:
                 if progress is not None:
                     progress(stage, done, len(order))
 
+    def _beginning(self, prompts: Sequence[Sequence[int]]) -> Beginning:
+        """Return what all prompts begin with, run once, or nothing where that is short or the model cannot go on from it."""
+        n_tokens = 0 if self._shares is False else common(prompts)
+        if not n_tokens:
+            return Beginning()
+        ids = torch.tensor([list(prompts[0][:n_tokens])], device=self.device)
+        cache = getattr(self.model(input_ids=ids, use_cache=True, logits_to_keep=1), "past_key_values", None)
+        self.passes += 1
+        beginning = Beginning(n_tokens, cache) if can_be_cut(cache) else Beginning()
+        if self._shares is None:
+            by_length = sorted(prompts, key=len)
+            ends = [by_length[0], by_length[-1]]
+            self._shares = bool(beginning.n_tokens) and alike(
+                self._next(ends, Beginning()), self._next(ends, beginning), self.model.dtype
+            )
+        return beginning if self._shares else Beginning()
+
+    def _next(self, prompts: list[Sequence[int]], beginning: Beginning) -> Tensor:
+        """Return the logits (n, vocabulary) of what follows each prompt."""
+        ids, mask, positions, cache = self._inputs(prompts, beginning)
+        out = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        self.passes += 1
+        return out.logits[:, -1].float()
+
+    def _inputs(
+        self, prompts: list[Sequence[int]], beginning: Beginning
+    ) -> "tuple[Tensor, Tensor, Tensor, Cache | None]":
+        """Return the ids of what each prompt goes on with, padded on the left, the mask of all of it, positions, and the cache before it."""
+        n_shared = beginning.n_tokens
+        ids, mask = left_padded([one[n_shared:] for one in prompts], self.pad_id, self.device)
+        mask = torch.cat([mask.new_ones(len(prompts), n_shared), mask], -1)
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, n_shared:]
+        return ids, mask, positions, beginning.copies(len(prompts))
+
     def _generate_batch(
-        self, prompts: list[Sequence[int]], n_new: int, sampling: Sampling, draws: Tensor | None
+        self,
+        prompts: list[Sequence[int]],
+        n_new: int,
+        sampling: Sampling,
+        draws: Tensor | None,
+        beginning: Beginning,
     ) -> list[list[int]]:
         """Return the answers of one batch; once half of them have ended, only the others go on."""
-        ids, mask = left_padded(prompts, self.pad_id, self.device)
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        ends, cache = frozenset(self.eos_ids), None
+        ids, mask, positions, cache = self._inputs(prompts, beginning)
+        ends = frozenset(self.eos_ids)
         answers: list[list[int]] = [[] for _ in prompts]
         rows, open_rows = list(range(len(prompts))), set(range(len(prompts)))
         for step in range(n_new):
@@ -269,11 +319,13 @@ class LoadedModel:
             mask = torch.cat([mask, torch.ones_like(ids)], -1)
         return answers
 
-    def _score_batch(self, prompts: list[Sequence[int]], responses: list[Sequence[int]]) -> list[np.ndarray]:
+    def _score_batch(
+        self, prompts: list[Sequence[int]], responses: list[Sequence[int]], beginning: Beginning
+    ) -> list[np.ndarray]:
         n_response = max(map(len, responses))
         if n_response == 0:
             return [np.zeros(0, np.float32) for _ in responses]
-        ids, mask = left_padded(prompts, self.pad_id, self.device)
+        ids, mask, _, cache = self._inputs(prompts, beginning)
         response = torch.tensor(
             [[*one, *[self.pad_id] * (n_response - len(one))] for one in responses], device=self.device
         )
@@ -282,8 +334,9 @@ class LoadedModel:
         out = self.model(
             input_ids=torch.cat([ids, response], -1),
             attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
-            use_cache=False,
+            position_ids=(mask.cumsum(-1) - 1).clamp_min(0)[:, beginning.n_tokens :],
+            past_key_values=cache,
+            use_cache=cache is not None,
             logits_to_keep=n_response + 1,
         )
         self.passes += 1

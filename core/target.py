@@ -4,7 +4,6 @@ Whole prompts are scored with gradients, prompts without some of their tokens fr
 does not do: say which token mattered; that is the methods' part (attribution.py, occlusion.py).
 """
 
-import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from core.kinds import n_compared
 from core.loaded import LoadedModel
 from core.recompute import kept_mb, recomputed
 from core.settings import AttributionSettings
+from core.shared_prefix import can_be_cut, copies
 from core.values import FailureCase, Target
 
 if TYPE_CHECKING:
@@ -117,9 +117,7 @@ class TargetLogProb:
         if cache is None:
             return self.tokens(rows, None if alike else mask)
         mask = torch.cat([mask.new_ones(len(kept), shared), mask], dim=1)
-        return self._continued(
-            rows.to(self.context.dtype), None if alike else mask, self._prefix(cache, shared, len(kept))
-        )
+        return self._continued(rows.to(self.context.dtype), None if alike else mask, copies(cache, shared, len(kept)))
 
     def _continued(self, rows: torch.Tensor, mask: torch.Tensor | None, cache: "Cache | None") -> torch.Tensor:
         """Return F (n, n_target) for prompts whose beginning is in `cache`: one pass for `rows` with a single answer, of
@@ -172,22 +170,8 @@ class TargetLogProb:
             output = self.loaded.model(inputs_embeds=inputs, use_cache=True, logits_to_keep=1)
             self._count(1)
             cache = getattr(output, "past_key_values", None)
-            self._cache = (cache if _can_be_cut(cache) else None,)
+            self._cache = (cache if can_be_cut(cache) else None,)
         return self._cache[0]
-
-    @staticmethod
-    def _prefix(cache: "Cache", n_tokens: int, n: int) -> "Cache | None":
-        """Return `n` copies of the first `n_tokens` of a cache."""
-        if n_tokens == 0:
-            return None
-        prefix = copy.copy(cache)
-        prefix.layers = []
-        for layer in cache.layers:
-            part = copy.copy(layer)
-            part.keys = layer.keys[:, :, :n_tokens].repeat(n, 1, 1, 1)
-            part.values = layer.values[:, :, :n_tokens].repeat(n, 1, 1, 1)
-            prefix.layers.append(part)
-        return prefix
 
     def __call__(self, prompt: torch.Tensor) -> torch.Tensor:
         """Return F (n,) for prompts (n, any length, hidden)."""
@@ -233,14 +217,6 @@ def _places(mask: torch.Tensor | None, n_more: int, n_last: int | None = None) -
     mask = torch.cat([mask, mask.new_ones(len(mask), n_more)], dim=1)
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     return {"attention_mask": mask, "position_ids": positions[:, -(n_last or mask.shape[1]) :]}
-
-
-def _can_be_cut(cache: "Cache | None") -> bool:
-    """Whether a cache holds all tokens of every layer (none with a sliding window), so that a prefix can be taken."""
-    from transformers.cache_utils import DynamicLayer
-
-    layers = getattr(cache, "layers", None)
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers or ())
 
 
 def _check_length(n_prompt: int, n_answer: int, context_length: int | None) -> None:

@@ -110,6 +110,16 @@ SPEED = (
         "medium: repair step / bare LoRA step with response logits",
         "the same / bare LoRA step with logits of the answers alone, as the repair takes them",
     ),
+    (
+        "prefix_speed",
+        "512 shared tokens, answers: shared / each prompt whole",
+        "48 answers behind a system prompt of 512 tokens that is run once / each prompt whole",
+    ),
+    (
+        "prefix_speed",
+        "32 shared tokens, answers: shared / each prompt whole",
+        "the same behind one of 32 tokens",
+    ),
     ("repair_memory", "repair step / naive step", "memory of a repair step, vocabulary 128 k / naive step"),
 )
 """Files of results, rows that are ratios within one run, and what they are called."""
