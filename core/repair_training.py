@@ -233,7 +233,7 @@ class Trainer:
         """Return the losses of one micro-batch and its number of tokens; `alone`: it is the whole step."""
         sequences = [self.data.sequence(kind, index, epoch) for kind, index in items]
         with recomputed(self.loaded.model) if self.recompute else nullcontext():
-            rows = self.passes.rows(sequences, replayed=alone and not self.recompute)
+            rows = self.passes.rows(sequences, replayed=alone and not self.recompute, shared=not self.recompute)
         loss = batch_loss(
             self.passes.logits,
             (rows.hidden, rows.labels, rows.owner),

@@ -18,6 +18,7 @@ import torch
 from core.errors import TriageError
 from core.replay import Replay
 from core.settings import RepairSettings
+from core.shared_prefix import Beginning, can_be_cut, common
 from core.team import Team
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class ResponsePass:
         self.split = self._head is not None and self._transformer is not model and self._agrees()
         self._body = self._transformer if self.split else model
         self.replay: Replay | None = None
+        self._shares = True
 
     @property
     def tensors_at_once(self) -> int:
@@ -99,6 +101,7 @@ class ResponsePass:
         if team.n > 1 and not self.split:
             raise TriageError("This architecture computes more after its head, so several processes cannot share it.")
         self._body = team.prepare(self._model, self._body)
+        self._shares = team.n == 1  # wrapped for several processes, it runs once a step
         if team.n == 1 and self.split and {one.device.type for one in self._body.parameters()} == {"cuda"}:
             self.replay = Replay(self._body)
 
@@ -118,10 +121,11 @@ class ResponsePass:
             logits = logits * self._scale
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
-    def rows(self, sequences: Sequence[ScoredSequence], *, replayed: bool = False) -> Rows:
+    def rows(self, sequences: Sequence[ScoredSequence], *, replayed: bool = False, shared: bool = True) -> Rows:
         """Return the hidden states that predict the response tokens of `sequences`, from one forward pass.
 
-        `replayed`: it may be a captured one (see `replay.Replay`: one pass a step).
+        `replayed`: it may be a captured one (see `replay.Replay`: one pass a step). `shared`: what all prompts begin with may be run once,
+        where nothing is captured; gradients pass through it. Not with layers that are recomputed, which would lengthen its cache again.
         """
         device = self._loaded.device
         full = [sequence.prompt_ids + sequence.response_ids for sequence in sequences]
@@ -131,8 +135,16 @@ class ResponsePass:
             ids[row, : len(tokens)] = torch.tensor(tokens)
         ids = ids.to(device)
         states = self.replay.states(ids) if replayed and self.replay else None
+        n_shared = 0
         if states is None:
-            output = self._body(input_ids=ids, use_cache=False)
+            beginning = self._beginning([one.prompt_ids for one in sequences], ids) if shared else Beginning()
+            n_shared = beginning.n_tokens
+            before = (
+                {"past_key_values": beginning.copies(len(full)), "use_cache": True}
+                if n_shared
+                else {"use_cache": False}
+            )
+            output = self._body(input_ids=ids[:, n_shared:], **before)
             states = output[0] if self.split else output.logits
         lengths = [len(sequence.response_ids) for sequence in sequences]
         owner = torch.repeat_interleave(torch.arange(len(full)), torch.tensor(lengths))
@@ -143,11 +155,20 @@ class ResponsePass:
             ]
         )
         labels = torch.tensor([token for sequence in sequences for token in sequence.response_ids], device=device)
-        owner, place = owner.to(states.device), place.to(states.device)
+        owner, place = owner.to(states.device), place.to(states.device) - n_shared
         self._loaded.model_calls += len(full)
         return Rows(
             hidden=states[owner, place], labels=labels.to(states.device), owner=owner, n_tokens=sum(map(len, full))
         )
+
+    def _beginning(self, prompts: Sequence[Sequence[int]], ids: torch.Tensor) -> Beginning:
+        """Return what all prompts begin with, run once; `ids` (n, longest) are of the whole sequences. Padding stands behind, so positions hold."""
+        n_tokens = common(prompts) if self._shares else 0
+        if not n_tokens:
+            return Beginning()
+        cache = getattr(self._body(input_ids=ids[:1, :n_tokens], use_cache=True), "past_key_values", None)
+        self._shares = can_be_cut(cache)
+        return Beginning(n_tokens, cache) if self._shares else Beginning()
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits (n_rows, n_vocabulary) of hidden states from `rows`, also of kept ones."""

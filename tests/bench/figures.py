@@ -112,13 +112,18 @@ SPEED = (
     ),
     (
         "prefix_speed",
-        "512 shared tokens, answers: shared / each prompt whole",
-        "48 answers behind a system prompt of 512 tokens that is run once / each prompt whole",
+        "256 shared tokens, answers: shared / each prompt whole",
+        "24 answers behind a system prompt of 256 tokens that is run once / each prompt whole",
     ),
     (
         "prefix_speed",
         "32 shared tokens, answers: shared / each prompt whole",
         "the same behind one of 32 tokens",
+    ),
+    (
+        "prefix_speed",
+        "256 shared tokens, repair step: shared / each prompt whole",
+        "a repair step of 8 items behind one of 256 tokens / each whole",
     ),
     ("repair_memory", "repair step / naive step", "memory of a repair step, vocabulary 128 k / naive step"),
 )

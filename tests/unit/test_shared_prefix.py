@@ -1,16 +1,19 @@
 """What prompts begin with is run once, and what comes out is as if it were not."""
 
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 
-from core import chat, shared_prefix
+from core import chat, repair_adapter, shared_prefix
 from core.loaded import LoadedModel
 from core.models import load
+from core.response_pass import base_model
 from core.settings import ModelSettings
 from core.values import Message, Sampling
+from tests.bench.repair_speed import sequences, trainer
 from tests.tiny import FAMILIES, TEXTS, Folder
 
 SYSTEM = Message(role="system", content="You are the help of a garden club. Answer in one sentence and name no prices.")
@@ -24,7 +27,7 @@ def with_system(loaded: LoadedModel) -> list[list[int]]:
 def tokens_run(loaded: LoadedModel) -> list[int]:
     """Return a list to which each forward pass adds how many tokens it runs, padding included."""
     seen: list[int] = []
-    loaded.model.register_forward_pre_hook(
+    base_model(loaded).base_model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     return seen
@@ -110,3 +113,48 @@ def test_a_beginning_follows_the_adapter(tiny_folder: Folder, tiny_adapter) -> N
     assert not np.allclose(with_adapter[0], without[0], atol=1e-3)
     for one, other in zip(without, plain, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        *((family, {}) for family in (*FAMILIES, "gpt_neox", "falcon", "phi", "mixtral")),
+        ("llama", {"recompute": True}),
+        ("llama", {"micro_batch_size": 2}),
+    ],
+)
+def test_losses_and_gradients_of_a_repair_pass_through_the_beginning(
+    tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch, family: str, more: dict
+) -> None:
+    loaded = load(tiny_folder(family))
+    system = tuple(range(30, 70))
+    made = [
+        replace(one, prompt_ids=system + one.prompt_ids[: 5 + at]) for at, one in enumerate(sequences(6, 12, 7, 300))
+    ]
+    repairing = trainer(loaded, made, **more)
+    generator = torch.Generator().manual_seed(1)
+    adapter = repair_adapter.parameters(loaded)
+    with torch.no_grad():
+        for one in adapter.values():
+            one.add_(torch.randn(one.shape, generator=generator) * 0.02)
+    seen = tokens_run(loaded)
+
+    def step() -> tuple[list[float | None], dict[str, torch.Tensor]]:
+        seen.clear()
+        for one in adapter.values():
+            one.grad = None
+        numbers = repairing._gradients(repairing.data.batches(0, 6)[0], 0)
+        found = [numbers.loss, numbers.refusal, numbers.kl_harmful, numbers.kl_safe]
+        return found, {key: one.grad.clone() for key, one in adapter.items()}
+
+    shared, gradients = step()
+    n_run = sum(seen)
+    monkeypatch.setattr(shared_prefix, "LEAST", 10**6)
+    whole, plain = step()
+    assert shared == pytest.approx(whole, rel=1e-5)
+    for key, one in plain.items():
+        torch.testing.assert_close(gradients[key], one, rtol=1e-4, atol=1e-6 * float(one.abs().max() + 1))
+    saved = sum(seen) - n_run
+    n_passes = -(-6 // more.get("micro_batch_size", 6))
+    assert saved == (0 if "recompute" in more else 40 * (6 - n_passes))
+    repair_adapter.detach(loaded)
