@@ -96,15 +96,18 @@ class _RuleModel(nn.Module):
         for row, mask in zip(ids.tolist(), attention_mask.tolist(), strict=True):
             real_from = mask.index(1)
             border = self._border(row)
+            if border is None:  # the beginning of a prompt, which no answer follows
+                rows.append(torch.zeros(logits_to_keep, self.embedding.num_embeddings))
+                continue
             answers = self._known(tuple(row[real_from:border]), count=past_key_values is None)
             places = range(len(row) - logits_to_keep, len(row))
             rows.append(torch.stack([self._logits(answers, row[border : place + 1]) for place in places]))
         return SimpleNamespace(logits=torch.stack(rows), past_key_values=ids)
 
-    def _border(self, row: list[int]) -> int:
+    def _border(self, row: list[int]) -> int | None:
         """Return where the answer begins: after the last generation prompt."""
         width = len(self.marker)
-        return next(end for end in range(len(row), width - 1, -1) if row[end - width : end] == self.marker)
+        return next((end for end in range(len(row), width - 1, -1) if row[end - width : end] == self.marker), None)
 
     def _known(self, prompt: tuple[int, ...], count: bool) -> list[tuple[list[int], float]]:
         text = self.tokenizer.decode(prompt, skip_special_tokens=True)
