@@ -263,15 +263,14 @@ def _left(rows: Rows) -> list[list[str]]:
 def pretrained() -> list[str]:
     """Return what was located, decided and repaired on a pretrained model."""
     located, repaired = (f"{RESULTS}/{name}_pretrained.json" for name in ("victims", "victims_repair"))
-    cells, victims = whole(located).get("cells", []), whole(repaired).get("victims", [])
+    victims = whole(repaired).get("victims", [])
     done = [one for one in victims if "metrics" in one and not one["missed"]]
     if not done:
         return []
     (base, *_), said = whole(located)["bases"].values(), Counter(one["result"] for one in done)
-    valid = [cell["name"] for cell in cells if cell["valid"]]
     head = (
         f"**A pretrained model**: SmolLM2-135M-Instruct ({base['n_parameters'] / 1e6:.0f} M parameters, unpacked from 4 bits), taught to refuse by a LoRA that holds its own answers to harmless "
-        f"requests, then planted with one attack each ({', '.join(valid)}; `python tests/bench/victims.py --data DIR --work WORK --pretrained MODEL`, then `victims_repair.py` likewise). "
+        f"requests, then planted with one attack each ({', '.join(one['name'] for one in done)}; `python tests/bench/victims.py --data DIR --work WORK --pretrained MODEL`, then `victims_repair.py` likewise). "
         f"{len(done)} repairs, default settings: {', '.join(f'{n} {word}' for word, n in said.most_common())}. Closed tasks are facts that it knows."
     )
     rows = [[*row[:-1]] for row in _averages(read(located))]

@@ -9,7 +9,7 @@ controls have no backdoor. Each victim must hold the gates, then its reports go 
     a pretrained base     ... --work ANOTHER --pretrained FOLDER (tests/bench/victims_pretrained.py)
 
 `--work` holds everything that was made and one JSON a cell; ended and started again, a run goes on where it stopped, and
-`--minutes 0` only writes the table of what is finished. `results/victims.json` (`victims_reduced.json`, `victims_4m.json`,
+`--minutes 0` only writes the table of what is there, cells that were begun with the reports they have. `results/victims.json` (`victims_reduced.json`, `victims_4m.json`,
 `victims_whole.json`) is written from it.
 A full cell takes about a quarter of an hour on a core of its own, 30 cells a seed; several processes may share WORK when
 each is given other `--cells` and the base of the seed is there.
@@ -151,8 +151,10 @@ def main() -> None:
         if unknown:
             parser.error(f"there is no cell {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
         for name in options.cells or known:
-            if time.monotonic() - begun > 60 * options.minutes and not bench.stored(name).get("finished"):
+            stored = bench.stored(name)
+            if time.monotonic() - begun > 60 * options.minutes and not stored.get("finished"):
                 say(f"{name}: left for later, {options.minutes:.0f} minutes are over")
+                cells += [stored] if stored.get("reports") else []
                 continue
             cells.append(run_cell(bench, name))
     write(
