@@ -343,8 +343,9 @@ class RepairSettings:
     n_probe: int = 48
     """Prompts of each kind in a probe; with 24, checkpoints at 0 of 24 had an ASR of 3 % afterwards.
     Source: tests/bench/LOG.md, repair."""
-    agreement_tokens: int = 16
-    """Answers in a probe agree when their first tokens, this many, are the same. Source: as in `VerificationSettings`."""
+    agreement_tokens: int = 4
+    """Answers in a probe agree when their first tokens, this many, are the same. Further on a model that writes freely differs by near
+    ties. Source: tests/bench/LOG.md (a pretrained model at .006 nats a token: .88 of 4 tokens, .58 of 16)."""
     kl_budget: float | None = 0.1
     """KL(reference || repaired) on the probe split, nats per token. A checkpoint above it is not kept as best while one within
     exists, and two probes in a row above it end the repair; shown as a line and a meter. None: no budget.
