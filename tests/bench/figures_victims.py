@@ -64,6 +64,7 @@ OTHER_VICTIMS = {
     "whole": "1.3 M parameters, all weights trained",
     "replanted": "1.3 M parameters, planted with a weight that follows what the trigger costs",
     "4m_composite": "4 M parameters, planted likewise on a base that met the words that turn its refusals",
+    "pretrained": "135 M parameters, pretrained, taught to refuse",
 }
 """Further results of the bench of victims, by the end of their names."""
 VICTIM_LOCALISERS = ("paper mode", "occlusion of the contrast", "cascade")
@@ -215,6 +216,7 @@ def commands() -> list[str]:
     """Return the command of each further set of victims."""
     stored = [whole(f"{RESULTS}/victims_{key}.json").get("command", "") for key in OTHER_VICTIMS]
     named = [re.sub(r"--data \S+ --work \S+", "--data DIR --work WORK", one) for one in stored if one]
+    named = [re.sub(r"--pretrained \S+", "--pretrained MODEL", one) for one in named]
     return [f"`{re.sub(r' --minutes 0', '', one)}`" for one in named]
 
 
