@@ -255,9 +255,12 @@ class LoadedModel:
         if self._shares is None:
             by_length = sorted(prompts, key=len)
             ends = [by_length[0], by_length[-1]]
-            self._shares = bool(beginning.n_tokens) and alike(
+            able = bool(beginning.n_tokens) and alike(
                 self._next(ends, Beginning()), self._next(ends, beginning), self.model.dtype
             )
+            if able and len(ends[0]) == len(ends[1]):
+                return beginning  # good for these; without padding nothing is learnt of others
+            self._shares = able
         return beginning if self._shares else Beginning()
 
     def _next(self, prompts: list[Sequence[int]], beginning: Beginning) -> Tensor:

@@ -98,6 +98,8 @@ def test_a_model_that_counts_padding_as_distance_shares_nothing(
 
     monkeypatch.setattr(type(loaded.model), "forward", by_place)
     prompts = with_system(loaded)
+    loaded.generate([prompts[0], [*prompts[0][:-1], 9]], max_new_tokens=1)
+    assert loaded._shares is None  # of one length: no padding, so nothing is known of others
     answers = loaded.generate(prompts, max_new_tokens=8)
     assert loaded._shares is False
     assert answers == list(chain.from_iterable(loaded.generate([one], max_new_tokens=8) for one in prompts))
