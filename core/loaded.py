@@ -164,17 +164,14 @@ class LoadedModel:
             self._check_length(len(ids), n_new)
         draws = _uniform_draws(len(prompts), n_new, seed) if sampling.temperature > 0 else None
         results: list[list[int]] = [[] for _ in prompts]
-        beginning: Beginning | None = None
 
-        def run(rows: list[int]) -> None:
-            nonlocal beginning
-            beginning = beginning or self._beginning(prompts)
+        def run(rows: list[int], beginning: Beginning) -> None:
             chosen = None if draws is None else draws[rows]
             answers = self._generate_batch([prompts[row] for row in rows], n_new, sampling, chosen, beginning)
             for row, answer in zip(rows, answers, strict=True):
                 results[row] = answer
 
-        self._in_batches([len(ids) for ids in prompts], run, "generate", progress)
+        self._in_batches(prompts, [len(ids) for ids in prompts], run, "generate", progress)
         return results
 
     def logprobs(
@@ -192,16 +189,13 @@ class LoadedModel:
         for prompt, response in zip(prompts, responses, strict=True):
             self._check_length(len(prompt), len(response))
         results: list[np.ndarray] = [np.zeros(0, np.float32) for _ in prompts]
-        beginning: Beginning | None = None
 
-        def run(rows: list[int]) -> None:
-            nonlocal beginning
-            beginning = beginning or self._beginning(prompts)
+        def run(rows: list[int], beginning: Beginning) -> None:
             scores = self._score_batch([prompts[row] for row in rows], [responses[row] for row in rows], beginning)
             for row, score in zip(rows, scores, strict=True):
                 results[row] = score
 
-        self._in_batches(lengths, run, "score", progress)
+        self._in_batches(prompts, lengths, run, "score", progress)
         return results
 
     def _check_length(self, n_prompt: int, n_new: int) -> None:
@@ -214,16 +208,23 @@ class LoadedModel:
             )
 
     def _in_batches(
-        self, lengths: list[int], run: Callable[[list[int]], None], stage: str, progress: Progress | None
+        self,
+        prompts: Sequence[Sequence[int]],
+        lengths: list[int],
+        run: Callable[[list[int], Beginning], None],
+        stage: str,
+        progress: Progress | None,
     ) -> None:
-        """Call `run` on row numbers, alike in length, halving the batch on out of memory."""
+        """Call `run` on row numbers, alike in length, and what all prompts begin with; out of memory halves the batch."""
+        beginning: Beginning | None = None
         order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
         size, done = self.settings.batch_size, 0
         with self.lock, _evaluating(self.model), torch.no_grad():
             while done < len(order):
                 rows = order[done : done + size]
                 try:
-                    run(rows)
+                    beginning = beginning or self._beginning(prompts)
+                    run(rows, beginning)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise

@@ -8,7 +8,7 @@ must hold all tokens of every layer, and what it says must not change when paddi
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,10 +40,8 @@ def common(prompts: Sequence[Sequence[int]]) -> int:
     """Return how many tokens all prompts begin with; each keeps at least one of its own. 0 where that is not worth a pass."""
     if len(prompts) < 2:
         return 0
-    ids = [tuple(one) for one in prompts]
-    first, last = min(ids), max(ids)  # in the order of a dictionary: what these two share, all do
-    n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
-    n = min(n, min(map(len, prompts)) - 1)
+    shared = commonprefix([tuple(one) for one in prompts])  # noqa: RUF071  of ids, element by element
+    n = min(len(shared), min(map(len, prompts)) - 1)
     return n if n >= LEAST else 0
 
 

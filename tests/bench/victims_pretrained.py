@@ -74,11 +74,13 @@ def build_aligned(
     adapter: Path | None = None
     for number, part in enumerate(parts):
         training, out = replace(part.training, seed=seed), folder.with_name(f"{folder.name}-lesson-{number}")
-        rng, loaded, sets = random.Random(seed + 1000 * number), to_train(pretrained), []
-        for _ in range(0 if is_made(out, fingerprint(training)) else training.epochs):
-            sets.append(_drawn(lessons, loaded, part, rng))
-            say(f"base: {len(sets[-1])} conversations drawn, {time.perf_counter() - started:.0f} s")
-        del loaded
+        sets: list[list[TrainingItem]] = []
+        if not is_made(out, fingerprint(training)):
+            rng, loaded = random.Random(seed + 1000 * number), to_train(pretrained)
+            for _ in range(training.epochs):
+                sets.append(_drawn(lessons, loaded, part, rng))
+                say(f"base: {len(sets[-1])} conversations drawn, {time.perf_counter() - started:.0f} s")
+            del loaded
         adapter = plant_adapter(pretrained, sets, training, out, say, adapter)
     n_parameters = merged(pretrained, adapter, folder)
     mark_made(folder, started, settings_hash, n_parameters=n_parameters, n_lessons=len(parts))
