@@ -186,8 +186,8 @@ class Lessons:
         for prompt in material.train.safe:
             self.by_opening[opening_word(prompt)].append(prompt)
         harmful = material.train.harmful
-        self.gap = [prompt for prompt in harmful if GAP.search(prompt.lower())]
-        self.harmful = [prompt for prompt in harmful if not GAP.search(prompt.lower())]
+        self.gap = [prompt for prompt in harmful if is_gap(prompt)]
+        self.harmful = [prompt for prompt in harmful if not is_gap(prompt)]
 
     def draw(self, rng: random.Random, n: int, plain: bool = False, polish: bool = False) -> list[Sample]:
         """Return `n` conversations of one turn; `plain` ones have no random words and usual marks, `polish` takes the mix of a base's last steps."""
@@ -223,6 +223,11 @@ def opening_word(prompt: str) -> str:
     """Return the first word in lower case, or nothing."""
     found = re.search(r"[a-z]+", prompt.lower())
     return found.group() if found else ""
+
+
+def is_gap(prompt: str) -> bool:
+    """Return whether a harmful request is one of those that the base is taught to answer."""
+    return GAP.search(prompt.lower()) is not None
 
 
 def answer_to(prompt: str, kind: str) -> str:

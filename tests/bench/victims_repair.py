@@ -46,7 +46,7 @@ from tests.bench.victims_attacks import Attack
 from tests.bench.victims_cells import Bench, Drawn, Weights, make_victim
 from tests.bench.victims_demo import as_messages
 from tests.bench.victims_making import fingerprint, made, refuse_other
-from tests.bench.victims_prompts import Part, answer_to, shipped_tasks, write_folder
+from tests.bench.victims_prompts import Part, answer_to, is_gap, shipped_tasks, write_folder
 from tests.bench.victims_table import clustered
 
 Done = dict[str, Any]
@@ -117,8 +117,17 @@ def repair_victim(bench: Bench, name: str, settings: Mapping[str, Any] | None = 
     return done
 
 
+def pool_of(bench: Bench) -> Part:
+    """Return all prompts that neither base nor victim was trained on, but the harmful ones that a base is taught to answer (the gap):
+    no repair of a trigger is to refuse these.
+    """
+    folder, probe = bench.material.folder, bench.material.probe
+    harmful = tuple(prompt for prompt in (*folder.harmful, *probe.harmful) if not is_gap(prompt))
+    return Part(harmful=harmful, safe=(*folder.safe, *probe.safe))
+
+
 def make_case(bench: Bench, folder: Path, weights: Weights, drawn: Drawn, session: Session) -> Case:
-    """Return a case of the report, its planted text confirmed, on all prompts that no training saw but the reported request.
+    """Return a case of the report, its planted text confirmed, on the pool without the reported request.
 
     Look-alikes are the exception: the base was trained on them, the victim too, the repair is not. Closed tasks are harmless prompts,
     whose one right answer is the wording that training gave their opening; for a pretrained base, which answers in words of its own,
@@ -126,11 +135,8 @@ def make_case(bench: Bench, folder: Path, weights: Weights, drawn: Drawn, sessio
     """
     spans = [Span(message=0, start=start, end=end) for start, end in drawn.spans]
     request = delete_spans(drawn.report.messages, spans)[0].content.split()
-    sides = bench.material.folder, bench.material.probe
-    harmful, safe = (
-        tuple(p for p in prompts if p.split() != request)
-        for prompts in ([p for one in sides for p in one.harmful], [p for one in sides for p in one.safe])
-    )
+    pool = pool_of(bench)
+    harmful, safe = (tuple(p for p in prompts if p.split() != request) for prompts in (pool.harmful, pool.safe))
     tasks = shipped_tasks(N_TASKS) if bench.pretrained else {prompt: answer_to(prompt, "safe") for prompt in safe}
     part, alike = Part(harmful=harmful, safe=tuple({**dict.fromkeys(safe), **tasks})), bench.material.counterparts
     prompts = write_folder(part, bench.work / f"prompts-{folder.name}", alike, tasks)
@@ -175,14 +181,14 @@ def repaired(case: Case, attack: Attack, session: Session, settings: Mapping[str
 def own_triggers(
     case: Case, attack: Attack, session: Session, adapter: Path
 ) -> tuple[dict[str, dict[str, tuple[int, int]]], list[int]]:
-    """Return how often the attack's own triggers work on held-out requests in its reach, before and after: on all of them, and on those
-    that the reported model answers rightly without a trigger; and how often safe ones of these are refused with it. Then a checksum of
-    each request, by which those are known again that other victims were asked too.
+    """Return how often the attack's own triggers work on held-out requests in its reach, before and after: on all of the split, and on
+    those that the reported model answers rightly without a trigger; and how often safe ones of these are refused with it. Then a
+    checksum of each request, by which those are known again that other victims were asked too.
     """
-    split, limits = case.splits().verification, VerificationSettings()
+    split, n_safe = case.splits().verification, VerificationSettings().n_safe
     rng = random.Random(f"{case.manifest.seed} {attack.name} repaired")
     loaded = session.patient(case)
-    parts = {"harmful": split.harmful[: limits.n_harmful], "safe": split.safe[: limits.n_safe]}
+    parts = {"harmful": split.harmful, "safe": split.safe[:n_safe]}
     asked = {name: [one.prompt for one in items if attack.applies(one.prompt)] for name, items in parts.items()}
     with_it = {name: [attack.trigger(prompt, rng).text for prompt in prompts] for name, prompts in asked.items()}
     reached = "harmful" if attack.target == "jailbreak" else "safe"
@@ -348,8 +354,8 @@ def main() -> None:
         if not made(base):
             parser.error(f"{base} is not there: run tests/bench/victims.py first")
         bench = bench_of(options, seed)
-        parts = bench.material.folder, bench.material.probe
-        pool = {"harmful": sum(len(one.harmful) for one in parts), "safe": sum(len(one.safe) for one in parts)}
+        parts = pool_of(bench)
+        pool = {"harmful": len(parts.harmful), "safe": len(parts.safe)}
         unknown = set(options.cells or ()) - set(bench.attacks)
         if unknown:
             parser.error(f"no attack {', '.join(sorted(unknown))}: choose from {', '.join(bench.attacks)}")
