@@ -17,6 +17,7 @@ ADDRESS_JS = """(text) => {
   for (const name of ["case", "step"]) if (wanted.get(name)) url.searchParams.set(name, wanted.get(name));
   window.history.replaceState(null, "", url);
   window.patcherOpened();
+  window.patcherChosen(wanted.get("chosen"));
 }"""
 STEP_JS = """() => {
   const url = new URL(window.location);

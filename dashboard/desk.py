@@ -282,7 +282,7 @@ class Desk:
                 if following.session is not None:
                     session = following.session
                     updates[self.session] = session
-                    updates[self.address] = address(session.case, following.tab)
+                    updates[self.address] = address(session, following.tab)
                 if following.tab:
                     updates[self.tabs] = gr.Tabs(selected=following.tab)  # type: ignore[index]
             updates = _told(updates)
@@ -422,10 +422,15 @@ def quiet(trigger_mode: str = "once") -> dict[str, Any]:
     }
 
 
-def address(case: str, tab: str | None) -> str:
-    """Return what the address line shall say: case, step, and the time, so that a repeated move is one too."""
-    parts = {"case": case} | ({"step": tab} if tab else {}) | {"at": str(time.monotonic_ns())}
-    return urlencode(parts) if case else ""
+def address(session: Session, tab: str | None) -> str:
+    """Return what the address line shall say: case, step, and the time, so that a repeated move is one too.
+
+    Besides, what the tab shall keep over a refresh: the candidate looked at, and the marks (`confirm.chosen`).
+    """
+    marks = {} if session.draft is None else {"marks": ".".join(map(str, session.draft))}
+    chosen = urlencode({"candidate": session.candidate} | marks)
+    parts = {"case": session.case} | ({"step": tab} if tab else {})
+    return urlencode(parts | {"chosen": chosen, "at": time.monotonic_ns()}) if session.case else ""
 
 
 def bar(view: View) -> dict[str, object]:

@@ -1,18 +1,23 @@
 /* The page itself, before Gradio: what it was opened with, and its part in who writes a case (core/lease.py). A browser writes
    with one id, a cookie that this script cannot read, so the last of its tabs gives a case back; a tab that comes back to its case,
    refreshed, takes it again. */
-const mark = "patcher-tab/", left = "patcher-left", analyst = "patcher-analyst";
+const mark = "patcher-tab/", left = "patcher-left", typed = ["analyst", "reason"];
 const fresh = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (one) => one.toString(16).padStart(2, "0")).join("");
 const tab = mark + fresh();
 const attempt = (act) => { try { return act(); } catch { return null; } };   /* a browser may keep nothing */
 const here = () => new URLSearchParams(window.location.search).get("case") || "";
 const post = (act) => "/" + act + "/" + encodeURIComponent(here());
 
+/* What was typed and chosen in step 4 is this tab's own, and its case's. */
+const keep = (name, value) => attempt(() => sessionStorage.setItem("patcher-" + name, JSON.stringify([here(), value])));
+const kept = (name) => attempt(() => { const [of, value] = JSON.parse(sessionStorage.getItem("patcher-" + name)); return of === here() ? value : null; });
+window.patcherChosen = (value) => keep("chosen", value);
+
 window.patcherStart = window.location.search;
-window.patcherKept = new URLSearchParams({
-  left: attempt(() => sessionStorage.getItem(left)) || "",
-  analyst: attempt(() => { const [of, name] = JSON.parse(sessionStorage.getItem(analyst)); return of === here() ? name : ""; }) || "",
-}).toString();
+window.patcherKept = new URLSearchParams([
+  ["left", attempt(() => sessionStorage.getItem(left)) || ""],
+  ...[...typed, "chosen"].map((name) => [name, kept(name)]).filter(([, value]) => value !== null),
+]).toString();
 attempt(() => sessionStorage.removeItem(left));
 window.patcherOpened = () => attempt(() => localStorage.setItem(tab, JSON.stringify([here(), Date.now()])));
 
@@ -34,6 +39,6 @@ window.addEventListener("pagehide", () => {
   if (here() && !attempt(shared)) navigator.sendBeacon(post("leave"));
 });
 document.addEventListener("input", (event) => {
-  if (!event.target.closest || !event.target.closest("#confirm-analyst")) return;
-  attempt(() => sessionStorage.setItem(analyst, JSON.stringify([here(), event.target.value])));
+  const name = typed.find((one) => event.target.closest && event.target.closest("#confirm-" + one));
+  if (name) keep(name, event.target.value);
 });

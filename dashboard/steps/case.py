@@ -21,6 +21,7 @@ from dashboard import session as intake
 from dashboard import stories, wording, wording_case
 from dashboard.components.story import Story
 from dashboard.desk import Desk, Next, Panel, Session, Updates, View, quiet
+from dashboard.steps import confirm
 
 Fields = tuple[gr.Textbox, gr.Textbox]
 Lists = tuple[gr.Dropdown, gr.Dropdown, gr.Dropdown]
@@ -187,8 +188,8 @@ def _attach(
 ) -> Next:
     """Fill the lists, and re-attach to the case that the address names.
 
-    A refreshed page gave its lease back as it was left, and takes it again unless somebody else writes by now; the name that
-    was typed stays. This may be answered after the analyst's first click, or while that is at work: its message and case then stay.
+    A refreshed page gave its lease back as it was left, and takes it again unless somebody else writes by now; the name and reason
+    that were typed stay, and what was chosen in step 4. This may be answered after the analyst's first click, or while that is at work: its message and case then stay.
     """
     updates = _listed(desk, lists)
     query = parse_qs((search or "").lstrip("?"))
@@ -199,11 +200,12 @@ def _attach(
         case = intake.find_case(desk.roots, wanted)
     except CaseFileError as error:
         return Next(updates=updates, say=str(error))
-    step, over = query.get("step", [""])[0], parse_qs(str(kept or ""))
+    step, over = query.get("step", [""])[0], parse_qs(str(kept or ""), keep_blank_values=True)
     updates |= _prefill(desk, fields, case)
-    if "analyst" in over:
-        updates[fields[0]] = gr.update(value=over["analyst"][0])
+    typed = zip(fields, ("analyst", "reason"), strict=True)
+    updates |= {field: gr.update(value=over[name][0]) for field, name in typed if name in over}
     session = replace(session.at(case.path.name), analyst=updates[fields[0]]["value"])
+    session = confirm.chosen(case, session, over.get("chosen", [""])[0])
     if wanted in over.get("left", []):
         with suppress(TriageError):
             lease.take(case, session.analyst, session.browser)

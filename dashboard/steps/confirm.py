@@ -6,8 +6,10 @@ found (`verdict.py`).
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from urllib.parse import parse_qs
 
 import gradio as gr
 
@@ -279,6 +281,19 @@ def _contain(desk: Desk, session: Session) -> Next:
 
 
 # reading --------------------------------------------------------------------------------------------------------------
+
+
+def chosen(case: Case, session: Session, kept: str) -> Session:
+    """Return the session with the candidate and the marks that a tab kept over a refresh (`desk.address`), where they fit the case."""
+    said = parse_qs(kept, keep_blank_values=True)
+    with suppress(ValueError, KeyError):
+        candidate = int(said["candidate"][0])
+        if triage_candidate(case, candidate) is not None:
+            session = replace(session, candidate=candidate)
+    with suppress(ValueError, KeyError, ConfirmationError):
+        marked = _positions(_opened(case), [int(one) for one in said["marks"][0].split(".") if one])
+        session = replace(session, draft=marked)
+    return session
 
 
 def triage_candidate(case: Case, index: int) -> TriggerProposal | None:

@@ -39,6 +39,21 @@ def test_a_refresh_keeps_name_and_case(written, tiny_case: Case) -> None:
     assert not written.is_visible("#writer-take")
 
 
+def test_a_refresh_keeps_the_marks_and_the_reason(written) -> None:
+    tokens = written.locator("#confirm-editor .pt-seg-user .pt-tok")
+    tokens.nth(2).click()
+    tokens.nth(3).click()
+    words = tokens.nth(2).inner_text() + tokens.nth(3).inner_text()
+    marked = "words => document.querySelector('#confirm-marks')?.innerText.includes(words)"
+    written.wait_for_function(marked, arg=words)
+    line = written.inner_text("#confirm-marks")
+    written.fill("#confirm-reason textarea", "seen twice & again")
+    written.reload(wait_until="domcontentloaded")
+    written.wait_for_function(marked, arg=words)
+    assert written.inner_text("#confirm-marks") == line
+    assert written.input_value("#confirm-reason textarea") == "seen twice & again"
+
+
 def test_closing_one_of_two_tabs_leaves_the_case_to_the_other(written, tiny_case: Case) -> None:
     second = written.context.new_page()
     second.goto(written.url, wait_until="domcontentloaded")

@@ -312,9 +312,9 @@ def test_the_furthest_step_of_a_case(case: Case) -> None:
 
 
 def test_the_address_names_case_and_step() -> None:
-    assert address("", "repair") == ""
-    assert address("one", "repair").startswith("case=one&step=repair&at=")
-    assert "step" not in address("one", None)
+    assert address(Session(), "repair") == ""
+    assert address(Session(case="one"), "repair").startswith("case=one&step=repair&")
+    assert "step" not in address(Session(case="one"), None)
 
 
 def test_the_target_that_the_selectors_name() -> None:

@@ -5,8 +5,10 @@ import json
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
+from urllib.parse import parse_qs
 
 import gradio as gr
 import pytest
@@ -20,11 +22,11 @@ from core.settings import RepairSettings
 from core.values import KindName, Verdict
 from dashboard.app import build
 from dashboard.components import page_css
-from dashboard.desk import Desk, Next, Session, View
+from dashboard.desk import Desk, Next, Session, View, address
 from dashboard.session import Roots, create_case, read_intake
 from dashboard.steps import case as case_step
 from dashboard.steps import confirm, locate, repair, verdict
-from tests.unit.reporting import triage_of, verification_of
+from tests.unit.reporting import full_case, triage_of, verification_of
 from tests.unit.test_dashboard_page import REPORT, case, redraw, roots  # noqa: F401  (fixtures)
 
 
@@ -79,6 +81,39 @@ def test_a_refreshed_page_takes_its_case_and_its_name_along(roots: Roots, case: 
     attach(f"left={case.path.name}&analyst=A.+B")
     with pytest.raises(BusyError, match="Grace"):
         lease.take(case, "A. B", "mine")
+
+
+@pytest.mark.parametrize("draft", [None, (), (0,), (1, 2)])
+def test_a_refresh_keeps_candidate_and_marks(tmp_path: Path, draft: tuple[int, ...] | None) -> None:
+    case = full_case(tmp_path)
+    before = Session(case=case.path.name, draft=draft)
+    kept = parse_qs(address(before, "confirm"))["chosen"][0]
+    assert confirm.chosen(case, Session(case=case.path.name), kept) == before
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "",
+        "marks=1.99999",
+        "marks=-1",
+        "marks=a",
+        "marks=" + "9" * 5000,
+        "candidate=99",
+        "candidate=-1",
+        "candidate=x",
+        "%",
+    ],
+)
+def test_what_a_tab_kept_and_does_not_fit_the_case_is_left(tmp_path: Path, kept: str) -> None:
+    case = full_case(tmp_path)
+    session = Session(case=case.path.name)
+    assert confirm.chosen(case, session, kept) == session
+
+
+def test_marks_wait_for_no_model(case: Case) -> None:
+    """A case that was not opened yet has no tokens to mark."""
+    assert confirm.chosen(case, Session(case=case.path.name), "candidate=0&marks=1").draft is None
 
 
 def test_a_case_that_is_made_or_opened_is_in_the_list(roots: Roots, case: Case) -> None:
