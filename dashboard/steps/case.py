@@ -189,7 +189,8 @@ def _attach(
     """Fill the lists, and re-attach to the case that the address names.
 
     A refreshed page gave its lease back as it was left, and takes it again unless somebody else writes by now; the name and reason
-    that were typed stay, and what was chosen in step 4. This may be answered after the analyst's first click, or while that is at work: its message and case then stay.
+    that were typed stay, and what was chosen in step 4. This may be answered after the analyst's first click, or while that is at
+    work: its message and case then stay.
     """
     updates = _listed(desk, lists)
     query = parse_qs((search or "").lstrip("?"))

@@ -15,7 +15,7 @@ import gradio as gr
 
 from core import confirmation, containment, jobs, scanning
 from core.casefile import Case
-from core.errors import ConfirmationError
+from core.errors import ConfirmationError, TriageError
 from core.serial import to_json
 from core.text_spans import positions_to_spans, spans_to_positions, units_of
 from core.values import (
@@ -284,13 +284,16 @@ def _contain(desk: Desk, session: Session) -> Next:
 
 
 def chosen(case: Case, session: Session, kept: str) -> Session:
-    """Return the session with the candidate and the marks that a tab kept over a refresh (`desk.address`), where they fit the case."""
+    """Return the session with the candidate and the marks that a tab kept over a refresh (`desk.address`), where they fit the case.
+
+    A damaged result keeps nothing, and is said where it is shown.
+    """
     said = parse_qs(kept, keep_blank_values=True)
-    with suppress(ValueError, KeyError):
+    with suppress(ValueError, KeyError, TriageError):
         candidate = int(said["candidate"][0])
         if triage_candidate(case, candidate) is not None:
             session = replace(session, candidate=candidate)
-    with suppress(ValueError, KeyError, ConfirmationError):
+    with suppress(ValueError, KeyError, TriageError):
         marked = _positions(_opened(case), [int(one) for one in said["marks"][0].split(".") if one])
         session = replace(session, draft=marked)
     return session

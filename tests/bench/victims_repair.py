@@ -86,7 +86,7 @@ def repair_file(bench: Bench, name: str) -> Path:
 def repair_victim(bench: Bench, name: str, settings: Mapping[str, Any] | None = None) -> Done:
     """Return what the repair of a cell's victim left and cost, from its file where it was done before."""
     path = repair_file(bench, name)
-    key = fingerprint(bench.settings, RepairSettings(), VerificationSettings(), dict(settings or {}))
+    key = fingerprint(bench.settings, RepairSettings(), VerificationSettings(), dict(settings or {}), pool_of(bench))
     if path.is_file():
         kept: Done = json.loads(path.read_text("utf-8"))
         refuse_other(path, kept, key)

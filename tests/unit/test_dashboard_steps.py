@@ -111,6 +111,15 @@ def test_what_a_tab_kept_and_does_not_fit_the_case_is_left(tmp_path: Path, kept:
     assert confirm.chosen(case, session, kept) == session
 
 
+@pytest.mark.parametrize("name", ["triage.json", "results/open.json"])
+def test_a_damaged_result_keeps_nobody_from_the_case(tmp_path: Path, name: str) -> None:
+    case = full_case(tmp_path)
+    (case.path / name).write_text("{", encoding="utf-8")
+    found = confirm.chosen(case, Session(case=case.path.name), "candidate=0&marks=1")
+    assert found.candidate == 0
+    assert found.draft == (None if name == "results/open.json" else (1,))
+
+
 def test_marks_wait_for_no_model(case: Case) -> None:
     """A case that was not opened yet has no tokens to mark."""
     assert confirm.chosen(case, Session(case=case.path.name), "candidate=0&marks=1").draft is None
