@@ -20,6 +20,7 @@ from core.events import (
     Event,
     Line,
     Progress,
+    RepairFinished,
     RepairStarted,
     StageFailed,
     StageFinished,
@@ -60,7 +61,7 @@ def read_events(folder: Path) -> tuple[Line, ...]:
 def current_events(folder: Path) -> tuple[Line, ...]:
     """Return the events that say where the case in `folder` stands, from memory but for what was appended since the last call.
 
-    Left out is what is over: progress of requests that have ended, steps and probes of repairs before the last one.
+    Left out is what is over: progress of requests that have ended, steps and probes of repairs before the last that left an adapter.
     Raises: CaseFileError as `read_events`.
     """
     path = folder / NAME
@@ -78,8 +79,13 @@ def current_events(folder: Path) -> tuple[Line, ...]:
 def _standing(lines: tuple[Line, ...]) -> tuple[Line, ...]:
     """Return the lines without what is over; `jobs.ends` and `repair_trace.trace` say the same of both."""
     ended = {line.request for line in lines if isinstance(line.event, StageFinished | StageFailed)}
-    starts = [line.seq for line in lines if isinstance(line.event, RepairStarted) and line.event.resumed_at is None]
-    begun = max(starts, default=0)
+    last, left = 0, None
+    for line in lines:
+        if isinstance(line.event, RepairStarted) and line.event.resumed_at is None:
+            last = line.seq
+        elif isinstance(line.event, RepairFinished) and line.event.adapter is not None:
+            left = last
+    begun = last if left is None else left
 
     def over(line: Line) -> bool:
         if isinstance(line.event, Progress):

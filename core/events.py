@@ -51,7 +51,8 @@ class StageFailed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepairStarted:
-    """Settings as they really run. `resumed_at`: step of the checkpoint it goes on from, None for a repair from the start."""
+    """Settings as they really run. `resumed_at`: step of the checkpoint it goes on from, None for a repair from the start. `round`: of
+    the case's rounds of repair, from 1."""
 
     n_steps: int
     n_epochs: int
@@ -62,6 +63,7 @@ class RepairStarted:
     memory_estimate_mb: float
     settings: dict = field(default_factory=dict)
     resumed_at: int | None = None
+    round: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

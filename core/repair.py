@@ -104,7 +104,7 @@ def repair(
         # targets are those of the reported model: what an earlier round lost is not allowed again
         reported = team.told(probe.score(loaded, passes)) if start else None
         trainer = Trainer(loaded, data, passes, settings, out, start, team)
-        return _Run(trainer, probe, out, _fingerprint(data, accepted, settings, start), reported)
+        return _Run(trainer, probe, out, _fingerprint(data, accepted, settings, start), reported, 1 + len(earlier))
 
     return _events(prepare, loaded, out, stop, resume, team)
 
@@ -158,9 +158,10 @@ class _Run:
         out: Path,
         fingerprint: str,
         reported: repair_probe.ProbeScore | None = None,
+        number: int = 1,
     ) -> None:
-        """`reported`: what the probe says of theta0, where training starts from another adapter."""
-        self.trainer, self.probe, self.out, self.reported = trainer, probe, out, reported
+        """`reported`: what the probe says of theta0, where training starts from another adapter. `number`: of the round."""
+        self.trainer, self.probe, self.out, self.reported, self.number = trainer, probe, out, reported, number
         self.loaded, self.settings, self.team = trainer.loaded, trainer.settings, trainer.team
         self.state = RunState(fingerprint=fingerprint)
         self.reason: StopReason = "finished"
@@ -202,6 +203,7 @@ class _Run:
             memory_estimate_mb=self.trainer.memory_estimate_mb,
             settings=asdict(replace(self.settings, learning_rate=self.trainer.peak_rate)),
             resumed_at=self._resumed_at,
+            round=self.number,
         )
 
     def steps(self, stop: StopToken) -> Iterator[RepairEvent]:

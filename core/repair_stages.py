@@ -69,6 +69,9 @@ def repair_model(run: Run) -> StageFinished:
         settings=asdict(settings),
         **rounds.identity(accepted),
     )
+    team = run.session.team
+    if team.leads:
+        rounds.set_aside(run.case)
     start = _start(run, accepted, settings, resume)
     events = repair.repair(
         run.loaded,
@@ -84,7 +87,7 @@ def repair_model(run: Run) -> StageFinished:
         wider=_wider(run.case) if accepted.way == "trigger" else (),
         start=start,
         earlier=rounds.earlier(run.case),
-        team=run.session.team,
+        team=team,
     )
     ending = streamed(events, run.emit)
     if ending is not None and ending.reason != "kept":
@@ -92,8 +95,9 @@ def repair_model(run: Run) -> StageFinished:
     if ending is None:
         raise RepairDivergedError("The repair ended without a result; see the log and start it again.")
     failed = ending.adapter is None and ending.reason != "discarded"
+    back = ending.adapter is None and team.leads and rounds.put_back(run.case)
     tells = not failed or (run.case.path / FINISHED).is_file()  # of one before, whose adapter is gone
-    names = [run.case.write(FINISHED, ending)] if tells else []
+    names = [run.case.write(FINISHED, ending)] if tells and not back else []
     run.case.audit(
         "repair ended",
         actor="engine",
@@ -104,6 +108,8 @@ def repair_model(run: Run) -> StageFinished:
         events=evidence.events_so_far(run.case),
         files=names,
     )
+    if ending.adapter is not None:
+        shutil.rmtree(run.case.path / rounds.ASIDE, ignore_errors=True)
     if failed:
         raise RepairDivergedError(ending.message)
     return StageFinished(stage="repair", headline=ending.message, files=tuple(names))
@@ -180,8 +186,8 @@ def repaired_adapter(case: Case) -> tuple[RepairFinished, Path]:
                 "Another text was confirmed since this repair, or it was rejected: run the repair again, or confirm what it was made for."
             )
         raise TriageError("There is no repaired model yet; run the repair first.")
-    adapter = case.path / finished.adapter
-    if not rounds.as_it_ended(case, finished, adapter):
+    adapter = rounds.adapter(case, finished)
+    if adapter is None:
         raise TriageError("The repair adapter was changed or removed since the repair; run the repair again.")
     return finished, adapter
 

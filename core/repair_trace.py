@@ -1,18 +1,22 @@
 """A repair as its events tell it: one history, though it was stopped or killed and went on under another request.
 
 A resumed repair goes on from a checkpoint; what came after that checkpoint is run again, and only the second run of it
-counts. What this does not do: read files.
+counts. One that ends without an adapter gives way to the last of its round that left one, as it does in the case (`rounds.put_back`). What
+this does not do: read files.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.events import CheckpointScored, Line, RepairFinished, RepairStarted, StepDone
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepairTrace:
-    """The last repair. `run`: the request it began with; `request`: the one that went on with it last; "" without any."""
+    """The last repair. `run`: the request it began with; `request`: the one that went on with it last; "" without any.
+
+    `since`: how another one ended that was begun later and left nothing.
+    """
 
     run: str = ""
     request: str = ""
@@ -20,6 +24,7 @@ class RepairTrace:
     steps: tuple[StepDone, ...] = ()
     probes: tuple[CheckpointScored, ...] = ()
     finished: RepairFinished | None = None
+    since: RepairFinished | None = None
 
     @property
     def probe(self) -> CheckpointScored | None:
@@ -28,16 +33,24 @@ class RepairTrace:
         return next((one for one in reversed(self.probes) if kept in (None, one.step)), None)
 
 
-def trace(lines: Iterable[Line]) -> RepairTrace:
-    """Return the last repair among the events of a case."""
+def trace(lines: Iterable[Line], *, ended: bool = False) -> RepairTrace:
+    """Return the last repair among the events of a case; with `ended` one that has not ended gives way too."""
     run = request = ""
+    left: RepairTrace | None = None
     started: RepairStarted | None = None
     finished: RepairFinished | None = None
     steps: list[StepDone] = []
     probes: list[CheckpointScored] = []
+
+    def current() -> RepairTrace:
+        return RepairTrace(
+            run=run, request=request, started=started, steps=tuple(steps), probes=tuple(probes), finished=finished
+        )
+
     for line in lines:
         event = line.event
         if isinstance(event, RepairStarted):
+            left = left if started is not None and started.round == event.round else None
             request, started, finished = line.request, event, None
             run = run if event.resumed_at is not None and run else request
             kept = -1 if event.resumed_at is None else event.resumed_at
@@ -49,6 +62,7 @@ def trace(lines: Iterable[Line]) -> RepairTrace:
             probes.append(event)
         elif isinstance(event, RepairFinished):
             finished = event
-    return RepairTrace(
-        run=run, request=request, started=started, steps=tuple(steps), probes=tuple(probes), finished=finished
-    )
+            left = current() if event.adapter is not None else left
+    if left is not None and (ended or finished is not None):
+        return left if finished is left.finished else replace(left, since=finished)
+    return current()

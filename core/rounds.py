@@ -5,6 +5,9 @@ The current round lies where the only one of most cases does: `triage.json`, `co
 second opinion's triage becomes the triage of the new round; nothing is confirmed in it yet. A process that is killed meanwhile
 leaves a round that is whole, or one that is finished before anybody writes the case again (`finish`).
 
+A repair that is begun where one has left an adapter puts that aside (`set_aside`) until it leaves one of its own; aborted or
+failed, it gives it back (`put_back`), and while it runs, or after it broke off, the one aside still counts (`adapter`).
+
 Every round trains one and the same adapter further, on top of the model as reported, which stays the teacher and the "before"
 of every comparison: rounds share one KL budget and cannot drift away step by step. Imports no torch.
 """
@@ -21,7 +24,7 @@ from typing import Any
 
 from core import confirmation, evidence
 from core.casefile import Case, as_stored, hash_folder
-from core.errors import TriageError
+from core.errors import EvidenceError, TriageError
 from core.events import RepairFinished
 from core.files import hash_file, patiently
 from core.serial import to_json
@@ -32,6 +35,8 @@ from core.weight_files import ADAPTER_WEIGHTS
 AGAIN = "again.json"
 FINISHED = "repair/finished.json"
 VERIFIED = "verification.json"
+BEST = "repair/best"
+ASIDE = "repair/before"
 FILES = ("triage.json", confirmation.FILE, VERIFIED, FINISHED, AGAIN)
 """Files of a round, in the case folder."""
 _lock = threading.Lock()
@@ -139,6 +144,36 @@ def start(case: Case) -> Path | None:
     return adapter
 
 
+def adapter(case: Case, finished: RepairFinished) -> Path | None:
+    """Return the folder with the adapter of the current round as its repair left it, None where it changed or is gone."""
+    return next((one for one in (case.path / BEST, case.path / ASIDE) if as_it_ended(case, finished, one)), None)
+
+
+def set_aside(case: Case) -> None:
+    """Put the adapter of the repair that ended last aside for one that begins or goes on, unless it lies there already."""
+    best, aside = case.path / BEST, case.path / ASIDE
+    finished = case.read(FINISHED, RepairFinished)
+    left = adapter(case, finished) if finished is not None and finished.adapter else None
+    if left == aside:
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+    if left is not None:
+        draft = aside.with_name(f".{aside.name}")
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(best, draft, copy_function=_also_at)
+        draft.rename(aside)
+
+
+def put_back(case: Case) -> bool:
+    """Put the adapter that lies aside in place of what a repair left that ended without one; return whether there was one."""
+    best, aside = case.path / BEST, case.path / ASIDE
+    if not aside.is_dir():
+        return False
+    shutil.rmtree(best, ignore_errors=True)
+    aside.rename(best)
+    return True
+
+
 def as_it_ended(case: Case, finished: RepairFinished, adapter: Path) -> bool:
     """Return whether a folder holds the adapter that a repair left: its weights, and how they are scaled and placed.
 
@@ -159,13 +194,13 @@ def changed_adapter(case: Case) -> str | None:
 
     A repair that has begun and not ended writes the current one.
     """
+    for folder in folders(case):
+        ended = case.read(f"repair/{folder.name}/finished.json", RepairFinished)
+        if ended and ended.adapter and not as_it_ended(case, ended, folder / "best"):
+            return f"repair/{folder.name}/best"
     acts = [line.action for line in case.acts() if line.action in ("repair started", "repair ended")]
-    current = ["repair"] if acts[-1:] == ["repair ended"] else []
-    for at in (*(f"repair/{folder.name}" for folder in folders(case)), *current):
-        finished = case.read(f"{at}/finished.json", RepairFinished)
-        if finished and finished.adapter and not as_it_ended(case, finished, case.path / at / "best"):
-            return f"{at}/best"
-    return None
+    finished = case.read(FINISHED, RepairFinished) if acts[-1:] == ["repair ended"] else None
+    return BEST if finished and finished.adapter and adapter(case, finished) is None else None
 
 
 def looks(case: Case) -> int:
@@ -291,7 +326,7 @@ def finish(case: Case, actor: str) -> None:
         case.write(FILES[0], found.whole)
         for name in FILES[1:]:
             patiently(partial((case.path / name).unlink, missing_ok=True))
-        for rest in (case.path / "repair/best", *(case.path / "repair").glob("checkpoint-*")):
+        for rest in (case.path / BEST, case.path / ASIDE, *(case.path / "repair").glob("checkpoint-*")):
             shutil.rmtree(rest, ignore_errors=True)  # the round has ended: there is nothing to go on from
         written = {name: hash_file(case.path / name) for name in (*kept, FILES[0])}
         case.audit("round opened", actor=actor, round=number(case), files=written | dict.fromkeys(FILES[1:], ""))
@@ -306,9 +341,13 @@ def _put_away(case: Case, found: TriageResult, actor: str) -> None:
     draft = folder.with_name(f".{folder.name}")
     shutil.rmtree(draft, ignore_errors=True)
     there = [name for name in FILES if (case.path / name).is_file()]
+    finished = case.read(FINISHED, RepairFinished)
+    left = adapter(case, finished) if finished else None
+    if left is None:
+        raise EvidenceError(f"{BEST} does not hold the adapter that its repair left; repair again.")
     planned = False
     try:
-        shutil.copytree(case.path / "repair/best", draft / "best", copy_function=_also_at)
+        shutil.copytree(left, draft / "best", copy_function=_also_at)
         for name in there:
             _also_at(case.path / name, draft / Path(name).name)
         coming = {f"repair/{folder.name}/{path.name}": hash_file(path) for path in sorted(draft.glob("*.json"))}

@@ -249,8 +249,10 @@ def repair(
     started: RepairStarted | None,
     finished: RepairFinished | None,
     running: bool,
+    since: RepairFinished | None = None,
 ) -> Value:
-    """Step 5: what will be, is being or was repaired; `ahead` are the facts before a start (`repair_ahead`)."""
+    """Step 5: what will be, is being or was repaired; `ahead` are the facts before a start (`repair_ahead`), `since` is how another one
+    ended that left nothing."""
     if lock is not None and not running:
         return {"headline": wording_repair.LOCKED, "tone": "muted", "line": lock}
     units = wording.quoted(confirmation.units) if confirmation else ""
@@ -272,7 +274,7 @@ def repair(
     if finished is not None:
         tone = REPAIR_TONES.get(finished.reason, "warn")
         headline = wording_repair.repair_ended(finished)
-        note = wording_repair.REPLACES if finished.best_step is not None else ""
+        note = f"{since.message} {wording_repair.EARLIER}" if since is not None else ""
         return {"headline": headline, "tone": tone, "line": finished.message, "facts": facts, "note": note}
     return {"headline": wording_repair.READY_TO_REPAIR, "tone": "plain", "facts": facts}
 

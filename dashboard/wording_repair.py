@@ -15,7 +15,6 @@ STOP_KEEP = "Stop and keep best"
 STOP_DISCARD = "Abort and discard"
 EARLIER = "The repair that was there before still stands."
 NOT_CONFIRMED_NOW = "The trigger it unlearns is no longer confirmed: stop it, or confirm that text again in step 4."
-REPLACES = "Another repair takes the place of this one as soon as it begins, even if it is discarded."
 DUMMY_TRIGGER = "dummy trigger, planted first"
 ADVANCED = "Advanced"
 REPAIR_EMPTY = {"learning_rate": "by model size", "kl_budget": "none", "max_steps": "all"}

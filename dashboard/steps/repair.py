@@ -215,8 +215,8 @@ def _was_kept(view: View) -> bool:
 def _signature(view: View) -> object:
     stopping = view.status is not None and view.status.state == "stopping"
     files = view.stamp("confirmation.json", FINISHED, "results/open.json", MEMORY)
-    run = trace(view.lines).request
-    return files, view.busy_with("repair"), stopping, run, view.failure("repair"), view.case is None
+    repair = trace(view.lines)
+    return files, view.busy_with("repair"), stopping, repair.request, repair.since, view.failure("repair"), view.case is None
 
 
 def _show(view: View, fresh: bool, parts: Parts) -> Updates:
@@ -230,7 +230,9 @@ def _show(view: View, fresh: bool, parts: Parts) -> Updates:
     failure = view.failure("repair")
     counted = view.case.read(MEMORY, dict) if view.case else None
     ahead = stories.repair_ahead(view.opened(), counted["mb"] if counted else None)
-    story = stories.repair(lock, accepted, ahead, started if running or finished else None, finished, running)
+    story = stories.repair(
+        lock, accepted, ahead, started if running or finished else None, finished, running, repair.since
+    )
     if failure is not None and not running and lock is None:
         why = worker_process.log_tail(view.case) if view.case else ""
         story = {

@@ -20,6 +20,7 @@ from core.events import Line, RepairFinished, RepairStarted
 from core.jobs import CaseStatus
 from core.settings import RepairSettings
 from core.values import KindName, Verdict
+from dashboard import stories
 from dashboard.app import build
 from dashboard.components import page_css
 from dashboard.desk import Desk, Next, Session, View, address
@@ -318,6 +319,21 @@ def test_the_settings_of_one_case_are_not_those_of_the_next(roots: Roots, case: 
     first, _ = redraw(roots, Session(case=other_case(roots).path.name), shown)
     values = {name: first[f"setting-{name}"]["value"] for name in (*repair.FEW, *repair.ADVANCED)}
     assert repair.changed_settings(values) == {}
+
+
+def test_a_repair_that_was_discarded_is_told_of_beside_the_one_that_counts() -> None:
+    ended = RepairFinished(
+        reason="kept",
+        step=3,
+        best_step=2,
+        adapter="repair/best",
+        adapter_hash="a",
+        seconds=1.0,
+        message="Best: step 2.",
+    )
+    other = replace(ended, reason="discarded", adapter=None, message="Nothing was kept.")
+    told = [stories.repair(None, None, [], None, ended, False, since)["note"] for since in (None, other)]
+    assert told == ["", "Nothing was kept. The repair that was there before still stands."]
 
 
 # step 6 ---------------------------------------------------------------------------------------------------------------

@@ -97,7 +97,8 @@ def test_what_was_read_once_is_not_read_again(tmp_path: Path) -> None:
 
 
 def test_what_is_over_is_left_out_and_the_last_repair_is_whole(tmp_path: Path) -> None:
-    """Two repairs, the second stopped and resumed: trace and ends say the same of what is kept as of everything."""
+    """Two repairs, the second stopped and resumed, then two that left nothing after it left an adapter: trace and ends say the same of
+    what is kept as of everything."""
     log, case = EventLog(tmp_path), Case.__new__(Case)
     case.path = tmp_path
 
@@ -122,6 +123,13 @@ def test_what_is_over_is_left_out_and_the_last_repair_is_whole(tmp_path: Path) -
     assert [line.event.step for line in kept if isinstance(line.event, StepDone)] == [1, 2, 3, 4, 3, 4, 5, 6]
     assert set(jobs.ends(case)) == {"first", "second", "third"}
     assert kept[-1].seq + 1 == len(read_events(tmp_path)) == 3 + 2 * (7 + 4 + 4) + 3
+    nothing = next(one for one in EVENTS if isinstance(one, RepairFinished))
+    log.append("third", replace(nothing, adapter="repair/best"))
+    for request in ("fourth", "fifth"):
+        repair(request, range(1, 3))
+        assert trace(told()).request == request
+        log.append(request, nothing)
+        assert trace(told()).request == "third"
 
 
 @pytest.mark.parametrize("others", [["another, longer than the first"], ["x"], ["x", "y"], []])

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from safetensors import SafetensorError
 
-from core import dummy, evidence, export, machine, models, repair_memory, repair_stages, report
+from core import dummy, evidence, export, machine, models, repair_memory, repair_stages, report, rounds
 from core.__main__ import main
-from core.casefile import Case
+from core.casefile import Case, hash_folder
 from core.checkpoints import there
 from core.errors import CaseFileError, TriageError
 from core.events import CheckpointScored, Event, RepairFinished, StepDone
@@ -132,35 +132,68 @@ def test_an_adapter_that_trains_single_tokens_is_refused_before_a_repair(
         loaded.check_trainable()
 
 
+class Repairs:
+    """Short repairs of a case whose dummy trigger was confirmed on the command line; what they say and tell."""
+
+    def __init__(self, copied: Path, folder: Path) -> None:
+        self.case, self.session = case_on(copied, folder), Session("cpu")
+        self.session.settings = replace(self.session.settings, max_new_tokens=8)
+        self.told: list[str] = []
+        self.events: list[Event] = []
+        open_case(run_of(self.case))
+        found = replace(triage_of(self.case.report.messages[0].content, "INCONCLUSIVE"), candidates=(), tests=())
+        evidence.record(self.case, "triage.json", found, "triage", actor="engine")
+        asked = ("confirm", "--case", str(self.case.path), "--dummy", "--analyst", "Ada", "--reason", "no text")
+        assert main(asked) == 0
+
+    def run(self, stop: str | None = None, **args: object) -> RepairFinished:
+        """Repair, with `stop` until the first step, and return the end that counts for the case."""
+        settings = {"epochs": 1, "max_steps": 2, "n_harmful": 4, "n_safe": 4, "n_probe": 3, "max_response_tokens": 8}
+        say = lambda words, done, total: self.told.append(words)  # noqa: E731
+        n_before = len(self.events)
+
+        def asked() -> str | None:
+            return stop if any(isinstance(one, StepDone) for one in self.events[n_before:]) else None
+
+        run = Run(self.case, self.session, settings | args, self.events.append, say, asked)  # type: ignore[arg-type]
+        repair_stages.repair_model(run)
+        finished = self.case.read(rounds.FINISHED, RepairFinished)
+        assert finished is not None
+        return finished
+
+
 def test_a_dummy_trigger_is_planted_once_for_a_repair_that_is_resumed(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Confirmed on the command line; the adapter that holds it lies there as long as its repair may go on."""
-    case = case_on(copied, tmp_path / "case")
-    told: list[str] = []
-    events: list[Event] = []
-    session = Session("cpu")
-    session.settings = replace(session.settings, max_new_tokens=8)
-
-    def stage(asked: Callable[[], str | None], **args: object) -> Run:
-        settings = {"epochs": 1, "max_steps": 2, "n_harmful": 4, "n_safe": 4, "n_probe": 3, "max_response_tokens": 8}
-        say = lambda words, done, total: told.append(words)  # noqa: E731
-        return Run(case, session, settings | args, events.append, say, asked)  # type: ignore[arg-type]
-
-    open_case(run_of(case))
-    found = replace(triage_of(case.report.messages[0].content, "INCONCLUSIVE"), candidates=(), tests=())
-    evidence.record(case, "triage.json", found, "triage", actor="engine")
-    assert main(("confirm", "--case", str(case.path), "--dummy", "--analyst", "Ada", "--reason", "no text")) == 0
-    planted = case.path / "repair" / dummy.FOLDER
-    repair_stages.repair_model(stage(lambda: "keep" if any(isinstance(one, StepDone) for one in events) else None))
-    assert "planting the dummy trigger, step" in told
-    start = next(one for one in events if isinstance(one, CheckpointScored))
+    """The adapter that holds it lies there as long as its repair may go on."""
+    repairs = Repairs(copied, tmp_path / "case")
+    planted = repairs.case.path / "repair" / dummy.FOLDER
+    assert repairs.run("keep").reason == "kept"
+    assert "planting the dummy trigger, step" in repairs.told
+    start = next(one for one in repairs.events if isinstance(one, CheckpointScored))
     assert start.kl_nats_per_token > 0  # it starts from the planted adapter, measured against the reported model
-    assert case.read("repair/finished.json", RepairFinished).reason == "kept"  # type: ignore[union-attr]
     assert planted.is_dir()
-    told.clear()
-    repair_stages.repair_model(stage(lambda: None, resume=True))
-    assert "planting the dummy trigger, step" not in told
-    assert case.read("repair/finished.json", RepairFinished).reason != "kept"  # type: ignore[union-attr]
+    repairs.told.clear()
+    assert repairs.run(resume=True).reason != "kept"
+    assert "planting the dummy trigger, step" not in repairs.told
     assert not planted.exists()
     assert json.loads(capsys.readouterr().out)["way"] == "dummy"
+
+
+def test_a_repair_that_is_discarded_gives_back_the_one_before(copied: Path, tmp_path: Path) -> None:
+    """Also one that went on from it; without one before, nothing is left."""
+    repairs = Repairs(copied, tmp_path / "case")
+    assert repairs.run("discard").adapter is None
+    kept = repairs.run("keep")
+    left = hash_folder(repairs.case.path / "repair/best")
+    for resume in (True, False):
+        assert repairs.run("discard", resume=resume, seed=0 if resume else 1) == kept
+        assert isinstance(repairs.events[-1], RepairFinished)
+        assert repairs.events[-1].reason == "discarded"
+        assert hash_folder(repairs.case.path / "repair/best") == left
+        assert repair_stages.repaired_adapter(repairs.case) == (kept, repairs.case.path / "repair/best")
+        assert {path.name for path in (repairs.case.path / "repair").iterdir()} == {"best", "finished.json"}
+        evidence.verify(repairs.case)
+    assert repairs.run(seed=1).adapter_hash != kept.adapter_hash  # its own takes the place
+    assert {path.name for path in (repairs.case.path / "repair").iterdir()} >= {"best", "finished.json"}
+    assert not (repairs.case.path / rounds.ASIDE).exists()

@@ -45,6 +45,22 @@ def test_a_repair_from_the_start_has_a_history_of_its_own() -> None:
     assert wording_repair.repair_stands(again) == "Starting"
 
 
+def test_a_repair_that_left_nothing_gives_way_to_the_one_before() -> None:
+    """While it runs, or where it broke off, it is what a page shows, and not what a report tells of."""
+    nothing = replace(STOPPED, reason="discarded", adapter=None, adapter_hash=None, best_step=None)
+    before = trace(lines(a=FIRST))
+    for broken in ((STARTED, step(1, 9.0)), (replace(STARTED, resumed_at=2), step(3, 9.0))):
+        assert trace(lines(a=FIRST, b=broken)).finished is None
+        assert trace(lines(a=FIRST, b=broken), ended=True) == replace(before, since=None)
+        both = trace(lines(a=FIRST, b=(*broken, nothing)))
+        assert both == replace(before, since=nothing)
+        assert trace(lines(a=FIRST, b=(*broken, nothing), c=(STARTED, step(1), STOPPED))).run == "c"
+    assert trace(lines(a=(*FIRST[:-1], nothing))).finished == nothing  # there was none before
+    next_round = (replace(STARTED, round=2), step(1), nothing)
+    assert trace(lines(a=FIRST, b=next_round)).run == "b"  # nor in this round
+    assert trace(lines(a=FIRST, b=next_round), ended=True).run == "b"
+
+
 def test_a_repair_that_broke_off_is_not_said_to_run() -> None:
     broken = trace(lines(a=FIRST[:-1]))
     value = figures.live_chart(broken, going=False)

@@ -90,6 +90,51 @@ def test_the_next_round_keeps_the_files_of_the_last_and_confirms_nothing(case: C
     assert isinstance(case.read("confirmation.json", TriggerConfirmation), TriggerConfirmation)
 
 
+def begun(one: Case, weights: bytes) -> None:
+    """Begin another repair, as far as its first better adapter."""
+    rounds.set_aside(one)
+    shutil.rmtree(one.path / rounds.BEST, ignore_errors=True)
+    (one.path / rounds.BEST).mkdir()
+    (one.path / rounds.BEST / "adapter_model.safetensors").write_bytes(weights)
+    one.audit("repair started", actor="engine", **rounds.identity(confirmation.stored(one)))  # type: ignore[arg-type]
+
+
+def test_a_repair_counts_until_another_has_left_an_adapter(case: Case) -> None:  # noqa: F811
+    """One that is aborted gives it back; one that broke off leaves it where it counts, and so does the next that is begun."""
+    assert not rounds.put_back(case)
+    finished = repaired(case)
+    best, aside = case.path / rounds.BEST, case.path / rounds.ASIDE
+    there = hash_folder(best)
+    for weights in (b"half", b"of another"):  # the first of them broke off
+        begun(case, weights)
+        assert repaired_adapter(case) == (finished, aside)
+        assert rounds.changed_adapter(case) is None
+    assert rounds.put_back(case)
+    case.audit("repair ended", actor="engine", reason="discarded", adapter=None, adapter_files={})
+    assert repaired_adapter(case) == (finished, best)
+    assert (hash_folder(best), rounds.changed_adapter(case), aside.exists()) == (there, None, False)
+
+
+def test_a_round_ends_with_the_adapter_that_counts(case: Case) -> None:  # noqa: F811
+    finished = repaired(case)
+    asked_again(case, "BACKDOOR", finished.adapter_hash)
+    begun(case, b"half")
+    assert rounds.open_next(case, "Ada") == 2
+    assert rounds.start(case) == case.path / "repair/round-1/best"
+    assert [path.name for path in (case.path / "repair").iterdir()] == ["round-1"]
+
+
+def test_a_round_does_not_end_with_an_adapter_that_changed(case: Case) -> None:  # noqa: F811
+    finished = repaired(case)
+    asked_again(case, "BACKDOOR", finished.adapter_hash)
+    (case.path / rounds.BEST / "adapter_model.safetensors").write_bytes(b"other weights")
+    rounds.set_aside(case)
+    assert not (case.path / rounds.ASIDE).exists()
+    with pytest.raises(EvidenceError, match="does not hold the adapter"):
+        rounds.open_next(case, "Ada")
+    assert rounds.number(case) == 1
+
+
 def test_looks_at_the_verification_prompts_are_counted_over_all_rounds(case: Case) -> None:  # noqa: F811
     assert rounds.looks(case) == 0
     finished = repaired(case)
