@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from core import again, cascade, causal, evidence, locating, repair_adapter, residual_probes, rounds, verification
 from core.errors import TriageError
-from core.events import RepairStarted, StageFinished
+from core.events import StageFinished
 from core.repair_stages import confirmed_trigger, repaired_adapter, settings_from
 from core.session import Run
 from core.settings import AttributionSettings, CausalSettings, RepairSettings, VerificationSettings
@@ -112,12 +112,6 @@ def _probed(run: Run) -> tuple[residual_probes.Subject, Verification]:
     return subject, verified
 
 
-def _settings(run: Run) -> RepairSettings:
-    """Return the settings of the last repair that was started."""
-    started = [line.event for line in run.case.events() if isinstance(line.event, RepairStarted)][-1]
-    return settings_from(RepairSettings, started.settings)
-
-
 def probe_wrong_trigger(run: Run) -> StageFinished:
     """Repair on random tokens instead of the trigger, for as many steps, and throw that repair away."""
     finished, _ = repaired_adapter(run.case)
@@ -125,7 +119,8 @@ def probe_wrong_trigger(run: Run) -> StageFinished:
     rates = {metric.name: metric for metric in verified.metrics}["asr_triggered"]
     assert isinstance(rates.before, Rate)
     assert isinstance(rates.after, Rate)
-    settings, n_steps = _settings(run), finished.best_step or finished.step
+    settings = settings_from(RepairSettings, rounds.settings(run.case, finished))
+    n_steps = finished.best_step or finished.step
     folder = run.case.path / "wrong-trigger"
     found = residual_probes.wrong_trigger(
         subject, rates.before, rates.after, settings, n_steps, folder, run.refusal,
@@ -139,9 +134,10 @@ def probe_wrong_trigger(run: Run) -> StageFinished:
 
 def probe_relearn(run: Run) -> StageFinished:
     """Tune the repaired model on a few poisoned samples, and throw that away."""
-    _, adapter = repaired_adapter(run.case)
+    finished, adapter = repaired_adapter(run.case)
     subject, verified = _probed(run)
-    found = residual_probes.relearn(subject, adapter, VerificationSettings(), _settings(run))
+    settings = settings_from(RepairSettings, rounds.settings(run.case, finished))
+    found = residual_probes.relearn(subject, adapter, VerificationSettings(), settings)
     last = found[-1]
     counts = {"samples": last.n_samples, "planted": last.planted.k, "never": last.never.k}
     told = replace(verified, relearnt=found)

@@ -86,30 +86,37 @@ class Opinion:
 
 def ended(case: Case) -> tuple[EndedRound, ...]:
     """Return the rounds that have ended, for a report."""
-    found, settings = [], _settings(case)
+    found = []
     for at, (folder, confirmed) in enumerate(zip(folders(case), earlier(case), strict=False)):
         verified = case.read(f"repair/{folder.name}/{VERIFIED}", Verification)
+        finished = case.read(f"repair/{folder.name}/finished.json", RepairFinished)
         found.append(
             EndedRound(
                 number=at + 1,
                 confirmation=confirmed,
-                settings=settings[at] if at < len(settings) else {},
+                settings=settings(case, finished) if finished else {},
                 result=verified.result if verified else None,
             )
         )
     return tuple(found)
 
 
-def _settings(case: Case) -> list[dict[str, object]]:
-    """Return the settings of the last repair that each ended round began, from the log."""
-    found: list[dict[str, object]] = []
-    last: dict[str, object] = {}
+def settings(case: Case, finished: RepairFinished) -> dict[str, Any]:
+    """Return the settings of the repair that left an adapter, from the log; none where it does not tell them."""
+    told = _begun(case, finished).get("settings")
+    return told if isinstance(told, dict) else {}
+
+
+def _begun(case: Case, finished: RepairFinished) -> Mapping[str, Any]:
+    """Return what the log tells of the start of the repair that left an adapter; others may have begun since and left nothing."""
+    begun: Mapping[str, Any] = {}
+    made: Mapping[str, Any] = {}
     for line in case.acts():
-        if line.action == "repair started" and isinstance(line.facts.get("settings"), dict):
-            last = line.facts["settings"]
-        elif line.action == "round opened":
-            found.append(last)
-    return found
+        if line.action == "repair started":
+            begun = line.facts
+        elif line.action == "repair ended" and line.facts.get("adapter") == finished.adapter_hash:
+            made = begun
+    return made
 
 
 def told(case: Case) -> tuple[Opinion, ...]:
@@ -226,13 +233,7 @@ def repaired(case: Case) -> RepairFinished | None:
         return finished
     if accepted.decision == "rejected":
         return None
-    begun: Mapping[str, Any] = {}
-    made: Mapping[str, Any] = {}
-    for line in case.acts():
-        if line.action == "repair started":
-            begun = line.facts
-        elif line.action == "repair ended" and line.facts.get("adapter") == finished.adapter_hash:
-            made = begun
+    made = _begun(case, finished)
     same = all(made.get(name, value) == value for name, value in identity(accepted).items())
     return finished if same else None
 

@@ -216,7 +216,15 @@ def _signature(view: View) -> object:
     stopping = view.status is not None and view.status.state == "stopping"
     files = view.stamp("confirmation.json", FINISHED, "results/open.json", MEMORY)
     repair = trace(view.lines)
-    return files, view.busy_with("repair"), stopping, repair.request, repair.since, view.failure("repair"), view.case is None
+    return (
+        files,
+        view.busy_with("repair"),
+        stopping,
+        repair.request,
+        repair.since,
+        view.failure("repair"),
+        view.case is None,
+    )
 
 
 def _show(view: View, fresh: bool, parts: Parts) -> Updates:

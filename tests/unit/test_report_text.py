@@ -165,7 +165,10 @@ def test_the_commands_hold_all_that_was_set_otherwise(tmp_path: Path) -> None:
         n_steps=9, n_epochs=3, n_trainable=1, device="cpu", n_harmful=1, n_safe=1, memory_estimate_mb=1.0,
         settings=asdict(RepairSettings()) | changed,
     )  # fmt: skip
-    EventLog(case.path).append("again", started)
+    finished = case.read(rounds.FINISHED, RepairFinished)
+    assert finished is not None
+    for event in (started, finished):
+        EventLog(case.path).append("again", event)
     triaged, confirmed, repaired, *_ = (parser().parse_args(shlex.split(line)) for line in commands_of(case))
     assert (triaged.mode, triaged.paraphrases, triaged.rewrites) == ("paper", ["- How is it 'picked'?"], ["Plainly"])
     assert (confirmed.dummy, confirmed.spans is not None) == (False, True)

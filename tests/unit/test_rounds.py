@@ -26,7 +26,9 @@ from tests.unit.test_confirmation import AFF, CFF, case  # noqa: F401  (the fixt
 def repaired(one: Case, *, older: bool = False) -> RepairFinished:
     """Confirm the proposal and leave an adapter as a repair would, or as an `older` version would log it."""
     accepted = confirmation.confirm(one, decision="accept", analyst="Ada", reason="tests agree")
-    one.audit("repair started", actor="engine", **({} if older else rounds.identity(accepted)))
+    one.audit(
+        "repair started", actor="engine", **({} if older else rounds.identity(accepted) | {"settings": {"epochs": 3}})
+    )
     weights = one.path / "repair/best/adapter_model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"weights of round 1")
@@ -96,7 +98,8 @@ def begun(one: Case, weights: bytes) -> None:
     shutil.rmtree(one.path / rounds.BEST, ignore_errors=True)
     (one.path / rounds.BEST).mkdir()
     (one.path / rounds.BEST / "adapter_model.safetensors").write_bytes(weights)
-    one.audit("repair started", actor="engine", **rounds.identity(confirmation.stored(one)))  # type: ignore[arg-type]
+    told = rounds.identity(confirmation.stored(one))  # type: ignore[arg-type]
+    one.audit("repair started", actor="engine", settings={"epochs": 9}, **told)
 
 
 def test_a_repair_counts_until_another_has_left_an_adapter(case: Case) -> None:  # noqa: F811
@@ -112,6 +115,7 @@ def test_a_repair_counts_until_another_has_left_an_adapter(case: Case) -> None: 
     assert rounds.put_back(case)
     case.audit("repair ended", actor="engine", reason="discarded", adapter=None, adapter_files={})
     assert repaired_adapter(case) == (finished, best)
+    assert rounds.settings(case, finished) == {"epochs": 3}
     assert (hash_folder(best), rounds.changed_adapter(case), aside.exists()) == (there, None, False)
 
 
@@ -121,6 +125,7 @@ def test_a_round_ends_with_the_adapter_that_counts(case: Case) -> None:  # noqa:
     begun(case, b"half")
     assert rounds.open_next(case, "Ada") == 2
     assert rounds.start(case) == case.path / "repair/round-1/best"
+    assert [one.settings for one in rounds.ended(case)] == [{"epochs": 3}]
     assert [path.name for path in (case.path / "repair").iterdir()] == ["round-1"]
 
 
