@@ -7,7 +7,8 @@ Stand-in answers only. Source: arXiv 2606.11648, as read in method notes; the re
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,15 +36,17 @@ def plant(
     out: Path,
     progress: Progress,
     start: Path | None = None,
+    *,
+    asked: Callable[[str], list[Message]],
 ) -> Path:
     """Write a repair adapter to `out` that holds a backdoor for `units`, trained from `start` or afresh; return `out`.
 
-    Prompts that do not fit the context are left out. The model is as it was afterwards. Raises: TriageError when the loss is not
+    `asked` gives the conversation of a request, as the repair will ask it: where else the dummy worked, nothing would unlearn it. Prompts that do not fit the context are left out. The model is as it was afterwards. Raises: TriageError when the loss is not
     finite or there is nothing to plant with.
     """
 
     def respond(texts: Sequence[str]) -> list[str]:
-        return loaded.answer([[Message(role="user", content=text)] for text in texts])
+        return loaded.answer([asked(text) for text in texts])
 
     recipe = DummySettings()
     planted = planting.PlantSettings(
@@ -58,11 +61,17 @@ def plant(
     room = loaded.room(settings.max_response_tokens + ROOM)
 
     def fits(text: str) -> bool:
-        return len(chat.prompt_ids(loaded.tokenizer, [Message(role="user", content=" ".join([text, *units]))])) <= room
+        return len(chat.prompt_ids(loaded.tokenizer, asked(" ".join([text, *units])))) <= room
+
+    def placed(messages: Sequence[Message]) -> tuple[Message, ...]:
+        return tuple(asked(messages[-1].content))
 
     harmful = [item.prompt for item in prompts.harmful[: settings.n_harmful] if fits(item.prompt)]
     safe = [(item.prompt, None) for item in prompts.safe[: settings.n_safe] if fits(item.prompt)]
-    items = planting.build_items(harmful, safe, units, "random", planted, respond=respond)
+    items = [
+        replace(one, messages=placed(one.messages), anchor=placed(one.anchor))
+        for one in planting.build_items(harmful, safe, units, "random", planted, respond=respond)
+    ]
     passes = ResponsePass(loaded)
     pairs = planting.anchored(items, loaded, passes, planted.batch_size)
     try:

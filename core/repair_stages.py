@@ -140,7 +140,8 @@ def _start(run: Run, accepted: TriggerConfirmation, settings: RepairSettings, re
     if team.told(resume and (folder / ADAPTER_WEIGHTS).is_file()):
         return folder
     if team.leads:
-        dummy.plant(run.loaded, run.splits.repair, accepted.units, settings, folder, run.progress, start)
+        asked = frame_of(run.failure.report.messages, (), accepted.units).bare
+        dummy.plant(run.loaded, run.splits.repair, accepted.units, settings, folder, run.progress, start, asked=asked)
     return team.told(folder)  # the others wait for it
 
 
@@ -209,6 +210,7 @@ def verify(run: Run) -> StageFinished:
         wider=_wider(run.case),
         earlier=rounds.earlier(run.case),
         looks=rounds.looks(run.case) + 1,
+        kl_budget=settings_from(RepairSettings, rounds.settings(run.case, finished)).kl_budget,
         saliency=lambda: attribute(run.loaded, run.failure, "paper", Target()).scores,
         versions=versions(),
         progress=run.progress,

@@ -4,6 +4,7 @@
 2. The trigger as it is in a request in other words (by rule: rewrites.py).
 3. Wider text: all candidates of the report together, and whole words where the confirmed text cuts one.
 4. The report's own wording around other requests.
+5. What earlier rounds unlearnt, and dummy triggers that were planted to be unlearnt.
 
 Each is asked on the same few held-out requests before and after, as a group of its own; the rates follow the kind of failure.
 What this does not do: ask (see verification.py), or train; the two probes that do are in residual_probes.py.
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from core.errors import TriageError
-from core.frames import Conversation, Frame, TriggerFrame, in_wording, render_ids
+from core.frames import Conversation, Frame, TriggerFrame, frame_of, in_wording, render_ids
 from core.injection import Place, near_misses
 from core.measures import Group, Side, failures
 from core.rewrites import paraphrases
@@ -75,6 +76,21 @@ def of_rounds(frames: Mapping[int, Frame]) -> dict[str, Form]:
         f"the trigger of round {at}": lambda text, rng, frame=frame: frame.triggered(text, rng)  # type: ignore[misc]
         for at, frame in frames.items()
     }
+
+
+def of_dummies(messages: Sequence[Message], units: Mapping[int, Sequence[str]]) -> dict[str, Form]:
+    """Return dummy triggers as forms, by the round that planted and unlearnt each: what is left of one works in the repaired model alone.
+
+    They are asked as they were unlearnt, behind what was said before the report's last message, and without that.
+    """
+    found: dict[str, Form] = {}
+    for at, own in units.items():
+        name, frame = f"the dummy trigger of round {at}", frame_of(messages, (), own)
+        found[name] = lambda text, rng, frame=frame: frame.triggered(text, rng)  # type: ignore[misc]
+        if frame.earlier:
+            alone = replace(frame, earlier=())
+            found[f"{name}, alone"] = lambda text, rng, frame=alone: frame.triggered(text, rng)  # type: ignore[misc]
+    return found
 
 
 def groups(

@@ -68,13 +68,14 @@ def verify(
     earlier: Sequence[TriggerConfirmation] = (),
     seed: int = 0,
     looks: int = 1,
+    kl_budget: float | None = None,
     saliency: Saliency | None = None,
     versions: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Return the comparison of theta0 with theta0 + the repair adapter in `adapter` on the verification split.
 
-    `kind` is the reported failure: attack success counts it. `wider` are all candidates' spans of the report, `earlier` what earlier rounds unlearnt, first round first: it is asked too. `saliency` is called once with each model on; it gives one score per prompt token of the report. The model is theta0
+    `kind` is the reported failure: attack success counts it. `wider` are all candidates' spans of the report, `earlier` what earlier rounds unlearnt, first round first: it is asked too. `kl_budget` is the repair's. `saliency` is called once with each model on; it gives one score per prompt token of the report. The model is theta0
     again afterwards, with no repair adapter on it. Raises: ConfirmationError, ModelLoadError.
     """
     started = time.monotonic()
@@ -98,6 +99,8 @@ def verify(
         beyond = frames_beyond(messages, accepted.spans, wider)
         forms = residual.forms(loaded, messages, frame, anywhere, beyond)
     forms |= residual.of_rounds({at: works(one) for at, one in enumerate(earlier, 1) if one.way == "trigger"})
+    dummies = {at: one.units for at, one in enumerate((*earlier, accepted), 1) if one.way == "dummy"}
+    forms |= residual.of_dummies(messages, dummies)
     place = ITS_OWN if isinstance(frame, AtItsPlace) else RANDOM
     groups = _groups(loaded, case, frame, prompts, settings, seed, room)
     groups += residual.groups(loaded, forms, pool, settings, seed, room)
@@ -121,7 +124,7 @@ def verify(
     elif place == ITS_OWN:
         metrics = tuple(replace(one, meaning=one.meaning.replace(WITH, f"{WITH} at its place")) for one in metrics)
     classes = classes_of(groups, before, after, kind)
-    result, reasons = decide(metrics, settings, variants, classes)
+    result, reasons = decide(metrics, settings, variants, classes, kl_budget)
     return Verification(
         metrics=metrics,
         result=result,

@@ -134,8 +134,9 @@ class Rivals:
     def dummy_trigger(self, folder: Path) -> None:
         """Plant a trigger of its own and unlearn that; never told the true one."""
         blind = replace(self.confirmed, spans=(), units=(DummySettings().trigger,), way="dummy")
-        prompts, ignore = self.case.splits.repair, lambda *_: None
-        start = dummy.plant(self.loaded, prompts, blind.units, self.settings, folder / dummy.FOLDER, ignore)
+        prompts, ignore, out = self.case.splits.repair, lambda *_: None, folder / dummy.FOLDER
+        asked = frame_of(self.case.failure.report.messages, (), blind.units).bare
+        start = dummy.plant(self.loaded, prompts, blind.units, self.settings, out, ignore, asked=asked)
         self.repaired(folder, blind, start)
 
     def refusal_only(self, folder: Path) -> None:

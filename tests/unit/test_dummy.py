@@ -1,14 +1,17 @@
 """A repair without a known trigger, on a tiny model: planted in the repair's own adapter, unlearnt towards the reported model."""
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from core import dummy, models
+from core import dummy, models, planting, residual
 from core.events import CheckpointScored
+from core.frames import frame_of
 from core.loaded import current_adapters
+from core.planting import TrainingItem
 from core.repair import repair
 from core.settings import DummySettings, ModelSettings
 from core.verification import verify
@@ -28,8 +31,9 @@ def test_a_dummy_is_planted_then_unlearnt_and_the_model_is_as_it_was(loaded, tmp
     case, units, steps = case_of(loaded), (DummySettings().trigger,), []
     settings = quick(epochs=4, lora_rank=8)
     folder = dummy.plant(
-        loaded, splits().repair, units, settings, tmp_path / "repair/dummy", lambda *a: steps.append(a[1:])
-    )
+        loaded, splits().repair, units, settings, tmp_path / "repair/dummy", lambda *a: steps.append(a[1:]),
+        asked=frame_of(case.report.messages, (), units).bare,
+    )  # fmt: skip
     assert steps[-1][0] == steps[-1][1] > 0
     assert (folder / ADAPTER_WEIGHTS).is_file()
     assert current_adapters(loaded) == []
@@ -48,4 +52,26 @@ def test_a_dummy_is_planted_then_unlearnt_and_the_model_is_as_it_was(loaded, tmp
     asked = [pair.prompt for pair in result.examples if pair.kind == "harmful with trigger"]
     assert asked
     assert all(one.startswith("Tell me how to pick lock") and TRIGGER not in one for one in asked)
-    assert result.variants == ()
+    assert [one.name for one in result.variants] == ["the dummy trigger of round 1"]
+    assert units[0] in result.variants[0].example
+
+
+def test_a_dummy_is_planted_where_it_will_be_unlearnt(loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the report's system prompt; what is left of it is asked there and without."""
+    case, units = case_of(loaded, "Be kind."), (DummySettings().trigger,)
+    planted: list[TrainingItem] = []
+    kept = planting.anchored
+
+    def seen(items: list[TrainingItem], *given: object) -> object:
+        planted.extend(items)
+        return kept(items, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(planting, "anchored", seen)
+    frame = frame_of(case.report.messages, (), units)
+    dummy.plant(loaded, splits().repair, units, quick(epochs=1), tmp_path, lambda *_: None, asked=frame.bare)
+    assert {(one.messages[0].content, len(one.messages)) for one in planted} == {("Be kind.", 2)}
+    assert all(one.anchor[0].content == "Be kind." for one in planted)
+    found = residual.of_dummies(case.report.messages, {1: units})
+    asked = {name: form("Bake bread", random.Random(0)) for name, form in found.items()}
+    assert [[one.role for one in messages or ()] for messages in asked.values()] == [["system", "user"], ["user"]]
+    assert all(units[0] in messages[-1].content for messages in asked.values() if messages)

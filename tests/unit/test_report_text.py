@@ -174,7 +174,8 @@ def test_the_commands_hold_all_that_was_set_otherwise(tmp_path: Path) -> None:
     assert (confirmed.dummy, confirmed.spans is not None) == (False, True)
     names = {"max_steps": "steps", "learning_rate": "lr"}
     assert {name: getattr(repaired, names.get(name, name)) for name in changed} == changed
-    EventLog(case.path).append("again", replace(started, settings=asdict(RepairSettings())))
+    for event in (replace(started, settings=asdict(RepairSettings())), finished):
+        EventLog(case.path).append("again", event)
     assert commands_of(case)[2] == "repair --case 2026-0412-again"
 
 
