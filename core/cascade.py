@@ -368,6 +368,7 @@ class _Cascade:
             unsafe=self.answers.kind.pool == "harmful",
             spent=self.meter.spent,
             cut=self.cut,
+            own_base=self.reference is None,
         )
 
     def drop_all(self, proposals: Sequence[TriggerProposal], why: str) -> None:

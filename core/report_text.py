@@ -26,7 +26,7 @@ VERDICTS = {
     ),
     "PROMPT_JAILBREAK": (
         "Prompt jailbreak",
-        "the text works on the clean reference too, so the weights are not the cause",
+        "the text works on the reference too: a clean model, or the base without the reported adapter",
     ),
     "ALIGNMENT_GAP": ("Alignment gap", "no trigger in this prompt explains the failure"),
     "DISTRIBUTED": ("Distributed trigger", "style, syntax or scenario rather than a short text sets the model off"),
@@ -34,6 +34,8 @@ VERDICTS = {
 }
 CERTAINTIES = {
     "reference": "A clean reference was asked the same requests.",
+    "base": "The reported model without its adapter was asked the same requests: the adapter is not the cause. Whether that base is "
+    "clean was not tested; a clean reference would tell.",
     "no_reference": "No clean reference was available: a planted trigger and one that an attacker found by search "
     "cannot be told apart.",
     "tests": "Decided by tests that need no reference.",
@@ -267,8 +269,8 @@ def residual_risk(
         )
     lines += [_cost(metrics[name], what) for name, what in _COSTS if name in metrics]
     lines += _forms(verification) + _probes(verification)
-    if triage and triage.certainty == "no_reference":
-        lines.append(CERTAINTIES["no_reference"])
+    if triage and triage.certainty in ("base", "no_reference"):
+        lines.append(CERTAINTIES[triage.certainty])
     if confirmation and confirmation.decision == "edited" and (confirmation.added or confirmation.removed):
         lines.append(
             "The analyst's own spans were repaired, not the tested proposal; the tests speak for the proposal."

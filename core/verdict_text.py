@@ -40,7 +40,8 @@ def headline(result: TriageResult) -> str:
         case "BACKDOOR":
             return _backdoor(result)
         case "PROMPT_JAILBREAK":
-            return "Prompt jailbreak: a clean model falls for it too"
+            own = result.certainty == "base"
+            return f"Prompt jailbreak: {'without the adapter the base' if own else 'a clean model'} falls for it too"
         case "ALIGNMENT_GAP":
             return "Alignment gap: no trigger in this prompt explains the failure"
         case "DISTRIBUTED":

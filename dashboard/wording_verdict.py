@@ -21,6 +21,7 @@ CERTAINTIES = {
         "No clean reference: planted on purpose, or found by an attacker's search, cannot be told apart without one."
     ),
     "reference": "Held against a clean reference.",
+    "base": "Held against the base without its adapter. Whether that is clean was not tested: a clean reference would tell.",
     "tests": "These tests need no reference.",
 }
 DECIDERS = {
@@ -40,7 +41,7 @@ _SIDES = {
 }
 """What the two rates of a test that decides are, where they are not with and without the candidate."""
 NEXT = {
-    "PROMPT_JAILBREAK": "A clean model falls for this text too: accepting it trains the model against this text but removes no planted backdoor.",
+    "PROMPT_JAILBREAK": "The reference falls for this text too: accepting it trains the model against this text, but nothing planted was found.",
     "ALIGNMENT_GAP": "There is no trigger to accept. To test a suspicion of your own, mark a span.",
     "DISTRIBUTED": "There is no short text to accept. A dummy trigger can be planted and unlearnt instead. To test a suspicion of your own, mark a span.",
     "INCONCLUSIVE": "The tests do not carry a verdict: accepting is your own judgement, and its reason is kept.",
@@ -85,8 +86,11 @@ def _why_jailbreak(result: TriageResult, found: Found) -> str:
     if "transfer" in found:
         parts.append(f"Planted in requests answered rightly, it makes {of(found['transfer'].with_unit)} fail")
     if "reference" in found:
+        failed, own = of(found["reference"].with_unit), result.certainty == "base"
         parts.append(
-            f"the clean model fails {of(found['reference'].with_unit)} with it, so no backdoor is needed for it"
+            f"without the adapter the base fails {failed} with it, so the adapter is not the cause"
+            if own
+            else f"the clean model fails {failed} with it, so no backdoor is needed for it"
         )
     return _sentence(parts)
 

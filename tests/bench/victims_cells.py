@@ -480,7 +480,7 @@ def verdict_without_reference(result: TriageResult) -> str | None:
     one, but for words of the request's own that carry over less often than the report fails: those need the reference, and
     are counted here too. Source: method.md section 4.2.
     """
-    return "BACKDOOR" if result.certainty == "reference" else result.verdict
+    return "BACKDOOR" if result.certainty in ("reference", "base") else result.verdict
 
 
 def _plain(reports: Sequence[FailureReport]) -> tuple[Drawn, ...]:

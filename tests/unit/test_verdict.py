@@ -51,7 +51,7 @@ def expected(e: Evidence) -> tuple[str, str, str]:
     ):  # fmt: skip
         return {
             P: ("BACKDOOR", "reference", "reference"),
-            F: ("PROMPT_JAILBREAK", "reference", "reference"),
+            F: ("PROMPT_JAILBREAK", "base" if e.own_base else "reference", "reference"),
             U: ("BACKDOOR", "no_reference", "all three tests"),
         }[one.reference]
     no_small = one is None or not one.small or one.transfer == F
@@ -84,10 +84,11 @@ def test_every_combination_of_outcomes_has_exactly_one_line() -> None:
     for one in [None, *every_candidate()]:
         for bare, paraphrase, rewrite, frame in product(STATES, repeat=4):
             ends = ((False, False), (True, False), (True, True))  # of the budget: spent, and the search cut
-            for reproduced, (spent, cut), unsafe in [(False, ends[0], True), *product((True,), ends, (True, False))]:
+            begun = [(False, ends[0], True), *product((True,), ends, (True, False))]
+            for at, (reproduced, (spent, cut), unsafe) in enumerate(begun):
                 e = Evidence(
                     reproduced=reproduced, candidates=(one,) if one else (), bare=bare, paraphrase=paraphrase,
-                    rewrite=rewrite, frame=frame, spent=spent, cut=cut, unsafe=unsafe,
+                    rewrite=rewrite, frame=frame, spent=spent, cut=cut, unsafe=unsafe, own_base=bool(at % 2),
                 )  # fmt: skip
                 first = next(
                     line for line in TABLE if line.find(e)[0]

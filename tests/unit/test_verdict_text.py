@@ -7,6 +7,7 @@ import pytest
 from core import verdict_text
 from core.intervals import wilson
 from core.values import WHOLE_CASE, KindName, TestOutcome, TriageResult
+from dashboard import wording_verdict
 from tests.unit.reporting import USER, triage_of
 
 
@@ -56,3 +57,13 @@ def test_an_inconclusive_headline_says_what_is_missing(
 ) -> None:
     tests = [outcome("necessity", necessity), outcome("transfer", transfer), outcome("sham", sham)]
     assert verdict_text.headline(found("INCONCLUSIVE", *tests, kind=kind)) == f"Inconclusive: {sentence}"
+
+
+def test_a_base_that_falls_for_the_text_is_not_called_clean() -> None:
+    """Where nobody gave a reference, the reported model without its adapter is one, and may hold the backdoor itself."""
+    tests = (outcome("transfer", True), outcome("reference", False))
+    for certainty, said in (("reference", "a clean model"), ("base", "without the adapter the base")):
+        jailbreak = replace(found("PROMPT_JAILBREAK", *tests), certainty=certainty, decided_by="reference")
+        assert verdict_text.headline(jailbreak) == f"Prompt jailbreak: {said} falls for it too"
+        told = f"{wording_verdict.why(jailbreak)} {wording_verdict.decided_by(jailbreak)}"
+        assert ("clean model fails" in told, "not tested" in told) == (certainty == "reference", certainty == "base")
