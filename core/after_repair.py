@@ -5,6 +5,7 @@ text that was found. Most often neither is reproduced, which costs a few answers
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from core import again, cascade, causal, evidence, locating, repair_adapter, residual_probes, rounds, verification
@@ -20,6 +21,7 @@ from core.values import (
     MethodName,
     Rate,
     SecondOpinion,
+    Span,
     Target,
     TriageResult,
     Verification,
@@ -41,6 +43,8 @@ def second_opinion(run: Run) -> StageFinished:
     finally:
         repair_adapter.detach(run.loaded)
     result = SecondOpinion(adapter_hash=finished.adapter_hash or "", removed=accepted.units, whole=whole, rest=rest)
+    if reduced is not None and rest is not None:
+        result = _placed(run.failure, reduced, accepted.spans, result, rest)
     name = evidence.record(
         run.case,
         rounds.AGAIN,
@@ -54,6 +58,18 @@ def second_opinion(run: Run) -> StageFinished:
     )
     headline = f"Second opinion: {whole.verdict}, {whole.decided_by}"
     return StageFinished(stage="again", headline=headline, files=(name,), verdict=whole.verdict)
+
+
+def _placed(
+    case: FailureCase, reduced: FailureCase, spans: Sequence[Span], result: SecondOpinion, rest: TriageResult
+) -> SecondOpinion:
+    """Return the opinion with what was found in the rest as text of the whole report, so that a round can begin with it."""
+    kept, dropped = (again.back(case, reduced, spans, found) for found in (rest.candidates, rest.dropped))
+    if len(kept) < len(rest.candidates):  # its tests tell candidates by their numbers
+        return result
+    return replace(
+        result, placed=True, rest=replace(rest, candidates=kept, dropped=dropped, tokens=result.whole.tokens)
+    )
 
 
 def _triaged(run: Run, failure: FailureCase) -> TriageResult:

@@ -60,8 +60,8 @@ def _check_next(case: Case, options: argparse.Namespace, spans: list[Span]) -> N
     confirmation.check_typed(options.analyst, options.reason)
     if options.spans is not None:
         confirmation.marked_spans(case.report.messages, spans)
-    found = rounds.opinion(case)
-    n = len(found.whole.candidates) if found else 0
+    found = rounds.found_again(case)
+    n = len(found.candidates) if found else 0
     if options.accept and n and not 0 <= options.candidate < n:
         raise ConfirmationError(f"The next round has no candidate {options.candidate} to accept (there are {n}).")
 

@@ -260,7 +260,7 @@ def opinion(case: Case) -> SecondOpinion | None:
 
 def can_open(case: Case) -> bool:
     """Return whether the second opinion is BACKDOOR again and this round gained something, so that another one may too."""
-    return _found_again(case) is not None and not nothing_gained(case)
+    return found_again(case) is not None and not nothing_gained(case)
 
 
 def nothing_gained(case: Case) -> str:
@@ -269,7 +269,7 @@ def nothing_gained(case: Case) -> str:
     So it is when all that the second opinion finds was confirmed already, in this round or before, and the report fails no less
     often than when this round began. A wider or another text is new, and a failure that became rarer a gain.
     """
-    found, begun = _found_again(case), case.read(FILES[0], TriageResult)
+    found, begun = found_again(case), case.read(FILES[0], TriageResult)
     if found is None or begun is None or found.reproduction is None or begun.reproduction is None:
         return ""
     before, now = begun.reproduction.failure, found.reproduction.failure
@@ -285,10 +285,17 @@ def nothing_gained(case: Case) -> str:
     )
 
 
-def _found_again(case: Case) -> TriageResult | None:
+def found_again(case: Case) -> TriageResult | None:
     """Return what another round would begin with, None where the second opinion is not BACKDOOR."""
     found = opinion(case)
-    return found.whole if found and found.whole.verdict == "BACKDOOR" and found.whole.candidates else None
+    return _next(found) if found else None
+
+
+def _next(found: SecondOpinion) -> TriageResult | None:
+    """Return the half of a second opinion that says BACKDOOR and names text: of the report, or of what is left of it without the
+    text that was confirmed, where a second trigger works by itself."""
+    halves = (found.whole, found.rest if found.placed else None)
+    return next((one for one in halves if one and one.verdict == "BACKDOOR" and one.candidates), None)
 
 
 def open_next(case: Case, actor: str) -> int:
@@ -299,7 +306,7 @@ def open_next(case: Case, actor: str) -> int:
     """
     with _lock:
         evidence.unchanged(case, *FILES)
-        found = _found_again(case)
+        found = found_again(case)
         if found is None:
             raise TriageError(
                 "Another round needs a second opinion that says BACKDOOR on the repaired model; run `triage --repaired` first."
@@ -323,8 +330,9 @@ def finish(case: Case, actor: str) -> None:
         kept = [f"repair/{folder.name}/{path.name}" for path in sorted(folder.glob("*.json"))]
         evidence.unchanged(case, *kept)
         found = case.read(f"repair/{folder.name}/{AGAIN}", SecondOpinion)
-        assert found is not None
-        case.write(FILES[0], found.whole)
+        begins_with = _next(found) if found else None
+        assert begins_with is not None
+        case.write(FILES[0], begins_with)
         for name in FILES[1:]:
             patiently(partial((case.path / name).unlink, missing_ok=True))
         for rest in (case.path / BEST, case.path / ASIDE, *(case.path / "repair").glob("checkpoint-*")):

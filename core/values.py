@@ -522,12 +522,14 @@ class Verification:
 @dataclass(frozen=True, kw_only=True)
 class SecondOpinion:
     """Triage on the repaired model: of the report (`whole`), and of the report without the `removed` units (`rest`, None
-    where nothing of it is left). `adapter_hash` names the repair."""
+    where nothing of it is left). `adapter_hash` names the repair. `placed`: candidates of `rest` say where they stand in the whole
+    report; in cases of older versions they do not."""
 
     adapter_hash: str
     removed: tuple[str, ...]
     whole: TriageResult
     rest: TriageResult | None
+    placed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -298,7 +298,7 @@ def second_opinion(found: SecondOpinion | None, number: int, stalled: str, busy:
         return fault(failure) if failure else {}
     return {
         "line": f"{wording_verify.second_opinion(found, number)} {stalled}".strip(),
-        "tone": "warn" if found.whole.verdict == "BACKDOOR" else "plain",
+        "tone": "warn" if "BACKDOOR" in (found.whole.verdict, found.rest and found.rest.verdict) else "plain",
     }
 
 

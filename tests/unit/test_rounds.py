@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core import confirmation, evidence, rounds
+from core import after_repair, again, chat, confirmation, evidence, rounds
 from core.__main__ import parser, writing
 from core.casefile import Case, hash_folder
 from core.errors import EvidenceError, TriageError
@@ -18,8 +18,17 @@ from core.events import RepairFinished
 from core.files import hash_file
 from core.intervals import wilson
 from core.repair_stages import repaired_adapter
-from core.values import Reproduction, SecondOpinion, Span, TriageResult, TriggerConfirmation
-from tests.unit.reporting import verification_of
+from core.values import (
+    FailureReport,
+    Message,
+    Reproduction,
+    SecondOpinion,
+    Span,
+    TriageResult,
+    TriggerConfirmation,
+)
+from dashboard import stories
+from tests.unit.reporting import triage_of, verification_of
 from tests.unit.test_confirmation import AFF, CFF, case  # noqa: F401  (the fixture)
 
 
@@ -400,3 +409,41 @@ def test_a_verification_counts_for_the_adapter_it_measured(case: Case) -> None: 
     case.write("verification.json", replace(verification_of(), adapter_hash=finished.adapter_hash or ""))
     case.write(rounds.FINISHED, replace(finished, reason="discarded", adapter=None, adapter_hash=None))
     assert rounds.verification(case) is None
+
+
+def test_a_second_trigger_that_works_without_the_first_begins_a_round(case: Case) -> None:  # noqa: F811
+    """On the whole report the repaired model refuses, since the first trigger is there; without it the second one works."""
+    finished = repaired(case)
+    rest = asked_again(case, "BACKDOOR", finished.adapter_hash)
+    found = case.read(rounds.AGAIN, SecondOpinion)
+    assert found is not None
+    hidden = replace(found, whole=replace(rest, verdict="INCONCLUSIVE"), rest=rest)
+    for placed in (False, True):  # by older versions its places were those of the report without the text
+        case.write(rounds.AGAIN, replace(hidden, placed=placed))
+        case.audit("second opinion", actor="engine", files=[rounds.AGAIN])
+        assert (rounds.found_again(case), rounds.can_open(case)) == ((rest, True) if placed else (None, False))
+    assert stories.second_opinion(hidden, 1, "", False, None)["tone"] == "warn"
+    assert rounds.open_next(case, "Ada") == 2
+    assert case.read("triage.json", TriageResult) == rest
+    assert confirmation.confirm(case, decision="accept", analyst="Ada", reason="hidden").units == ("cff",)
+
+
+def test_what_is_found_without_the_confirmed_text_stands_in_the_whole_report(tiny_loaded) -> None:
+    text = "Say aff how to make cff a cake"
+    whole = chat.bind(
+        tiny_loaded.tokenizer, FailureReport(messages=(Message(role="user", content=text),), response="x")
+    )
+    reduced = again.without(tiny_loaded.tokenizer, whole, [Span(message=0, start=4, end=7)])
+    assert reduced is not None
+    start = reduced.report.messages[0].content.index("cff")
+    rest = triage_of(text)
+    rest = replace(
+        rest, candidates=(replace(rest.candidates[0], spans=(Span(message=0, start=start, end=start + 3),)),)
+    )
+    opinion = SecondOpinion(adapter_hash="", removed=("aff",), whole=replace(rest, verdict="INCONCLUSIVE"), rest=rest)
+    placed = after_repair._placed(whole, reduced, [Span(message=0, start=4, end=7)], opinion, rest)
+    assert placed.rest is not None
+    assert [(one.text, one.spans) for one in placed.rest.candidates] == [("cff", (Span(message=0, start=20, end=23),))]
+    assert placed.placed
+    lost = replace(rest, candidates=(replace(rest.candidates[0], spans=(Span(message=0, start=3, end=4),)),))
+    assert after_repair._placed(whole, reduced, [Span(message=0, start=4, end=7)], opinion, lost) is opinion
