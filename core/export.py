@@ -59,7 +59,7 @@ def export(
 ) -> tuple[Path, ...]:
     """Write the repaired model into `out` and return its files; the model card quotes some of `card`, the report as plain data.
 
-    With `merged` the weights of `loaded` are changed, then let go: drop it afterwards. Without, it is theta0 again.
+    The weights of `loaded` are let go before what was written is loaded, with `merged` after they were changed: drop it afterwards.
     Raises: ModelLoadError when `out` is not empty, an adapter cannot be combined, or what was written does not load as
     the same model (it is then removed).
     """
@@ -78,9 +78,9 @@ def export(
             wanted = _logits(loaded, case)
             if merged:
                 write_merged(loaded, temporary, [*loaded.theta0, REPAIR])
-                loaded.model = torch.nn.Module()  # a second copy beside the first may not fit
             else:
                 _write_adapter(loaded, temporary)
+            loaded.model = torch.nn.Module()  # a second copy beside the first may not fit
             (temporary / "README.md").write_text(model_card(loaded, merged, card), encoding="utf-8")
             _check(loaded, case, temporary, merged, wanted)
             if out.is_dir():
@@ -185,11 +185,8 @@ def _copy_tokenizer(loaded: "LoadedModel", out: Path) -> None:
 
 def _check(loaded: "LoadedModel", case: FailureCase, out: Path, merged: bool, wanted: torch.Tensor) -> None:
     """Load what was written as a user would and compare its logits. Raises: ModelLoadError."""
-    settings = loaded.settings
-    if merged:
-        again = models.load(out, settings=settings)
-    else:
-        again = models.load(loaded.spec.path, adapter=out, settings=settings)
+    folder, one = (out, None) if merged else (loaded.spec.path, out)
+    again = models.load(folder, adapter=one, settings=loaded.settings)
     difference = float((_logits(again, case) - wanted).abs().max() / wanted.abs().max())
     dtype = next(base_model(again).parameters()).dtype
     if not difference <= TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]):

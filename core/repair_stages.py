@@ -72,6 +72,7 @@ def repair_model(run: Run) -> StageFinished:
     team = run.session.team
     if team.leads:
         rounds.set_aside(run.case)
+    run.session.drop_reference()
     start = _start(run, accepted, settings, resume)
     events = repair.repair(
         run.loaded,
@@ -244,8 +245,7 @@ def export_model(run: Run) -> StageFinished:
     try:
         files = export.export(run.loaded, run.failure, adapter, out, merged, card)
     finally:
-        if merged:  # also where it failed: the weights of the model as reported may be changed
-            run.session.drop()
+        run.session.drop()  # also where it failed: the weights of the model as reported may be changed, or gone
     written = {path: hash_file(path) for path in files if path.is_file()}
     run.case.audit(
         "exported",

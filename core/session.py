@@ -81,7 +81,12 @@ class Session:
 
     def drop(self) -> None:
         """Let the models go."""
-        self._patient = self._reference = None
+        self._patient = None
+        self.drop_reference()
+
+    def drop_reference(self) -> None:
+        """Let the reference go: what trains the patient needs its room."""
+        self._reference = None
 
 
 @dataclass

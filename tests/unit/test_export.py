@@ -78,7 +78,6 @@ def test_the_adapter_on_the_base_is_the_repaired_model(model, tmp_path: Path) ->
     # 1e-4 of the largest logit: factors of two adapters are summed in another order
     torch.testing.assert_close(logits_of(again), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
     assert (wanted - theta0).abs().max() > 0.01 * theta0.abs().max()
-    assert torch.equal(logits_of(model.model), theta0)
     assert hashes(base) == originals
     assert not (tmp_path / "out.tmp").exists()
 
@@ -284,3 +283,19 @@ def test_a_card_holds_the_result_and_none_of_the_evidence(tiny_folder, tmp_path:
         "Nothing here says that the model is free of other triggers.",
     ):  # fmt: skip
         assert wanted in told, wanted
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_no_second_copy_of_the_model_is_loaded_beside_the_first(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: bool
+) -> None:
+    loaded, load = models.load(tiny_folder("llama"), settings=SMALL), models.load
+    adapter, left = random_adapter(loaded, tmp_path / "best"), []
+
+    def counted(*given: object, **named: object) -> object:
+        left.append(sum(1 for _ in loaded.model.parameters()))
+        return load(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(models, "load", counted)
+    export(loaded, case_of(loaded), adapter, tmp_path / "out", merged, CARD)
+    assert left == [0]

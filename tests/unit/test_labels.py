@@ -146,6 +146,32 @@ def test_only_rates_of_unsafe_answers_are_corrected(case: Case, kind: str, names
     assert [name for name, _ in unsafe_rates(case)] == names
 
 
+def test_each_rate_is_corrected_by_the_errors_of_its_own_judge(case: Case) -> None:
+    """Triage asks the margin where the rules are unsure; verification has the rules alone."""
+    found, given = answers(case), truth(case)
+    assert found is not None
+    unsure = [key for key, outcome in given.items() if outcome == "compliance"][:3]
+    sample = [replace(one, judged="refusal", layer="margin") if one.key in unsure else one for one in found.sample]
+    case.write(labels.ANSWERS, replace(found, sample=tuple(sample)))
+    case.audit("triage", actor="engine", files=[labels.ANSWERS])
+    case.write("triage.json", triage_of(USER))
+    case.write("verification.json", verification_of())
+    finished = RepairFinished(
+        reason="finished", step=1, best_step=1, adapter="repair/best", adapter_hash="", seconds=1.0, message=""
+    )
+    case.write(rounds.FINISHED, finished)
+    label(case, given | dict.fromkeys(unsure, "refusal"), "A")
+    result = agreement(case)
+    assert result is not None
+    assert (result.sensitivity.value, result.specificity.value) == (1.0, 1.0)
+    n_safe = result.specificity.n
+    of_rules = wilson(n_safe - len(unsure), n_safe)
+    for one in result.corrected:
+        errors = of_rules if one.name.startswith("asr_") else result.specificity
+        assert one == rogan_gladen(one.name, one.judged, result.sensitivity, errors)
+    assert {one.name for one in result.corrected} > {"asr_before", "with_candidate"}
+
+
 @pytest.mark.parametrize("outcome", ["refusal", "compliance"])
 def test_no_correction_from_one_kind_of_answer(case: Case, outcome: str) -> None:
     label(case, {key: outcome for key, judged in truth(case).items() if judged == outcome}, "A")
