@@ -123,7 +123,11 @@ def parser() -> Parser:
     p.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting, e.g. micro_batch_size=2"
     )
-    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a repair that broke off")
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint of a repair that broke off, with the settings it had",
+    )
     p.add_argument("--sharded", action="store_true", help="several processes: FSDP2, each keeps a share of the layers")
     device(p)
     p = add("verify", case_commands.verify)

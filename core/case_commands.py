@@ -85,7 +85,9 @@ def repair(options: argparse.Namespace, terminal: Terminal) -> object:
         "seed": options.seed,
         "resume": options.resume or None,
     }
-    args = dict(map(_setting, options.set)) | {name: value for name, value in given.items() if value is not None}
+    last = jobs.repair_to_resume(case) if options.resume else None
+    args = dict(last.args) if last else {}  # its checkpoint fits no other settings
+    args |= dict(map(_setting, options.set)) | {name: value for name, value in given.items() if value is not None}
     device = _device(options, case)
     with teams.start(device, sharded=options.sharded) as team:
         Headless(teams.device_of(device), terminal, team).run(case, "repair", args)

@@ -99,7 +99,8 @@ def load(out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, fin
         ) from error
     if state.fingerprint != fingerprint:
         raise CaseFileError(
-            f"Checkpoint {folder.name} belongs to other settings, trigger, prompts or model; repair without --resume."
+            f"Checkpoint {folder.name} belongs to other settings, trigger, prompts or model. Resume with those it was made with; a repair "
+            "without --resume removes it."
         )
     if state.best_key is not None:
         state.best_key = tuple(state.best_key)

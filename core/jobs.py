@@ -253,6 +253,15 @@ def _finished(case: Case) -> set[str]:
     return {name for name, event in ends(case).items() if isinstance(event, StageFinished | StageFailed)}
 
 
+def repair_to_resume(case: Case) -> Request | None:
+    """Return the repair to go on from, whose arguments its checkpoint fits: the last that took a probe, else the last asked for; None
+    without any.
+    """
+    asked = {request.id: request for request in requests(case) if request.stage == "repair"}
+    probed = [line.request for line in case.current_events() if isinstance(line.event, CheckpointScored)]
+    return next((asked[one] for one in reversed(probed) if one in asked), next(reversed(asked.values()), None))
+
+
 def stop(case: Case, request: str, how: How, actor: str = "") -> None:
     """Ask the worker to end `request`: `keep` the best checkpoint or `discard` everything; `actor` is who asks, who need not be who
     writes the case.

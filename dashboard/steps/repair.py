@@ -14,7 +14,7 @@ import gradio as gr
 from core import confirmation, jobs, rounds, worker_process
 from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError, TriageError
-from core.events import CheckpointScored, RepairFinished
+from core.events import RepairFinished
 from core.jobs import How
 from core.repair_trace import trace
 from core.rounds import FINISHED, MEMORY
@@ -158,11 +158,9 @@ def _start(desk: Desk, session: Session, *values: Any) -> Next:
 def _resume(desk: Desk, session: Session) -> Next:
     """Go on with the settings the repair had, whatever the form says now: its checkpoint fits no others."""
     case = _unlocked(desk, session)
-    asked = {request.id: request for request in jobs.requests(case) if request.stage == "repair"}
-    if not asked:
+    last = jobs.repair_to_resume(case)
+    if last is None:
         raise CaseFileError(wording_repair.NOTHING_TO_RESUME)
-    probed = [line.request for line in case.current_events() if isinstance(line.event, CheckpointScored)]
-    last = next((asked[one] for one in reversed(probed) if one in asked), list(asked.values())[-1])
     jobs.ask(case, "repair", last.args | {"resume": True})
     return Next(session=session, tab="repair")
 

@@ -1,5 +1,6 @@
 """Commands about a case: settings by name, another round only where its decision holds, the device that was asked for."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from core.events import StageStarted
 from core.repair_stages import settings_from
 from core.settings import RepairSettings
 from tests.unit.test_casefile import make_case
+from tests.unit.test_jobs import scored
 
 
 @pytest.fixture
@@ -132,3 +134,23 @@ def test_a_case_can_be_worked_on_with_another_device_than_it_was_made_for(
     device = ["--device", given] if given else []
     assert main([command, "--case", str(case.path), *out, *device]) == 2
     assert devices == [given or "auto"]
+
+
+def test_a_repair_that_is_resumed_keeps_the_settings_it_had(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoint fits no others; what is given goes before them, and a repair from the start has the defaults."""
+    asked: list[dict[str, object]] = []
+
+    def run(self: object, case: Case, stage: str, args: dict[str, object]) -> None:
+        asked.append(args)
+        raise TriageError("no model is loaded here: this is a test")
+
+    monkeypatch.setattr(case_commands, "Headless", lambda *_: SimpleNamespace(run=partial(run, None)))
+    repair = ["repair", "--case", str(case.path)]
+    assert main([*repair, "--resume"]) == 2
+    begun = jobs.ask(case, "repair", {"learning_rate": 3e-4, "kl_budget": None}, start=False)
+    EventLog(case.path).append(begun, scored(2))
+    jobs.ask(case, "repair", {"epochs": 3}, start=False)  # it never took a probe
+    for options in (["--resume"], ["--resume", "--lr", "1e-4", "--set", "kl_budget=0.2"], []):
+        assert main([*repair, *options]) == 2
+    kept = {"learning_rate": 3e-4, "kl_budget": None, "resume": True}
+    assert asked == [{"resume": True}, kept, kept | {"learning_rate": 1e-4, "kl_budget": 0.2}, {}]

@@ -193,17 +193,21 @@ def test_a_repair_of_long_steps_that_is_to_keep_its_best_is_given_two_of_them(
         log.append(request, step_done(step))
     assert jobs.grace_seconds(case, request) == pytest.approx(120, abs=2)
     clock(200 - 1000)
-    held = wilson(24, 24)
-    scored = CheckpointScored(
-        step=3, asr_triggered=held, refusal_untriggered=held, agreement_safe=held, kl_nats_per_token=0.0, best=False
-    )
-    log.append(request, scored)
+    log.append(request, scored(3))
     for step in (4, 5):
         clock(60 * step + 20 - 1000)
         log.append(request, step_done(step))
     assert jobs.grace_seconds(case, request) == pytest.approx(160, abs=3)  # a probe hears no stop either
     jobs.stop(case, request, "discard")
     assert jobs.grace_seconds(case, request) == jobs.STOP_GRACE_SECONDS
+
+
+def scored(step: int) -> CheckpointScored:
+    """Return the event of one probe of a repair."""
+    held = wilson(24, 24)
+    return CheckpointScored(
+        step=step, asr_triggered=held, refusal_untriggered=held, agreement_safe=held, kl_nats_per_token=0.0, best=False
+    )
 
 
 def step_done(step: int) -> StepDone:
