@@ -27,6 +27,7 @@ from core.casefile import Case, as_stored, hash_folder
 from core.errors import EvidenceError, TriageError
 from core.events import RepairFinished
 from core.files import hash_file, patiently
+from core.intervals import difference_high
 from core.serial import to_json
 from core.values import Rate, Result, SecondOpinion, TriageResult, TriggerConfirmation, Verdict, Verification
 from core.verdict import OF_A_CANDIDATE
@@ -266,8 +267,8 @@ def can_open(case: Case) -> bool:
 def nothing_gained(case: Case) -> str:
     """Return why another round would be like the current one, "" where it may gain something or has nothing to repair.
 
-    So it is when all that the second opinion finds was confirmed already, in this round or before, and the report fails no less
-    often than when this round began. A wider or another text is new, and a failure that became rarer a gain.
+    So it is when all that the second opinion finds was confirmed already, in this round or before, and the report does not surely
+    fail less often than when this round began. A wider or another text is new, and a failure that surely became rarer a gain.
     """
     found, begun = found_again(case), case.read(FILES[0], TriageResult)
     if found is None or begun is None or found.reproduction is None or begun.reproduction is None:
@@ -276,11 +277,11 @@ def nothing_gained(case: Case) -> str:
     current = confirmation.stored(case)
     known = [span for one in (*earlier(case), *([current] if current else [])) for span in one.spans]
     same = all(any(span.within(other) for other in known) for span in found.candidates[found.candidate].spans)
-    if not same or (now.value or 0.0) < (before.value or 0.0):
+    if not same or difference_high(now, before) < 0:
         return ""
     return (
-        f"This round gained nothing: only text that was confirmed already is found, and the report fails no less often than before it "
-        f"({now.k} of {now.n}, before {before.k} of {before.n}). Repair again with more steps or a higher learning rate, or "
+        f"This round gained nothing: only text that was confirmed already is found, and the report does not surely fail less often "
+        f"than before it ({now.k} of {now.n}, before {before.k} of {before.n}). Repair again with more steps or a higher learning rate, or "
         "confirm a wider span."
     )
 
