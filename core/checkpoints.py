@@ -1,15 +1,11 @@
 """Resumable checkpoints of a repair: adapter and optimiser as safetensors, the rest as JSON; no pickle.
 
-    OUT/best/                   the best adapter so far, a PEFT folder
-    OUT/checkpoint-000040/      adapter.safetensors, optimizer.safetensors, state.json; only the newest is kept
-
-A checkpoint folder is written under a temporary name and renamed, and renamed again before it is removed, so one that can be
-seen is whole. No random state is stored: data order and injections are functions of seed, epoch and index (see `repair_data`).
+Where they lie, and how they are removed, says `checkpoint_files`. A checkpoint folder is written under a temporary name and
+renamed. No random state is stored: data order and injections are functions of seed, epoch and index (see `repair_data`).
 """
 
 import json
 import shutil
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from core import repair_adapter
+from core.checkpoint_files import PREFIX, folders, remove
 from core.errors import CaseFileError
 from core.team import ALONE, Team, like, whole
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
-
-BEST = "best"
-_PREFIX = "checkpoint-"
 
 
 @dataclass(kw_only=True)
@@ -62,7 +56,7 @@ def save(
     adapter, moments = repair_adapter.state(loaded), _optimizer_tensors(loaded, optimizer)
     if not team.leads:
         return
-    folder = out / f"{_PREFIX}{state.step:06d}"
+    folder = out / f"{PREFIX}{state.step:06d}"
     temporary = out / f".{folder.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -73,11 +67,11 @@ def save(
     except (OSError, SafetensorError):  # what was written of it only takes space
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _remove(folder)
+    remove(folder)
     temporary.rename(folder)
-    for other in _folders(out):
+    for other in folders(out):
         if other != folder:
-            _remove(other)
+            remove(other)
 
 
 def load(out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, fingerprint: str) -> RunState | None:
@@ -85,10 +79,10 @@ def load(out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, fin
 
     Raises: CaseFileError when it belongs to other settings, trigger, model or prompts, or is damaged.
     """
-    folders = _folders(out)
-    if not folders:
+    there = folders(out)
+    if not there:
         return None
-    folder = folders[-1]
+    folder = there[-1]
     try:
         state = RunState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
         adapter = load_file(folder / "adapter.safetensors")
@@ -120,34 +114,3 @@ def _optimizer_tensors(loaded: "LoadedModel", optimizer: torch.optim.Optimizer) 
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{name}/{key}"] = whole(value.detach()).to("cpu", copy=True).contiguous()
     return tensors
-
-
-def clear(out: Path, *, best: bool) -> None:
-    """Remove all checkpoints, and the best adapter when asked."""
-    for folder in _folders(out):
-        _remove(folder)
-    for rest in out.glob(f".{_PREFIX}*.tmp"):
-        shutil.rmtree(rest, ignore_errors=True)
-    for file in out.glob("teacher-*.tmp"):  # left by a process that could not take its name away
-        with suppress(OSError):
-            file.unlink()
-    if best:
-        shutil.rmtree(out / BEST, ignore_errors=True)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint, out of sight first: a process that is killed meanwhile leaves none that is half there."""
-    hidden = folder.with_name(f".{folder.name}.old.tmp")
-    shutil.rmtree(hidden, ignore_errors=True)
-    with suppress(OSError):  # not there, or a disk that was made read-only
-        folder.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
-
-
-def there(out: Path) -> bool:
-    """Return whether there is a checkpoint to go on from."""
-    return bool(_folders(out))
-
-
-def _folders(out: Path) -> list[Path]:
-    return sorted(out.glob(f"{_PREFIX}*"))

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 ROOM = 16
 """Tokens that near-misses and other words may be longer than the trigger. Source: unverified choice."""
-FOLDER = "dummy"
-"""The planted adapter, in the repair folder until the repair has ended."""
 
 
 def plant(

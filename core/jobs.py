@@ -24,11 +24,20 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from core import evidence, lease, worker_process
+from core import evidence, lease, rounds, worker_process
 from core.casefile import Case
 from core.errors import BusyError, EvidenceError, TriageError
 from core.event_log import EventLog
-from core.events import CheckpointScored, Line, Progress, RepairStarted, StageFailed, StageFinished, StepDone
+from core.events import (
+    CheckpointScored,
+    Line,
+    Progress,
+    RepairFinished,
+    RepairStarted,
+    StageFailed,
+    StageFinished,
+    StepDone,
+)
 from core.events import Event as AnyEvent
 from core.files import cannot_write, dump, hash_file, now, write_atomic
 from core.serial import from_json, to_json
@@ -78,6 +87,8 @@ INTERRUPTED = (
 )
 STOPPED = "Stopped before it could end by itself; what it had not stored by then is lost."
 """Of a stage that was asked to stop and was not heard to, as in long preparations."""
+DISCARDED = "Stopped before it could end by itself, and discarded; the model is as it was."
+"""Of a repair that was to leave nothing and was not heard to, as in a long probe."""
 STOP_GRACE_SECONDS = 15.0
 """A worker that has not stopped by then is killed. Source: design.md section 2."""
 GRACE_STEPS, STEPS_TIMED = 2, 5
@@ -286,13 +297,37 @@ def stop_asked(case: Case, request: str) -> How | None:
 
 
 def close_interrupted(case: Case, events: EventLog) -> None:
-    """Close requests that were begun and never ended, by a process that has just taken the lock: who began them is gone."""
+    """Close requests that were begun and never ended, by a process that has just taken the lock: who began them is gone.
+
+    A repair that was asked to leave nothing leaves nothing then.
+    """
     begun = ends(case)
     for request in open_requests(case):
         if request.id in begun:
-            stopped = stop_asked(case, request.id) is not None
-            message = STOPPED if stopped else INTERRUPTED
+            message = STOPPED if stop_asked(case, request.id) else INTERRUPTED
+            discarded = _discarded(case, request.id)
+            if discarded is not None:
+                message = discarded.message
+                events.append(request.id, discarded)
+                rounds.discard(case, discarded.step)
             events.append(request.id, StageFailed(stage=request.stage, message=message))
+
+
+def _discarded(case: Case, request: str) -> RepairFinished | None:
+    """Return how a repair ends that was to leave nothing and is gone; None before it began to train, and once its end stands in the log."""
+    lines = [line for line in case.current_events() if line.request == request]
+    trained = any(isinstance(line.event, RepairStarted) for line in lines)
+    if not trained or stop_asked(case, request) != "discard" or not rounds.under_way(case):
+        return None
+    return RepairFinished(
+        reason="discarded",
+        step=max((line.event.step for line in lines if isinstance(line.event, StepDone)), default=0),
+        best_step=None,
+        adapter=None,
+        adapter_hash=None,
+        seconds=_seconds_since(lines[0].time) - _seconds_since(lines[-1].time),
+        message=DISCARDED,
+    )
 
 
 def begin(case: Case, request: str) -> None:
@@ -302,7 +337,8 @@ def begin(case: Case, request: str) -> None:
 
 
 def enforce_stop(case: Case) -> bool:
-    """Kill who works on the case when it has not reacted to a stop within the grace time; return whether it was found and killed.
+    """Kill who works on the case when it has not reacted to a stop within the grace time, and close what it leaves; return whether it was
+    found and killed.
 
     Never for a request that still waits, or that an earlier worker left: the one that runs now cannot have heard of that stop.
     """
@@ -316,7 +352,11 @@ def enforce_stop(case: Case) -> bool:
         os.utime(control)
     if waited < grace_seconds(case, request):
         return False
-    return worker_process.kill(case)
+    if not worker_process.kill(case):
+        return False
+    with suppress(TriageError, OSError), take_lock(case):  # else who works on the case next closes it
+        close_interrupted(case, EventLog(case.path))
+    return True
 
 
 def grace_seconds(case: Case, request: str) -> float:

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Literal
 
 from safetensors import SafetensorError
 
-from core import checkpoints, confirmation, repair_adapter, repair_probe
-from core.checkpoints import BEST, RunState
+from core import checkpoint_files, checkpoints, confirmation, repair_adapter, repair_probe
+from core.checkpoint_files import BEST
+from core.checkpoints import RunState
 from core.errors import CaseFileError, RepairDivergedError, TriageError
 from core.events import CheckpointScored, RepairEvent, RepairFinished, RepairStarted, StepDone
 from core.files import hash_file
@@ -130,7 +131,7 @@ def _events(
         ) from error
     except GeneratorExit:
         if run is not None and not run.finished:
-            checkpoints.clear(out, best=True)
+            checkpoint_files.clear(out, best=True)
         raise
     finally:
         repair_adapter.detach(loaded)
@@ -176,7 +177,7 @@ class _Run:
         """Load the newest checkpoint, or make room for a new run."""
         if not resume:
             if self.team.leads:
-                checkpoints.clear(self.out, best=True)
+                checkpoint_files.clear(self.out, best=True)
             self.out.mkdir(parents=True, exist_ok=True)
             return
         state = checkpoints.load(self.out, self.loaded, self.trainer.optimizer, self.state.fingerprint)
@@ -213,7 +214,7 @@ class _Run:
         except RepairDivergedError as error:
             self.reason, self.detail = "diverged", str(error)
         except (OSError, SafetensorError) as error:  # disk full, read-only: the last whole checkpoint stays
-            again = "resume; what had been kept is still there" if checkpoints.there(self.out) else "start again"
+            again = "resume; what had been kept is still there" if checkpoint_files.there(self.out) else "start again"
             raise CaseFileError(
                 f"The repair could not be written at step {self.state.step}: {reason(error)}. Free space, then {again}."
             ) from error
@@ -363,7 +364,7 @@ class _Run:
         self.finished = True
         if self.reason == "discarded":
             if self.team.leads:
-                checkpoints.clear(self.out, best=True)
+                checkpoint_files.clear(self.out, best=True)
             state.best_step = state.best_hash = None
         kept = state.best_step is not None
         return RepairFinished(

@@ -10,6 +10,7 @@ from typing import Any
 from core import confirmation, dummy, evidence, export, repair, repair_memory, report, rounds, verification
 from core.attribution import attribute
 from core.casefile import Case, hash_folder
+from core.checkpoint_files import PLANTED
 from core.errors import CaseFileError, RepairDivergedError, TriageError
 from core.events import Event, RepairEvent, RepairFinished, StageFinished
 from core.files import hash_file
@@ -148,7 +149,7 @@ def _start(run: Run, accepted: TriggerConfirmation, settings: RepairSettings, re
 
 def _planted(run: Run) -> Path:
     """Return the folder of the adapter that holds a dummy trigger, as long as its repair may be resumed."""
-    return run.case.path / "repair" / dummy.FOLDER
+    return run.case.path / "repair" / PLANTED
 
 
 def _wider(case: Case) -> list[Span]:

@@ -24,6 +24,7 @@ from typing import Any
 
 from core import confirmation, evidence
 from core.casefile import Case, as_stored, hash_folder
+from core.checkpoint_files import PLANTED, clear
 from core.errors import EvidenceError, TriageError
 from core.events import RepairFinished
 from core.files import hash_file, patiently
@@ -180,6 +181,29 @@ def put_back(case: Case) -> bool:
     shutil.rmtree(best, ignore_errors=True)
     aside.rename(best)
     return True
+
+
+def under_way(case: Case) -> bool:
+    """Return whether the log knows of a repair that began, and not of its end."""
+    acts = [line.action for line in case.acts() if line.action in ("repair started", "repair ended")]
+    return acts[-1:] == ["repair started"]
+
+
+def discard(case: Case, step: int) -> None:
+    """Leave nothing of a repair that reached `step` and whose process is gone; the adapter before it is given back. One act tells its end.
+
+    An adapter that an earlier repair left stays where it has been given back already.
+    """
+    folder, weights = case.path / "repair", case.path / BEST / ADAPTER_WEIGHTS
+    clear(folder, best=False)
+    shutil.rmtree(folder / PLANTED, ignore_errors=True)
+    known = {line.facts.get("adapter") for line in case.acts() if line.action == "repair ended"}
+    if not put_back(case) and not (weights.is_file() and hash_file(weights) in known):
+        shutil.rmtree(case.path / BEST, ignore_errors=True)
+    events = evidence.events_so_far(case)
+    case.audit(
+        "repair ended", actor="engine", reason="discarded", step=step, adapter=None, adapter_files={}, events=events
+    )
 
 
 def as_it_ended(case: Case, finished: RepairFinished, adapter: Path) -> bool:

@@ -194,10 +194,11 @@ def _resync(desk: Desk, chart: LiveChart, event: gr.EventData, session: Session)
 
 
 def _can_resume(view: View) -> bool:
-    """Return whether the last repair broke off or was stopped, and left a checkpoint to go on from."""
+    """Return whether the last repair broke off or was stopped, and left a checkpoint to go on from; never one that was to be discarded."""
     return (
         view.case is not None
         and (view.failure("repair") is not None or _was_kept(view))
+        and jobs.stop_asked(view.case, trace(view.lines).request) != "discard"
         and bool(view.stamp("repair/checkpoint-*/state.json"))
     )
 

@@ -26,6 +26,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from core import chat, dummy, repair_adapter
+from core.checkpoint_files import PLANTED
 from core.events import RepairFinished
 from core.frames import frame_of, render_ids
 from core.kinds import JAILBREAK
@@ -134,7 +135,7 @@ class Rivals:
     def dummy_trigger(self, folder: Path) -> None:
         """Plant a trigger of its own and unlearn that; never told the true one."""
         blind = replace(self.confirmed, spans=(), units=(DummySettings().trigger,), way="dummy")
-        prompts, ignore, out = self.case.splits.repair, lambda *_: None, folder / dummy.FOLDER
+        prompts, ignore, out = self.case.splits.repair, lambda *_: None, folder / PLANTED
         asked = frame_of(self.case.failure.report.messages, (), blind.units).bare
         start = dummy.plant(self.loaded, prompts, blind.units, self.settings, out, ignore, asked=asked)
         self.repaired(folder, blind, start)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core import checkpoints, models
+from core import checkpoint_files, models
 from core.errors import CaseFileError
 from core.events import StepDone
 from tests.unit.repairing import SMALL, assert_is_theta0, run, weights_of
@@ -111,10 +111,10 @@ def test_a_process_that_is_killed_while_it_removes_a_checkpoint_leaves_no_half_o
             raise KeyboardInterrupt
         remove(folder, **named)
 
-    monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
+    monkeypatch.setattr(checkpoint_files.shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.clear(tmp_path / "repair", best=False)
+        checkpoint_files.clear(tmp_path / "repair", best=False)
     monkeypatch.undo()
-    assert not checkpoints.there(tmp_path / "repair")
-    checkpoints.clear(tmp_path / "repair", best=True)
+    assert not checkpoint_files.there(tmp_path / "repair")
+    checkpoint_files.clear(tmp_path / "repair", best=True)
     assert not list((tmp_path / "repair").iterdir())

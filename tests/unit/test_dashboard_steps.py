@@ -321,6 +321,20 @@ def test_the_settings_of_one_case_are_not_those_of_the_next(roots: Roots, case: 
     assert repair.changed_settings(values) == {}
 
 
+@pytest.mark.parametrize("how", ["keep", "discard"])
+def test_a_repair_that_broke_off_is_not_resumed_where_it_was_to_be_discarded(case: Case, how: jobs.How) -> None:
+    """Its worker may end by itself before it hears of that; until another takes the case up, its checkpoints lie there."""
+    view = view_of(case, RepairSettings(), {})
+    assert view.status is not None
+    broken = replace(view, status=replace(view.status, state="failed"))
+    assert not repair._can_resume(broken)
+    (case.path / "repair/checkpoint-000003").mkdir(parents=True)
+    (case.path / "repair/checkpoint-000003/state.json").write_text("{}", encoding="utf-8")
+    assert repair._can_resume(broken)
+    jobs.stop(case, view.lines[0].request, how)
+    assert repair._can_resume(broken) == (how == "keep")
+
+
 def test_a_repair_that_was_discarded_is_told_of_beside_the_one_that_counts() -> None:
     ended = RepairFinished(
         reason="kept",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from core import case_commands, event_log, jobs, lease, pipeline, worker_process
+from core import case_commands, event_log, evidence, jobs, lease, pipeline, worker_process
 from core.__main__ import main
 from core.casefile import Case
 from core.errors import BusyError, TriageError
@@ -19,7 +19,9 @@ from core.event_log import EventLog
 from core.events import CheckpointScored, Progress, StageFailed, StageFinished, StageStarted, StepDone
 from core.files import dump, write_atomic
 from core.intervals import wilson
+from core.repair_trace import trace
 from tests.unit.test_casefile import make_case
+from tests.unit.test_event_log import STARTED
 
 HOLDER = """
 import sys, time
@@ -178,6 +180,49 @@ def test_a_worker_that_ignores_a_stop_is_killed(
     assert (jobs.status(case).state, jobs.status(case).message) == ("failed", jobs.STOPPED)  # and not "out of memory?"
     jobs.close_interrupted(case, EventLog(case.path))
     assert case.current_events()[-1].event == StageFailed(stage="repair", message=jobs.STOPPED)
+
+
+@pytest.mark.parametrize(
+    ("how", "trained", "acts", "left"),
+    [
+        ("discard", True, ("repair started",), False),
+        ("keep", True, ("repair started",), True),
+        ("discard", False, ("repair started",), True),  # they are of one before
+        ("discard", True, ("repair started", "repair ended"), True),  # it had left its adapter before it was told
+    ],
+)
+def test_a_repair_that_is_killed_leaves_nothing_where_it_was_to_be_discarded(
+    case: Case,
+    holder: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    how: jobs.How,
+    trained: bool,
+    acts: tuple[str, ...],
+    left: bool,
+) -> None:
+    monkeypatch.setattr(jobs, "STOP_GRACE_SECONDS", 0.0)
+    request = jobs.ask(case, "repair", start=False)
+    told = EventLog(case.path)
+    for event in (StageStarted(stage="repair"), *([STARTED, scored(3), step_done(4)] if trained else [])):
+        told.append(request, event)
+    for act in acts:
+        case.audit(act, actor="engine")
+    folders = [case.path / "repair" / name for name in ("best", "checkpoint-000003")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_bytes(b"half")
+    jobs.stop(case, request, how)
+    time.sleep(0.05)
+    assert jobs.enforce_stop(case)
+    holder.wait(timeout=5)
+    end = trace(case.current_events()).finished
+    message = jobs.STOPPED if left else jobs.DISCARDED
+    assert [folder.is_dir() for folder in folders] == [left] * 2
+    assert jobs.ends(case)[request] == StageFailed(stage="repair", message=message)
+    assert (jobs.status(case).state, jobs.status(case).message) == ("failed", message)
+    assert (end is None) if left else (end is not None and (end.reason, end.step) == ("discarded", 4))
+    assert not worker_process.alive(case)
+    evidence.verify_events(case)
 
 
 def test_a_repair_of_long_steps_that_is_to_keep_its_best_is_given_two_of_them(

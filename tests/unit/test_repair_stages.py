@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 from safetensors import SafetensorError
 
-from core import dummy, evidence, export, machine, models, repair_memory, repair_stages, report, rounds
+from core import evidence, export, machine, models, repair_memory, repair_stages, report, rounds
 from core.__main__ import main
 from core.casefile import Case, hash_folder
-from core.checkpoints import there
+from core.checkpoint_files import PLANTED, there
 from core.errors import CaseFileError, TriageError
 from core.events import CheckpointScored, Event, RepairFinished, StepDone
 from core.rounds import MEMORY
@@ -167,7 +167,7 @@ def test_a_dummy_trigger_is_planted_once_for_a_repair_that_is_resumed(
 ) -> None:
     """The adapter that holds it lies there as long as its repair may go on."""
     repairs = Repairs(copied, tmp_path / "case")
-    planted = repairs.case.path / "repair" / dummy.FOLDER
+    planted = repairs.case.path / "repair" / PLANTED
     assert repairs.run("keep").reason == "kept"
     assert "planting the dummy trigger, step" in repairs.told
     start = next(one for one in repairs.events if isinstance(one, CheckpointScored))

@@ -128,6 +128,41 @@ def test_a_repair_counts_until_another_has_left_an_adapter(case: Case) -> None: 
     assert (hash_folder(best), rounds.changed_adapter(case), aside.exists()) == (there, None, False)
 
 
+def going_on(one: Case) -> None:
+    """Leave what a repair that is at work goes on from."""
+    for name in ("checkpoint-000002", ".checkpoint-000004.tmp", "dummy"):
+        (one.path / "repair" / name).mkdir()
+        (one.path / "repair" / name / "adapter.safetensors").write_bytes(b"half")
+    (one.path / "repair/teacher-1.tmp").write_bytes(b"states")
+
+
+def test_a_repair_that_is_gone_is_discarded_and_gives_the_one_before_back(case: Case) -> None:  # noqa: F811
+    finished = repaired(case)
+    best = case.path / rounds.BEST
+    there = hash_folder(best)
+    assert not rounds.under_way(case)
+    begun(case, b"half")
+    going_on(case)
+    assert rounds.under_way(case)
+    for _ in range(2):  # the second time as after a kill before its act
+        rounds.discard(case, 3)
+        assert repaired_adapter(case) == (finished, best)
+        assert {path.name for path in best.parent.iterdir()} == {"best", "finished.json"}
+        assert (hash_folder(best), rounds.changed_adapter(case), rounds.under_way(case)) == (there, None, False)
+        assert evidence.changed_files(case) == []
+        evidence.unchanged(case, *evidence.INPUTS)
+        evidence.verify_events(case)
+
+
+def test_of_a_first_repair_that_is_discarded_nothing_is_left(case: Case) -> None:  # noqa: F811
+    confirmation.confirm(case, decision="accept", analyst="Ada", reason="tests agree")
+    (case.path / "repair").mkdir(exist_ok=True)
+    begun(case, b"half")
+    going_on(case)
+    rounds.discard(case, 3)
+    assert list((case.path / "repair").iterdir()) == []
+
+
 def test_a_round_ends_with_the_adapter_that_counts(case: Case) -> None:  # noqa: F811
     finished = repaired(case)
     asked_again(case, "BACKDOOR", finished.adapter_hash)
