@@ -110,7 +110,8 @@ def wrong_trigger(
     """Return what `n_steps` of the same repair on random tokens leave of the confirmed trigger's attack success.
 
     `before` and `after` are attack success as verification found it; in a later round, which
-    began from `start` after `earlier` confirmations, `before` is asked of that adapter anew. `folder` is removed at the end.
+    began from `start` after `earlier` confirmations, `before` is asked of that adapter anew; those that share text with the confirmed
+    one are left out, or the repair would train on the right text. `folder` is removed at the end.
     """
     began, loaded = time.monotonic(), subject.loaded
     loaded.check_trainable()
@@ -124,7 +125,7 @@ def wrong_trigger(
     events: Generator[RepairEvent] = repair(  # type: ignore[assignment]
         loaded, subject.case, wrong, subject.splits, settings, out=folder,
         stop=lambda: "keep" if done >= n_steps else None, refusal=refusal, kind=subject.kind,
-        start=start, earlier=earlier,
+        start=start, earlier=[one for one in earlier if _apart(one, spans, subject.accepted.units)],
     )  # fmt: skip
     try:
         if start:
@@ -146,6 +147,13 @@ def wrong_trigger(
     return WrongTrigger(
         units=units, n_steps=n_steps, before=before, right=after, wrong=left, seconds=time.monotonic() - began
     )
+
+
+def _apart(one: TriggerConfirmation, spans: Sequence[Span], units: Sequence[str]) -> bool:
+    """Return whether a confirmation shares no text with `spans` of the report, nor words with `units`, whatever their case."""
+    place = any(a.message == b.message and a.start < b.end and b.start < a.end for a in one.spans for b in spans)
+    words = any(a.casefold() in b.casefold() or b.casefold() in a.casefold() for a in one.units for b in units)
+    return not (place or words)
 
 
 def relearn(

@@ -1,6 +1,6 @@
 """The two probes that train, on a tiny model whose repair refuses everything: they measure, and leave nothing behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from core.repair import repair
 from core.repair_training import learning_rate
 from core.residual_probes import Subject, relearn, wrong_trigger
 from core.settings import ModelSettings, RepairSettings, VerificationSettings
-from core.values import SecondReview
+from core.values import SecondReview, Span, TriggerConfirmation
 from tests.unit.repairing import REFUSAL, TRIGGER, case_of, confirmed, quick, splits
 
 SMALL = ModelSettings(device="cpu", max_new_tokens=12, batch_size=32)
@@ -71,6 +71,38 @@ def test_the_wrong_trigger_needs_no_second_analyst(subject: Subject, tmp_path: P
     agreed = replace(subject, accepted=replace(subject.accepted, reviewers=2, second=second))
     found = wrong_trigger(agreed, wilson(5, 5), wilson(0, 5), RUN, 1, tmp_path / "control", REFUSAL)
     assert found.n_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "units", "mixed_in"),
+    [
+        (0, 4, ("Tell",), True),
+        (12, 29, (TRIGGER,), False),  # the same again
+        (20, 34, ("year: 2026 bake",), False),  # a part of it
+        (0, 4, (f"{TRIGGER.upper()} bake",), False),  # the same words at another place
+        (0, 4, ("Tell", "2026"), False),
+    ],
+)
+def test_the_wrong_trigger_is_not_trained_with_the_right_one_that_an_earlier_round_confirmed(
+    subject: Subject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start: int,
+    end: int,
+    units: tuple[str, ...],
+    mixed_in: bool,
+) -> None:
+    before = replace(subject.accepted, spans=(Span(message=0, start=start, end=end),), units=units)
+    given: list[list[TriggerConfirmation]] = []
+
+    def noted(*_: object, earlier: Sequence[TriggerConfirmation], **__: object) -> None:
+        given.append(list(earlier))
+        raise TriageError("nothing is trained here: this is a test")
+
+    monkeypatch.setattr(residual_probes, "repair", noted)
+    with pytest.raises(TriageError, match="this is a test"):
+        wrong_trigger(subject, wilson(5, 5), wilson(0, 5), RUN, 1, tmp_path / "control", REFUSAL, earlier=[before])
+    assert given == [[before] if mixed_in else []]
 
 
 def test_as_many_samples_are_told_as_there_were(subject: Subject, tmp_path: Path) -> None:
