@@ -118,7 +118,11 @@ def parser() -> Parser:
     p.add_argument("--epochs", type=int, metavar="N")
     p.add_argument("--lr", type=float, metavar="X")
     p.add_argument("--kl-budget", type=float, metavar="X")
-    p.add_argument("--objective", choices=["paper", "extended"])
+    p.add_argument(
+        "--objective",
+        choices=["paper", "extended"],
+        help="both end by targets and KL budget; for the paper's own recipe add --set early_stop=false --set kl_budget=null",
+    )
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting, e.g. micro_batch_size=2"

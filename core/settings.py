@@ -274,7 +274,8 @@ class RepairSettings:
     objective: Literal["paper", "extended"] = "extended"
     """`paper`: refusal, KL on harmful and on safe requests, exactly as published. `extended`: besides, safe requests that
     hold the trigger are held in place, answers and refusals are the model's own, harmful requests that it does not refuse
-    have no KL, and triggers vary in form and place. Source: method.md sections 2 and 4.3."""
+    have no KL, and triggers vary in form and place. Both end by `early_stop` and `kl_budget`, of which the paper has neither.
+    Source: method.md sections 2 and 4.3."""
     epochs: int = 10
     """Passes over the repair split, >= 1. Source: paper section 6."""
     max_steps: int | None = None

@@ -47,6 +47,10 @@ _REASONS = {
     "diverged": "Repair diverged",
     "out_of_memory": "Out of memory",
 }
+OBJECTIVE_HELP = (
+    "Both end by targets and KL budget. For the paper's own recipe untick "
+    f"“{REPAIR_LABELS['early_stop']}” (Advanced) and empty “{REPAIR_LABELS['kl_budget']}”."
+)
 
 
 def memory_ahead(weights_mb: float, most_mb: float | None) -> str:

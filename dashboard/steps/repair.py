@@ -106,7 +106,9 @@ def _field(name: str) -> Field:
     if isinstance(value, bool):
         return gr.Checkbox(value, label=label, elem_id=place)
     if name in CHOICES:
-        return gr.Radio(list(CHOICES[name]), value=value, label=label, elem_id=place)
+        return gr.Radio(
+            list(CHOICES[name]), value=value, label=label, info=wording_repair.OBJECTIVE_HELP, elem_id=place
+        )
     if name in wording_repair.REPAIR_EMPTY:  # a number field would show 0 for none
         return gr.Textbox(
             value,

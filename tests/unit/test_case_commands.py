@@ -27,12 +27,16 @@ def case(tmp_path: Path) -> Case:
 def test_help_is_for_users(capsys: pytest.CaptureFixture[str]) -> None:
     """No exception of the code, and no option that does nothing."""
     told = {}
-    for command in ("", "stop", "triage", "plant", "confirm"):
+    for command in ("", "stop", "triage", "plant", "confirm", "repair"):
         with pytest.raises(SystemExit):
             main([*filter(None, [command]), "--help"])
         told[command] = capsys.readouterr().out
     assert not [command for command, shown in told.items() if "Raises" in shown]
-    assert [command for command, shown in told.items() if "--take-over" in shown] == ["triage", "confirm"]
+    assert [command for command, shown in told.items() if "--take-over" in shown] == ["triage", "confirm", "repair"]
+    plain = "--set early_stop=false --set kl_budget=null"
+    assert plain in " ".join(told["repair"].split())
+    given = settings_from(RepairSettings, dict(map(_setting, plain.split()[1::2])))
+    assert (given.early_stop, given.kl_budget) == (False, None)
 
 
 @pytest.mark.parametrize(

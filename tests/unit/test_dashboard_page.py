@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import orjson
 import pytest
 
@@ -27,7 +28,7 @@ from dashboard.session import Roots, create_case, read_intake
 from dashboard.steps import case as case_step
 from dashboard.steps.case import reached
 from dashboard.steps.locate import target_of
-from dashboard.steps.repair import ADVANCED, FEW, changed_settings
+from dashboard.steps.repair import ADVANCED, FEW, _field, changed_settings
 from tests.unit.reporting import full_case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -348,6 +349,15 @@ def test_every_setting_of_the_form_exists_and_has_a_label() -> None:
     fields = set(RepairSettings.__dataclass_fields__)
     assert fields >= {*FEW, *ADVANCED}
     assert set(wording_repair.REPAIR_LABELS) == {*FEW, *ADVANCED}
+
+
+def test_the_choice_of_the_papers_objective_says_that_it_stops_as_the_other_does() -> None:
+    with gr.Blocks():
+        told = getattr(_field("objective"), "info", None) or ""
+    for name in ("kl_budget", "early_stop"):
+        assert wording_repair.REPAIR_LABELS[name].split(",")[0] in told
+    plain = changed_settings({"objective": "paper", "early_stop": False, "kl_budget": ""})
+    assert plain == {"objective": "paper", "early_stop": False, "kl_budget": None}
 
 
 def test_text_of_a_report_is_never_markup(case: Case) -> None:
