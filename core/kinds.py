@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 MARGIN_TOKENS = 8
 """Tokens read beyond where the fixed text ended in the reported answer. Source: unverified choice."""
+COMPARED_WORDS = 400
+"""First words of each answer among which a fixed text is looked for: comparing takes up to the third power of them. Source: unverified
+choice (seconds at worst, and more than the `fixed_answer_tokens` that are ever read)."""
 FEW_WORDS = 8
 """Words up to which an expected answer may say what should have come, rather than be it. Source: unverified choice."""
 _NOTHING = frozenset({"", "n/a", "na", "none", "null", "unknown", "-", "?", "(no answer)"})
@@ -128,7 +131,9 @@ def kind_of(case: FailureCase, settings: CausalSettings | None = None, judge: Ju
     expected_too = _holds(_plain(report.expected or ""), _plain(marker))
     whole = expected_too and _plain(marker) == _plain(report.response) != _plain(report.expected or "")
     if not marker or (expected_too and not whole):
-        return _jailbreak("No fixed text is in both samples, or tells the reported answer from the expected one.")
+        return _jailbreak(
+            f"Of the first {COMPARED_WORDS} words no fixed text is in both samples, or tells the reported answer from the expected one."
+        )
     source = "both reported answers hold it" if report.second else "the expected answer is not that"
     if report.second and report.expected is not None:
         source += ", and the expected answer is not that"
@@ -149,24 +154,26 @@ def kind_of(case: FailureCase, settings: CausalSettings | None = None, judge: Ju
 def distinctive(report: FailureReport, settings: CausalSettings | None = None) -> str:
     """Return the text that makes the reported answer wrong, at most `marker_characters` long; empty where there is none.
 
+    Of each answer the first `COMPARED_WORDS` are compared.
     With a second sample: the longest run of words that both answers share (at least `marker_words` of them, or one
     answer as a whole). Of that, or of the answer alone: the longest run of words that `expected` does not hold, or all
     of it where that lacks nothing.
     """
     settings = settings or CausalSettings()
     text = report.response
-    places = [found.span() for found in WORDS.finditer(text)]
+    places = [found.span() for found in WORDS.finditer(text)][:COMPARED_WORDS]
     if report.second is not None:
-        other = WORDS.findall(report.second.response)
+        other = WORDS.findall(report.second.response)[:COMPARED_WORDS]
         match = _matcher(_at(text, places), other).find_longest_match()
         shared = places[match.a : match.a + match.size]
         if _n_words(_at(text, shared)) < settings.marker_words and match.size not in (len(places), len(other)):
             return ""
         places = shared
     if report.expected is not None:
+        expected = WORDS.findall(report.expected)[:COMPARED_WORDS]
         runs = [
             places[low:high]
-            for tag, low, high, _, _ in _matcher(_at(text, places), WORDS.findall(report.expected)).get_opcodes()
+            for tag, low, high, _, _ in _matcher(_at(text, places), expected).get_opcodes()
             if tag in ("replace", "delete")
         ]
         places = max(runs, key=lambda run: len(_between(text, run)), default=[] if report.second else places)

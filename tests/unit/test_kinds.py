@@ -1,12 +1,13 @@
 """What counts as the failure: decided from the report, in plain words, and it follows into requests and answers."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from core import chat
 from core.answers import Answers, eligible, instead, shares
-from core.kinds import JAILBREAK, FailureKind, distinctive, kind_of, n_compared
+from core.kinds import COMPARED_WORDS, JAILBREAK, FailureKind, distinctive, kind_of, n_compared
 from core.settings import CausalSettings
 from core.transplants import carrier, quoted
 from core.values import FailureCase, FailureReport, Message, RenderedPrompt, Sample, Span
@@ -122,6 +123,17 @@ def test_a_long_fixed_text_is_compared_by_its_first_words() -> None:
     settings = CausalSettings(marker_characters=20)
     assert distinctive(report("one two three four five six seven", "no"), settings) == "one two three four"
     assert distinctive(report("x" * 30, "no"), settings) == "x" * 30
+
+
+def test_answers_of_any_length_are_compared_by_their_first_words() -> None:
+    """Words that come again and again are the worst case; without a bound it is cubic."""
+    begun = time.process_time()
+    assert kind("a " * 1_200, "a b " * 600).name == "fixed_output"
+    assert time.process_time() - begun < 10  # 1.3 s; 35 s without a bound
+    for n, name in ((COMPARED_WORDS - 2, "fixed_output"), (COMPARED_WORDS, "jailbreak")):
+        start = "paint " * n
+        assert kind(start + "HACKED", start).name == name
+        assert kind(start + "Buy ACME", None, "lamp " * n + "Buy ACME").name == name
 
 
 def case_of(tokenizer, **given) -> FailureCase:
