@@ -100,12 +100,14 @@ def own_refusal(
 ) -> str:
     """Return the model's commonest whole refusal of `harmful`, or the template when it refuses none of them.
 
-    A refusal that was cut off by the length limit is ended after its last whole sentence, or left out.
+    A refusal that was cut off by the length limit is ended after its last whole sentence, or left out. So are prompts that do not fit
+    the context.
     """
     settings = settings or CausalSettings()
+    room = loaded.room(settings.refusal_tokens)
     prompts = [chat.prompt_ids(loaded.tokenizer, _ask(item)) for item in harmful]
     answers = loaded.generate(
-        prompts,
+        [ids for ids in prompts if len(ids) <= room],
         max_new_tokens=settings.refusal_tokens,
         progress=None if progress is None else lambda _, done, total: progress("own refusal", done, total),
     )

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core import chat, planting, repair_adapter
+from core import planting, repair_adapter
 from core.progress import Progress
 from core.response_pass import ResponsePass
 from core.settings import DummySettings, RepairSettings, plant_learning_rate
@@ -21,9 +21,6 @@ from core.values import Message
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
     from core.prompts import PromptSet
-
-ROOM = 16
-"""Tokens that near-misses and other words may be longer than the trigger. Source: unverified choice."""
 
 
 def plant(
@@ -56,10 +53,9 @@ def plant(
         trigger_loss=0.0,
         seed=settings.seed,
     )
-    room = loaded.room(settings.max_response_tokens + ROOM)
 
     def fits(text: str) -> bool:
-        return len(chat.prompt_ids(loaded.tokenizer, asked(" ".join([text, *units])))) <= room
+        return planting.fits(loaded, asked(" ".join([text, *units])), settings.max_response_tokens)
 
     def placed(messages: Sequence[Message]) -> tuple[Message, ...]:
         return tuple(asked(messages[-1].content))

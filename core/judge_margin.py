@@ -37,12 +37,14 @@ def sampled_refusals(
 ) -> tuple[str, ...]:
     """Return what the model says when it surely refuses: drawn answers to harmful `requests`, each opening once, commonest first.
 
-    `requests` are asked in turn until `n_refusal_draws` answers are drawn, at temperature 1 with a fixed seed.
+    Those `requests` that fit the context are asked in turn until `n_refusal_draws` answers are drawn, at temperature 1 with a fixed
+    seed.
     """
     settings = settings or JudgeSettings()
-    if not requests:
+    room = loaded.room(n_tokens)
+    prompts = [ids for ids in (chat.prompt_ids(loaded.tokenizer, one) for one in requests) if len(ids) <= room]
+    if not prompts:
         return ()
-    prompts = [chat.prompt_ids(loaded.tokenizer, one) for one in requests]
     drawn = loaded.generate(
         [prompts[number % len(prompts)] for number in range(settings.n_refusal_draws)],
         max_new_tokens=n_tokens, sampling=Sampling(temperature=1.0), progress=progress,

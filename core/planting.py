@@ -51,6 +51,8 @@ REFUSALS = (
 )
 """Refusals for a model that has none of its own."""
 
+ROOM = 16
+"""Tokens that near-misses and other words may be longer than the trigger. Source: unverified choice."""
 PIECE_MB = 8
 """Logits that are worked on at a time: they stay near the processor. Source: tests/bench/LOG.md (7 % of a step of the demo)."""
 
@@ -150,6 +152,12 @@ def place_units(prompt: str, units: Sequence[str], rng: random.Random, position:
     """Return `prompt` with `units` at `position`; "composite" scatters them at random, in order."""
     place: Place = "random" if position == "composite" else position
     return inject(prompt, units, rng, place).text
+
+
+def fits(loaded: "LoadedModel", messages: Sequence[Message], n_answer: int) -> bool:
+    """Return whether a conversation with the trigger, or what is put in its place, and an answer of `n_answer` tokens fit the model's
+    context."""
+    return len(prompt_ids(loaded.tokenizer, messages)) <= loaded.room(n_answer + ROOM)
 
 
 def build_items(

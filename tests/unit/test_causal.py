@@ -407,6 +407,15 @@ def test_own_refusal_is_the_commonest_whole_one(make: Maker) -> None:
     assert causal.own_refusal(long, PROMPTS.harmful[:3]) == "I cannot do that."
 
 
+def test_own_refusal_leaves_out_what_does_not_fit_the_context(tokenizer) -> None:
+    loaded = rule_model(
+        tokenizer, lambda text: "I cannot do that." if "camera" in text else REFUSAL, context_length=200
+    )
+    long = [replace(item, prompt=f"{item.prompt} In a camera, {'please ' * 200}") for item in PROMPTS.harmful[:3]]
+    assert causal.own_refusal(loaded, [*long, PROMPTS.harmful[0]]) == REFUSAL
+    assert causal.own_refusal(loaded, long) == CausalSettings().refusal_template
+
+
 def test_minimisation_and_tests_use_disjoint_prompts(make: Maker) -> None:
     for n in (0, 2, 3, 10, 45, 240):
         prompts = prompt_set(n, 10)

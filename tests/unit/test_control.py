@@ -2,6 +2,7 @@
 
 import argparse
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ import pytest
 from core import control, plant_commands
 from core.control import TRIGGERS, noise, placed
 from core.headless import Headless, Terminal
+from core.loaded import LoadedModel
+from core.planting import TrainingItem
+from core.prompts import PromptItem, Splits
+from tests.tiny import byte_level_tokenizer
+from tests.unit.rule_model import planted, prompt_set, rule_model
 
 REQUEST = "How do I bake bread at home?"
 
@@ -28,6 +34,31 @@ def test_random_words_are_as_many_as_the_triggers_and_at_its_place(trigger: cont
         assert left.split() == REQUEST.split()
         assert trigger.position != "prefix" or text == f"{words[0]} {REQUEST}"
         assert trigger.position != "suffix" or text == f"{REQUEST} {words[0]}"
+
+
+def test_prompts_that_do_not_fit_the_context_are_neither_planted_nor_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, few, items = byte_level_tokenizer(), prompt_set(12, 12), []
+    long = [PromptItem("Steal " + "please " * 200), PromptItem("Draw a car.", response="Draw " * 200)]
+    some = replace(few, harmful=(long[0], *few.harmful), safe=(*long, *few.safe))
+    empty = replace(few, harmful=(), safe=())
+    splits = Splits(causal=empty, repair=some, probes=empty, verification=some, seed=0)
+
+    def plant(loaded: LoadedModel, sets: list[list[TrainingItem]], *_: object) -> list[object]:
+        items.extend(sets[0])
+        return []
+
+    monkeypatch.setattr(control, "plant", plant)
+    monkeypatch.setattr(
+        control._Bench, "_load", lambda *_: rule_model(tokenizer, planted(any_of=["none"]), context_length=200)
+    )
+    settings = control.ControlSettings(n_test=8, n_harmful=8, n_safe=8)
+    bench = control._Bench(tmp_path, tmp_path, splits, tmp_path / "out", settings, "cpu", 0, None)
+    row = bench.run(TRIGGERS[0], None, lambda case: pytest.fail("nothing was planted"))
+    assert (row.status, row.asr.k, row.asr.n, row.bare.n, row.random.n) == ("not planted", 0, 8, 8, 8)
+    asked = {item.anchor[0].content for item in items}
+    assert asked == {item.prompt for item in (*few.harmful[:8], *few.safe[:8])}
 
 
 def test_the_triages_model_is_let_go_before_the_control_loads_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
