@@ -100,12 +100,12 @@ def _peak_mb(
 
 
 def _micro_batches(trainer: "Trainer") -> list[list[ScoredSequence]]:
-    """Return the sequences of every micro-batch of the first epoch, as one process of the team sees them."""
+    """Return the sequences of every micro-batch of the first epoch, as one process of the team runs them: one without an item of its
+    own runs the batch's first."""
     found = []
     for batch in trainer.data.batches(0, trainer.settings.batch_size):
         for items in trainer.team.parts(batch, trainer.micro_batch):
-            if items:
-                found.append([trainer.data.sequence(kind, index, 0) for kind, index in items])
+            found.append([trainer.data.sequence(kind, index, 0) for kind, index in items or batch[:1]])
     return found
 
 

@@ -1,6 +1,7 @@
 """Memory of a repair step: the estimate against the allocator's own peak, and what exists over the vocabulary."""
 
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core import frames, models, repair_adapter, repair_data
 from core.recompute import MB
-from core.repair_memory import bound_mb
+from core.repair_memory import bound_mb, estimate_mb
 from core.repair_training import Trainer
 from core.response_pass import ResponsePass
+from core.team import Team
 from tests.bench.repair_speed import sequences, trainer
 from tests.bench.speed import random_llama
 from tests.unit.repairing import REFUSAL, TRIGGER, quick, splits, trainer_of
@@ -76,6 +78,15 @@ def test_the_bound_before_a_start_is_little_more_than_what_the_start_counts(
     started = Trainer(loaded, data, ResponsePass(loaded, settings), settings).memory_estimate_mb
     assert bound is not None
     assert started <= bound <= 1.2 * started
+    repair_adapter.detach(loaded)
+
+
+def test_a_process_without_an_item_of_its_own_expects_to_run_one(loaded) -> None:
+    """A third process has nothing of batches of two, and takes part in each with one sequence all the same."""
+    repairing = trainer_of(loaded, batch_size=2)
+    alone = repairing.memory_estimate_mb
+    repairing.team = Team(SimpleNamespace(num_processes=3, process_index=2))
+    assert 0 < estimate_mb(repairing) < alone
     repair_adapter.detach(loaded)
 
 
