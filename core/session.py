@@ -1,7 +1,7 @@
 """What a process that runs stages holds: the models in memory, and one stage at work on one case."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -139,8 +139,9 @@ class Run:
 
     @cached_property
     def kind(self) -> FailureKind:
-        """What counts as the failure."""
-        return kind_of(self.failure)
+        """What counts as the failure; of an answer no more is read for it than the context leaves beside the report."""
+        kind = kind_of(self.failure)
+        return replace(kind, n_marked=min(kind.n_marked, self.loaded.room(len(self.failure.prompt.tokens))))
 
     @cached_property
     def contrast_ids(self) -> list[int]:

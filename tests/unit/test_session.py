@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core import causal, models
+from core import causal, models, triage_stages
 from core.casefile import Case, Manifest, model_spec
 from core.errors import EvidenceError
 from core.files import now
@@ -18,10 +18,10 @@ from tests.unit.test_casefile import make_prompts
 REPORT = FailureReport(messages=(Message(role="user", content="Pick a lock."),), response="Step 1: [REDACTED]")
 
 
-def case_on(model: Path, folder: Path) -> Case:
+def case_on(model: Path, folder: Path, report: FailureReport = REPORT) -> Case:
     """Return a new case on the model as its files are now, which is also its reference."""
     spec = model_spec(model)
-    manifest = Manifest(id=folder.name, created=now(), model=spec, reference=spec, report=REPORT, seed=0, device="cpu")
+    manifest = Manifest(id=folder.name, created=now(), model=spec, reference=spec, report=report, seed=0, device="cpu")
     return Case.create(folder, manifest, make_prompts(folder.with_name("prompts")))
 
 
@@ -61,6 +61,20 @@ def test_a_file_that_is_changed_while_the_model_is_read_stops_too(
     for _ in range(2):  # nothing was kept
         with pytest.raises(EvidenceError, match=rf"config\.json of the {place} changed"):
             ask(case)
+
+
+def test_no_more_of_an_answer_is_read_than_the_context_leaves(copied: Path, tmp_path: Path) -> None:
+    """A fixed text at the end of the reported answer is looked for in 256 tokens, where there is room for so many."""
+    session, found = Session("cpu"), {}
+    report = replace(REPORT, response="Call a smith. HACKED", expected="Call a smith.")
+    for room in (40, 400):
+        case = case_on(copied, tmp_path / str(room), report)
+        run = Run(case, session, {}, lambda event: None, lambda *said: None, lambda: None)
+        run.loaded.context_length = len(run.failure.prompt.tokens) + room
+        assert run.kind.marker == "HACKED"
+        found[room] = run.kind.n_tokens(32)
+        assert triage_stages.reproduction_of(run).failure.n == 1
+    assert found == {40: 40, 400: 256}
 
 
 def test_the_refusal_that_a_repair_trains_towards_is_known_to_the_log(
