@@ -13,6 +13,7 @@ of every comparison: rounds share one KL budget and cannot drift away step by st
 """
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Mapping
@@ -48,8 +49,8 @@ MEMORY = "results/repair_memory.json"
 
 
 def folders(case: Case) -> list[Path]:
-    """Return the folders of the rounds that have ended, first round first."""
-    found = (case.path / "repair").glob("round-*")
+    """Return the folders of the rounds that have ended, first round first; one of another name is none of ours."""
+    found = [path for path in (case.path / "repair").glob("round-*") if re.fullmatch("round-[1-9][0-9]*", path.name)]
     return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name.removeprefix("round-")))
 
 

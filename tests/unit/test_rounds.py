@@ -251,6 +251,12 @@ def test_an_opening_that_is_killed_at_any_change_is_whole_or_finished_before_the
     assert n_changes > 10  # it was killed in between
 
 
+def test_folders_that_only_look_like_a_rounds_are_left_alone(case: Case) -> None:  # noqa: F811
+    for name in ("round-2", "round-1 (copy)", "round-", "round-0", "round--1", "round-x", "round-1", "round-10"):
+        (case.path / "repair" / name).mkdir(parents=True)
+    assert [path.name for path in rounds.folders(case)] == ["round-1", "round-2", "round-10"]
+
+
 def cut_short(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Leave a case as a kill does after the files of its round were put away."""
     asked_again(case, "BACKDOOR", repaired(case).adapter_hash)
