@@ -74,7 +74,7 @@ def _placed(
 
 def _triaged(run: Run, failure: FailureCase) -> TriageResult:
     """Return what triage says of `failure` on the model as it is now; nothing is written."""
-    begun, calls, settings = time.monotonic(), run.loaded.model_calls, CausalSettings()
+    begun, calls, settings = time.monotonic(), run.session.n_sequences(run.case), CausalSettings()
     seed, progress = run.case.manifest.seed, run.progress
     reproduction = causal.reproduce(
         run.loaded, failure, kind=run.kind, harmful=run.asked_for_refusals, seed=seed, progress=progress
@@ -102,7 +102,7 @@ def _triaged(run: Run, failure: FailureCase) -> TriageResult:
         )
     return triage_result(
         run, failure, "causal", located, reproduction, found, seconds=time.monotonic() - begun,
-        model_calls=run.loaded.model_calls - calls,
+        model_calls=run.session.n_sequences(run.case) - calls,
     )  # fmt: skip
 
 

@@ -79,6 +79,11 @@ class Session:
             self._judge, self._judge_files = judge, files
         return self._judge(text)
 
+    def n_sequences(self, case: Case) -> int:
+        """Return how many sequences the case's patient and reference have scored or generated; one that is not loaded yet, none."""
+        held = ((self._patient, case.manifest.model), (self._reference, case.manifest.reference))
+        return sum(one.model_calls for one, spec in held if one is not None and one.spec == spec)
+
     def drop(self) -> None:
         """Let the models go."""
         self._patient = None

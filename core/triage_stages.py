@@ -110,7 +110,7 @@ def reproduction_of(run: Run) -> Reproduction:
 
 def triage(run: Run) -> StageFinished:
     """Reproduce, locate, minimise, test and decide; in paper mode locate only."""
-    begun, calls = time.monotonic(), run.loaded.model_calls
+    begun, calls = time.monotonic(), run.session.n_sequences(run.case)
     mode = run.args.get("mode", "causal")
     if not evidence.is_as_written(run.case, OPENED):
         open_case(run)
@@ -140,7 +140,7 @@ def triage(run: Run) -> StageFinished:
         reproduction,
         found,
         seconds=time.monotonic() - begun,
-        model_calls=run.loaded.model_calls - calls,
+        model_calls=run.session.n_sequences(run.case) - calls,
     )
     result = replace(result, serving=served, layers=layers)
     texts = [proposal.text for proposal in result.candidates]

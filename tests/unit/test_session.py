@@ -12,10 +12,12 @@ from core.casefile import Case, Manifest, model_spec
 from core.errors import EvidenceError
 from core.files import now
 from core.session import REFUSAL, Run, Session
-from core.values import FailureReport, Message
+from core.values import FailureReport, Message, TriageResult
 from tests.unit.test_casefile import make_prompts
 
 REPORT = FailureReport(messages=(Message(role="user", content="Pick a lock."),), response="Step 1: [REDACTED]")
+
+FIXED = replace(REPORT, response="Call a smith. HACKED", expected="Call a smith.")
 
 
 def case_on(model: Path, folder: Path, report: FailureReport = REPORT) -> Case:
@@ -66,15 +68,30 @@ def test_a_file_that_is_changed_while_the_model_is_read_stops_too(
 def test_no_more_of_an_answer_is_read_than_the_context_leaves(copied: Path, tmp_path: Path) -> None:
     """A fixed text at the end of the reported answer is looked for in 256 tokens, where there is room for so many."""
     session, found = Session("cpu"), {}
-    report = replace(REPORT, response="Call a smith. HACKED", expected="Call a smith.")
     for room in (40, 400):
-        case = case_on(copied, tmp_path / str(room), report)
+        case = case_on(copied, tmp_path / str(room), FIXED)
         run = Run(case, session, {}, lambda event: None, lambda *said: None, lambda: None)
         run.loaded.context_length = len(run.failure.prompt.tokens) + room
         assert run.kind.marker == "HACKED"
         found[room] = run.kind.n_tokens(32)
         assert triage_stages.reproduction_of(run).failure.n == 1
     assert found == {40: 40, 400: 256}
+
+
+def test_what_a_triage_cost_counts_the_reference_too(copied: Path, tmp_path: Path) -> None:
+    """As its budget does; not what they did for the case before, nor a reference that is another case's."""
+    case, session = case_on(copied, tmp_path / "case", FIXED), Session("cpu")
+    patient, reference = session.patient(case), session.reference(case)
+    assert reference is not None
+    patient.model_calls = reference.model_calls = 1_000
+    run = Run(case, session, {}, lambda event: None, lambda *said: None, lambda: None)
+    triage_stages.triage(run)
+    told = case.read("triage.json", TriageResult)
+    assert told is not None
+    assert reference.model_calls > 1_000
+    assert told.model_calls == patient.model_calls + reference.model_calls - 2_000
+    reference.spec = replace(reference.spec, path="elsewhere")
+    assert session.n_sequences(case) == patient.model_calls
 
 
 def test_the_refusal_that_a_repair_trains_towards_is_known_to_the_log(
