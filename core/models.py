@@ -31,6 +31,7 @@ from core.loaded import REPORTED, LoadedModel, is_device_fault
 from core.model_size import bounded, check_parts
 from core.quantised import quantisation_of
 from core.settings import ModelSettings
+from core.tokenizer_growth import check_growth
 from core.values import ModelSpec
 from core.weight_files import ADAPTER_WEIGHTS, Shapes, check_files, check_names, check_weights, one_line, read_json
 
@@ -238,7 +239,10 @@ def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     check_tokenizer(folder)
-    kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
+    whole = folder / "tokenizer.json"
+    if whole.is_file():
+        check_growth(whole)
+    kind = PreTrainedTokenizerFast if whole.is_file() else AutoTokenizer
     try:
         with _quiet():
             if kind is AutoTokenizer:

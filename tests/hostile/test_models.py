@@ -192,6 +192,44 @@ def named_tokenizer(folder: Path, file: str, whole: bool = True, **named: object
     edit_json(path, **json.loads(text))
 
 
+def put(pattern: str, content: str, kind: str = "String") -> dict:
+    return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
+
+
+def growing(folder: Path, part: str, steps: list) -> None:
+    """Give the tokenizer ten rounds of steps that lengthen a text; thirty would take the process along, where nothing refused them."""
+    names = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+    tokenizer_json(folder, lambda t: t.update({part: {"type": "Sequence", names[part]: steps * 10}}))
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+TWICE = put("a", "aa")
+GROWING: dict[str, tuple[str, list]] = {
+    "a letter twice": ("normalizer", [TWICE]),
+    "in a sequence in a sequence": (
+        "normalizer", [{"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [TWICE]}]}]),
+    "by a type that is none": ("normalizer", [TWICE | {"type": "NFC2"}]),
+    "by no type": ("normalizer", [{"pattern": {"String": "a"}, "content": "aa"}]),
+    "by a pattern that matches nothing": ("normalizer", [put("(?=a)", "a", "Regex")]),
+    "by nothing to be replaced": ("normalizer", [put("", "a")]),
+    "in front and all over": ("normalizer", [{"type": "Prepend", "prepend": "abab"}, put("b", "a")]),
+    "a letter that Unicode takes apart": ("normalizer", [put(" ", "\ufdfa"), {"type": "NFKC"}]),
+    "bytes of bytes": ("normalizer", [{"type": "ByteLevel"}]),
+    "spaces around signs": (
+        "normalizer",
+        [{"type": "BertNormalizer", "clean_text": False, "handle_chinese_chars": True, "strip_accents": False, "lowercase": False},
+         put(" ", "\u4e2d")],
+    ),
+    "bytes of bytes, before splitting": ("pre_tokenizer", [BYTES]),
+    "marks before letters": (
+        "pre_tokenizer",
+        [{"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+         {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": False},
+         {"type": "Metaspace", "replacement": "-", "prepend_scheme": "always", "split": False}],
+    ),
+    "a letter of the answer twice": ("decoder", [TWICE]),
+    "spaces between letters of the answer": ("decoder", [{"type": "BPEDecoder", "suffix": ""}]),
+}  # fmt: skip
 SETTINGS, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "other weights are a pickle": (lambda f: named_weights(f, "adapter_model.bin"), "'transformers_weights'"),
@@ -288,6 +326,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
             pre_tokenizer={"type": "Split", "pattern": {"Regex": "(((("}, "behavior": "Removed", "invert": False})),
         "tokenizer in",
     ),
+    **{
+        f"text without end, {name}": (lambda f, part=part, steps=steps: growing(f, part, steps), "times as long")
+        for name, (part, steps) in GROWING.items()
+    },
     "adapter in the model": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter"),
 }  # fmt: skip
 

@@ -198,7 +198,7 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         "not finite (model.rotary_emb",
     ),
     "no tokenizer": (remove_tokenizer, "no tokenizer"),
-    "tokenizer is no JSON": (lambda folder: cut(folder / "tokenizer.json", 500), "tokenizer in"),
+    "tokenizer is no JSON": (lambda folder: cut(folder / "tokenizer.json", 500), "cannot be read as JSON"),
     "tokenizer of another model": (other_tokenizer, "token ids up to 459, but the model has 420"),
     "huge vocabulary": (lambda folder: edit_json(folder / "config.json", vocab_size=421), "not (421, 32)"),
 }  # fmt: skip
