@@ -49,7 +49,7 @@ _REASONS = {
 }
 OBJECTIVE_HELP = (
     "Both end by targets and KL budget. For the paper's own recipe untick "
-    f"“{REPAIR_LABELS['early_stop']}” (Advanced) and empty “{REPAIR_LABELS['kl_budget']}”."
+    f"“{REPAIR_LABELS['early_stop']}” and empty “{REPAIR_LABELS['kl_budget']}”."
 )
 
 
