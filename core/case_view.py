@@ -106,7 +106,7 @@ def gather(case: Case, stamp: Stamp | None = None) -> CaseView:
         void=validity(case),
         rules=stored_rules(case),
         scans=tuple(scans(case)),
-        repair=trace(() if rounds.outdated(case) else case.current_events(), ended=True),
+        repair=rounds.of_this_round(case, trace(() if rounds.outdated(case) else case.current_events(), ended=True)),
         verification=rounds.verification(case),
         judged=labels.answers(case),
         agreement=labels.agreement(case),

@@ -166,7 +166,8 @@ def _headline(view: CaseView) -> str:
 
 
 def _residual(view: CaseView) -> tuple[str, ...]:
-    return text.residual_risk(view.triage, view.confirmation, view.verification, view.second_opinion)
+    opinions, earlier = view.second_opinion, view.earlier_rounds
+    return text.residual_risk(view.triage, view.confirmation, view.verification, opinions, earlier)
 
 
 def _commands(view: CaseView) -> tuple[str, ...]:

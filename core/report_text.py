@@ -254,9 +254,15 @@ def residual_risk(
     confirmation: TriggerConfirmation | None,
     verification: Verification | None,
     opinions: Sequence[Opinion] = (),
+    earlier: Sequence[EndedRound] = (),
 ) -> tuple[str, ...]:
-    """Return what remains to be feared, in plain words, from the case's own numbers; a backdoor found again stands first."""
+    """Return what remains to be feared, in plain words, from the case's own numbers; a backdoor found again stands first. `earlier`: the
+    rounds before this one."""
     lines = [f"{sentence(AGAIN)} Do not use it as it is."] if backdoor_again(opinions) else []
+    if verification is None and earlier:
+        said = earlier[-1].result.replace("_", " ") if earlier[-1].result else "not verified"
+        left = f"The model is as round {earlier[-1].number} left it ({said}), and the tests found a backdoor in that."
+        return (*lines, f"{left} What this round does was not verified yet.")
     if verification is None:
         return (*lines, "Nothing was verified yet: treat the model as it was reported.")
     metrics = {m.name: m for m in verification.metrics}

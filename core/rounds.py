@@ -30,6 +30,7 @@ from core.errors import EvidenceError, TriageError
 from core.events import RepairFinished
 from core.files import hash_file, patiently
 from core.intervals import difference_high
+from core.repair_trace import RepairTrace
 from core.serial import to_json
 from core.values import Rate, Result, SecondOpinion, TriageResult, TriggerConfirmation, Verdict, Verification
 from core.verdict import OF_A_CANDIDATE
@@ -234,6 +235,12 @@ def changed_adapter(case: Case) -> str | None:
     acts = [line.action for line in case.acts() if line.action in ("repair started", "repair ended")]
     finished = case.read(FINISHED, RepairFinished) if acts[-1:] == ["repair ended"] else None
     return BEST if finished and finished.adapter and adapter(case, finished) is None else None
+
+
+def of_this_round(case: Case, repair: RepairTrace) -> RepairTrace:
+    """Return the last repair of the case, or none where that ended with the round before. Events of older versions tell no round."""
+    over = repair.started is not None and repair.started.round < number(case) and not (case.path / FINISHED).is_file()
+    return RepairTrace() if over else repair
 
 
 def looks(case: Case) -> int:

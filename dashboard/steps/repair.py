@@ -16,7 +16,7 @@ from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError, TriageError
 from core.events import RepairFinished
 from core.jobs import How
-from core.repair_trace import trace
+from core.repair_trace import RepairTrace, trace
 from core.rounds import FINISHED, MEMORY
 from core.settings import RepairSettings
 from core.values import TriggerConfirmation
@@ -187,7 +187,7 @@ def _stop(desk: Desk, how: How, session: Session) -> Next:
 
 def _resync(desk: Desk, chart: LiveChart, event: gr.EventData, session: Session) -> Next:
     case = current_case(desk, session)
-    repair = trace(case.current_events())
+    repair = rounds.of_this_round(case, trace(case.current_events()))
     value = figures.live_chart(repair, outdated=repair.finished is not None and rounds.outdated(case))
     return Next(session=session, updates={chart: gr.update(value=value)} if repair.run else {})
 
@@ -200,7 +200,7 @@ def _can_resume(view: View) -> bool:
     return (
         view.case is not None
         and (view.failure("repair") is not None or _was_kept(view))
-        and jobs.stop_asked(view.case, trace(view.lines).request) != "discard"
+        and jobs.stop_asked(view.case, _trace(view).request) != "discard"
         and bool(view.stamp("repair/checkpoint-*/state.json"))
     )
 
@@ -210,13 +210,18 @@ def _was_kept(view: View) -> bool:
     return finished is not None and finished.reason == "kept"
 
 
+def _trace(view: View) -> RepairTrace:
+    """Return the repair of the current round."""
+    return rounds.of_this_round(view.case, trace(view.lines)) if view.case else RepairTrace()
+
+
 # drawing --------------------------------------------------------------------------------------------------------------
 
 
 def _signature(view: View) -> object:
     stopping = view.status is not None and view.status.state == "stopping"
     files = view.stamp("confirmation.json", FINISHED, "results/open.json", MEMORY)
-    repair = trace(view.lines)
+    repair = _trace(view)
     return (
         files,
         view.busy_with("repair"),
@@ -231,7 +236,7 @@ def _signature(view: View) -> object:
 def _show(view: View, fresh: bool, parts: Parts) -> Updates:
     """Draw all but the chart; the form begins with the defaults where the case is `fresh` to this browser."""
     running = view.busy_with("repair")
-    repair = trace(view.lines)
+    repair = _trace(view)
     started = repair.started
     lock = confirmation.validity(view.case) if view.case else wording.NO_CASE
     finished = view.case.read(FINISHED, RepairFinished) if view.case and not rounds.outdated(view.case) else None
@@ -272,7 +277,7 @@ def _show_form(view: View, fresh: bool, form: Mapping[str, Field]) -> Updates:
 
     The learning rate that goes with the model's size is said in its empty field: another case may need another one.
     """
-    running, repair = view.busy_with("repair"), trace(view.lines)
+    running, repair = view.busy_with("repair"), _trace(view)
     filled: dict[str, Any] = asdict(RepairSettings()) if fresh else {}
     rate = wording_repair.REPAIR_EMPTY["learning_rate"]
     if running and view.case and repair.started and view.status and view.status.request == repair.request:
@@ -302,14 +307,14 @@ class Drawn:
 
 
 def _chart_signature(view: View) -> Drawn:
-    repair = trace(view.lines)
+    repair = _trace(view)
     n_steps, n_probes = len(repair.steps), len(repair.probes)
     files = view.stamp("confirmation.json", FINISHED)
     return Drawn(repair.request, n_steps, n_probes, repair.finished is not None, view.busy_with("repair"), files)
 
 
 def _show_chart(view: View, before: Drawn | None, parts: Parts) -> Updates:
-    repair = trace(view.lines)
+    repair = _trace(view)
     since = before.n_steps if before is not None and before.request == repair.request else 0
     going = view.busy_with("repair")
     outdated = view.case is not None and not going and repair.finished is not None and rounds.outdated(view.case)

@@ -10,7 +10,7 @@ import pytest
 from core import report_text as text
 from core.casefile import Case
 from core.event_log import EventLog
-from core.events import RepairStarted, StepDone
+from core.events import RepairFinished, RepairStarted, StepDone
 from core.report import render_report, report_json
 from tests.unit.reporting import (
     HOSTILE,
@@ -145,6 +145,8 @@ def test_a_resumed_repair_replaces_what_it_ran_again(tmp_path: Path) -> None:
         log.append("s", replace(event, resumed_at=100))
     again = next(e for e in lines if isinstance(e, StepDone) and e.step == 101)
     log.append("s", again)
+    assert len(report_json(case)["repair"]["steps"]) == 120  # until it ends, the first counts
+    log.append("s", next(e for e in lines if isinstance(e, RepairFinished)))
     repair = report_json(case)["repair"]
     assert [s["step"] for s in repair["steps"]] == list(range(1, 102))
     assert repair["finished"] is None

@@ -12,12 +12,16 @@ import pytest
 
 from core import after_repair, again, chat, confirmation, evidence, rounds
 from core.__main__ import parser, writing
+from core.case_view import gather
 from core.casefile import Case, hash_folder
 from core.errors import EvidenceError, TriageError
+from core.event_log import EventLog
 from core.events import RepairFinished
 from core.files import hash_file
 from core.intervals import wilson
 from core.repair_stages import repaired_adapter
+from core.repair_trace import RepairTrace, trace
+from core.report import render_report, report_json
 from core.values import (
     FailureReport,
     Message,
@@ -28,8 +32,9 @@ from core.values import (
     TriggerConfirmation,
 )
 from dashboard import stories
-from tests.unit.reporting import triage_of, verification_of
+from tests.unit.reporting import readable, triage_of, verification_of
 from tests.unit.test_confirmation import AFF, CFF, case  # noqa: F401  (the fixture)
+from tests.unit.test_figures import STARTED, step
 
 
 def repaired(one: Case, *, older: bool = False) -> RepairFinished:
@@ -489,3 +494,26 @@ def test_what_is_found_without_the_confirmed_text_stands_in_the_whole_report(tin
     assert placed.placed
     lost = replace(rest, candidates=(replace(rest.candidates[0], spans=(Span(message=0, start=3, end=4),)),))
     assert after_repair._placed(whole, reduced, [Span(message=0, start=4, end=7)], opinion, lost) is opinion
+
+
+def test_a_report_in_a_new_round_tells_of_the_one_before_as_over(case: Case) -> None:  # noqa: F811
+    finished = repaired(case)
+    log = EventLog(case.path)
+    for event in (STARTED, step(1), finished):
+        log.append("r", event)
+    verified = replace(verification_of(), adapter_hash=finished.adapter_hash or "")
+    evidence.record(case, rounds.VERIFIED, verified, "verified", actor="engine")
+    asked_again(case, "BACKDOOR", finished.adapter_hash)
+    assert gather(case).repair.finished == finished
+    rounds.open_next(case, "Ada")
+    view = gather(case)
+    assert view.repair == RepairTrace()
+    shown = readable(render_report(case))
+    assert "Round 1 unlearnt" in shown
+    assert "This round was not verified yet." in shown
+    assert f"The model is as round 1 left it ({verified.result.replace('_', ' ')})" in shown
+    assert "treat the model as it was reported" not in shown
+    done = [line.split()[3] for line in report_json(case)["commands"]]
+    assert done == ["triage", "confirm", "repair", "verify", "triage"]
+    log.append("s", replace(STARTED, round=2))
+    assert rounds.of_this_round(case, trace(case.current_events())).run == "s"
