@@ -1,6 +1,7 @@
 /* Answers to be labelled: one row in the tab order, arrows move, digits label. Text only ever meets textContent. */
 const root = element.querySelector(".pt-labels");
-let value = { items: [] }, labels = {}, rows = [], at = 0;   /* labels: key -> class, "" where a saved one was taken away */
+/* labels: key -> class, "" where a saved one was taken away; those that are not saved outlive a refresh (page.js) */
+let value = { items: [] }, labels = {}, rows = [], at = 0;
 
 const visible = (raw) => [...String(raw === null || raw === undefined ? "" : raw)].map((c) => {
   const odd = oddity(c, false);
@@ -33,7 +34,12 @@ function choose(index, choice) {
   mark(index);
   count();
   hand();
+  unsaved();
   trigger("input", { labels: copy(labels) });
+}
+function unsaved() {
+  const changed = value.items.filter(({ key, saved }) => (labels[key] || "") !== (saved || ""));
+  window.patcherKeepLabels(value.case, Object.fromEntries(changed.map(({ key }) => [key, labels[key] || ""])));
 }
 function hand() {   /* so that a handler gets what is on the page */
   props.value = Object.assign({}, copy(props.value), { labels: copy(labels) });
@@ -42,8 +48,10 @@ const sorted = (given) => JSON.stringify(Object.entries(given).sort());
 function merged(next) {   /* what Python knows, and over it what was labelled here and is not saved */
   const result = {};
   const before = next.case === value.case ? new Map((value.items || []).map((item) => [item.key, item.saved])) : new Map();
+  const kept = before.size ? {} : window.patcherLabels(next.case);
   for (const { key, saved } of next.items || []) {
-    const here = before.has(key) && (labels[key] || "") !== (before.get(key) || "") ? labels[key] || "" : saved || "";
+    const changed = before.has(key) && (labels[key] || "") !== (before.get(key) || "");
+    const here = changed ? labels[key] || "" : typeof kept[key] === "string" ? kept[key] : saved || "";
     if (here || saved) result[key] = here;
   }
   return result;
@@ -89,7 +97,7 @@ function draw() {
   const next = copy(props.value) || { items: [] };
   labels = merged(next);
   if (sorted(labels) !== sorted(next.labels || {})) hand();
-  if (same(next)) { value = next; rows.forEach((_, index) => mark(index)); return count(); }
+  if (same(next)) { value = next; unsaved(); rows.forEach((_, index) => mark(index)); return count(); }
   const held = root.contains(document.activeElement);
   value = next;
   rows = [];
@@ -98,6 +106,7 @@ function draw() {
   rows = value.items.map(row);
   const head = el("div", "pt-labels-head");
   head.append(el("span", "pt-labels-count"), el("span", "pt-labels-help", value.help || ""));
+  unsaved();
   const list = el("div", "pt-labels-list");
   list.append(...rows);
   list.addEventListener("keydown", press);

@@ -8,10 +8,13 @@ const attempt = (act) => { try { return act(); } catch { return null; } };   /* 
 const here = () => new URLSearchParams(window.location.search).get("case") || "";
 const post = (act) => "/" + act + "/" + encodeURIComponent(here());
 
-/* What was typed and chosen in step 4 is this tab's own, and its case's. */
+/* What was typed and chosen in step 4, and answers that were labelled and not saved, are this tab's own, and its case's. */
 const keep = (name, value) => attempt(() => sessionStorage.setItem("patcher-" + name, JSON.stringify([here(), value])));
 const kept = (name) => attempt(() => { const [of, value] = JSON.parse(sessionStorage.getItem("patcher-" + name)); return of === here() ? value : null; });
 window.patcherChosen = (value) => keep("chosen", value);
+const labels = (of) => "patcher-labels/" + of;
+window.patcherLabels = (of) => attempt(() => JSON.parse(sessionStorage.getItem(labels(of)))) || {};
+window.patcherKeepLabels = (of, value) => attempt(() => sessionStorage.setItem(labels(of), JSON.stringify(value)));
 
 window.patcherStart = window.location.search;
 window.patcherKept = new URLSearchParams([

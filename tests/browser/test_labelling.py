@@ -110,3 +110,28 @@ def test_what_is_not_saved_stays_while_another_tab_saves_and_a_saved_label_can_b
     kept = {one.key: (one.outcome, one.analyst) for one in labels.stored(judged_case).labels}
     assert kept == {mine: ("empty", "A. Analyst"), theirs: ("refusal", "B")}
     assert rows.nth(2).locator(".pt-label-judged").count() == 0
+
+
+def test_labels_that_are_not_saved_outlive_a_refresh(open_page: Callable, judged_case: Case) -> None:
+    """The page reloads by itself when its process was started anew."""
+    saved = {one.key: "" for one in labels.stored(judged_case).labels}
+    if saved:
+        labels.label(judged_case, saved, "B")
+    page = open_page(f"/?case={judged_case.manifest.id}&step=confirm")
+    rows, counted = page.locator("#label-answers .pt-label-row"), "#label-answers .pt-labels-count"
+    for left in (["4", "1", "2"], ["4", "2"]):
+        page.click("#labelling button.label-wrap")
+        settle(page, "#label-answers .pt-label-row")
+        rows.first.focus()
+        for digit in left:
+            page.keyboard.press(digit)
+        if len(left) == 2:
+            page.keyboard.press("0")
+        page.reload()
+        page.wait_for_selector("#labelling")
+    page.click("#labelling button.label-wrap")
+    settle(page, "#label-answers .pt-label-row")
+    pressed = [rows.nth(i).locator("button[aria-pressed=true]").all_inner_texts() for i in range(3)]
+    assert [[text.split()[0] for text in one] for one in pressed] == [["4"], ["2"], []]
+    assert page.inner_text(counted) == "2 / 30"
+    assert labels.stored(judged_case).labels == ()
