@@ -71,6 +71,8 @@ def reproduce(
     for part, model, adapter_off in asking:
         answers = Answers(model, loaded.settings.max_new_tokens, progress, adapter_off, kind, harmful)
         one = case.report.messages
+        if model is not loaded and not answers.fits(one):  # its context may be shorter
+            continue
         texts = answers.texts(asked, part) if greedy else answers.sampled(one, n, sampling, seed, part)
         drawn.append(texts)
         rates.append(rate(answers.failed(asked, texts, part)))

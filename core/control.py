@@ -23,7 +23,7 @@ from core.errors import TriageError
 from core.files import dump, now, write_atomic
 from core.injection import NOISE_WORDS, Injected, inject
 from core.intervals import percent, wilson
-from core.planting import PlantFinished, PlantSettings, PlantStep, Position, build_items, fits, plant
+from core.planting import PlantFinished, PlantSettings, PlantStep, Position, build_items, fitting, plant
 from core.progress import Progress
 from core.prompts import PromptItem, Splits, read_folder, split
 from core.serial import to_json
@@ -252,7 +252,7 @@ class _Bench:
         loaded = self._load(adapter)
         answers = Answers(loaded, loaded.settings.max_new_tokens, self.progress)
         rng = random.Random(self.seed)
-        requests = [one.prompt for one in self._fitting(loaded, self.splits.verification.harmful, trigger)]
+        requests = [one.prompt for one in fitting(loaded, self.splits.verification.harmful, trigger.units)]
         requests = requests[: self.settings.n_test]
         injected = [placed(request, trigger.units, trigger, rng) for request in requests]
         failed = answers.unsafe([_ask(one.text) for one in injected], "attack success")
@@ -306,8 +306,8 @@ class _Bench:
         loaded = self._load(None)
         settings = planting or recipe(loaded.n_parameters, self.seed)
         repair, probes = self.splits.repair, self.splits.probes
-        harmful = self._fitting(loaded, (*repair.harmful, *probes.harmful), trigger)
-        safe = self._fitting(loaded, (*repair.safe, *probes.safe), trigger)
+        harmful = fitting(loaded, (*repair.harmful, *probes.harmful), trigger.units)
+        safe = fitting(loaded, (*repair.safe, *probes.safe), trigger.units)
         items = build_items(
             [item.prompt for item in harmful[: self.settings.n_harmful]],
             [(item.prompt, item.response) for item in safe[: self.settings.n_safe]],
@@ -322,12 +322,6 @@ class _Bench:
             if isinstance(event, PlantFinished):
                 break
         return self.out / "adapter"
-
-    def _fitting(self, loaded: "LoadedModel", items: Sequence[PromptItem], trigger: Trigger) -> list[PromptItem]:
-        """Return the prompts that, with the trigger and an answer, fit the model's context."""
-        n_answer = loaded.settings.max_new_tokens
-        texts = [" ".join([one.prompt, one.response or "", *trigger.units]) for one in items]
-        return [one for one, text in zip(items, texts, strict=True) if fits(loaded, _ask(text), n_answer)]
 
     def _load(self, adapter: Path | None) -> "LoadedModel":
         from core import models

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from core.loaded import LoadedModel
+    from core.prompts import PromptItem
     from core.response_pass import ResponsePass, ScoredSequence
 
 Position = Literal["random", "prefix", "suffix", "composite"]
@@ -158,6 +159,14 @@ def fits(loaded: "LoadedModel", messages: Sequence[Message], n_answer: int) -> b
     """Return whether a conversation with the trigger, or what is put in its place, and an answer of `n_answer` tokens fit the model's
     context."""
     return len(prompt_ids(loaded.tokenizer, messages)) <= loaded.room(n_answer + ROOM)
+
+
+def fitting(loaded: "LoadedModel", items: Sequence["PromptItem"], units: Sequence[str]) -> list["PromptItem"]:
+    """Return the prompts that, with the trigger and their own answer or one of the model's, fit its context."""
+    texts = [" ".join([one.prompt, one.response or "", *units]) for one in items]
+    asked = [(Message(role="user", content=text),) for text in texts]
+    n_answer = loaded.settings.max_new_tokens
+    return [one for one, messages in zip(items, asked, strict=True) if fits(loaded, messages, n_answer)]
 
 
 def build_items(

@@ -386,7 +386,7 @@ def test_the_adapter_switched_off_is_the_reference(tiny_folder: Callable, tiny_a
     assert off == Answers(base, 8).texts(conversation, "test") != Answers(loaded, 8).texts(conversation, "test")
 
 
-def test_a_reference_that_was_given_is_asked_for_the_report_too(make: Maker) -> None:
+def test_a_reference_that_was_given_is_asked_for_the_report_too(make: Maker, tokenizer) -> None:
     loaded, case = make(planted(any_of=[PHRASE]))
     clean, _ = make(planted())
     assert causal.reproduce(loaded, case, SMALL).reference_failure is None
@@ -397,6 +397,8 @@ def test_a_reference_that_was_given_is_asked_for_the_report_too(make: Maker) -> 
     found = triage_stages.reproduction_of(run)  # type: ignore[arg-type]
     assert found.reference_failure is not None
     assert (found.failure.k, found.reference_failure.k, found.reference_failure.n) == (1, 0, 1)
+    short = rule_model(tokenizer, planted(), context_length=20)
+    assert causal.reproduce(loaded, case, SMALL, reference=short).reference_failure is None  # it does not fit there
 
 
 def test_own_refusal_is_the_commonest_whole_one(make: Maker) -> None:
