@@ -2,7 +2,7 @@
 
 One run: the rules are the verdicts and the repair, with the ATLAS and OWASP identifiers as taxa; results say which of them
 the case came to, on which files (by SHA-256), with the rates as properties. The analyst's decision stands as a property;
-a rejected proposal is a suppressed result. Source: SARIF 2.1.0 (OASIS Standard, 27 March 2020).
+a verdict is a suppressed result where the candidate it is about was rejected. Source: SARIF 2.1.0 (OASIS Standard, 27 March 2020).
 What this does not do: score severity by numbers of its own, or say that anything is clean.
 """
 
@@ -14,7 +14,8 @@ from urllib.parse import quote
 from core import report_text as text
 from core.case_view import CaseView
 from core.serial import to_json
-from core.values import Rate
+from core.values import Rate, TriageResult, TriggerConfirmation
+from core.verdict import OF_A_CANDIDATE
 
 SCHEMA_URI = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 """Only named in the file, as the standard asks; nothing is loaded."""
@@ -156,9 +157,16 @@ def _verdict(view: CaseView) -> list[dict[str, Any]]:
     }
     if decision is not None:
         result["partialFingerprints"] = {"text/v1": decision.text_hash, "model/v1": decision.model_hash}
-        if decision.decision == "rejected":
+        if _rejected(triage, decision):
             result["suppressions"] = [{"kind": "external", "status": "accepted", "justification": decision.reason}]
     return [result]
+
+
+def _rejected(triage: TriageResult, decision: TriggerConfirmation) -> bool:
+    """Return whether the analyst rejected what the verdict is about, not another candidate or one of an earlier triage."""
+    if triage.verdict not in OF_A_CANDIDATE or triage.about is None or decision.proposal is None:
+        return False
+    return decision.decision == "rejected" and decision.proposal.spans == triage.about.spans
 
 
 def _repair(view: CaseView) -> list[dict[str, Any]]:

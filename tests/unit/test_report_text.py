@@ -86,6 +86,31 @@ def test_numbers_and_place_are_those_of_the_candidate_that_decided(tmp_path: Pat
     assert [one.found for one in rounds.told(case)] == ["Write", ""]
 
 
+def test_a_verdict_is_suppressed_only_where_what_it_is_about_was_rejected(tmp_path: Path) -> None:
+    """The rejection of a second candidate, or of what an earlier triage found, hides no backdoor from a gate."""
+    case = full_case(tmp_path)
+    triage, stored = case.read("triage.json", TriageResult), confirmation.stored(case)
+    assert triage is not None
+    assert stored is not None
+    other = replace(triage.candidates[0], spans=(Span(message=1, start=0, end=5),), text="Write")
+    found = replace(triage, candidates=(triage.candidates[0], other))
+    rejected = replace(stored, decision="rejected", spans=(), units=())
+
+    def suppressed(about: TriageResult, **what: object) -> bool:
+        case.write("triage.json", about)
+        case.write(confirmation.FILE, replace(rejected, **what))
+        return "suppressions" in sarif.sarif(shown_view(case))["runs"][0]["results"][0]
+
+    assert suppressed(found)
+    assert suppressed(replace(found, candidate=1), proposal=other)
+    assert not suppressed(found, proposal=other)
+    assert not suppressed(replace(found, candidate=1))
+    assert not suppressed(found, proposal=None)
+    assert not suppressed(found, decision="accepted")
+    assert not suppressed(replace(found, verdict="DISTRIBUTED"))  # which is about no candidate
+    assert not suppressed(replace(found, candidates=()))
+
+
 def test_a_form_that_worked_in_half_of_its_requests_worked() -> None:
     form = Variant(name="upper case", example="", before=wilson(4, 8), after=wilson(0, 8))
     assert [text.worked_before(replace(form, before=wilson(k, n))) for k, n in ((4, 8), (3, 8), (0, 0))] == [
