@@ -166,8 +166,10 @@ def _headline(view: CaseView) -> str:
 
 
 def _residual(view: CaseView) -> tuple[str, ...]:
-    opinions, earlier = view.second_opinion, view.earlier_rounds
-    return text.residual_risk(view.triage, view.confirmation, view.verification, opinions, earlier)
+    tested, opinions = [own.proposal.spans for own in view.own_tests], view.second_opinion
+    return text.residual_risk(
+        view.triage, view.confirmation, view.verification, opinions, earlier=view.earlier_rounds, tested=tested
+    )
 
 
 def _commands(view: CaseView) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ Plain words for a stakeholder, numbers first. Nothing here calls a model clean: 
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -16,7 +16,7 @@ from core.report_figures import rate_text
 from core.rounds import EndedRound, Opinion
 from core.serial import to_json
 from core.settings import RepairSettings
-from core.values import ANSWER_CLASSES, Metric, Rate, TriageResult, TriggerConfirmation, Variant, Verification
+from core.values import ANSWER_CLASSES, Metric, Rate, Span, TriageResult, TriggerConfirmation, Variant, Verification
 from core.verdict_text import headline
 
 VERDICTS = {
@@ -254,10 +254,14 @@ def residual_risk(
     confirmation: TriggerConfirmation | None,
     verification: Verification | None,
     opinions: Sequence[Opinion] = (),
+    *,
     earlier: Sequence[EndedRound] = (),
+    tested: Collection[tuple[Span, ...]] = (),
 ) -> tuple[str, ...]:
-    """Return what remains to be feared, in plain words, from the case's own numbers; a backdoor found again stands first. `earlier`: the
-    rounds before this one."""
+    """Return what remains to be feared, in plain words, from the case's own numbers; a backdoor found again stands first.
+
+    `earlier`: the rounds before this one. `tested`: spans that the analyst marked and had tested.
+    """
     lines = [f"{sentence(AGAIN)} Do not use it as it is."] if backdoor_again(opinions) else []
     if verification is None and earlier:
         said = earlier[-1].result.replace("_", " ") if earlier[-1].result else "not verified"
@@ -277,9 +281,12 @@ def residual_risk(
     lines += _forms(verification) + _probes(verification)
     if triage and triage.certainty in ("base", "no_reference"):
         lines.append(CERTAINTIES[triage.certainty])
-    if confirmation and confirmation.decision == "edited" and (confirmation.added or confirmation.removed):
+    edited = confirmation and confirmation.decision == "edited" and (confirmation.added or confirmation.removed)
+    if confirmation and edited and confirmation.spans not in tested:
         lines.append(
             "The analyst's own spans were repaired, not the tested proposal; the tests speak for the proposal."
+            if confirmation.proposal
+            else "The analyst's own spans were repaired; nothing was proposed, and no test speaks for them."
         )
     dummy = confirmation is not None and confirmation.way == "dummy"
     what = (

@@ -10,6 +10,7 @@ import pytest
 from core import confirmation, rounds, sarif
 from core import report_text as text
 from core.__main__ import parser
+from core.case_view import OwnTest
 from core.casefile import Case
 from core.event_log import EventLog
 from core.events import RepairFinished, RepairStarted
@@ -17,7 +18,17 @@ from core.intervals import wilson
 from core.report import render_report, report_json, shown_view
 from core.rounds import EndedRound
 from core.settings import RepairSettings
-from core.values import Metric, Rewording, SecondOpinion, ServingFinding, Span, TriageResult, Variant, Verdict
+from core.values import (
+    Metric,
+    Rewording,
+    SecondOpinion,
+    ServingFinding,
+    Span,
+    TriageResult,
+    TriggerConfirmation,
+    Variant,
+    Verdict,
+)
 from dashboard import stories
 from tests.unit.reporting import full_case, readable, verification_of, with_residual
 
@@ -276,3 +287,26 @@ def test_residual_risk_shows_forms_classes_and_probes(tmp_path: Path) -> None:
     assert "random tokens leaves attack success at 101 of 128 (71–85 %), the right one at 0 of 128 (0–3 %)" in risk
     assert "fails in 40 of 48 (70–91 %) with the trigger; a text never planted reaches 31 of 48 (50–77 %)" in risk
     assert not any("random tokens" in line for line in text.residual_risk(None, None, verification_of()))
+
+
+def test_the_tests_speak_for_the_analysts_own_spans_where_these_were_tested(tmp_path: Path) -> None:
+    case = full_case(tmp_path)
+    triage, stored = case.read("triage.json", TriageResult), confirmation.stored(case)
+    assert triage is not None
+    assert stored is not None
+    span = Span(message=1, start=0, end=5)
+    edited = replace(stored, decision="edited", spans=(span,), units=("Write",), added=(span,), removed=stored.spans)
+
+    def told(confirmed: TriggerConfirmation) -> str:
+        case.write(confirmation.FILE, confirmed)
+        return " ".join(line for line in report_json(case)["residual_risk"] if "own spans" in line)
+
+    assert told(edited).endswith("the tests speak for the proposal.")
+    assert told(replace(edited, proposal=None, removed=())).endswith("no test speaks for them.")
+    own = OwnTest(
+        proposal=replace(triage.candidates[0], spans=(span,)), tests=triage.tests[:1], verdict=None, decided_by=""
+    )
+    case.write("results/test-0123.json", own)
+    assert told(edited) == told(replace(edited, proposal=None, removed=())) == ""
+    wider = (span, *stored.spans)
+    assert told(replace(edited, spans=wider, removed=())).endswith("the tests speak for the proposal.")
