@@ -287,6 +287,7 @@ def _environment() -> "Environment":
         rate=figures.rate_text,
         bar=figures.interval_bar,
         when=text.when,
+        duration=text.duration,
         sentence=text.sentence,
         sig=lambda number: f"{number:.3g}",
     )

@@ -4,6 +4,7 @@ Plain words for a stakeholder, numbers first. Nothing here calls a model clean: 
 """
 
 import json
+import math
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -511,6 +512,20 @@ def when(time: str) -> str:
         return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except ValueError:
         return time
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as '12 s', '1 min 12 s' or '2 h 05 min'."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def order(metrics: Sequence[Metric]) -> list[Metric]:

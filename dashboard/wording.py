@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 
 from core.intervals import percent
+from core.report_text import duration
 from core.values import Estimate, Outcome, Rate
 
 TITLE = "Patcher"
@@ -65,20 +66,6 @@ def p_value(value: float | None) -> str:
     if value is None:
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as '12 s', '1 min 12 s' or '2 h 05 min'."""
-    if not math.isfinite(seconds) or seconds < 0:
-        return "–"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def megabytes(value: float) -> str:

@@ -1,7 +1,8 @@
 """The sentences of step 3: methods and targets, the tokens that stand out, and how far the scores are to be trusted."""
 
+from core.report_text import duration
 from core.values import LocateResult
-from dashboard.wording import beside, duration
+from dashboard.wording import beside
 
 METHOD = "Method"
 TARGET = "Explain"

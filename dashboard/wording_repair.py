@@ -3,7 +3,8 @@
 from core.events import RepairFinished, RepairStarted
 from core.intervals import percent
 from core.repair_trace import RepairTrace
-from dashboard.wording import beside, duration, megabytes, of
+from core.report_text import duration
+from dashboard.wording import beside, megabytes, of
 
 LOCKED = "Locked until a trigger is confirmed in step 4."
 READY_TO_REPAIR = "Ready to repair"

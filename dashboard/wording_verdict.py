@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from core import verdict_text
+from core.report_text import duration
 from core.values import Budget, ServingFinding, TestOutcome, TriageResult
-from dashboard.wording import beside, duration, of, rate
+from dashboard.wording import beside, of, rate
 from dashboard.wording_tests import test_name
 
 NOT_TESTED_YET = "Not tested yet: mark a span, or run the tests on the proposed one"

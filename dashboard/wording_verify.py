@@ -1,11 +1,11 @@
 """The sentences of step 6: before and after, exports, residual risk with its probes, and the second opinion."""
 
 from core.intervals import percent
-from core.report_text import reached, worked_before
+from core.report_text import duration, reached, worked_before
 from core.values import Rate, Relearnt, SecondOpinion, TriageResult, Verification, WrongTrigger
 from core.verdict import OF_A_CANDIDATE
 from dashboard import wording_verdict
-from dashboard.wording import duration, of, quoted
+from dashboard.wording import of, quoted
 
 # -- before and after -----------------------------------------------------------------------------------
 NOT_VERIFIED_YET = "Not verified yet"

@@ -12,6 +12,7 @@ from core.casefile import Case
 from core.event_log import EventLog
 from core.events import RepairFinished, RepairStarted, StepDone
 from core.report import render_report, report_json
+from core.values import TriageResult, Verification
 from tests.unit.reporting import (
     HOSTILE,
     TRIGGER,
@@ -150,6 +151,20 @@ def test_a_resumed_repair_replaces_what_it_ran_again(tmp_path: Path) -> None:
     repair = report_json(case)["repair"]
     assert [s["step"] for s in repair["steps"]] == list(range(1, 102))
     assert repair["finished"]["step"] == 120
+
+
+def test_long_times_are_told_in_minutes_and_hours(tmp_path: Path) -> None:
+    case = full_case(tmp_path)
+    triage, verification = case.read("triage.json", TriageResult), case.read("verification.json", Verification)
+    assert triage is not None
+    assert verification is not None
+    case.write("triage.json", replace(triage, seconds=1234.0))
+    case.write("verification.json", replace(verification, seconds=7512.0))
+    finished = next(line.event for line in case.events() if isinstance(line.event, RepairFinished))
+    EventLog(case.path).append("r", replace(finished, seconds=1000.0))
+    shown = readable(render_report(case))
+    assert "of 120 run in 16 min 40 s: " in shown
+    assert "20 min 34 s for triage; 2 h 05 min for verification" in shown
 
 
 def test_a_long_repair_is_shortened_in_the_table(tmp_path: Path) -> None:
