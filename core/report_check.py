@@ -4,7 +4,8 @@
 2. The same case and stamp always give the same page, so any word or figure that was changed in it is a difference, and so
    is any result that changed in the case since; the digest in the stamp tells the data from the page.
 3. The act that wrote the page holds its hash, so that a stamp that was changed with the page, marking and time, is noticed.
-The other way round, the case is asked what it knows of acts that its log has no more (`unlogged`).
+The other way round, the case is asked what it knows of acts that its log has no more (`unlogged`), and which reports it has
+gone on from (`overtaken`).
 What this does not do: tell which of the two is right. Nothing in the page is run or loaded to check it.
 """
 
@@ -18,7 +19,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from core import audit
+from core import audit, evidence
 from core.case_view import Stamp
 from core.casefile import Case
 from core.errors import CaseFileError, EvidenceError
@@ -129,6 +130,21 @@ def _log(case: Case, stamp: Stamp) -> str:
 def _reported(case: Case) -> set[str]:
     """Return the hashes of all files that acts of reporting wrote."""
     return {digest for line in case.acts() if line.action == "report" for digest in line.hashes().values()}
+
+
+def overtaken(case: Case) -> set[str]:
+    """Return the files of reports after whose act in the log one of what they tell of was written anew, or taken away."""
+    old: set[str] = set()
+    current: set[str] = set()
+    for line in case.acts():
+        names = set(line.hashes())
+        if line.action == "report":
+            current |= names
+            old -= names
+        elif names.intersection(evidence.INPUTS):
+            old |= current
+            current = set()
+    return old
 
 
 def unlogged(case: Case) -> str:

@@ -3,7 +3,7 @@
 Sentences come from `wording.py`; this file only puts them in order. What this does not do: read files, decide anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from core import verdict_text
@@ -314,16 +314,23 @@ def residual(result: Verification, running: str | None, failure: str | None) -> 
     return {"line": wording.beside(lines), "tone": "plain"}
 
 
-def exports(manifest: Manifest, folder: Path, verification: Verification | None, outdated: bool = False) -> Value:
+def exports(
+    manifest: Manifest,
+    folder: Path,
+    verification: Verification | None,
+    outdated: bool = False,
+    overtaken: Collection[str] = (),
+) -> Value:
     """Step 6: what has been written, as links, and the card that reproduces it. `outdated`: the repair was made for another text than is
-    confirmed now, and what was written of it says so.
+    confirmed now, and what was written of it says so. `overtaken`: files that tell less than the case holds by now.
     """
     base = f"/case/{folder.name}"
     old = wording_verify.OF_BEFORE if outdated else ""
     links: list[Value] = []
     for name, text in wording_verify.DOWNLOADS.items():
         if (folder / name).is_file():
-            told = text + (old if name.startswith(OF_A_REPAIR) else "")
+            less = wording_verify.OF_LESS if name in overtaken else ""
+            told = text + (old if name.startswith(OF_A_REPAIR) else less)
             links.append({"text": told, "href": f"{base}/{name}", "download": not name.endswith(".html")})
     facts = []
     if (folder / "export" / "merged" / "config.json").is_file():

@@ -9,6 +9,7 @@ from dashboard.wording import of, quoted
 
 # -- before and after -----------------------------------------------------------------------------------
 NOT_VERIFIED_YET = "Not verified yet"
+REPORT_SO_FAR = "A report can be written at any time; it tells how far the case has come."
 VERIFYING = "Verifying on prompts no earlier step has seen"
 METRIC_TABLE = "Before and after"
 METRIC_COLUMNS = [
@@ -82,10 +83,13 @@ def looks(n: int) -> str:
 
 # -- report and export ----------------------------------------------------------------------------------
 REPORT_AND_EXPORT = "Report and export"
+REPORT = "Report"
+"""The same button where there is no repaired model to export."""
 EXPORT_MERGED = "Export merged model"
 REDACTED_REPORT = "Redacted report"
 WRITING = "Writing"
 OF_BEFORE = " (of an earlier repair)"
+OF_LESS = " (the case has gone on since)"
 NOTHING_WRITTEN = "Nothing written yet."
 MERGED_AT = "merged model"
 CARD_LABEL = "Reproduce"

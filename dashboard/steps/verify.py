@@ -5,7 +5,7 @@ from functools import partial
 
 import gradio as gr
 
-from core import jobs, rounds
+from core import jobs, report_check, rounds
 from core.report_text import backdoor_again
 from dashboard import figures, stories, tables, wording, wording_verify
 from dashboard.components import AnswerPairs, TableView, TokenView
@@ -36,9 +36,7 @@ def build(desk: Desk, arrive: gr.Button) -> None:
     again.build(desk)
     with gr.Row(elem_classes="pt-actions"):
         verify = gr.Button(wording.VERIFY, elem_id="verify-run", visible=False)
-        export = gr.Button(
-            wording_verify.REPORT_AND_EXPORT, variant="primary", elem_id="verify-export", interactive=False
-        )
+        export = gr.Button(wording_verify.REPORT, variant="primary", elem_id="verify-export", interactive=False)
         merged = gr.Button(wording_verify.EXPORT_MERGED, elem_id="verify-merged", interactive=False)
         redacted = gr.Button(wording_verify.REDACTED_REPORT, elem_id="verify-redacted", interactive=False)
     files = Story(elem_id="verify-files")
@@ -85,7 +83,8 @@ def _write(desk: Desk, merged: bool, session: Session) -> Next:
         jobs.ask(case, "export", {"merged": True})
     else:
         jobs.ask(case, "report")
-        jobs.ask(case, "export", {"merged": False})
+        if rounds.repaired(case) is not None:
+            jobs.ask(case, "export", {"merged": False})
     return Next(session=session)
 
 
@@ -112,7 +111,7 @@ def _show_story(view: View, story: Story) -> Updates:
     elif result is not None:
         value = stories.verified(result, backdoor_again(rounds.told(view.case)))
     else:
-        value = stories.waiting(wording_verify.NOT_VERIFIED_YET)
+        value = stories.waiting(wording_verify.NOT_VERIFIED_YET, wording_verify.REPORT_SO_FAR)
     return {story: gr.update(value=value)}
 
 
@@ -123,9 +122,12 @@ def _show(view: View, parts: Parts) -> Updates:
     repaired = view.repaired()
     updates: Updates = {
         parts.verify: gr.update(visible=repaired and result is None and not busy),
-        parts.export: gr.update(interactive=view.case is not None and repaired),
+        parts.export: gr.update(
+            value=wording_verify.REPORT_AND_EXPORT if repaired else wording_verify.REPORT,
+            interactive=view.case is not None,
+        ),
         parts.merged: gr.update(interactive=repaired),
-        parts.redacted: gr.update(interactive=view.case is not None and repaired),
+        parts.redacted: gr.update(interactive=view.case is not None),
     }
     if result is None or opened is None or view.case is None:
         empty = {"tokens": [], "empty": ""}
@@ -159,5 +161,6 @@ def _show_files(view: View, parts: Parts) -> Updates:
     if view.busy_with("report", "export"):
         return {parts.files: gr.update(value={"headline": wording_verify.WRITING, "tone": "busy"})}
     outdated = rounds.outdated(view.case) or not view.repaired()
-    value = stories.exports(view.case.manifest, view.case.path, rounds.verification(view.case), outdated)
+    overtaken = report_check.overtaken(view.case)
+    value = stories.exports(view.case.manifest, view.case.path, rounds.verification(view.case), outdated, overtaken)
     return {parts.files: gr.update(value=value | ({"headline": failure, "tone": "warn"} if failure else {}))}

@@ -137,7 +137,12 @@ def test_a_reader_cannot_press_what_writes_until_the_case_is_free(roots: Roots, 
     lease.release(case, "hers")
     second, _ = redraw(roots, session, shown)
     free = [name for name in writing if second[name]["interactive"]]
-    assert free == ["confirm-reject", "confirm-second", "locate-test"]  # nothing is confirmed, nothing repaired
+    assert free == [
+        "confirm-reject",
+        "confirm-second",
+        "locate-test",
+        "verify-export",
+    ]  # nothing is confirmed or repaired
 
 
 def test_a_new_result_redraws_its_own_step_only(roots: Roots, case: Case) -> None:
@@ -250,6 +255,14 @@ def test_files_of_a_repair_for_another_text_are_said_to_be(case: Case, outdated:
     links = stories.exports(case.manifest, case.path, None, outdated)["links"]
     old = {Path(link["href"]).name for link in links if link["text"].endswith(wording_verify.OF_BEFORE)}
     assert old == ({"verification.json"} if outdated else set())
+
+
+def test_a_report_of_less_than_the_case_holds_is_said_to_be(case: Case) -> None:
+    for name in ("report.html", "report-redacted.html", "triage.json"):
+        (case.path / name).write_text("{}", encoding="utf-8")
+    links = stories.exports(case.manifest, case.path, None, True, {"report.html"})["links"]
+    old = {Path(link["href"]).name for link in links if link["text"].endswith(wording_verify.OF_LESS)}
+    assert old == {"report.html"}
 
 
 def test_our_faults_are_shown_as_a_reference_only() -> None:

@@ -20,13 +20,13 @@ from core.events import Line, RepairFinished, RepairStarted
 from core.jobs import CaseStatus
 from core.settings import RepairSettings
 from core.values import KindName, Verdict
-from dashboard import stories
+from dashboard import stories, wording_verify
 from dashboard.app import build
 from dashboard.components import page_css
 from dashboard.desk import Desk, Next, Session, View, address
 from dashboard.session import Roots, create_case, read_intake
 from dashboard.steps import case as case_step
-from dashboard.steps import confirm, locate, repair, verdict
+from dashboard.steps import confirm, locate, repair, verdict, verify
 from tests.unit.reporting import full_case, triage_of, verification_of
 from tests.unit.test_dashboard_page import REPORT, case, redraw, roots  # noqa: F401  (fixtures)
 
@@ -365,3 +365,25 @@ def test_a_second_opinion_needs_an_adapter(roots: Roots, case: Case, adapter: st
     )  # fmt: skip
     first, _ = redraw(roots, Session(case=case.path.name), {})
     assert [first[name]["visible"] for name in ("again-run", "verify-run", "to-verify")] == [visible] * 3
+
+
+def test_a_report_can_be_written_of_any_case_a_repaired_model_only_where_there_is_one(
+    roots: Roots, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple] = []
+    monkeypatch.setattr(jobs, "ask", lambda case, *what: asked.append(what))
+    buttons = ("verify-export", "verify-redacted", "verify-merged")
+    closed, shown = redraw(roots, Session(), {})
+    assert [closed[name]["interactive"] for name in buttons] == [False] * 3
+    half, _ = redraw(roots, Session(case=case.path.name), shown)
+    assert [half[name]["interactive"] for name in buttons] == [True, True, False]
+    assert half["verify-export"]["value"] == wording_verify.REPORT
+    desk = build(roots).desk
+    verify._write(desk, False, Session(case=case.path.name))
+    assert asked == [("report",)]
+    whole = full_case(roots.cases)
+    drawn, _ = redraw(roots, Session(case=whole.path.name), shown)
+    assert [drawn[name]["interactive"] for name in buttons] == [True] * 3
+    assert drawn["verify-export"]["value"] == wording_verify.REPORT_AND_EXPORT
+    verify._write(desk, False, Session(case=whole.path.name))
+    assert asked[1:] == [("report",), ("export", {"merged": False})]

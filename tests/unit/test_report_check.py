@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core import audit, jobs, labels, report_check, sarif
+from core import audit, confirmation, evidence, jobs, labels, report_check, sarif
 from core.__main__ import main
 from core.case_view import new_stamp
 from core.casefile import Case
@@ -16,6 +16,7 @@ from core.errors import EvidenceError, TriageError
 from core.files import hash_file
 from core.report import render_report, report_json, shown_view
 from core.report_stage import write_report
+from core.rounds import FINISHED
 from core.session import Run, Session
 from core.settings import TLP
 from core.transplants import quoted
@@ -77,6 +78,30 @@ def test_a_changed_case_is_a_difference_too(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace('"k": 0', '"k": 9', 1), encoding="utf-8")
     found = report_check.check_report(case, page)
     assert (found.same, found.data) == (False, False)
+
+
+def test_a_report_is_overtaken_by_what_is_decided_or_found_after_it(tmp_path: Path) -> None:
+    """Writing it again makes it good, each kind for itself; what no act wrote is not told."""
+    case = full_case(tmp_path)
+    (case.path / FINISHED).unlink()  # which no act wrote, so that no report would be written
+    (case.path / "report.html").write_text("of an older version", encoding="utf-8")
+    assert report_check.overtaken(case) == set()
+
+    def write(**args: bool) -> set[str]:
+        run = Run(case, Session("cpu"), args, lambda event: None, lambda *said: None, lambda: None)
+        return set(write_report(run).files)
+
+    whole, redacted = write(), write(redact=True)
+    case.audit("asked", actor="Ada", stage="report")
+    assert report_check.overtaken(case) == set()
+    stored = confirmation.stored(case)
+    assert stored is not None
+    evidence.record(case, confirmation.FILE, replace(stored, decision="rejected"), "rejected", actor="Ada")
+    assert report_check.overtaken(case) == whole | redacted
+    write()
+    assert report_check.overtaken(case) == redacted
+    case.audit("round opened", actor="Ada", files={"verification.json": ""})
+    assert report_check.overtaken(case) == whole | redacted
 
 
 def test_a_rewritten_log_is_a_difference(tmp_path: Path) -> None:
