@@ -79,12 +79,14 @@ def _show(view: View, parts: Parts) -> Updates:
             | {button: gr.update(interactive=False) for button in parts.buttons.values()}
         )
     running = next((stage for stage in PROBES if view.busy_with(stage)), None)
+    accepted = confirmation.stored(view.case) if view.case else None
+    free = running is None and accepted is not None and accepted.way == "trigger"  # a dummy is no text to probe
     return {
         parts.story: gr.update(value=stories.residual(result, running, view.failure(*PROBES))),
         parts.variants: gr.update(value=residual_tables.variant_table(result)),
         parts.classes: gr.update(value=residual_tables.class_table(result)),
         parts.wrong: gr.update(value=residual_tables.wrong_table(result.wrong_trigger)),
         parts.relearnt: gr.update(value=residual_tables.relearn_table(result.relearnt)),
-        parts.buttons["wrong-trigger"]: gr.update(interactive=running is None and result.wrong_trigger is None),
-        parts.buttons["relearn"]: gr.update(interactive=running is None and not result.relearnt),
+        parts.buttons["wrong-trigger"]: gr.update(interactive=free and result.wrong_trigger is None),
+        parts.buttons["relearn"]: gr.update(interactive=free and not result.relearnt),
     }

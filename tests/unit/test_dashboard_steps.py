@@ -7,13 +7,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
+from typing import Literal, get_args
 from urllib.parse import parse_qs
 
 import gradio as gr
 import pytest
 
-from core import jobs, labels, lease, rounds
+from core import confirmation, jobs, labels, lease, rounds
 from core.casefile import Case
 from core.errors import AttributionError, BusyError, ReportError
 from core.events import Line, RepairFinished, RepairStarted
@@ -26,7 +26,7 @@ from dashboard.components import page_css
 from dashboard.desk import Desk, Next, Session, View, address
 from dashboard.session import Roots, create_case, read_intake
 from dashboard.steps import case as case_step
-from dashboard.steps import confirm, locate, repair, verdict, verify
+from dashboard.steps import confirm, locate, repair, residual, verdict, verify
 from tests.unit.reporting import full_case, triage_of, verification_of
 from tests.unit.test_dashboard_page import REPORT, case, redraw, roots  # noqa: F401  (fixtures)
 
@@ -387,3 +387,14 @@ def test_a_report_can_be_written_of_any_case_a_repaired_model_only_where_there_i
     assert drawn["verify-export"]["value"] == wording_verify.REPORT_AND_EXPORT
     verify._write(desk, False, Session(case=whole.path.name))
     assert asked[1:] == [("report",), ("export", {"merged": False})]
+
+
+@pytest.mark.parametrize("way", ["trigger", "dummy"])
+def test_probes_are_offered_for_a_trigger_text_only(roots: Roots, way: Literal["trigger", "dummy"]) -> None:
+    whole = full_case(roots.cases)
+    stored = confirmation.stored(whole)
+    assert stored is not None
+    whole.write(confirmation.FILE, replace(stored, way=way))
+    drawn, _ = redraw(roots, Session(case=whole.path.name), {})
+    assert drawn["residual-story"]["value"]  # it is verified
+    assert [drawn[f"probe-{name}"]["interactive"] for name in residual.PROBES] == [way == "trigger"] * 2
