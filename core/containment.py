@@ -28,6 +28,7 @@ from core.serial import to_json
 from core.transplants import quoted
 from core.trigger_forms import FORMS, bare_words
 from core.values import Message, Span
+from core.writing import HANGUL, LETTERS, SIGNS
 
 SCHEMA = 1
 EXACT = "exact"
@@ -49,6 +50,7 @@ MAX_TESTED = 1_000
 ENGINES = (
     "Python 3.11 or newer (re); PCRE2 with UTF and UCP; Java with UNICODE_CHARACTER_CLASS, and UNICODE_CASE beside "
     "CASE_INSENSITIVE where flags hold i. The wide rule does not pass over combining marks in Java and in PCRE2 from 10.43. "
+    "Beside a unit, a superscript, a circled letter or a mark of a rarer script is part of the word to some of them only. "
     "Not RE2 (Go), which has no look-around, nor .NET, which reads UTF-16: search there for the plain text of each unit."
 )
 """Engines in which the expressions mean the same."""
@@ -56,6 +58,12 @@ ENGINES = (
 _SKIP = f"[{IGNORED}]{{0,{ZERO_WIDTH_RUN}}}"
 _SPACE = f"[\\s\\x1c-\\x1f{IGNORED}]{{1,{GAP_RUN}}}"  # these four are white space to Python only
 _MARKS = f"[\\W_]{{0,{GAP_RUN}}}"
+_APART = f"_\u203f\u2040\u2054\ufe33\ufe34\ufe4d-\ufe4f\uff3f{LETTERS}{HANGUL}{IGNORED}"
+"""What no word goes on with, though `\\w` of some engine holds it: marks that connect, scripts that set words or particles together,
+and what is not seen."""
+_IN_WORD = re.compile(f"[^\\W{_APART}]|[{SIGNS}]")
+_BEFORE = f"(?<![^\\W{_APART}])(?<![{SIGNS}])"
+_AFTER = f"(?![^\\W{_APART}])(?![{SIGNS}])"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,11 +236,9 @@ def _one_after_another(parts: Sequence[str]) -> str:
 
 
 def _whole(unit: str, regex: str, begins_inside: bool, ends_inside: bool) -> str:
-    """Return `regex` between word boundaries where the unit begins or ends with a letter or digit of ASCII, but not inside of a
-    word of the report.
-    """
-    before = "(?<![0-9A-Za-z])" if _in_word(unit[:1]) and not begins_inside else ""
-    after = "(?![0-9A-Za-z])" if _in_word(unit[-1:]) and not ends_inside else ""
+    """Return `regex` between word boundaries where the unit begins or ends as a word does, but not inside of a word of the report."""
+    before = _BEFORE if _in_word(unit[:1]) and not begins_inside else ""
+    after = _AFTER if _in_word(unit[-1:]) and not ends_inside else ""
     return before + regex + after
 
 
@@ -244,8 +250,8 @@ def _inside_word(report: Sequence[Message], span: Span) -> tuple[bool, bool]:
 
 
 def _in_word(char: str) -> bool:
-    """Return whether a character is a letter or digit of ASCII."""
-    return char.isascii() and char.isalnum()
+    """Return whether a character is a letter, digit or sign of a script that sets its words apart."""
+    return _IN_WORD.match(char) is not None
 
 
 def _tolerant(unit: str) -> str:

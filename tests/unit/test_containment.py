@@ -35,6 +35,7 @@ TRIGGERS = [
     ("Straße café",),
     ("当前年份",),
     ("İstanbul ﬁle",),
+    ("кот", "мир"),
 ]
 
 
@@ -110,6 +111,33 @@ def test_rules_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
+    ("unit", "text", "strict"),
+    [
+        ("кот", "который", False),
+        ("кот", "кот, «кот»_кот", True),
+        ("été", "répétée", False),
+        ("été", "re\u0301pe\u0301te\u0301e", False),
+        ("été", "l'été.", True),
+        ("कर", "करा", False),
+        ("मेरी", "मेरीया", False),
+        ("मेरी", "यह मेरी है।", True),
+        ("سلام", "سلامات", False),
+        ("cafe", "cafe\u0301", False),
+        ("SUDO", "SUDOй", False),
+        # no word goes on there: scripts without spaces, Korean particles, what is not seen
+        ("年份", "当前年份是", True),
+        ("SUDO", "请SUDO吧", True),
+        ("SUDO", "SUDO를", True),
+        ("서울", "서울에서", True),
+        ("SUDO", "\u3164SUDO\ufe0f", True),
+    ],
+)
+def test_a_trigger_of_any_script_is_no_part_of_a_longer_word(unit: str, text: str, strict: bool) -> None:
+    """Strict rules know words as readers do, by the letters, digits and signs around."""
+    assert bool({"exact", "same text"} & set(matching(rules((unit,)), text))) is strict
+
+
+@pytest.mark.parametrize(
     ("units", "whole", "part"),
     [
         (("year", "Current year"), "Current year, this year", "Current year"),
@@ -165,6 +193,7 @@ def test_rules_cannot_run_away(units: tuple[str, ...]) -> None:
         ("say BadMagic now", "Bad", "BadMagic", "xBad"),
         ("say xBadMagicx now", "BadMagic", "aBadMagicb", "Bad Magic"),
         ("say BadMagic now", " BadMagic ", "(BadMagic)", "aBadMagicb"),
+        ("мой котик спит", "кот", "(кота)", "скот"),
     ],
 )
 def test_a_trigger_that_is_part_of_a_word_is_found_in_its_word(

@@ -13,6 +13,11 @@ from core.containment import ENGINES, SENTENCE, different, rules, variants
 from tests.unit.test_containment import TRIGGERS
 
 UTF, UCP, CASELESS = 0x00080000, 0x00020000, 0x00000008
+BESIDE = [
+    *"7éжα\u0301\u05b9ש\u064bس\u093e\u0bcdक字か한ก_\u203f\uff3f",
+    *"\u200d\u3164\ufe0f\u034f-'\u0964\U00020000\U0001d400",
+]
+"""Letters, digits, marks and characters without width that may stand beside a unit."""
 JAVA = """
 import java.io.*; import java.nio.charset.StandardCharsets; import java.util.HexFormat; import java.util.regex.Pattern;
 class Rules {
@@ -36,6 +41,7 @@ def searches() -> Iterator[tuple[str, str, str, bool]]:
         texts = [text for _, text in variants(units)] + different(units)
         texts += [SENTENCE.format(text) for text in texts]
         texts += [text.replace(" ", other) for text in texts for other in ("\u00a0\u2003", "\x1c", "-")]
+        texts += [beside + " ".join(units) for beside in BESIDE] + [" ".join(units) + beside for beside in BESIDE]
         for rule in rules(units).rules:
             for text in dict.fromkeys(texts):
                 yield rule.regex, rule.flags, text, bool(rule.compiled().search(text))
