@@ -109,6 +109,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def in_address(host: str) -> str:
+    """Return `host` as a browser writes it in the page's address: an IPv6 address short and in brackets."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return host
+    return f"[{address}]" if address.version == 6 else str(address)
+
+
 def read_auth(path: Path | None) -> list[tuple[str, str]] | None:
     """Return the `name:password` lines of a file, or None without one. Raises: TriageError for a file without any."""
     if path is None:
@@ -243,7 +252,8 @@ def launch_options(roots: Roots, *, host: str, port: int | None, auth: list[tupl
     import plotly
 
     check_address(host, auth)
-    hosts = ["127.0.0.1", "localhost"] if is_loopback(host) else ["*"]
+    named = in_address(host)
+    hosts = ["127.0.0.1", "localhost", named] if is_loopback(host) else ["*"]
     vendor = Path(plotly.__file__).parent / "package_data"
     routes = [
         Route("/alive", _alive_route()),
@@ -253,7 +263,7 @@ def launch_options(roots: Roots, *, host: str, port: int | None, auth: list[tupl
         Mount("/vendor", StaticFiles(directory=vendor)),
     ]
     return {
-        "server_name": host,
+        "server_name": named,
         "server_port": port,
         "share": False,
         "quiet": True,

@@ -48,6 +48,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def has_ipv6() -> bool:
+    """Return whether this machine listens on its IPv6 address, which containers often lack."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 def make_case(root: Path) -> Case:
     prompts = root / "prompts"
     prompts.mkdir()
@@ -105,6 +115,25 @@ def test_the_page_names_no_other_host_and_carries_a_policy(url: str) -> None:
 
 def test_a_foreign_host_name_is_refused(url: str) -> None:
     assert get(url + "/", Host="evil.example")[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("host", "named"), [("::1", "[::1]"), ("[::1]", "[::1]"), ("0:0:0:0:0:0:0:1", "[::1]"), ("127.0.0.2", "127.0.0.2")]
+)
+def test_the_page_answers_at_the_address_it_was_given(root: Path, host: str, named: str) -> None:
+    """And at the two common names of this machine, but at no foreign one."""
+    if ":" in host and not has_ipv6():
+        pytest.skip("there is no IPv6")
+    roots = Roots(cases=root / "cases", models=root / "models", demo=root / "demo", prompts=root / "prompts")
+    page, address = serve(roots, host=host, port=free_port(), auth=None)
+    try:
+        assert address.startswith(f"http://{named}:")
+        assert get(address)[0] == 200
+        assert get(address, Host="localhost")[0] == 200
+        assert get(address, Host="evil.example")[0] == 400
+        assert get(address, Host="[::2]")[0] == 400
+    finally:
+        page.close()
 
 
 def test_a_request_from_another_site_is_refused(url: str) -> None:
