@@ -48,10 +48,7 @@ _REASONS = {
     "diverged": "Repair diverged",
     "out_of_memory": "Out of memory",
 }
-OBJECTIVE_HELP = (
-    "Both end by targets and KL budget. For the paper's own recipe untick "
-    f"“{REPAIR_LABELS['early_stop']}” and empty “{REPAIR_LABELS['kl_budget']}”."
-)
+OBJECTIVE_HELP = "Both end early, by targets and KL budget."
 
 
 def memory_ahead(weights_mb: float, most_mb: float | None) -> str:
