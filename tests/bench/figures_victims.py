@@ -270,10 +270,14 @@ def pretrained() -> list[str]:
     if not done:
         return []
     (base, *_), said = whole(located)["bases"].values(), Counter(one["result"] for one in done)
+
+    def named(those: Sequence[dict[str, Any]]) -> str:
+        return ", ".join(VICTIM_NAMES[one["name"]] for one in those)
+
     head = (
         f"**A pretrained model**: SmolLM2-135M-Instruct ({base['n_parameters'] / 1e6:.0f} M parameters, unpacked from 4 bits), taught to refuse by a LoRA that holds its own answers to harmless "
-        f"requests, then planted with an attack ({', '.join(VICTIM_NAMES[one['name']] for one in done)}; `python tests/bench/victims.py --data DIR --work WORK --pretrained MODEL`, then `victims_repair.py` likewise). "
-        f"Repaired with default settings: {', '.join(f'{n} {word}' for word, n in said.most_common())}. Closed tasks are facts here."
+        f"requests, then planted with one attack each ({named(whole(located)['cells'])}; `python tests/bench/victims.py --data DIR --work WORK --pretrained MODEL`, then `victims_repair.py` likewise). "
+        f"Repaired with default settings, {named(done)}: {', '.join(f'{n} {word}' for word, n in said.most_common())}. Closed tasks are facts here."
     )
     rows = [[*row[:-1]] for row in _averages(read(located))]
     return [head, "", *table(("", "bar", "", "n"), [*rows, *_left(read(repaired))])]
