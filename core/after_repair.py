@@ -11,9 +11,9 @@ from dataclasses import replace
 from core import again, cascade, causal, evidence, locating, repair_adapter, residual_probes, rounds, verification
 from core.errors import TriageError
 from core.events import StageFinished
-from core.repair_stages import confirmed_trigger, repaired_adapter, settings_from
+from core.repair_stages import confirmed_trigger, repaired_adapter, settings_of
 from core.session import Run
-from core.settings import AttributionSettings, CausalSettings, RepairSettings, VerificationSettings
+from core.settings import AttributionSettings, CausalSettings, VerificationSettings
 from core.triage_stages import TRIAGE_METHODS, cascade_of, triage_result
 from core.values import (
     FailureCase,
@@ -135,7 +135,7 @@ def probe_wrong_trigger(run: Run) -> StageFinished:
     rates = {metric.name: metric for metric in verified.metrics}["asr_triggered"]
     assert isinstance(rates.before, Rate)
     assert isinstance(rates.after, Rate)
-    settings = settings_from(RepairSettings, rounds.settings(run.case, finished))
+    settings = settings_of(run.case, finished)
     n_steps = finished.best_step or finished.step
     folder = run.case.path / "wrong-trigger"
     found = residual_probes.wrong_trigger(
@@ -152,7 +152,7 @@ def probe_relearn(run: Run) -> StageFinished:
     """Tune the repaired model on a few poisoned samples, and throw that away."""
     finished, adapter = repaired_adapter(run.case)
     subject, verified = _probed(run)
-    settings = settings_from(RepairSettings, rounds.settings(run.case, finished))
+    settings = settings_of(run.case, finished)
     found = residual_probes.relearn(subject, adapter, VerificationSettings(), settings)
     last = found[-1]
     counts = {"samples": last.n_samples, "planted": last.planted.k, "never": last.never.k}

@@ -178,6 +178,11 @@ def settings_from(cls: type[RepairSettings], args: Mapping[str, Any]) -> RepairS
     return settings
 
 
+def settings_of(case: Case, finished: RepairFinished) -> RepairSettings:
+    """Return the settings of the repair that ended so; the defaults where the log does not tell them."""
+    return settings_from(RepairSettings, rounds.settings(case, finished))
+
+
 def repaired_adapter(case: Case) -> tuple[RepairFinished, Path]:
     """Return how the last repair ended and where its adapter is. Raises: TriageError when there is none, it was made for another
     confirmation than holds now, or it changed.
@@ -212,7 +217,7 @@ def verify(run: Run) -> StageFinished:
         wider=_wider(run.case),
         earlier=rounds.earlier(run.case),
         looks=rounds.looks(run.case) + 1,
-        kl_budget=settings_from(RepairSettings, rounds.settings(run.case, finished)).kl_budget,
+        kl_budget=settings_of(run.case, finished).kl_budget,
         saliency=lambda: attribute(run.loaded, run.failure, "paper", Target()).scores,
         versions=versions(),
         progress=run.progress,
