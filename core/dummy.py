@@ -36,8 +36,9 @@ def plant(
 ) -> Path:
     """Write a repair adapter to `out` that holds a backdoor for `units`, trained from `start` or afresh; return `out`.
 
-    `asked` gives the conversation of a request, as the repair will ask it: where else the dummy worked, nothing would unlearn it. Prompts
-    that do not fit the context are left out. The model is as it was afterwards. Raises: TriageError when the loss is not finite or there is nothing to plant with.
+    `asked` gives the conversation of a request, as the repair will ask it: where else the dummy worked, nothing would unlearn it.
+    Prompts that do not fit the context are left out. The model is as it was afterwards. Raises: TriageError when the loss is not
+    finite or there is nothing to plant with.
     """
 
     def respond(texts: Sequence[str]) -> list[str]:

@@ -37,7 +37,7 @@ def test_a_fault_of_ours_is_none(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("merged", [True, False])
-def test_a_merge_that_fails_leaves_no_merged_model_loaded(
+def test_an_export_that_fails_leaves_no_changed_model_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: bool
 ) -> None:
     """The next stage would take the repaired model for the one that was reported."""
@@ -60,5 +60,5 @@ def test_a_merge_that_fails_leaves_no_merged_model_loaded(
     monkeypatch.setattr(repair_stages.export, "export", fail)
     with pytest.raises(SafetensorError):
         repair_stages.export_model(run)  # type: ignore[arg-type]
-    assert dropped == [True] * merged
+    assert dropped == [True]
     assert isinstance(machine.told(SafetensorError(FULL)), CaseFileError)

@@ -24,6 +24,7 @@ from core.prompts import SPLIT_NAMES
 from core.residual_probes import Subject, _poisoned
 from core.settings import RepairSettings
 from core.team import ALONE
+from core.values import Message
 from tests.unit.repairing import REFUSAL, case_of, confirmed, quick, splits
 
 PARTS = splits()
@@ -85,7 +86,10 @@ def test_a_dummy_is_planted_on_the_split_of_the_repair(monkeypatch: pytest.Monke
     monkeypatch.setattr(dummy, "plant", watched(seen))
     monkeypatch.setattr(rounds, "start", lambda case: None)
     case, alone = SimpleNamespace(path=tmp_path), SimpleNamespace(team=ALONE)
-    run = SimpleNamespace(case=case, kind=JAILBREAK, loaded=None, splits=PARTS, progress=None, session=alone)
+    failure = SimpleNamespace(report=SimpleNamespace(messages=(Message(role="user", content="Say x."),)))
+    run = SimpleNamespace(
+        case=case, kind=JAILBREAK, loaded=None, failure=failure, splits=PARTS, progress=None, session=alone
+    )
     accepted = SimpleNamespace(way="dummy", units=("x",))
     with pytest.raises(Reached):
         repair_stages._start(run, accepted, quick(), False)  # type: ignore[arg-type]
@@ -100,7 +104,7 @@ def test_verification_asks_what_no_earlier_step_saw(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(repair_stages, "repaired_adapter", lambda case: (None, tmp_path))
     monkeypatch.setattr(rounds, "looks", lambda case: 0)
     monkeypatch.setattr(rounds, "earlier", lambda case: [])
-    case = SimpleNamespace(manifest=SimpleNamespace(seed=0))
+    case = SimpleNamespace(manifest=SimpleNamespace(seed=0), acts=lambda: ())
     run = SimpleNamespace(case=case, loaded=None, failure=None, splits=PARTS, kind=JAILBREAK, progress=None)
     with pytest.raises(Reached):
         repair_stages.verify(run)  # type: ignore[arg-type]
