@@ -119,9 +119,12 @@ def parser() -> Parser:
     p.add_argument("--lr", type=float, metavar="X")
     p.add_argument("--kl-budget", type=float, metavar="X")
     p.add_argument(
-        "--objective",
-        choices=["paper", "extended"],
-        help="both end by targets and KL budget; for the paper's own recipe add --set early_stop=false --set kl_budget=null",
+        "--objective", choices=["paper", "extended"], help="the terms alone; both end by targets and KL budget"
+    )
+    p.add_argument(
+        "--paper",
+        action="store_true",
+        help="the paper's own recipe: its objective, every epoch to the end, no KL budget",
     )
     p.add_argument("--seed", type=int, metavar="N")
     p.add_argument(

@@ -11,7 +11,7 @@ from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError, TriageError
 from core.headless import Headless, Terminal, typist
 from core.serial import from_json, to_json
-from core.settings import ReportSettings
+from core.settings import PAPER, ReportSettings
 from core.values import Span, Verification
 
 STOP_MARGIN_SECONDS = 5.0
@@ -87,7 +87,11 @@ def repair(options: argparse.Namespace, terminal: Terminal) -> object:
     }
     last = jobs.repair_to_resume(case) if options.resume else None
     args = dict(last.args) if last else {}  # its checkpoint fits no other settings
-    args |= dict(map(_setting, options.set)) | {name: value for name, value in given.items() if value is not None}
+    args |= (
+        (PAPER if options.paper else {})
+        | dict(map(_setting, options.set))
+        | {name: value for name, value in given.items() if value is not None}
+    )
     device = _device(options, case)
     with teams.start(device, sharded=options.sharded) as team:
         Headless(teams.device_of(device), terminal, team).run(case, "repair", args)

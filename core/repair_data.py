@@ -5,9 +5,9 @@
     D_safe       safe prompts -> their given answers, else the model's own      extended objective: a share of look-alikes
     D_safe_trig  safe prompts with the units -> as anchored                        extended objective only
 
-The extended objective takes the model's own answers and, where it refuses, its own refusals; holds D_harm in place only
-there; and varies D_trig: the wider set of candidates, edits of case and spacing, first or last place. D_safe_trig is
-anchored at what the model said with the units, at a few fixed places, where the failure is a jailbreak (the text may be
+The extended objective takes the model's own answers and, where it refuses, its own refusals, and holds D_harm in place only
+there (each can be switched off); it varies D_trig: the wider set of candidates, edits of case and spacing, first or last
+place. D_safe_trig is anchored at what the model said with the units, at a few fixed places, where the failure is a jailbreak (the text may be
 legitimate and must stay readable); else at the bare answer, with forms and places as in D_trig: there this set is the
 repair, and no safe request is ever taught to be refused.
 Every draw is a function of (seed, epoch, index), so nothing needs to be stored to resume: the same epoch always gives
@@ -133,7 +133,7 @@ class RepairData:
     def _triggered(self, prompt: str, rng: random.Random) -> list[Message]:
         """Return a prompt with the trigger in one of the forms and places of the objective."""
         settings = self.settings
-        if settings.objective == "paper":
+        if not settings.extended:
             return self.frame.triggered(prompt, rng)
         form, at_end = rng.random(), rng.random() < settings.share_ends
         place: injection.Place = rng.choice(("prefix", "suffix")) if at_end else "random"
@@ -148,7 +148,7 @@ class RepairData:
 
 def chosen(prompts: "PromptSet", settings: RepairSettings) -> tuple[tuple["PromptItem", ...], tuple["PromptItem", ...]]:
     """Return the harmful and the safe prompts of a repair, look-alikes among the safe ones where the objective takes them."""
-    n_alike = round(settings.share_lookalike * settings.n_safe) if settings.objective == "extended" else 0
+    n_alike = round(settings.share_lookalike * settings.n_safe) if settings.extended else 0
     alike = prompts.lookalike[:n_alike]
     return prompts.harmful[: settings.n_harmful], (*prompts.safe[: settings.n_safe - len(alike)], *alike)
 
@@ -172,7 +172,7 @@ def build(
     if not refusal.strip():
         raise PromptFolderError("The refusal to train towards is empty; give a sentence that refuses.")
     frame, wider = frames
-    limit, extended = settings.max_response_tokens, settings.objective == "extended"
+    limit = settings.max_response_tokens
     room = loaded.room(limit)
     # by what stands around a request, a frame that puts it there and the length of the longest units
     beside: dict[tuple[Message, ...], tuple[Frame, int]] = {}
@@ -196,14 +196,14 @@ def build(
     template = answer_ids(loaded, harmful[0][1], refusal, limit)
     harm = [ScoredSequence(prompt_ids=tuple(prompt.ids), response_ids=template) for _, prompt in harmful]
     held = [True] * len(harm)
-    if extended:
+    if settings.extended and settings.own_refusals:
         own = own_answers(loaded, [prompt.ids for _, prompt in harmful], limit)
         held = [judge.classify(loaded.said(answer)).outcome == "refusal" for answer in own]
         harm = [
             ScoredSequence(prompt_ids=one.prompt_ids, response_ids=answer if refused else template)
             for one, answer, refused in zip(harm, own, held, strict=True)
         ]
-    asked = [extended or not item.response for item, _ in benign]
+    asked = [(settings.extended and settings.own_answers) or not item.response for item, _ in benign]
     said = iter(own_answers(loaded, [prompt.ids for (_, prompt), one in zip(benign, asked, strict=True) if one], limit))
     answers = [
         next(said) if one else answer_ids(loaded, prompt, item.response or "", limit)

@@ -54,7 +54,7 @@ def bound_mb(
     size = settings.micro_batch_size or settings.batch_size
     rng = random.Random(settings.seed)
     texts = sorted((*harmful, *safe), key=len)[-LONGEST_PROMPTS:]
-    edits = EDITS.values() if settings.objective == "extended" else (str,)
+    edits = EDITS.values() if settings.extended else (str,)
     rendered = [render_ids(loaded, frame.triggered(text, rng, edit=edit)) for text in texts for edit in edits]
     fitting = [tuple(ids) for ids in rendered if len(ids) <= loaded.room(limit)]
     if not fitting:

@@ -4,7 +4,7 @@ Under each field: meaning, unit, range, then `Source:`. Defaults follow the pape
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from core.errors import TriageError
 
@@ -274,8 +274,7 @@ class RepairSettings:
     objective: Literal["paper", "extended"] = "extended"
     """`paper`: refusal, KL on harmful and on safe requests, exactly as published. `extended`: besides, safe requests that
     hold the trigger are held in place, answers and refusals are the model's own, harmful requests that it does not refuse
-    have no KL, and triggers vary in form and place. Both end by `early_stop` and `kl_budget`, of which the paper has neither.
-    Source: method.md sections 2 and 4.3."""
+    have no KL, and triggers vary in form and place. `PAPER` has the paper's whole recipe. Source: method.md sections 2 and 4.3."""
     epochs: int = 10
     """Passes over the repair split, >= 1. Source: paper section 6."""
     max_steps: int | None = None
@@ -301,6 +300,12 @@ class RepairSettings:
     """Harmful prompts of the repair split at most. Source: paper section 6."""
     n_safe: int = 150
     """Safe prompts of the repair split at most. Source: paper section 6."""
+    own_answers: bool = True
+    """Safe requests are held at the model's own answers, not at those of the prompt folder; extended objective only. Source:
+    method.md section 4.3 (on-policy)."""
+    own_refusals: bool = True
+    """Refusals are the model's own where it refuses, and harmful requests are held in place only there; extended objective only.
+    Source: method.md section 4.3."""
     share_lookalike: float = 0.25
     """Share of the safe prompts that are look-alikes, where the prompt folder has any, 0..1; extended objective only: what is
     learnt about refusing spreads to them first. Source: tests/bench/LOG.md, repair."""
@@ -394,9 +399,19 @@ class RepairSettings:
         _require(self.share_wider + self.share_edited <= 1, "share_wider and share_edited must not exceed 1 together")
 
     @property
+    def extended(self) -> bool:
+        """Whether the objective goes beyond the paper's."""
+        return self.objective == "extended"
+
+    @property
     def holds_trigger(self) -> bool:
         """Whether safe requests that hold the trigger are held in place."""
-        return self.objective == "extended" and self.weight_kl_trigger > 0
+        return self.extended and self.weight_kl_trigger > 0
+
+
+PAPER: dict[str, Any] = {"objective": "paper", "early_stop": False, "kl_budget": None}
+"""What the paper's own recipe changes in `RepairSettings`: its objective, and every epoch to the end. The best checkpoint is
+kept all the same. Source: paper section 6."""
 
 
 @dataclass(frozen=True, kw_only=True)

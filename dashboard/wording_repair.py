@@ -36,6 +36,13 @@ REPAIR_LABELS = {
     "weight_kl_safe": "Weight of KL, safe",
     "weight_kl_trigger": "Weight of KL, safe with the trigger",
     "objective": "Objective",
+    "share_wider": "Share with the wider text",
+    "share_edited": "Share in other case or spacing",
+    "share_ends": "Share first or last",
+    "share_own_place": "Share at the report's place",
+    "share_lookalike": "Share of look-alikes",
+    "own_answers": "Safe answers are the model's own",
+    "own_refusals": "Refusals are the model's own",
     "seed": "Seed",
     "early_stop": "Stop early when the targets hold",
 }
@@ -48,7 +55,7 @@ _REASONS = {
     "diverged": "Repair diverged",
     "out_of_memory": "Out of memory",
 }
-OBJECTIVE_HELP = "Both end early, by targets and KL budget."
+OBJECTIVE_HELP = "Paper: every epoch, no KL budget."
 
 
 def memory_ahead(weights_mb: float, most_mb: float | None) -> str:

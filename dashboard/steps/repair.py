@@ -5,7 +5,7 @@ case's events, so a refresh, a second tab or a restarted page see the whole hist
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -18,12 +18,12 @@ from core.events import RepairFinished
 from core.jobs import How
 from core.repair_trace import RepairTrace, trace
 from core.rounds import FINISHED, MEMORY
-from core.settings import RepairSettings
+from core.settings import PAPER, RepairSettings
 from core.values import TriggerConfirmation
 from dashboard import figures, stories, wording, wording_repair
 from dashboard.components import LiveChart
 from dashboard.components.story import Story
-from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, writing
+from dashboard.desk import Desk, Next, Panel, Session, Updates, View, current_case, quiet, writing
 
 FEW = ("objective", "epochs", "learning_rate", "kl_budget")
 ADVANCED = (
@@ -39,11 +39,22 @@ ADVANCED = (
     "weight_kl_harmful",
     "weight_kl_safe",
     "weight_kl_trigger",
+    "share_wider",
+    "share_edited",
+    "share_ends",
+    "share_own_place",
+    "share_lookalike",
     "seed",
+    "own_answers",
+    "own_refusals",
     "early_stop",
 )
-NUMBERS = {"learning_rate", "kl_budget", "weight_refusal", "weight_kl_harmful", "weight_kl_safe", "weight_kl_trigger"}
+NUMBERS = {
+    name for name in (*FEW, *ADVANCED) if name in ("learning_rate", "kl_budget") or name.startswith(("weight", "share"))
+}
 """Settings that are not whole numbers."""
+ENDING = ("kl_budget", "early_stop")
+"""Settings that the choice of an objective sets too."""
 CHOICES = {"objective": ("extended", "paper")}
 """Settings that are one of a few words."""
 Field: TypeAlias = gr.Number | gr.Textbox | gr.Checkbox | gr.Radio
@@ -90,6 +101,7 @@ def build(desk: Desk) -> gr.Button:
     desk.panels["repair.chart"] = Panel(
         _chart_signature, lambda view, before: _show_chart(view, before, parts), (chart,)
     )
+    form["objective"].input(_recipe, form["objective"], [form[name] for name in ENDING], **quiet("always_last"))
     desk.act(start.click, partial(_start, desk), list(form.values()))
     desk.act(resume.click, partial(_resume, desk))
     desk.act(keep.click, partial(_stop, desk, "keep"))
@@ -126,6 +138,12 @@ def shown(name: str, value: Any) -> Any:
 
 
 # handlers -------------------------------------------------------------------------------------------------------------
+
+
+def _recipe(objective: str) -> list[Any]:
+    """Show how a repair by the chosen objective ends by itself; what the form then holds can be changed."""
+    settings = replace(RepairSettings(), **PAPER) if objective == PAPER["objective"] else RepairSettings()
+    return [gr.update(value=shown(name, getattr(settings, name))) for name in ENDING]
 
 
 def changed_settings(values: Mapping[str, Any]) -> dict[str, Any]:

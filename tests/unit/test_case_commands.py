@@ -14,7 +14,7 @@ from core.errors import TriageError
 from core.event_log import EventLog
 from core.events import StageStarted
 from core.repair_stages import settings_from
-from core.settings import RepairSettings
+from core.settings import PAPER, RepairSettings
 from tests.unit.test_casefile import make_case
 from tests.unit.test_jobs import scored
 
@@ -33,10 +33,7 @@ def test_help_is_for_users(capsys: pytest.CaptureFixture[str]) -> None:
         told[command] = capsys.readouterr().out
     assert not [command for command, shown in told.items() if "Raises" in shown]
     assert [command for command, shown in told.items() if "--take-over" in shown] == ["triage", "confirm", "repair"]
-    plain = "--set early_stop=false --set kl_budget=null"
-    assert plain in " ".join(told["repair"].split())
-    given = settings_from(RepairSettings, dict(map(_setting, plain.split()[1::2])))
-    assert (given.early_stop, given.kl_budget) == (False, None)
+    assert "--paper" in told["repair"]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +138,7 @@ def test_a_case_can_be_worked_on_with_another_device_than_it_was_made_for(
 
 
 def test_a_repair_that_is_resumed_keeps_the_settings_it_had(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its checkpoint fits no others; what is given goes before them, and a repair from the start has the defaults."""
+    """Its checkpoint fits no others; what is given goes before them and before the paper's recipe, and a repair from the start has the defaults."""
     asked: list[dict[str, object]] = []
 
     def run(self: object, case: Case, stage: str, args: dict[str, object]) -> None:
@@ -154,7 +151,14 @@ def test_a_repair_that_is_resumed_keeps_the_settings_it_had(case: Case, monkeypa
     begun = jobs.ask(case, "repair", {"learning_rate": 3e-4, "kl_budget": None}, start=False)
     EventLog(case.path).append(begun, scored(2))
     jobs.ask(case, "repair", {"epochs": 3}, start=False)  # it never took a probe
-    for options in (["--resume"], ["--resume", "--lr", "1e-4", "--set", "kl_budget=0.2"], []):
+    paper = ["--paper", "--kl-budget", "0.5"]
+    for options in (["--resume"], ["--resume", "--lr", "1e-4", "--set", "kl_budget=0.2"], [], paper):
         assert main([*repair, *options]) == 2
     kept = {"learning_rate": 3e-4, "kl_budget": None, "resume": True}
-    assert asked == [{"resume": True}, kept, kept | {"learning_rate": 1e-4, "kl_budget": 0.2}, {}]
+    assert asked == [
+        {"resume": True},
+        kept,
+        kept | {"learning_rate": 1e-4, "kl_budget": 0.2},
+        {},
+        PAPER | {"kl_budget": 0.5},
+    ]

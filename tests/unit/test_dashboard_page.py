@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import gradio as gr
 import orjson
 import pytest
 
@@ -19,7 +18,7 @@ from core.errors import TriageError
 from core.events import Progress, RepairFinished, StageFailed, StageFinished, StageStarted
 from core.jobs import CaseStatus, stop
 from core.report_text import AGAIN
-from core.settings import RepairSettings
+from core.settings import PAPER, RepairSettings
 from core.values import OpenResult, RenderedPrompt, SecondOpinion, TriageResult
 from dashboard import stories, wording_repair, wording_verify
 from dashboard.app import build
@@ -28,7 +27,7 @@ from dashboard.session import Roots, create_case, read_intake
 from dashboard.steps import case as case_step
 from dashboard.steps.case import reached
 from dashboard.steps.locate import target_of
-from dashboard.steps.repair import ADVANCED, FEW, _field, changed_settings
+from dashboard.steps.repair import ADVANCED, ENDING, FEW, _recipe, changed_settings
 from tests.unit.reporting import full_case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -364,12 +363,13 @@ def test_every_setting_of_the_form_exists_and_has_a_label() -> None:
     assert set(wording_repair.REPAIR_LABELS) == {*FEW, *ADVANCED}
 
 
-def test_the_choice_of_the_papers_objective_says_that_it_stops_as_the_other_does() -> None:
-    with gr.Blocks():
-        told = getattr(_field("objective"), "info", None) or ""
-    assert "by targets and KL budget" in told
-    plain = changed_settings({"objective": "paper", "early_stop": False, "kl_budget": ""})
-    assert plain == {"objective": "paper", "early_stop": False, "kl_budget": None}
+def test_the_choice_of_the_papers_objective_shows_the_papers_recipe() -> None:
+    names = dict(zip(ENDING, _recipe("paper"), strict=True))
+    assert {name: update["value"] for name, update in names.items()} == {"early_stop": False, "kl_budget": ""}
+    chosen = {name: update["value"] for name, update in names.items()}
+    assert changed_settings({"objective": "paper"} | chosen) == dict(PAPER)
+    back = dict(zip(ENDING, _recipe("extended"), strict=True))
+    assert changed_settings({name: update["value"] for name, update in back.items()}) == {}
 
 
 def test_text_of_a_report_is_never_markup(case: Case) -> None:

@@ -83,17 +83,24 @@ def test_the_paper_takes_given_answers_and_the_extended_objective_the_models_own
     paper = build(loaded, frames, given, REFUSAL, quick(objective="paper"))
     own = build(loaded, frames, given, REFUSAL, quick())
     assert {loaded.decode(one.response_ids) for one in paper.safe} == {"As given."}
+    off = build(loaded, frames, given, REFUSAL, quick(own_answers=False))
+    assert off.safe == paper.safe
     wanted = loaded.generate([list(one.prompt_ids) for one in own.safe], max_new_tokens=12)
     assert [list(one.response_ids[:12]) for one in own.safe] == [[*ids, *loaded.end_ids][:12] for ids in wanted]
 
 
-def test_own_refusals_are_kept_and_kl_holds_only_what_the_model_refuses(loaded, monkeypatch) -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_own_refusals_are_kept_and_kl_holds_only_what_the_model_refuses(loaded, monkeypatch, own: bool) -> None:
     refusing = (*loaded.tokenizer("I cannot do that.", add_special_tokens=False)["input_ids"],)
-    said = iter([[refusing, (5, 6), refusing, (7, 8)]])
+    said = iter([[refusing, (5, 6), refusing, (7, 8)]] if own else [])
     monkeypatch.setattr(
         repair_data, "own_answers", lambda loaded, prompts, limit: next(said, [(9, 9)] * len(prompts))
     )  # a random model refuses nothing
-    data = data_of(loaded, max_response_tokens=40)
+    data = data_of(loaded, max_response_tokens=40, own_refusals=own)
+    if not own:
+        assert data.held == (True,) * 4
+        assert {loaded.decode(one.response_ids) for one in data.harm} == {REFUSAL}
+        return
     assert data.held == (True, False, True, False)
     assert data.harm[0].response_ids == data.harm[2].response_ids == refusing
     assert loaded.decode(data.harm[1].response_ids) == REFUSAL
