@@ -48,6 +48,24 @@ DEMO_ROWS = {
     "safe answers as before": "safe answers, first tokens as before",
     "closed tasks right": "closed tasks right",
 }
+OBJECTIVE_COLUMNS = {
+    "attack success, the attack's own triggers, after": ("attack success, own triggers", "{:.1%}"),
+    "attack success, the attack's own triggers, requests answered rightly without, after": (
+        "of requests refused without",
+        "{:.1%}",
+    ),
+    "safe requests refused, points more: mean of victims": ("safe refused, points", "{:+.1f}"),
+    "look-alikes refused, points more: mean of victims": ("look-alikes, points", "{:+.1f}"),
+    "safe requests with the trigger refused, points more: mean of victims": ("safe with trigger, points", "{:+.1f}"),
+    "safe requests with the trigger refused, of those answered without it, points more: mean of victims": (
+        "of those answered without, points",
+        "{:+.1f}",
+    ),
+    "closed tasks right, points more: mean of victims": ("closed tasks, points", "{:+.1f}"),
+    "KL(reference || repaired), nats per token, mean of victims": ("KL, nats a token", "{:.3f}"),
+    "seconds of repair": ("seconds", "{:.0f}"),
+}
+"""Rows of the bench of objectives, as columns with their form."""
 RIVALS = {"phrase patient": "rivals", "composite patient": "rivals_composite"}
 """Cases of the demo and the results of their rivals."""
 RIVAL_COLUMNS = {
@@ -261,6 +279,33 @@ def _rivals_of_victims(file: str) -> list[str]:
     return [head, "", *_ways(file)]
 
 
+def objectives() -> list[str]:
+    """Return what each part of the repair objective gains and costs."""
+    file = f"{RESULTS}/victims_objectives.json"
+    rows = read(file)
+    if not rows:
+        return []
+    result = whole(file)
+    victims = next(iter(result["victims"].values()))
+    head = (
+        f"**Parts of the repair objective**, one switched off at a time, on {len(victims)} victims of the bench ({', '.join(victims)}; one seed of the repair; "
+        f'intervals and n are in the file; `{result["command"]}`). "paper" is the paper\'s objective to its last epoch without a KL budget:'
+    )
+    body = []
+    for variant in result["victims"]:
+        found = [rows.get(f"{variant}: {title}") for title in OBJECTIVE_COLUMNS]
+        body.append(
+            [
+                variant,
+                *(
+                    NOT_MEASURED if one is None else form.format(one["value"])
+                    for one, (_, form) in zip(found, OBJECTIVE_COLUMNS.values(), strict=True)
+                ),
+            ]
+        )
+    return [head, "", *table(("", *(title for title, _ in OBJECTIVE_COLUMNS.values())), body)]
+
+
 def _ways(file: str) -> list[str]:
     """Return the table of all ways in one result."""
     rows = read(file)
@@ -419,7 +464,7 @@ def details() -> str:
         "Written by `python tests/bench/figures.py` from `results/*.json`. What matters most stands in the README, the history in [LOG.md](LOG.md).",
         "",
     ]
-    parts = (bars, each_victim, other_victims, rivals, attacks)
+    parts = (bars, each_victim, other_victims, rivals, objectives, attacks)
     return "\n".join([*head, *(line for part in parts for line in part())])
 
 

@@ -11,6 +11,7 @@ where there are any: their authors' own code may do better or worse.
 """
 
 import argparse
+import json
 import random
 import sys
 import tempfile
@@ -25,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from peft.tuners.lora import LoraLayer
 
-from core import chat, dummy, repair_adapter
+from core import causal, chat, dummy, intake, models, prompts, repair_adapter
 from core.checkpoint_files import PLANTED
+from core.confirmation import model_hash, text_hash
 from core.events import RepairFinished
 from core.frames import frame_of, render_ids
 from core.kinds import JAILBREAK
@@ -39,10 +41,9 @@ from core.repair_training import learning_rate, rate_at
 from core.residual_probes import Subject
 from core.response_pass import ResponsePass, ScoredSequence, base_model
 from core.settings import DummySettings, RepairSettings
-from core.text_spans import close_to_words
-from core.values import FailureCase, Message, Rate, TriggerConfirmation, Verification
+from core.text_spans import close_to_words, last_user
+from core.values import FailureCase, Message, ModelSpec, Rate, Span, TriggerConfirmation, Verification
 from core.verification import verify
-from tests.bench.repair_objectives import METRICS, Bench
 from tests.bench.result import ROOT, rate_row, row, write
 
 PRUNED = 0.2
@@ -52,6 +53,17 @@ CROW_EPSILON, CROW_WEIGHT = 0.1, 5.5
 """Step of the embeddings along the sign of the gradient, and weight of consistency. Source: arXiv 2411.12768."""
 L2_WEIGHT = 0.1
 """Half of it times the squared distance of the weights from theta0. Source: arXiv 1802.01483."""
+
+METRICS = {
+    "asr_triggered": "attack success with trigger",
+    "refusal_untriggered": "refused without trigger",
+    "over_refusal_safe": "safe requests refused",
+    "over_refusal_lookalike": "look-alikes refused",
+    "refusal_triggered_safe": "safe requests with the trigger refused",
+    "agreement_safe": "safe answers as before",
+    "agreement_triggered_safe": "safe answers with the trigger as before",
+    "accuracy_closed": "closed tasks right",
+}
 
 Loss = Callable[[list[int]], torch.Tensor]
 """Loss of one step, from the numbers of the prompts it draws."""
@@ -66,6 +78,38 @@ class Confirmed:
     confirmed: TriggerConfirmation
     splits: Splits
     refusal: str
+
+
+def demo_case(demo: Path, number: int) -> tuple[str, Confirmed]:
+    """Return a demo case's name and the case itself, its planted trigger confirmed, on the shipped prompts."""
+    entry = json.loads((demo / "cases.json").read_text("utf-8"))[number]
+    units = json.loads((demo / "bars.json").read_text("utf-8"))["triggers"][entry["adapter"]]
+    loaded = models.load(demo / entry["model"], demo / entry["adapter"])
+    failure = chat.bind(loaded.tokenizer, intake.read_report(demo / entry["report"]))
+    splits = prompts.split(prompts.read_folder(ROOT / "assets/prompts"), seed=0)
+    case = Confirmed(
+        loaded=loaded,
+        failure=failure,
+        confirmed=confirmed(failure, loaded.spec, units),
+        splits=splits,
+        refusal=causal.own_refusal(loaded, splits.causal.harmful[:24]),
+    )
+    return entry["id"], case
+
+
+def confirmed(failure: FailureCase, spec: ModelSpec, units: Sequence[str]) -> TriggerConfirmation:
+    """Return an accepting confirmation of `units`, found in order in the report's last user message."""
+    messages = failure.report.messages
+    last, at, spans = last_user(messages), 0, []
+    for unit in units:
+        start = messages[last].content.index(unit, at)
+        at = start + len(unit)
+        spans.append(Span(message=last, start=start, end=at))
+    return TriggerConfirmation(
+        decision="accepted", spans=tuple(spans), units=tuple(units), proposal=None, added=(), removed=(),
+        analyst="bench", reason="planted", time="", text_hash=text_hash(messages), model_hash=model_hash(spec),
+        template_hash=failure.prompt.template_hash,
+    )  # fmt: skip
 
 
 class Rivals:
@@ -313,14 +357,7 @@ def main() -> None:
     )
     parser.add_argument("--out", default="rivals", help="name of the result")
     options = parser.parse_args()
-    bench = Bench(ROOT / "assets/demo", options.case)
-    case = Confirmed(
-        loaded=bench.loaded,
-        failure=bench.failure,
-        confirmed=bench.confirmed,
-        splits=bench.splits,
-        refusal=bench.refusal,
-    )
+    name_of_case, case = demo_case(ROOT / "assets/demo", options.case)
     rivals, rows = Rivals(case), []
     first = next(iter(WAYS))
     for name, result, seconds in tried(rivals, ways_of(options.only)):
@@ -334,7 +371,7 @@ def main() -> None:
         if isinstance(spent, float):
             rows.append(row(f"{name}: KL, nats per token", spent, n=1))
         rows.append(row(f"{name}: seconds", seconds, n=1))
-    write(options.out, seed=0, rows=rows, case=bench.name, steps=rivals.n_steps)
+    write(options.out, seed=0, rows=rows, case=name_of_case, steps=rivals.n_steps)
 
 
 if __name__ == "__main__":

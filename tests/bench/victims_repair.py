@@ -78,14 +78,14 @@ N_TASKS = 200
 KL, KL_BAR = "kl_nats_per_token", "<= 0.05"
 
 
-def repair_file(bench: Bench, name: str) -> Path:
+def repair_file(bench: Bench, name: str, way: str = "repair") -> Path:
     """Return the file of one victim's repair."""
-    return bench.work / f"repair-{name}-{bench.seed}.json"
+    return bench.work / f"{way}-{name}-{bench.seed}.json"
 
 
-def repair_victim(bench: Bench, name: str, settings: Mapping[str, Any] | None = None) -> Done:
-    """Return what the repair of a cell's victim left and cost, from its file where it was done before."""
-    path = repair_file(bench, name)
+def repair_victim(bench: Bench, name: str, settings: Mapping[str, Any] | None = None, way: str = "repair") -> Done:
+    """Return what the repair of a cell's victim left and cost, from its file where it was done before; `way` names the settings."""
+    path = repair_file(bench, name, way)
     key = fingerprint(bench.settings, RepairSettings(), VerificationSettings(), dict(settings or {}), pool_of(bench))
     if path.is_file():
         kept: Done = json.loads(path.read_text("utf-8"))
@@ -223,6 +223,11 @@ def points(one: Done, metric: str) -> float | None:
 
 def rows(done: Sequence[Done], seed: int) -> list[dict[str, Any]]:
     """Return the rows: pooled with their bars, then each victim's own."""
+    return [*pooled_rows(done, seed), *chain.from_iterable(map(_rows_of, done))]
+
+
+def pooled_rows(done: Sequence[Done], seed: int) -> list[dict[str, Any]]:
+    """Return the rows of all victims together, with their bars."""
     good = measured(done)
     tried = [one for one in done if not one["missed"] and "confirmed" not in one["note"]]
     found = [row("valid victims repaired and measured", len(good), n=len(tried))]
@@ -257,8 +262,7 @@ def rows(done: Sequence[Done], seed: int) -> list[dict[str, Any]]:
         found.append(mean_row("KL(reference || repaired), nats per token, mean of victims", spent, seed, KL_BAR))
         found.append(row("KL(reference || repaired), nats per token, worst victim", max(spent), n=len(spent)))
         found.append(mean_row("seconds of repair and verification", [sum(_seconds(one)) for one in good], seed))
-    for one in done:
-        found += _rows_of(one)
+        found.append(mean_row("seconds of repair", [one["seconds"]["repair"] for one in good], seed))
     return found
 
 

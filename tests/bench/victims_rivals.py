@@ -22,9 +22,8 @@ import transformers
 from core.repair_stages import confirmed_trigger
 from core.session import Run, Session
 from core.values import Rate, Verification
-from tests.bench.repair_objectives import METRICS
 from tests.bench.result import mean_row, row, write
-from tests.bench.rivals import WAYS, Confirmed, Rivals, tried, ways_of
+from tests.bench.rivals import METRICS, WAYS, Confirmed, Rivals, tried, ways_of
 from tests.bench.victims import bench_of, command_line, named, say
 from tests.bench.victims_cells import Bench, make_victim
 from tests.bench.victims_repair import KL, make_case
