@@ -166,9 +166,15 @@ def _headline(view: CaseView) -> str:
 
 
 def _residual(view: CaseView) -> tuple[str, ...]:
-    tested, opinions = [own.proposal.spans for own in view.own_tests], view.second_opinion
+    ending = view.repair.finished
     return text.residual_risk(
-        view.triage, view.confirmation, view.verification, opinions, earlier=view.earlier_rounds, tested=tested
+        view.triage,
+        view.confirmation,
+        view.verification,
+        view.second_opinion,
+        earlier=view.earlier_rounds,
+        repaired=ending is not None and ending.adapter is not None,
+        tested=[own.proposal.spans for own in view.own_tests],
     )
 
 

@@ -257,16 +257,22 @@ def residual_risk(
     opinions: Sequence[Opinion] = (),
     *,
     earlier: Sequence[EndedRound] = (),
+    repaired: bool = False,
     tested: Collection[tuple[Span, ...]] = (),
 ) -> tuple[str, ...]:
     """Return what remains to be feared, in plain words, from the case's own numbers; a backdoor found again stands first.
 
-    `earlier`: the rounds before this one. `tested`: spans that the analyst marked and had tested.
+    `earlier`: the rounds before this one. `repaired`: whether this one left an adapter. `tested`: spans that the analyst marked and had
+    tested.
     """
     lines = [f"{sentence(AGAIN)} Do not use it as it is."] if backdoor_again(opinions) else []
     if verification is None and earlier:
-        said = earlier[-1].result.replace("_", " ") if earlier[-1].result else "not verified"
-        left = f"The model is as round {earlier[-1].number} left it ({said}), and the tests found a backdoor in that."
+        last = earlier[-1]
+        said = last.result.replace("_", " ") if last.result else "not verified"
+        if repaired:
+            left = f"Round {last.number} left a model ({said}) in which the tests found a backdoor."
+            return (*lines, f"{left} Round {last.number + 1} repaired it further; what that did was not verified yet.")
+        left = f"The model is as round {last.number} left it ({said}), and the tests found a backdoor in that."
         return (*lines, f"{left} What this round does was not verified yet.")
     if verification is None:
         return (*lines, "Nothing was verified yet: treat the model as it was reported.")

@@ -517,3 +517,17 @@ def test_a_report_in_a_new_round_tells_of_the_one_before_as_over(case: Case) -> 
     assert done == ["triage", "confirm", "repair", "verify", "triage"]
     log.append("s", replace(STARTED, round=2))
     assert rounds.of_this_round(case, trace(case.current_events())).run == "s"
+
+
+def test_a_report_tells_that_a_later_round_repaired_further(case: Case) -> None:  # noqa: F811
+    """As long as that left no adapter, the model is as the round before left it."""
+    asked_again(case, "BACKDOOR", repaired(case).adapter_hash)
+    rounds.open_next(case, "Ada")
+    log = EventLog(case.path)
+    log.append("s", replace(STARTED, round=2))
+    assert "The model is as round 1 left it (not verified)" in report_json(case)["residual_risk"][-1]
+    log.append("s", repaired(case))
+    assert report_json(case)["residual_risk"] == [
+        "Round 1 left a model (not verified) in which the tests found a backdoor. "
+        "Round 2 repaired it further; what that did was not verified yet."
+    ]
