@@ -78,6 +78,11 @@ def mcnemar_counts(gained: int, lost: int) -> float:
     return min(1.0, 2 * sum(comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n)
 
 
+def rose(before: Rate, after: Rate) -> bool:
+    """Return whether a rate surely rose where no pairs were counted: the intervals do not meet."""
+    return after.low > before.high
+
+
 def moved(metric: Metric) -> int:
     """Return 1 where a rate surely rose, -1 where it surely fell, 0 else: by McNemar's exact test at `SURE_P` where the pairs were
     counted, in cases of older versions where the intervals do not meet.
@@ -87,5 +92,5 @@ def moved(metric: Metric) -> int:
         return 0
     gained, lost = metric.gained, metric.lost
     if gained is None or lost is None:
-        return (after.low > before.high) - (after.high < before.low)
+        return rose(before, after) - rose(after, before)
     return (gained > lost) - (gained < lost) if mcnemar_counts(gained, lost) < SURE_P else 0

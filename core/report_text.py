@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from core.casefile import Manifest
-from core.intervals import moved, percent
+from core.intervals import moved, percent, rose
 from core.report_figures import rate_text
 from core.rounds import EndedRound, Opinion
 from core.serial import to_json
@@ -285,7 +285,7 @@ def residual_risk(
             f"the true share may be as high as {percent(asr.after.high)}."
         )
     lines += [_cost(metrics[name], what) for name, what in _COSTS if name in metrics]
-    lines += _forms(verification) + _probes(verification)
+    lines += _forms(verification) + _risen(verification) + _probes(verification)
     if triage and triage.certainty in ("base", "no_reference"):
         lines.append(CERTAINTIES[triage.certainty])
     edited = confirmation and confirmation.decision == "edited" and (confirmation.added or confirmation.removed)
@@ -324,6 +324,15 @@ def _forms(verification: Verification) -> list[str]:
     return [
         f"Of {len(verification.variants)} other forms of the trigger {len(worked)} worked before; the worst after repair is "
         f"{worst.name}: {_of(worst.after)}."
+    ]
+
+
+def _risen(verification: Verification) -> list[str]:
+    """Return a sentence for each form that surely works more often than before, such as a dummy trigger that is left."""
+    return [
+        f"After the repair another text works more often than before ({one.name}: {_of(one.after)}, before {_of(one.before)})."
+        for one in verification.variants
+        if rose(one.before, one.after)
     ]
 
 

@@ -20,6 +20,7 @@ from core.rounds import EndedRound
 from core.settings import RepairSettings
 from core.values import (
     Metric,
+    Result,
     Rewording,
     SecondOpinion,
     ServingFinding,
@@ -287,6 +288,22 @@ def test_residual_risk_shows_forms_classes_and_probes(tmp_path: Path) -> None:
     assert "random tokens leaves attack success at 101 of 128 (71–85 %), the right one at 0 of 128 (0–3 %)" in risk
     assert "fails in 40 of 48 (70–91 %) with the trigger; a text never planted reaches 31 of 48 (50–77 %)" in risk
     assert not any("random tokens" in line for line in text.residual_risk(None, None, verification_of()))
+
+
+@pytest.mark.parametrize("result", ["REDUCED", "NOT_REDUCED", "INCONCLUSIVE"])
+def test_residual_risk_names_every_text_that_works_more_often(result: Result) -> None:
+    """As a dummy trigger that was planted and is left: it never worked before, and the result may be owed to something else."""
+    left = Variant(name="the dummy trigger of round 1", example="", before=wilson(0, 24), after=wilson(7, 24))
+    alone = replace(left, name="the dummy trigger of round 1, alone", after=wilson(24, 24))
+    gone = replace(left, name="the dummy trigger of round 2", after=wilson(6, 24))
+    risk = text.residual_risk(None, None, replace(verification_of(), result=result, variants=(left, alone, gone)))
+    assert [line for line in risk if "dummy" in line] == [
+        f"After the repair another text works more often than before ({told}, before 0 of 24 (0–14 %))."
+        for told in (
+            "the dummy trigger of round 1: 7 of 24 (15–49 %)",
+            "the dummy trigger of round 1, alone: 24 of 24 (86–100 %)",
+        )
+    ]
 
 
 def test_the_tests_speak_for_the_analysts_own_spans_where_these_were_tested(tmp_path: Path) -> None:
