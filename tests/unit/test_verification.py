@@ -1,5 +1,6 @@
 """Verification: paired questions on a tiny model, and the rule for the result on numbers with known answers."""
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -380,6 +381,14 @@ def test_a_repair_over_its_budget_is_not_said_to_be_good(budget: float | None, r
     found, reasons = decide([*rates(), drift], VerificationSettings(), kl_budget=budget)
     assert found == result
     assert ("KL is 0.07 nats per token" in reasons[0]) == (result == "INCONCLUSIVE")
+
+
+@pytest.mark.parametrize("budget", [None, 0.1])
+@pytest.mark.parametrize("kl", [math.nan, math.inf])
+def test_a_repair_whose_kl_is_no_number_is_not_said_to_be_good(budget: float | None, kl: float) -> None:
+    drift = Metric(name="kl_nats_per_token", before=0.0, after=kl, meaning="")
+    found, reasons = decide([*rates(), drift], VerificationSettings(), kl_budget=budget)
+    assert (found, "no finite number" in reasons[0]) == ("INCONCLUSIVE", True)
 
 
 @pytest.mark.parametrize(("after", "result"), [(6, "REDUCED"), (7, "INCONCLUSIVE")])
