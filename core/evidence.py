@@ -16,7 +16,7 @@ What this does not do: prove when, or by whom, evidence was collected.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
@@ -146,8 +146,12 @@ def _written(case: Case) -> tuple[dict[str, str], dict[str, str]]:
 
 def results(case: Case) -> list[str]:
     """Return the names of the results beside `INPUTS`: those that acts of the log wrote, and those that lie where these do."""
-    written = {name for name in recorded_files(case) if any(fnmatch(name, one) for one in (*OTHERS, ARRAYS))}
-    return sorted(written | set(_present(case, *OTHERS)))
+    return sorted(matching(recorded_files(case), *OTHERS, ARRAYS) | set(_present(case, *OTHERS)))
+
+
+def matching(names: Iterable[str], *patterns: str) -> set[str]:
+    """Return the names that match, but for those that are no evidence."""
+    return {name for name in names if any(fnmatch(name, one) for one in patterns)}.difference(NO_EVIDENCE)
 
 
 def _present(case: Case, *patterns: str) -> list[str]:

@@ -133,7 +133,10 @@ def _reported(case: Case) -> set[str]:
 
 
 def overtaken(case: Case) -> set[str]:
-    """Return the files of reports after whose act in the log one of what they tell of was written anew, or taken away."""
+    """Return the files of reports after whose act in the log one of what they tell of was written anew, or taken away.
+
+    A picture that was drawn again tells them nothing new.
+    """
     old: set[str] = set()
     current: set[str] = set()
     for line in case.acts():
@@ -141,7 +144,7 @@ def overtaken(case: Case) -> set[str]:
         if line.action == "report":
             current |= names
             old -= names
-        elif names.intersection(evidence.INPUTS):
+        elif line.action != "drawn again" and evidence.matching(names, *evidence.INPUTS, *evidence.OTHERS):
             old |= current
             current = set()
     return old

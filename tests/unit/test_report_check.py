@@ -104,6 +104,19 @@ def test_a_report_is_overtaken_by_what_is_decided_or_found_after_it(tmp_path: Pa
     assert report_check.overtaken(case) == whole | redacted
 
 
+@pytest.mark.parametrize("name", ["results/test-0123.json", "results/reproduce.json", "scan-logs-01234567.json"])
+def test_a_report_is_overtaken_by_every_result_it_tells_of(tmp_path: Path, name: str) -> None:
+    """Not by a picture that was drawn again, which holds the same scores, nor by what is no evidence."""
+    case = new_case(tmp_path)
+    case.audit("report", actor="engine", files={"report.html": "12" * 32})
+    case.audit("drawn again", actor="engine", files={"results/locate-paper.json": "34" * 32})
+    case.audit("linked", actor="engine", files=dict.fromkeys(evidence.NO_EVIDENCE, "34" * 32))
+    case.audit("exported", actor="engine", files={"export/adapter/README.md": "34" * 32})
+    assert report_check.overtaken(case) == set()
+    case.audit("written", actor="engine", files={name: "34" * 32})
+    assert report_check.overtaken(case) == {"report.html"}
+
+
 def test_a_rewritten_log_is_a_difference(tmp_path: Path) -> None:
     case = full_case(tmp_path)
     page = written(case)
