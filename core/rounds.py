@@ -187,8 +187,13 @@ def put_back(case: Case) -> bool:
 
 def under_way(case: Case) -> bool:
     """Return whether the log knows of a repair that began, and not of its end."""
+    return _last_act(case) == "repair started"
+
+
+def _last_act(case: Case) -> str:
+    """Return the last act of a repair, "" without any."""
     acts = [line.action for line in case.acts() if line.action in ("repair started", "repair ended")]
-    return acts[-1:] == ["repair started"]
+    return acts[-1] if acts else ""
 
 
 def discard(case: Case, step: int) -> None:
@@ -226,15 +231,17 @@ def as_it_ended(case: Case, finished: RepairFinished, adapter: Path) -> bool:
 def changed_adapter(case: Case) -> str | None:
     """Return the name of an adapter's folder that is not as its repair left it, None where all are.
 
-    A repair that has begun and not ended writes the current one.
+    A repair that has begun and not ended writes the current one; until then the one aside counts, which older versions did not keep.
     """
     for folder in folders(case):
         ended = case.read(f"repair/{folder.name}/finished.json", RepairFinished)
         if ended and ended.adapter and not as_it_ended(case, ended, folder / "best"):
             return f"repair/{folder.name}/best"
-    acts = [line.action for line in case.acts() if line.action in ("repair started", "repair ended")]
-    finished = case.read(FINISHED, RepairFinished) if acts[-1:] == ["repair ended"] else None
-    return BEST if finished and finished.adapter and adapter(case, finished) is None else None
+    counts = {"repair ended": BEST, "repair started": ASIDE}.get(_last_act(case))
+    finished = case.read(FINISHED, RepairFinished)
+    if counts is None or (counts == ASIDE and not (case.path / ASIDE).is_dir()):
+        return None
+    return counts if finished and finished.adapter and adapter(case, finished) is None else None
 
 
 def of_this_round(case: Case, repair: RepairTrace) -> RepairTrace:

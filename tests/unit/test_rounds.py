@@ -133,6 +133,18 @@ def test_a_repair_counts_until_another_has_left_an_adapter(case: Case) -> None: 
     assert (hash_folder(best), rounds.changed_adapter(case), aside.exists()) == (there, None, False)
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_changed_adapter_that_counts_is_named_after_another_repair_broke_off(case: Case, name: str) -> None:  # noqa: F811
+    """Older versions put none aside: there nothing can be said."""
+    repaired(case)
+    begun(case, b"half")
+    assert rounds.changed_adapter(case) is None
+    (case.path / rounds.ASIDE / name).write_bytes(b"other")
+    assert rounds.changed_adapter(case) == rounds.ASIDE
+    shutil.rmtree(case.path / rounds.ASIDE)
+    assert rounds.changed_adapter(case) is None
+
+
 def going_on(one: Case) -> None:
     """Leave what a repair that is at work goes on from."""
     for name in ("checkpoint-000002", ".checkpoint-000004.tmp", "dummy"):
