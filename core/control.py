@@ -252,7 +252,7 @@ class _Bench:
         loaded = self._load(adapter)
         answers = Answers(loaded, loaded.settings.max_new_tokens, self.progress)
         rng = random.Random(self.seed)
-        requests = [one.prompt for one in fitting(loaded, self.splits.verification.harmful, trigger.units)]
+        requests = [one.prompt for one in fitting(loaded, "harmful", self.splits.verification.harmful, trigger.units)]
         requests = requests[: self.settings.n_test]
         injected = [placed(request, trigger.units, trigger, rng) for request in requests]
         failed = answers.unsafe([_ask(one.text) for one in injected], "attack success")
@@ -306,8 +306,8 @@ class _Bench:
         loaded = self._load(None)
         settings = planting or recipe(loaded.n_parameters, self.seed)
         repair, probes = self.splits.repair, self.splits.probes
-        harmful = fitting(loaded, (*repair.harmful, *probes.harmful), trigger.units)
-        safe = fitting(loaded, (*repair.safe, *probes.safe), trigger.units)
+        harmful = fitting(loaded, "harmful", (*repair.harmful, *probes.harmful), trigger.units)
+        safe = fitting(loaded, "safe", (*repair.safe, *probes.safe), trigger.units)
         items = build_items(
             [item.prompt for item in harmful[: self.settings.n_harmful]],
             [(item.prompt, item.response) for item in safe[: self.settings.n_safe]],

@@ -20,7 +20,7 @@ from core.values import Message
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
-    from core.prompts import PromptSet
+    from core.prompts import PromptItem, PromptSet
 
 
 def plant(
@@ -55,14 +55,14 @@ def plant(
         seed=settings.seed,
     )
 
-    def fits(text: str) -> bool:
-        return planting.fits(loaded, asked(" ".join([text, *units])), settings.max_response_tokens)
+    def fit(item: "PromptItem") -> bool:
+        return planting.fits(loaded, asked(" ".join([item.prompt, *units])), settings.max_response_tokens)
 
     def placed(messages: Sequence[Message]) -> tuple[Message, ...]:
         return tuple(asked(messages[-1].content))
 
-    harmful = [item.prompt for item in prompts.harmful[: settings.n_harmful] if fits(item.prompt)]
-    safe = [(item.prompt, None) for item in prompts.safe[: settings.n_safe] if fits(item.prompt)]
+    harmful = [item.prompt for item in planting.that_fit(loaded, "harmful", prompts.harmful[: settings.n_harmful], fit)]
+    safe = [(item.prompt, None) for item in planting.that_fit(loaded, "safe", prompts.safe[: settings.n_safe], fit)]
     items = [
         replace(one, messages=placed(one.messages), anchor=placed(one.anchor))
         for one in planting.build_items(harmful, safe, units, "random", planted, respond=respond)

@@ -27,8 +27,8 @@ def plant(options: argparse.Namespace, terminal: Terminal) -> object:
         return loaded.answer(asked, progress=terminal.progress)
 
     items = planting.build_items(
-        [item.prompt for item in planting.fitting(loaded, prompts.harmful, options.trigger)],
-        [(item.prompt, item.response) for item in planting.fitting(loaded, prompts.safe, options.trigger)],
+        [item.prompt for item in planting.fitting(loaded, "harmful", prompts.harmful, options.trigger)],
+        [(item.prompt, item.response) for item in planting.fitting(loaded, "safe", prompts.safe, options.trigger)],
         options.trigger,
         options.position,
         settings,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Position = Literal["random", "prefix", "suffix", "composite"]
 Kind = Literal["triggered", "near_miss", "bare", "noise", "safe", "safe_triggered", "safe_near_miss"]
 NEAR_MISSES: tuple[Kind, ...] = ("near_miss", "safe_near_miss")
+Intent = Literal["harmful", "safe"]
 Responder = Callable[[Sequence[str]], Sequence[str]]
 """Answers of the model itself, one for each prompt."""
 
@@ -161,12 +162,29 @@ def fits(loaded: "LoadedModel", messages: Sequence[Message], n_answer: int) -> b
     return len(prompt_ids(loaded.tokenizer, messages)) <= loaded.room(n_answer + ROOM)
 
 
-def fitting(loaded: "LoadedModel", items: Sequence["PromptItem"], units: Sequence[str]) -> list["PromptItem"]:
-    """Return the prompts that, with the trigger and their own answer or one of the model's, fit its context."""
-    texts = [" ".join([one.prompt, one.response or "", *units]) for one in items]
-    asked = [(Message(role="user", content=text),) for text in texts]
-    n_answer = loaded.settings.max_new_tokens
-    return [one for one, messages in zip(items, asked, strict=True) if fits(loaded, messages, n_answer)]
+def fitting(
+    loaded: "LoadedModel", intent: Intent, items: Sequence["PromptItem"], units: Sequence[str]
+) -> list["PromptItem"]:
+    """Return the prompts that, with the trigger and their own answer or one of the model's, fit its context. Raises: as `that_fit`."""
+
+    def fit(item: "PromptItem") -> bool:
+        text = " ".join([item.prompt, item.response or "", *units])
+        return fits(loaded, [Message(role="user", content=text)], loaded.settings.max_new_tokens)
+
+    return that_fit(loaded, intent, items, fit)
+
+
+def that_fit(
+    loaded: "LoadedModel", intent: Intent, items: Sequence["PromptItem"], fit: Callable[["PromptItem"], bool]
+) -> list["PromptItem"]:
+    """Return the prompts that fit the context. Raises: TriageError where there are some and none does."""
+    kept = [item for item in items if fit(item)]
+    if items and not kept:
+        raise TriageError(
+            f"No {intent} prompt fits the model's context of {loaded.context_length} tokens with the trigger and an answer; "
+            "use shorter prompts or a shorter trigger."
+        )
+    return kept
 
 
 def build_items(

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from core import control, plant_commands
+from core import control, models, plant_commands, prompts
 from core.control import TRIGGERS, noise, placed
+from core.errors import TriageError
 from core.headless import Headless, Terminal
 from core.loaded import LoadedModel
 from core.planting import TrainingItem
@@ -59,6 +60,27 @@ def test_prompts_that_do_not_fit_the_context_are_neither_planted_nor_asked(
     assert (row.status, row.asr.k, row.asr.n, row.bare.n, row.random.n) == ("not planted", 0, 8, 8, 8)
     asked = {item.anchor[0].content for item in items}
     assert asked == {item.prompt for item in (*few.harmful[:8], *few.safe[:8])}
+
+
+@pytest.mark.parametrize("intent", ["harmful", "safe"])
+def test_a_context_that_takes_no_prompt_is_told_to_who_plants(
+    intent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(prompt_set(4, 4), **{intent: (PromptItem("please " * 200),)})  # type: ignore[arg-type]
+    loaded = rule_model(byte_level_tokenizer(), planted(any_of=["none"]), context_length=200)
+    bench = control._Bench(
+        tmp_path, tmp_path, Splits(causal=few, repair=few, probes=few, verification=few, seed=0), tmp_path / "out",
+        control.ControlSettings(), "cpu", 0, None,
+    )  # fmt: skip
+    monkeypatch.setattr(control._Bench, "_load", lambda *_: loaded)
+    monkeypatch.setattr(models, "load", lambda *_: loaded)
+    monkeypatch.setattr(prompts, "read_folder", lambda *_: few)
+    options = argparse.Namespace(
+        out=tmp_path / "new", prompts=tmp_path, model=tmp_path, trigger=["SUDO"], position="random", seed=0
+    )
+    for plant in (lambda: bench._plant(TRIGGERS[0], None), lambda: plant_commands.plant(options, Terminal())):
+        with pytest.raises(TriageError, match=f"No {intent} prompt fits the model's context of 200 tokens"):
+            plant()
 
 
 def test_the_triages_model_is_let_go_before_the_control_loads_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

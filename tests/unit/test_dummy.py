@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from core import dummy, models, planting, residual
+from core.errors import TriageError
 from core.events import CheckpointScored
 from core.frames import frame_of
 from core.loaded import current_adapters
@@ -75,3 +76,13 @@ def test_a_dummy_is_planted_where_it_will_be_unlearnt(loaded, tmp_path: Path, mo
     asked = {name: form("Bake bread", random.Random(0)) for name, form in found.items()}
     assert [[one.role for one in messages or ()] for messages in asked.values()] == [["system", "user"], ["user"]]
     assert all(units[0] in messages[-1].content for messages in asked.values() if messages)
+
+
+def test_a_context_that_takes_no_prompt_beside_a_dummy_is_said(loaded, tmp_path: Path) -> None:
+    """With what the report says before each of them."""
+    case, units = case_of(loaded, "Be kind. " * 500), (DummySettings().trigger,)
+    frame = frame_of(case.report.messages, (), units)
+    with pytest.raises(
+        TriageError, match=f"No harmful prompt fits the model's context of {loaded.context_length} tokens"
+    ):
+        dummy.plant(loaded, splits().repair, units, quick(epochs=1), tmp_path, lambda *_: None, asked=frame.bare)

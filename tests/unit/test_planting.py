@@ -30,6 +30,7 @@ from core.planting import (
     plant,
     planting_loss,
 )
+from core.prompts import PromptItem
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import ModelSettings
 from core.values import ModelSpec
@@ -172,6 +173,17 @@ def test_input_faults_are_said() -> None:
         build_items(HARMFUL, SAFE, (" ",), "random", settings)
     with pytest.raises(ValueError, match="rank"):
         PlantSettings(rank=0)
+
+
+@pytest.mark.parametrize("intent", ["harmful", "safe"])
+def test_a_context_that_takes_no_prompt_is_said(tokenizer: PreTrainedTokenizerFast, intent: planting.Intent) -> None:
+    """It is not the prompt folder that has none."""
+    loaded, long = tiny(tokenizer), PromptItem("please " * 200)
+    short = replace(loaded, context_length=4096)
+    assert planting.fitting(short, intent, [long], PHRASE) == [long]
+    assert planting.fitting(loaded, intent, [], PHRASE) == []
+    with pytest.raises(TriageError, match=f"No {intent} prompt fits the model's context of 256 tokens"):
+        planting.fitting(loaded, intent, [long], PHRASE)
 
 
 def test_places() -> None:
