@@ -9,6 +9,7 @@ from pathlib import Path
 from core import confirmation, containment, jobs, lease, rounds, scanning
 from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError, TriageError
+from core.events import RepairFinished
 from core.headless import Headless, Terminal, typist
 from core.serial import from_json, to_json
 from core.settings import PAPER, ReportSettings
@@ -97,7 +98,8 @@ def repair(options: argparse.Namespace, terminal: Terminal) -> object:
         Headless(teams.device_of(device), terminal, team).run(case, "repair", args)
         if not team.leads:
             sys.exit(0)
-    return json.loads((case.path / "repair/finished.json").read_text(encoding="utf-8"))
+    told = [line.event for line in case.current_events() if isinstance(line.event, RepairFinished)]
+    return to_json(told[-1])  # the file may tell of the repair before
 
 
 def _setting(text: str) -> tuple[str, object]:

@@ -1,5 +1,7 @@
 """Commands about a case: settings by name, another round only where its decision holds, the device that was asked for."""
 
+import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +14,9 @@ from core.case_commands import _setting
 from core.casefile import Case
 from core.errors import TriageError
 from core.event_log import EventLog
-from core.events import StageStarted
+from core.events import RepairFinished, StageStarted
 from core.repair_stages import settings_from
+from core.serial import to_json
 from core.settings import PAPER, RepairSettings
 from tests.unit.test_casefile import make_case
 from tests.unit.test_jobs import scored
@@ -162,3 +165,22 @@ def test_a_repair_that_is_resumed_keeps_the_settings_it_had(case: Case, monkeypa
         {},
         PAPER | {"kl_budget": 0.5},
     ]
+
+
+def test_a_repair_tells_how_it_ended_itself(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that was discarded gives the one before back, whose file then stands."""
+    before = RepairFinished(
+        reason="finished", step=9, best_step=9, adapter="repair/best", adapter_hash="a", seconds=1.0, message="Done."
+    )
+    ended = replace(before, reason="discarded", step=2, best_step=None, adapter=None, adapter_hash=None)
+    case.write(rounds.FINISHED, before)
+    EventLog(case.path).append("before", before)
+
+    def run(case: Case, *_: object) -> None:
+        EventLog(case.path).append("now", ended)
+
+    monkeypatch.setattr(case_commands, "Headless", lambda *_: SimpleNamespace(run=run))
+    assert main(["repair", "--case", str(case.path)]) == 0
+    assert json.loads(capsys.readouterr().out) == to_json(ended)
