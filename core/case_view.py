@@ -8,7 +8,7 @@ from core.casefile import Case, Manifest
 from core.confirmation import stored, validity
 from core.containment import RuleFile, stored_rules
 from core.files import now
-from core.repair_trace import RepairTrace, trace
+from core.repair_trace import RepairTrace
 from core.scanning import Scan, scans
 from core.settings import ReportSettings
 from core.values import (
@@ -106,7 +106,7 @@ def gather(case: Case, stamp: Stamp | None = None) -> CaseView:
         void=validity(case),
         rules=stored_rules(case),
         scans=tuple(scans(case)),
-        repair=rounds.of_this_round(case, trace(() if rounds.outdated(case) else case.current_events(), ended=True)),
+        repair=rounds.of_this_round(case, () if rounds.outdated(case) else case.current_events(), ended=True),
         verification=rounds.verification(case),
         judged=labels.answers(case),
         agreement=labels.agreement(case),

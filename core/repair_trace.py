@@ -1,8 +1,8 @@
 """A repair as its events tell it: one history, though it was stopped or killed and went on under another request.
 
 A resumed repair goes on from a checkpoint; what came after that checkpoint is run again, and only the second run of it
-counts. One that ends without an adapter gives way to the last of its round that left one, as it does in the case (`rounds.put_back`). What
-this does not do: read files.
+counts. One that ends without an adapter gives way to the last that left one, as it does in the case (`rounds.put_back`). What this
+does not do: read files, or tell rounds apart (`rounds.of_this_round` does).
 """
 
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ class RepairTrace:
 
 
 def trace(lines: Iterable[Line], *, ended: bool = False) -> RepairTrace:
-    """Return the last repair among the events of a case; with `ended` one that has not ended gives way too."""
+    """Return the last repair among the events of a round; with `ended` one that has not ended gives way too."""
     run = request = ""
     left: RepairTrace | None = None
     started: RepairStarted | None = None
@@ -50,7 +50,6 @@ def trace(lines: Iterable[Line], *, ended: bool = False) -> RepairTrace:
     for line in lines:
         event = line.event
         if isinstance(event, RepairStarted):
-            left = left if started is not None and started.round == event.round else None
             request, started, finished = line.request, event, None
             run = run if event.resumed_at is not None and run else request
             kept = -1 if event.resumed_at is None else event.resumed_at

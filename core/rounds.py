@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -27,10 +27,10 @@ from core import confirmation, evidence
 from core.casefile import Case, as_stored, hash_folder
 from core.checkpoint_files import PLANTED, clear
 from core.errors import EvidenceError, TriageError
-from core.events import RepairFinished
+from core.events import Line, RepairFinished
 from core.files import hash_file, patiently
 from core.intervals import difference_high
-from core.repair_trace import RepairTrace
+from core.repair_trace import RepairTrace, trace
 from core.serial import to_json
 from core.values import Rate, Result, SecondOpinion, TriageResult, TriggerConfirmation, Verdict, Verification
 from core.verdict import OF_A_CANDIDATE
@@ -244,10 +244,21 @@ def changed_adapter(case: Case) -> str | None:
     return counts if finished and finished.adapter and adapter(case, finished) is None else None
 
 
-def of_this_round(case: Case, repair: RepairTrace) -> RepairTrace:
-    """Return the last repair of the case, or none where that ended with the round before. Events of older versions tell no round."""
-    over = repair.started is not None and repair.started.round < number(case) and not (case.path / FINISHED).is_file()
-    return RepairTrace() if over else repair
+def of_this_round(case: Case, lines: Sequence[Line], *, ended: bool = False) -> RepairTrace:
+    """Return the last repair of the current round, from the events of the case: what came after the round before left its adapter.
+
+    What was begun then and left nothing may still be of that round. Events of older versions tell no round and read as of the first.
+    """
+    kept = [case.read(f"repair/{folder.name}/finished.json", RepairFinished) for folder in folders(case)]
+    over = {one.adapter_hash for one in kept if one is not None}
+    ends = [
+        at
+        for at, line in enumerate(lines)
+        if isinstance(line.event, RepairFinished) and line.event.adapter_hash in over
+    ]
+    repair = trace(lines[max(ends, default=-1) + 1 :], ended=ended)
+    before = repair.started is not None and repair.started.round < number(case) and not (case.path / FINISHED).is_file()
+    return RepairTrace() if before else repair
 
 
 def looks(case: Case) -> int:

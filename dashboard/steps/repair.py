@@ -16,7 +16,7 @@ from core.casefile import Case
 from core.errors import CaseFileError, ConfirmationError, TriageError
 from core.events import RepairFinished
 from core.jobs import How
-from core.repair_trace import RepairTrace, trace
+from core.repair_trace import RepairTrace
 from core.rounds import FINISHED, MEMORY
 from core.settings import PAPER, RepairSettings
 from core.values import TriggerConfirmation
@@ -205,7 +205,7 @@ def _stop(desk: Desk, how: How, session: Session) -> Next:
 
 def _resync(desk: Desk, chart: LiveChart, event: gr.EventData, session: Session) -> Next:
     case = current_case(desk, session)
-    repair = rounds.of_this_round(case, trace(case.current_events()))
+    repair = rounds.of_this_round(case, case.current_events())
     value = figures.live_chart(repair, outdated=repair.finished is not None and rounds.outdated(case))
     return Next(session=session, updates={chart: gr.update(value=value)} if repair.run else {})
 
@@ -230,7 +230,7 @@ def _was_kept(view: View) -> bool:
 
 def _trace(view: View) -> RepairTrace:
     """Return the repair of the current round."""
-    return rounds.of_this_round(view.case, trace(view.lines)) if view.case else RepairTrace()
+    return rounds.of_this_round(view.case, view.lines) if view.case else RepairTrace()
 
 
 # drawing --------------------------------------------------------------------------------------------------------------

@@ -56,9 +56,6 @@ def test_a_repair_that_left_nothing_gives_way_to_the_one_before() -> None:
         assert both == replace(before, since=nothing)
         assert trace(lines(a=FIRST, b=(*broken, nothing), c=(STARTED, step(1), STOPPED))).run == "c"
     assert trace(lines(a=(*FIRST[:-1], nothing))).finished == nothing  # there was none before
-    next_round = (replace(STARTED, round=2), step(1), nothing)
-    assert trace(lines(a=FIRST, b=next_round)).run == "b"  # nor in this round
-    assert trace(lines(a=FIRST, b=next_round), ended=True).run == "b"
 
 
 def test_a_repair_that_broke_off_is_not_said_to_run() -> None:

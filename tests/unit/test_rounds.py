@@ -20,7 +20,7 @@ from core.events import RepairFinished
 from core.files import hash_file
 from core.intervals import wilson
 from core.repair_stages import repaired_adapter
-from core.repair_trace import RepairTrace, trace
+from core.repair_trace import RepairTrace
 from core.report import render_report, report_json
 from core.values import (
     FailureReport,
@@ -35,6 +35,7 @@ from dashboard import stories
 from tests.unit.reporting import readable, triage_of, verification_of
 from tests.unit.test_confirmation import AFF, CFF, case  # noqa: F401  (the fixture)
 from tests.unit.test_figures import STARTED, step
+from tests.unit.test_repair_trace import lines
 
 
 def repaired(one: Case, *, older: bool = False) -> RepairFinished:
@@ -528,7 +529,7 @@ def test_a_report_in_a_new_round_tells_of_the_one_before_as_over(case: Case) -> 
     done = [line.split()[3] for line in report_json(case)["commands"]]
     assert done == ["triage", "confirm", "repair", "verify", "triage"]
     log.append("s", replace(STARTED, round=2))
-    assert rounds.of_this_round(case, trace(case.current_events())).run == "s"
+    assert rounds.of_this_round(case, case.current_events()).run == "s"
 
 
 def test_a_report_tells_that_a_later_round_repaired_further(case: Case) -> None:  # noqa: F811
@@ -543,3 +544,19 @@ def test_a_report_tells_that_a_later_round_repaired_further(case: Case) -> None:
         "Round 1 left a model (not verified) in which the tests found a backdoor. "
         "Round 2 repaired it further; what that did was not verified yet."
     ]
+
+
+@pytest.mark.parametrize("told", [1, 2])  # an event of an older version tells no round and reads as of the first
+def test_a_repair_that_is_aborted_gives_way_to_one_of_its_own_round(case: Case, told: int) -> None:  # noqa: F811
+    finished = repaired(case)
+    asked_again(case, "BACKDOOR", finished.adapter_hash)
+    rounds.open_next(case, "Ada")
+    nothing = replace(finished, reason="discarded", adapter=None, adapter_hash=None)
+    first, aborted = (STARTED, step(1), finished), (replace(STARTED, round=2), step(1), nothing)
+    second = (replace(STARTED, round=told), step(1), replace(finished, adapter_hash="of round 2"))
+    case.write(rounds.FINISHED, nothing)
+    alone = rounds.of_this_round(case, lines(a=first, b=aborted))
+    assert (alone.run, alone.finished, alone.since) == ("b", nothing, None)
+    case.write(rounds.FINISHED, second[-1])
+    both = rounds.of_this_round(case, lines(a=first, b=second, c=aborted))
+    assert (both.run, both.finished, both.since) == ("b", second[-1], nothing)
