@@ -154,7 +154,8 @@ class Headless:
                 fault = machine.told(error)
                 said = fault or error
                 ours = not isinstance(said, TriageError)
-                emit(StageFailed(stage=stage, message=str(said) or type(said).__name__, ours=ours))
+                left = jobs.leave_nothing(case, request, events) if isinstance(error, Stopped) else ""
+                emit(StageFailed(stage=stage, message=left or str(said) or type(said).__name__, ours=ours))
                 if fault is None:
                     raise
                 raise fault from error

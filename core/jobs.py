@@ -305,19 +305,31 @@ def close_interrupted(case: Case, events: EventLog) -> None:
     for request in open_requests(case):
         if request.id in begun:
             message = STOPPED if stop_asked(case, request.id) else INTERRUPTED
-            discarded = _discarded(case, request.id)
-            if discarded is not None:
-                message = discarded.message
-                events.append(request.id, discarded)
-                rounds.discard(case, discarded.step)
+            message = leave_nothing(case, request.id, events) or message
             events.append(request.id, StageFailed(stage=request.stage, message=message))
 
 
+def leave_nothing(case: Case, request: str, events: EventLog) -> str:
+    """Leave nothing of a repair that was to be discarded and did not come to it; return the sentence that says so, "" of any other request."""
+    discarded = _discarded(case, request)
+    if discarded is None:
+        return ""
+    events.append(request, discarded)
+    rounds.discard(case, discarded.step)
+    return discarded.message
+
+
+def trained(case: Case) -> list[str]:
+    """Return the repairs that began to train or were to go on with one that had, oldest first; a checkpoint that lies there is the last's."""
+    begun = {line.request for line in case.current_events() if isinstance(line.event, RepairStarted)}
+    repairs = [one for one in requests(case) if one.stage == "repair"]
+    return [one.id for one in repairs if one.id in begun or one.args.get("resume")]
+
+
 def _discarded(case: Case, request: str) -> RepairFinished | None:
-    """Return how a repair ends that was to leave nothing and is gone; None before it began to train, and once its end stands in the log."""
+    """Return how a repair ends that was to leave nothing and is gone; None before it has trained, and once its end stands in the log."""
     lines = [line for line in case.current_events() if line.request == request]
-    trained = any(isinstance(line.event, RepairStarted) for line in lines)
-    if not trained or stop_asked(case, request) != "discard" or not rounds.under_way(case):
+    if request not in trained(case) or stop_asked(case, request) != "discard" or not rounds.under_way(case):
         return None
     return RepairFinished(
         reason="discarded",

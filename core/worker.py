@@ -174,6 +174,8 @@ def answer(case: Case, request: jobs.Request, events: EventLog, session: Session
                 asked=lambda: jobs.stop_asked(case, request.id),
             )
         )
+    except Stopped as error:
+        emit(StageFailed(stage=request.stage, message=jobs.leave_nothing(case, request.id, events) or str(error)))
     except TriageError as error:
         emit(StageFailed(stage=request.stage, message=str(error)))
     except Exception as error:

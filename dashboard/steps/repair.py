@@ -218,7 +218,7 @@ def _can_resume(view: View) -> bool:
     return (
         view.case is not None
         and (view.failure("repair") is not None or _was_kept(view))
-        and jobs.stop_asked(view.case, _trace(view).request) != "discard"
+        and jobs.stop_asked(view.case, next(reversed(jobs.trained(view.case)), "")) != "discard"
         and bool(view.stamp("repair/checkpoint-*/state.json"))
     )
 

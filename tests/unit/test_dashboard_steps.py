@@ -16,7 +16,8 @@ import pytest
 from core import confirmation, jobs, labels, lease, rounds
 from core.casefile import Case
 from core.errors import AttributionError, BusyError, ReportError
-from core.events import Line, RepairFinished, RepairStarted
+from core.event_log import EventLog
+from core.events import RepairFinished, RepairStarted
 from core.jobs import CaseStatus
 from core.settings import RepairSettings
 from core.values import KindName, Verdict
@@ -284,9 +285,9 @@ def view_of(case: Case, settings: RepairSettings, asked: dict) -> View:
         n_steps=9, n_epochs=1, n_trainable=1, device="cpu", n_harmful=1, n_safe=1, memory_estimate_mb=1.0,
         settings=vars(settings),
     )  # fmt: skip
-    line = Line(seq=0, time="2026-01-01T00:00:00.000+00:00", request=request, event=started)
+    EventLog(case.path).append(request, started)
     status = CaseStatus(state="running", stage="repair", request=request)
-    return View(session=Session(), case=case, status=status, lines=(line,), choices={})
+    return View(session=Session(), case=case, status=status, lines=case.current_events(), choices={})
 
 
 @pytest.mark.parametrize(
@@ -332,6 +333,13 @@ def test_a_repair_that_broke_off_is_not_resumed_where_it_was_to_be_discarded(cas
     (case.path / "repair/checkpoint-000003/state.json").write_text("{}", encoding="utf-8")
     assert repair._can_resume(broken)
     jobs.stop(case, view.lines[0].request, how)
+    assert repair._can_resume(broken) == (how == "keep")
+    resumed = jobs.ask(case, "repair", {"resume": True}, start=False)
+    assert repair._can_resume(broken)
+    jobs.stop(case, resumed, how)  # before it went on: as in its preparations
+    assert repair._can_resume(broken) == (how == "keep")
+    afresh = jobs.ask(case, "repair", {"epochs": 2}, start=False)
+    jobs.stop(case, afresh, "discard")  # it took nothing away
     assert repair._can_resume(broken) == (how == "keep")
 
 

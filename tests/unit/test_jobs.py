@@ -8,16 +8,18 @@ import traceback
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from core import case_commands, event_log, evidence, jobs, lease, pipeline, worker_process
+from core import case_commands, event_log, evidence, jobs, lease, pipeline, rounds, worker, worker_process
 from core.__main__ import main
 from core.casefile import Case
-from core.errors import BusyError, TriageError
+from core.errors import BusyError, Stopped, TriageError
 from core.event_log import EventLog
 from core.events import CheckpointScored, Progress, StageFailed, StageFinished, StageStarted, StepDone
 from core.files import dump, write_atomic
+from core.headless import Headless, Terminal
 from core.intervals import wilson
 from core.repair_trace import trace
 from tests.unit.test_casefile import make_case
@@ -222,6 +224,52 @@ def test_a_repair_that_is_killed_leaves_nothing_where_it_was_to_be_discarded(
     assert (jobs.status(case).state, jobs.status(case).message) == ("failed", message)
     assert (end is None) if left else (end is not None and (end.reason, end.step) == ("discarded", 4))
     assert not worker_process.alive(case)
+    evidence.verify_events(case)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("by", ["kill", "worker", "terminal"])
+def test_a_repair_that_is_discarded_before_it_goes_on_leaves_nothing(
+    case: Case, monkeypatch: pytest.MonkeyPatch, resume: bool, by: str
+) -> None:
+    """Killed or stopped in its preparations; one from the start leaves what one before it can go on from."""
+    told = EventLog(case.path)
+    broken = jobs.ask(case, "repair", {"epochs": 3}, start=False)
+    for event in (StageStarted(stage="repair"), STARTED, scored(3), StageFailed(stage="repair", message="broke off")):
+        told.append(broken, event)
+    case.audit("repair started", actor="engine")
+    folders = [case.path / "repair" / name for name in ("best", "checkpoint-000003")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_bytes(b"half")
+    args = {"epochs": 3} | ({"resume": True} if resume else {})
+    request = jobs.ask(case, "repair", args, start=False)
+
+    def prepare(*_: object, **named: Callable[..., None]) -> None:
+        case.audit("repair started", actor="engine")
+        jobs.stop(case, request, "discard")
+        named["progress"]("checking the evidence", 0, 0)
+
+    if by == "kill":
+        told.append(request, StageStarted(stage="repair"))
+        jobs.stop(case, request, "discard")
+        jobs.close_interrupted(case, told)
+    elif by == "worker":
+        monkeypatch.setattr(worker, "run_stage", prepare)
+        (asked,) = jobs.open_requests(case)
+        assert worker.answer(case, asked, told, None, SimpleNamespace(acquire=lambda _: None))  # type: ignore[arg-type]
+    else:
+        monkeypatch.setattr(pipeline, "run_stage", prepare)
+        with pytest.raises(Stopped):
+            Headless("cpu", Terminal()).run(case, "repair", args)
+    assert [folder.is_dir() for folder in folders] == [not resume] * 2
+    assert jobs.trained(case)[-1] == (request if resume else broken)
+    end = jobs.ends(case)[request]
+    assert isinstance(end, StageFailed)
+    assert (end.message == jobs.DISCARDED) == resume
+    finished = trace(case.current_events()).finished
+    assert (finished.reason if finished else None) == ("discarded" if resume else None)
+    assert rounds.under_way(case) != resume
     evidence.verify_events(case)
 
 
