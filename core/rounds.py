@@ -320,14 +320,16 @@ def nothing_gained(case: Case) -> str:
     So it is when all that the second opinion finds was confirmed already, in this round or before, and the report does not surely
     fail less often than when this round began. A wider or another text is new, and a failure that surely became rarer a gain.
     """
-    found, begun = found_again(case), case.read(FILES[0], TriageResult)
-    if found is None or begun is None or found.reproduction is None or begun.reproduction is None:
+    found = found_again(case)
+    return _stalled(case, found, case.read(FILES[0], TriageResult)) if found else ""
+
+
+def _stalled(case: Case, found: TriageResult, begun: TriageResult | None) -> str:
+    """Return why a round that begins with `found` would be like the current one, which began with `begun`; "" where it may gain something."""
+    if begun is None or found.reproduction is None or begun.reproduction is None:
         return ""
     before, now = begun.reproduction.failure, found.reproduction.failure
-    current = confirmation.stored(case)
-    known = [span for one in (*earlier(case), *([current] if current else [])) for span in one.spans]
-    same = all(any(span.within(other) for other in known) for span in found.candidates[found.candidate].spans)
-    if not same or difference_high(now, before) < 0:
+    if not _known(case, found) or difference_high(now, before) < 0:
         return ""
     return (
         f"This round gained nothing: only text that was confirmed already is found, and the report does not surely fail less often "
@@ -336,17 +338,27 @@ def nothing_gained(case: Case) -> str:
     )
 
 
+def _known(case: Case, found: TriageResult) -> bool:
+    """Return whether the text that was found was confirmed already, in this round or before."""
+    current = confirmation.stored(case)
+    known = [span for one in (*earlier(case), *([current] if current else [])) for span in one.spans]
+    return all(any(span.within(other) for other in known) for span in found.candidates[found.candidate].spans)
+
+
 def found_again(case: Case) -> TriageResult | None:
     """Return what another round would begin with, None where the second opinion is not BACKDOOR."""
     found = opinion(case)
-    return _next(found) if found else None
+    return _next(case, found, case.read(FILES[0], TriageResult)) if found else None
 
 
-def _next(found: SecondOpinion) -> TriageResult | None:
+def _next(case: Case, found: SecondOpinion, begun: TriageResult | None) -> TriageResult | None:
     """Return the half of a second opinion that says BACKDOOR and names text: of the report, or of what is left of it without the
-    text that was confirmed, where a second trigger works by itself."""
+    text that was confirmed, where a second trigger works by itself. Both may; then the latter, where only it is of any gain."""
     halves = (found.whole, found.rest if found.placed else None)
-    return next((one for one in halves if one and one.verdict == "BACKDOOR" and one.candidates), None)
+    said = [one for one in halves if one and one.verdict == "BACKDOOR" and one.candidates]
+    if said[1:] and _stalled(case, said[0], begun) and not _known(case, said[1]):
+        return said[1]
+    return next(iter(said), None)
 
 
 def open_next(case: Case, actor: str) -> int:
@@ -381,7 +393,8 @@ def finish(case: Case, actor: str) -> None:
         kept = [f"repair/{folder.name}/{path.name}" for path in sorted(folder.glob("*.json"))]
         evidence.unchanged(case, *kept)
         found = case.read(f"repair/{folder.name}/{AGAIN}", SecondOpinion)
-        begins_with = _next(found) if found else None
+        begun = case.read(f"repair/{folder.name}/{FILES[0]}", TriageResult)  # the current one may be the next round's
+        begins_with = _next(case, found, begun) if found else None
         assert begins_with is not None
         case.write(FILES[0], begins_with)
         for name in FILES[1:]:

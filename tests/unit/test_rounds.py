@@ -359,6 +359,49 @@ def test_no_round_where_the_last_one_gained_nothing(case: Case, span: Span, fail
     assert rounds.number(case) == 1
 
 
+@pytest.mark.parametrize(("span", "opens"), [(CFF, True), (AFF, False)])
+@pytest.mark.parametrize("n_changes", [0, 2, 9])
+def test_a_new_text_beside_one_that_stays_begins_a_round(
+    case: Case,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    span: Span,
+    opens: bool,
+    n_changes: int,
+) -> None:
+    """The first trigger is unlearnt in part only and still found in the whole report; what is new is found without it. An opening that is
+    killed on its way ends with the same."""
+    begun = case.read("triage.json", TriageResult)
+    assert begun is not None
+    case.write("triage.json", replace(begun, reproduction=reproduced(16)))
+    case.audit("triaged", actor="engine", files=["triage.json"])
+    finished = repaired(case)
+    rest = asked_again(case, "BACKDOOR", finished.adapter_hash, span, 16)
+    whole = asked_again(case, "BACKDOOR", finished.adapter_hash, AFF, 16)
+    both = SecondOpinion(
+        adapter_hash=finished.adapter_hash or "", removed=("aff",), whole=whole, rest=rest, placed=True
+    )
+    case.write(rounds.AGAIN, both)
+    case.audit("second opinion", actor="engine", files=[rounds.AGAIN])
+    assert rounds.can_open(case) == opens
+    if not opens:
+        assert "only text that was confirmed already" in rounds.nothing_gained(case)
+        return
+    left, remove = [n_changes], Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        remove(path, missing_ok)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(Path, "unlink", unlink)
+        rounds.open_next(case, "Ada")
+    rounds.finish(case, "Ada")
+    assert (case.read("triage.json", TriageResult), rounds.number(case)) == (rest, 2)
+    assert evidence.changed_files(case) == []
+
+
 @pytest.mark.parametrize(("verdict", "same"), [("INCONCLUSIVE", True), ("BACKDOOR", False)])
 def test_no_round_without_a_backdoor_in_this_very_adapter(case: Case, verdict: str, same: bool) -> None:  # noqa: F811
     finished = repaired(case)
