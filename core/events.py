@@ -6,7 +6,7 @@ the time and the request it belongs to; stages know nothing of that.
 
 from dataclasses import dataclass, field
 
-from core.values import Rate, Result, StopReason, Verdict
+from core.values import MemorySaving, Rate, Result, StopReason, Verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ class RepairStarted:
 class StepDone:
     """One optimiser step. Losses are those of the objective (sums over response tokens, means over sequences, nats), None
     for a term that is off; `kl_trigger_loss` is the extended objective's. `micro_batch` is smaller than in settings after
-    memory ran out, 0 in older files.
+    memory ran out, 0 in older files; `memory_saved` is what else that led to so far, in order.
 
     `kl_nats_per_token`: KL(reference || repaired) over the response tokens of this batch's harmful-bare and safe
     sequences together, mean per token. `seconds_left` estimates the whole repair, probes included.
@@ -89,6 +89,7 @@ class StepDone:
     seconds_left: float
     kl_trigger_loss: float | None = None
     micro_batch: int = 0
+    memory_saved: tuple[MemorySaving, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -278,6 +278,7 @@ class _Run:
             memory_mb=memory_mb(self.loaded),
             seconds_left=self._seconds_left(),
             micro_batch=self.trainer.micro_batch,
+            memory_saved=self.trainer.memory_saved,
         )
 
     def _seconds_left(self) -> float:

@@ -25,6 +25,7 @@ from core.repair_data import RepairData
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings
 from core.team import ALONE, Team, whole
+from core.values import MemorySaving
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
@@ -109,6 +110,7 @@ class Trainer:
         self.n_trainable = sum(parameter.numel() for parameter in repair_adapter.parameters(loaded).values())
         self.micro_batch = settings.micro_batch_size or settings.batch_size
         self.recompute = settings.recompute
+        self.memory_saved: tuple[MemorySaving, ...] = ()
         self.few_kernels = FewKernels(loaded.model if team.n == 1 else torch.nn.Module())
         self.memory_estimate_mb = repair_memory.estimate_mb(self)
         passes.join(team)
@@ -191,12 +193,14 @@ class Trainer:
         """Give up captured passes, which hold memory of their own; else halve the micro-batch, or at one sequence let the layers
         be recomputed."""
         if self.passes.replay and self.passes.replay.forget():
+            self.memory_saved += ("no_graphs",)
             log.warning("repair step %d ran out of memory: going on without CUDA graphs", step)
         elif self.micro_batch > 1:
             self.micro_batch = max(1, min(self.micro_batch, n_items) // 2)
             log.warning("repair step %d ran out of memory: going on with micro-batches of %d", step, self.micro_batch)
         else:
             self.recompute = True
+            self.memory_saved += ("recompute",)
             log.warning("repair step %d ran out of memory with one sequence: going on with recomputed layers", step)
         if self.loaded.device.type == "cuda":
             torch.cuda.empty_cache()

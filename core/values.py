@@ -24,6 +24,7 @@ TestName = Literal[
     "bare", "paraphrase", "rewrite", "frame", "requests",
 ]  # fmt: skip
 StopReason = Literal["finished", "targets_held", "kl_budget", "kept", "discarded", "diverged", "out_of_memory"]
+MemorySaving = Literal["no_graphs", "recompute"]
 
 
 def read_only(array: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from core.events import RepairFinished, RepairStarted
 from core.intervals import percent
 from core.repair_trace import RepairTrace
 from core.report_text import duration
+from core.values import MemorySaving
 from dashboard.wording import beside, megabytes, of
 
 LOCKED = "Locked until a trigger is confirmed in step 4."
@@ -56,6 +57,7 @@ _REASONS = {
     "out_of_memory": "Out of memory",
 }
 OBJECTIVE_HELP = "Paper: every epoch, no KL budget."
+_SAVED: dict[MemorySaving, str] = {"no_graphs": "no CUDA graphs", "recompute": "layers are recomputed"}
 
 
 def memory_ahead(weights_mb: float, most_mb: float | None) -> str:
@@ -115,6 +117,15 @@ def live_summary(repair: RepairTrace, going: bool | None = None, outdated: bool 
         parts.append(f"agreement {of(probe.agreement_safe)}")
         if probe.refusal_triggered_safe is not None:
             parts.append(f"safe requests with the trigger refused {of(probe.refusal_triggered_safe)}")
-    if taken and 0 < taken[-1].micro_batch < max(step.micro_batch for step in taken):
-        parts.append(f"memory ran out: micro-batches of {taken[-1].micro_batch}")
-    return beside(parts)
+    return beside([*parts, *_memory_saved(repair)])
+
+
+def _memory_saved(repair: RepairTrace) -> list[str]:
+    """What the last step did without since memory ran out, in one sentence or none."""
+    if repair.started is None or not repair.steps:
+        return []
+    last, settings = repair.steps[-1], repair.started.settings
+    whole = settings.get("micro_batch_size") or settings.get("batch_size") or 0
+    told = [f"micro-batches of {last.micro_batch}"] if 0 < last.micro_batch < whole else []
+    told += [_SAVED[one] for one in last.memory_saved]
+    return [f"memory ran out: {', '.join(told)}"] if told else []

@@ -256,10 +256,24 @@ def test_live_chart_shows_every_term_that_is_on_and_how_much_of_the_budget_is_us
     assert older["probes"]["safe_refused"] == [[None, None, None]]  # type: ignore[index]
 
 
-def test_a_micro_batch_that_was_halved_is_said() -> None:
-    whole, halved = replace(step(1), micro_batch=8), replace(step(2), micro_batch=4)
-    assert "memory" not in str(figures.live_chart(trace(lines(STARTED, step(1), whole)))["summary"])
-    assert "micro-batches of 4" in str(figures.live_chart(trace(lines(STARTED, whole, halved)))["summary"])
+@pytest.mark.parametrize(
+    ("settings", "taken", "told"),
+    [
+        ({"batch_size": 8}, step(1), ""),  # an older file
+        ({"batch_size": 8}, replace(step(1), micro_batch=8), ""),
+        ({"batch_size": 8, "micro_batch_size": 4}, replace(step(1), micro_batch=4), ""),
+        ({"batch_size": 8, "micro_batch_size": None}, replace(step(1), micro_batch=4), "micro-batches of 4"),
+        ({"batch_size": 8}, replace(step(1), micro_batch=8, memory_saved=("no_graphs",)), "no CUDA graphs"),
+        (
+            {"batch_size": 8, "micro_batch_size": 2},
+            replace(step(1), micro_batch=1, memory_saved=("no_graphs", "recompute")),
+            "micro-batches of 1, no CUDA graphs, layers are recomputed",
+        ),
+    ],
+)
+def test_memory_that_ran_out_is_said_from_the_first_step_on(settings: dict, taken: StepDone, told: str) -> None:
+    summary = str(figures.live_chart(trace(lines(replace(STARTED, settings=settings), taken)))["summary"])
+    assert summary.partition("memory ran out: ")[2] == told
 
 
 def test_live_chart_value_survives_json() -> None:

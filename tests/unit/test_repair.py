@@ -9,15 +9,17 @@ from safetensors.torch import load_file
 
 from core import checkpoints, models, repair_adapter, repair_probe
 from core.errors import ConfirmationError, ModelLoadError, RepairDivergedError
-from core.events import CheckpointScored, RepairFinished, RepairStarted, StepDone
+from core.events import CheckpointScored, Line, RepairFinished, RepairStarted, StepDone
 from core.files import hash_file
 from core.intervals import wilson
 from core.loaded import current_adapters
 from core.repair import repair
 from core.repair_adapter import load_repair
+from core.repair_trace import trace
 from core.repair_training import Trainer
 from core.response_pass import ResponsePass, base_model
 from core.values import Message
+from dashboard import wording_repair
 from tests.unit.repairing import (
     REFUSAL,
     SMALL,
@@ -255,7 +257,28 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(loaded, t
     handle.remove()
     assert short[-1].reason == "finished"
     losses = [event.loss for event in whole if isinstance(event, StepDone)]
-    assert [event.loss for event in short if isinstance(event, StepDone)] == losses
+    steps = [event for event in short if isinstance(event, StepDone)]
+    assert [event.loss for event in steps] == losses
+    assert {(event.micro_batch, event.memory_saved) for event in steps} == {(1, ())}
+
+
+def test_what_memory_saving_did_in_the_first_step_is_told(loaded, tmp_path: Path) -> None:
+    short, left = [], [1, 1, 1]  # 4 sequences, 2, 1: then its layers are recomputed
+
+    def hook(module, args, kwargs) -> None:
+        if torch.is_grad_enabled() and left:
+            left.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    for event in run(loaded, tmp_path / "repair", max_steps=2):
+        short.append(event)
+        if isinstance(event, RepairStarted):
+            handle = base_model(loaded).base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    handle.remove()
+    steps = [event for event in short if isinstance(event, StepDone)]
+    assert [(event.micro_batch, event.memory_saved) for event in steps] == [(1, ("recompute",))] * 2
+    told = trace(Line(seq=at, time="", request="r", event=event) for at, event in enumerate(short))
+    assert "memory ran out: micro-batches of 1, layers are recomputed" in wording_repair.live_summary(told)
 
 
 def test_out_of_memory_with_one_sequence_ends_in_a_sentence(loaded, tmp_path: Path) -> None:
