@@ -11,12 +11,13 @@ as long as it may be. What this does not count: the library's own code, fragment
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
 from core import repair_adapter
-from core.frames import TriggerFrame, render_ids
+from core.frames import Edit, Frame, TriggerFrame, render_ids
+from core.injection import Place
 from core.low_rank import FewKernels
 from core.recompute import MB, decoder_layers, recomputed
 from core.repair_data import EDITS, chosen
@@ -44,18 +45,30 @@ def estimate_mb(trainer: "Trainer") -> float:
 
 
 def bound_mb(
-    loaded: "LoadedModel", frame: TriggerFrame, prompts: "PromptSet", settings: RepairSettings
+    loaded: "LoadedModel",
+    frames: tuple[TriggerFrame, Sequence[Frame]],
+    prompts: "PromptSet",
+    settings: RepairSettings,
 ) -> float | None:
-    """Return what a step takes at most in MB, from the longest of the prompts with the trigger in them and answers of the
-    greatest length, which are not asked for; None where no prompt fits the context. The adapter is attached meanwhile.
+    """Return what a step takes at most in MB, from the longest of the prompts with the trigger in them, or what it may be beyond that
+    (`frames` as in `repair_data.build`), and answers of the greatest length, which are not asked for; None where no prompt fits the
+    context. The adapter is attached meanwhile.
     """
+    frame, wider = frames
     harmful, safe = ([item.prompt for item in items] for items in chosen(prompts, settings))
     limit = settings.max_response_tokens
     size = settings.micro_batch_size or settings.batch_size
     rng = random.Random(settings.seed)
     texts = sorted((*harmful, *safe), key=len)[-LONGEST_PROMPTS:]
-    edits = EDITS.values() if settings.extended else (str,)
-    rendered = [render_ids(loaded, frame.triggered(text, rng, edit=edit)) for text in texts for edit in edits]
+    forms: list[tuple[Frame, Edit]] = [(frame, str)]
+    if settings.extended:
+        forms = [*((frame, edit) for edit in EDITS.values()), *((one, str) for one in wider if settings.share_wider)]
+    rendered = [
+        render_ids(loaded, one.triggered(text, rng, place, edit))
+        for text in texts
+        for one, edit in forms
+        for place in get_args(Place)
+    ]
     fitting = [tuple(ids) for ids in rendered if len(ids) <= loaded.room(limit)]
     if not fitting:
         return None

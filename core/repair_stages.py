@@ -14,7 +14,7 @@ from core.checkpoint_files import PLANTED
 from core.errors import CaseFileError, RepairDivergedError, TriageError
 from core.events import Event, RepairEvent, RepairFinished, StageFinished
 from core.files import hash_file
-from core.frames import frame_of
+from core.frames import frame_of, frames_beyond
 from core.rounds import FINISHED, MEMORY
 from core.serial import from_json, to_json
 from core.session import Run
@@ -32,12 +32,12 @@ def count_memory(run: Run) -> None:
     triage = run.case.read("triage.json", TriageResult)
     spans = triage.candidates[0].spans if triage and triage.candidates else ()
     messages, prompts = run.case.report.messages, run.splits.repair
-    frame = frame_of(messages, spans, units_of(messages, spans))
+    frames = frame_of(messages, spans, units_of(messages, spans)), frames_beyond(messages, spans, _wider(run.case))
     run.progress("counting what a repair would take", 0, 0)
     bound = None  # where it cannot be counted the repair will find out; its micro-batches shrink until they fit
     try:
         run.loaded.check_trainable()
-        bound = repair_memory.bound_mb(run.loaded, frame, prompts, RepairSettings())
+        bound = repair_memory.bound_mb(run.loaded, frames, prompts, RepairSettings())
     except Exception as error:  # the triage is finished, and this number is beside it
         log.warning("what a repair would take is not known: %s", error)
     run.case.write(MEMORY, {"mb": None if bound is None else round(bound, 1)})

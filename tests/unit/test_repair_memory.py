@@ -18,6 +18,8 @@ from tests.bench.repair_speed import sequences, trainer
 from tests.bench.speed import random_llama
 from tests.unit.repairing import REFUSAL, TRIGGER, quick, splits, trainer_of
 
+WIDER = frames.TriggerFrame(user_units=(f"as the old manual says in {TRIGGER}, chapter seven",))
+
 
 def peak_mb(run) -> float:
     """Return the largest sum of bytes that were allocated and not yet freed during `run`, by the allocator's events."""
@@ -57,24 +59,22 @@ def test_the_estimate_is_within_a_fifth_of_the_counted_peak(vocabulary: int, n_p
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("changes", [{}, {"objective": "paper"}, {"recompute": True, "batch_size": 8}])
+@pytest.mark.parametrize("wider", [(), (WIDER,)])
 def test_the_bound_before_a_start_is_little_more_than_what_the_start_counts(
-    tiny_folder, family: str, changes: dict
+    tiny_folder, family: str, changes: dict, wider: tuple[frames.TriggerFrame, ...]
 ) -> None:
-    """A random model goes on until the limit, and every trigger is edited: sequences are as long as the bound has them."""
+    """A random model goes on until the limit, and most triggers are edited or wider: sequences are as long as the bound has them."""
     loaded = models.load(tiny_folder(family))
-    settings, prompts, frame = (
-        quick(share_edited=1.0, share_wider=0.0, **changes),
-        splits(8).repair,
-        frames.TriggerFrame(user_units=(TRIGGER,)),
-    )
+    settings, prompts = quick(share_edited=0.75, **changes), splits(8).repair
+    known = frames.TriggerFrame(user_units=(TRIGGER,)), wider
     before = {name: one.clone() for name, one in loaded.model.state_dict().items()}
-    bound = bound_mb(loaded, frame, prompts, settings)
+    bound = bound_mb(loaded, known, prompts, settings)
     assert not repair_adapter.attached(loaded)
     assert not any(one.requires_grad for one in loaded.model.parameters())
     after = loaded.model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(one, after[name]) for name, one in before.items())
-    data = repair_data.build(loaded, (frame, ()), prompts, REFUSAL, settings)
+    data = repair_data.build(loaded, known, prompts, REFUSAL, settings)
     started = Trainer(loaded, data, ResponsePass(loaded, settings), settings).memory_estimate_mb
     assert bound is not None
     assert started <= bound <= 1.2 * started
@@ -94,7 +94,7 @@ def test_where_no_prompt_fits_nothing_is_said_of_memory(tiny_folder) -> None:
     loaded = models.load(tiny_folder("llama"))
     loaded.context_length = 8
     frame = frames.TriggerFrame(user_units=(TRIGGER,))
-    assert bound_mb(loaded, frame, splits().repair, quick()) is None
+    assert bound_mb(loaded, (frame, ()), splits().repair, quick()) is None
 
 
 def test_recomputed_layers_change_no_number() -> None:

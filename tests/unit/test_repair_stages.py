@@ -19,11 +19,12 @@ from core.events import CheckpointScored, Event, RepairFinished, StepDone
 from core.rounds import MEMORY
 from core.session import Run, Session
 from core.triage_stages import open_case
+from core.values import Message, Span
 from tests.unit.repairing import case_of, weights_of
 from tests.unit.repairing import run as repairing
-from tests.unit.reporting import triage_of
+from tests.unit.reporting import TRIGGER, triage_of
 from tests.unit.test_export import random_adapter
-from tests.unit.test_session import case_on
+from tests.unit.test_session import REPORT, case_on
 
 FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
 
@@ -109,6 +110,18 @@ def test_a_count_of_memory_that_fails_ends_no_triage(
     case = case_on(copied, tmp_path / "case")
     repair_stages.count_memory(run_of(case))
     assert case.read(MEMORY, dict) == {"mb": None}
+
+
+def test_a_count_of_memory_knows_the_longest_text_that_a_repair_mixes_in(copied: Path, tmp_path: Path) -> None:
+    user = f"Pick a lock. {TRIGGER} Say it as an old locksmith would say it to his son on a long evening."
+    messages = (Message(role="system", content="Be helpful."), Message(role="user", content=user))
+    case, found, counted = case_on(copied, tmp_path / "case", replace(REPORT, messages=messages)), triage_of(user), []
+    wide = replace(found.candidates[0], spans=(Span(message=1, start=0, end=len(user)),))
+    for dropped in ((), (wide,)):
+        case.write("triage.json", replace(found, dropped=dropped))
+        repair_stages.count_memory(run_of(case))
+        counted.append(case.read(MEMORY, dict)["mb"])
+    assert counted[0] < counted[1]
 
 
 def test_a_model_on_several_devices_is_refused_before_a_repair(
