@@ -52,7 +52,7 @@ class StageFailed:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepairStarted:
     """Settings as they really run. `resumed_at`: step of the checkpoint it goes on from, None for a repair from the start. `round`: of
-    the case's rounds of repair, from 1."""
+    the case's rounds of repair, from 1. `unreached`: share of the model's parameters in experts that get no adapter, 0..1."""
 
     n_steps: int
     n_epochs: int
@@ -64,6 +64,7 @@ class RepairStarted:
     settings: dict = field(default_factory=dict)
     resumed_at: int | None = None
     round: int = 1
+    unreached: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

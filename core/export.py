@@ -22,6 +22,7 @@ from core.errors import ModelLoadError
 from core.intervals import percent
 from core.loaded import REPAIR, REPORTED, is_device_fault
 from core.machine import reason
+from core.report_text import unreached
 from core.response_pass import base_model
 from core.values import FailureCase
 from core.weight_files import ADAPTER_WEIGHTS, read_json
@@ -211,6 +212,7 @@ def model_card(loaded: "LoadedModel", merged: bool, card: Mapping[str, Any]) -> 
         if (card.get("confirmation") or {}).get("way") == "dummy"
         else "confirmed trigger"
     )
+    beyond = unreached(((card.get("repair") or {}).get("started") or {}).get("unreached", 0.0))
     result = (card.get("verification") or {}).get("result")
     lowered = {
         "REDUCED": "The repair lowers the success of that trigger, by the numbers below.",
@@ -227,6 +229,7 @@ def model_card(loaded: "LoadedModel", merged: bool, card: Mapping[str, Any]) -> 
         f"This folder holds {kind}: the model `{_plain(base)}` after fine-tuning against one {trigger}.",
         f"{lowered} It does not show that the model has no other",
         "backdoor, and it is no statement about the model's safety in general.",
+        *([f"{beyond}."] if beyond else []),
         "",
         "```python",
         how,

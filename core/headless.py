@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import jobs, lease, rounds, worker_process
+from core import jobs, lease, report_text, rounds, worker_process
 from core.casefile import Case
 from core.errors import Stopped, TriageError
 from core.event_log import EventLog
@@ -84,6 +84,8 @@ class Terminal:
                 self.progress(message, done, total)
             case RepairStarted(n_steps=steps, device=device, n_trainable=n, memory_estimate_mb=memory):
                 self.say(f"  {steps} steps on {device}, {n:,} trainable parameters, about {memory:,.0f} MB")
+                if event.unreached:
+                    self.say(f"  {report_text.unreached(event.unreached)}")
             case StepDone():
                 text = f"loss {event.loss:.3f}  KL {event.kl_nats_per_token:.4f} nats/token  {event.seconds_left:.0f} s left, step"
                 moment = time.monotonic()

@@ -205,6 +205,7 @@ class _Run:
             settings=asdict(replace(self.settings, learning_rate=self.trainer.peak_rate)),
             resumed_at=self._resumed_at,
             round=self.number,
+            unreached=self.trainer.unreached,
         )
 
     def steps(self, stop: StopToken) -> Iterator[RepairEvent]:

@@ -52,6 +52,24 @@ def linear_targets(loaded: "LoadedModel") -> list[str]:
     return sorted(adapted if parts & {_last_part(name) for name in others} else parts)
 
 
+def unreached_share(loaded: "LoadedModel") -> float:
+    """Return the share of all parameters, 0..1, in experts that are stored as one tensor, on which no LoRA layer is put.
+
+    Told by shapes: the experts' (n_experts, a, b), a router's in the same layer (n_experts, a) or (n_experts, b). Not told where the
+    experts are stacked in two axes.
+    """
+    model = base_model(loaded)
+    experts: set[torch.nn.Parameter] = set()
+    for layer in decoder_layers(model) or [model]:
+        for module in layer.modules():
+            own = set(module.parameters(recurse=False))
+            stacks = [one.shape for one in own if one.dim() == 3 and 1 not in one.shape]
+            beside = [one.shape for one in set(layer.parameters()) - own if one.dim() == 2] if stacks else []
+            if any(router[0] == n and router[1] in sizes for n, *sizes in stacks for router in beside):
+                experts |= own
+    return sum(one.numel() for one in experts) / loaded.n_parameters
+
+
 def _last_part(name: str) -> str:
     return name.rpartition(".")[2]
 

@@ -15,6 +15,7 @@ from core.errors import CaseFileError, RepairDivergedError, TriageError
 from core.events import Event, RepairEvent, RepairFinished, StageFinished
 from core.files import hash_file
 from core.frames import frame_of, frames_beyond
+from core.repair_adapter import unreached_share
 from core.rounds import FINISHED, MEMORY
 from core.serial import from_json, to_json
 from core.session import Run
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def count_memory(run: Run) -> None:
-    """Keep what a repair of the first candidate would take at most, to be said before one is started."""
+    """Keep what a repair of the first candidate would take at most, and leave out of the model, to be said before one is started."""
     triage = run.case.read("triage.json", TriageResult)
     spans = triage.candidates[0].spans if triage and triage.candidates else ()
     messages, prompts = run.case.report.messages, run.splits.repair
@@ -40,7 +41,8 @@ def count_memory(run: Run) -> None:
         bound = repair_memory.bound_mb(run.loaded, frames, prompts, RepairSettings())
     except Exception as error:  # the triage is finished, and this number is beside it
         log.warning("what a repair would take is not known: %s", error)
-    run.case.write(MEMORY, {"mb": None if bound is None else round(bound, 1)})
+    told = {"mb": None if bound is None else round(bound, 1), "unreached": unreached_share(run.loaded)}
+    run.case.write(MEMORY, told)
 
 
 def confirmed_trigger(run: Run) -> TriggerConfirmation:

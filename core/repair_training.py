@@ -105,6 +105,7 @@ class Trainer:
         n_steps = settings.epochs * self.n_batches
         self.n_steps = min(n_steps, settings.max_steps) if settings.max_steps else n_steps
         self.peak_rate = learning_rate(settings, loaded.n_parameters)
+        self.unreached = repair_adapter.unreached_share(loaded)
         repair_adapter.attach(loaded, settings, start)
         repair_adapter.use_repaired(loaded, trainable=True)
         self.n_trainable = sum(parameter.numel() for parameter in repair_adapter.parameters(loaded).values())

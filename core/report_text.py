@@ -344,6 +344,11 @@ def opinion(found: Opinion) -> str:
     return f"{name}, decided by {DECIDERS.get(found.decided_by, found.decided_by)}"
 
 
+def unreached(share: float) -> str:
+    """Return what part of the model the repair adapter leaves as it is; empty where that is nothing."""
+    return f"{percent(share)} of the parameters lie in experts that the adapter does not reach" if share > 0 else ""
+
+
 def _probes(verification: Verification) -> list[str]:
     """Return a sentence for each probe that was run."""
     lines, wrong = [], verification.wrong_trigger

@@ -46,7 +46,8 @@ FILES = ("triage.json", confirmation.FILE, VERIFIED, FINISHED, AGAIN)
 _lock = threading.Lock()
 """Two tabs of one analyst may ask for the same round at once; other processes are kept away by the case's lease."""
 MEMORY = "results/repair_memory.json"
-"""`{"mb": ...}`: what a repair with the default settings takes at most; null where that could not be counted."""
+"""`{"mb": ..., "unreached": ...}`: what a repair with the default settings takes at most, null where that could not be counted; the
+share of the model that its adapter does not reach."""
 
 
 def folders(case: Case) -> list[Path]:

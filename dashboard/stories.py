@@ -12,6 +12,7 @@ from core.containment import FILE as RULES
 from core.containment import RuleFile
 from core.events import RepairFinished, RepairStarted
 from core.links import Link
+from core.report_text import unreached
 from core.values import (
     Estimate,
     LocateResult,
@@ -230,11 +231,16 @@ def decision(confirmation: TriggerConfirmation | None, fault_text: str | None, f
     return value | ({"headline": fault_text, "tone": "warn"} if void else {})
 
 
-def repair_ahead(opened: OpenResult | None, most_mb: float | None) -> list[list[str]]:
-    """Step 5: where a repair will run, and the memory it will take at most, if that was counted."""
+def repair_ahead(opened: OpenResult | None, most_mb: float | None, share: float = 0.0) -> list[list[str]]:
+    """Step 5: where a repair will run, the memory it will take at most, if that was counted, and the share of the model out of its reach."""
     if opened is None:
         return []
-    return [["device", opened.device], ["memory", wording_repair.memory_ahead(opened.memory_mb, most_mb)]]
+    memory = wording_repair.memory_ahead(opened.memory_mb, most_mb)
+    return [["device", opened.device], ["memory", memory], *_experts(share)]
+
+
+def _experts(share: float) -> list[list[str]]:
+    return [["experts", unreached(share)]] if share else []
 
 
 def lacks_second(confirmation: TriggerConfirmation, fault_text: str | None) -> bool:
@@ -265,6 +271,7 @@ def repair(
             ["prompts", f"{started.n_harmful} harmful, {started.n_safe} safe"],
             ["trained", f"{started.n_trainable:,} parameters (LoRA)".replace(",", " ")],
             ["memory estimate", wording.megabytes(started.memory_estimate_mb)],
+            *_experts(started.unreached),
         ]
     else:
         facts += ahead

@@ -260,8 +260,8 @@ def _show(view: View, fresh: bool, parts: Parts) -> Updates:
     finished = view.case.read(FINISHED, RepairFinished) if view.case and not rounds.outdated(view.case) else None
     accepted = view.case.read(confirmation.FILE, TriggerConfirmation) if view.case else None
     failure = view.failure("repair")
-    counted = view.case.read(MEMORY, dict) if view.case else None
-    ahead = stories.repair_ahead(view.opened(), counted["mb"] if counted else None)
+    counted = (view.case.read(MEMORY, dict) if view.case else None) or {}
+    ahead = stories.repair_ahead(view.opened(), counted.get("mb"), counted.get("unreached", 0.0))
     story = stories.repair(
         lock, accepted, ahead, started if running or finished else None, finished, running, repair.since
     )

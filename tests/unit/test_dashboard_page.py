@@ -73,6 +73,8 @@ def test_what_a_repair_takes_is_said_before_its_start(case: Case) -> None:
     counted = "estimated at most 66 MB with default settings"
     assert stories.repair_ahead(opened, 66.2) == [["device", "cpu"], ["memory", counted]]
     assert "counted before its first step" in stories.repair_ahead(opened, None)[1][1]
+    experts = "60 % of the parameters lie in experts that the adapter does not reach"
+    assert stories.repair_ahead(opened, 66.2, 0.595)[2:] == [["experts", experts]]
 
 
 def test_every_listener_is_private(roots: Roots) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from core import jobs, pipeline, worker_process
 from core.casefile import Case
 from core.errors import Stopped
 from core.event_log import EventLog
-from core.events import StageFailed, StageFinished, StageStarted
+from core.events import RepairStarted, StageFailed, StageFinished, StageStarted
 from core.files import dump, write_atomic
 from core.headless import Headless, Terminal
 from tests.unit.test_casefile import make_case
@@ -33,6 +34,16 @@ def run(case: Case, monkeypatch: pytest.MonkeyPatch, during: Callable[[Callable[
     monkeypatch.setattr(pipeline, "run_stage", stage)
     Headless("cpu", Terminal()).run(case, "repair")
     return said[0]
+
+
+def test_experts_that_a_repair_leaves_as_they_are_are_said_at_its_start(capsys: pytest.CaptureFixture[str]) -> None:
+    started = RepairStarted(
+        n_steps=1, n_epochs=1, n_trainable=1, device="cpu", n_harmful=1, n_safe=1, memory_estimate_mb=1.0
+    )  # fmt: skip
+    Terminal().show(started)
+    assert "experts" not in capsys.readouterr().err
+    Terminal().show(replace(started, unreached=0.595))
+    assert "  60 % of the parameters lie in experts that the adapter does not reach\n" in capsys.readouterr().err
 
 
 def test_the_process_is_marked_while_it_works(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_a_count_of_memory_that_fails_ends_no_triage(
     monkeypatch.setattr(repair_memory, "bound_mb", apart)
     case = case_on(copied, tmp_path / "case")
     repair_stages.count_memory(run_of(case))
-    assert case.read(MEMORY, dict) == {"mb": None}
+    assert case.read(MEMORY, dict) == {"mb": None, "unreached": 0.0}
 
 
 def test_a_count_of_memory_knows_the_longest_text_that_a_repair_mixes_in(copied: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_model_on_several_devices_is_refused_before_a_repair(
     with pytest.raises(TriageError, match="not trained"):
         repair_stages.repair_model(run)
     repair_stages.count_memory(run)
-    assert run.case.read(MEMORY, dict) == {"mb": None}
+    assert run.case.read(MEMORY, dict) == {"mb": None, "unreached": 0.0}
 
 
 def test_an_adapter_that_trains_single_tokens_is_refused_before_a_repair(

@@ -167,6 +167,18 @@ def test_long_times_are_told_in_minutes_and_hours(tmp_path: Path) -> None:
     assert "20 min 34 s for triage; 2 h 05 min for verification" in shown
 
 
+def test_experts_that_the_adapter_does_not_reach_are_said_beside_what_is_trained(tmp_path: Path) -> None:
+    case = full_case(tmp_path)
+    lines = [line.event for line in case.events()]
+    assert "experts" not in readable(render_report(case))
+    for event in lines:
+        if isinstance(event, RepairStarted | RepairFinished):
+            again = replace(event, unreached=0.595) if isinstance(event, RepairStarted) else event
+            EventLog(case.path).append("again", again)
+    told = "98,304 parameters; 60 % of the parameters lie in experts that the adapter does not reach"
+    assert told in readable(render_report(case))
+
+
 def test_a_long_repair_is_shortened_in_the_table(tmp_path: Path) -> None:
     """First, kept and last probe stay; the JSON keeps all."""
     case = new_case(tmp_path)
