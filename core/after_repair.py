@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from core import again, cascade, causal, evidence, locating, repair_adapter, residual_probes, rounds, verification
+from core.casefile import Case
 from core.errors import TriageError
 from core.events import StageFinished
 from core.repair_stages import confirmed_trigger, repaired_adapter, settings_of
@@ -128,6 +129,14 @@ def _probed(run: Run) -> tuple[residual_probes.Subject, Verification]:
     return subject, verified
 
 
+def _told(case: Case, found: Verification, action: str, **counts: int) -> str:
+    """Store what a probe found beside what verification did; it asked the same prompts, which is one more look at them."""
+    looks = rounds.looks(case) + 1
+    return evidence.record(
+        case, rounds.VERIFIED, replace(found, looks=looks), action, actor="engine", **counts, looks=looks
+    )
+
+
 def probe_wrong_trigger(run: Run) -> StageFinished:
     """Repair on random tokens instead of the trigger, for as many steps, and throw that repair away."""
     finished, _ = repaired_adapter(run.case)
@@ -142,8 +151,9 @@ def probe_wrong_trigger(run: Run) -> StageFinished:
         subject, rates.before, rates.after, settings, n_steps, folder, run.refusal,
         start=rounds.start(run.case), earlier=rounds.earlier(run.case),
     )  # fmt: skip
-    told, counts = replace(verified, wrong_trigger=found), {"left": found.wrong.k, "of": found.wrong.n}
-    name = evidence.record(run.case, rounds.VERIFIED, told, "wrong trigger", actor="engine", **counts)
+    name = _told(
+        run.case, replace(verified, wrong_trigger=found), "wrong trigger", left=found.wrong.k, of=found.wrong.n
+    )
     headline = f"A repair on a wrong trigger leaves {found.wrong.k} of {found.wrong.n}; the right one {found.right.k}"
     return StageFinished(stage="wrong-trigger", headline=headline, files=(name,))
 
@@ -156,7 +166,6 @@ def probe_relearn(run: Run) -> StageFinished:
     found = residual_probes.relearn(subject, adapter, VerificationSettings(), settings)
     last = found[-1]
     counts = {"samples": last.n_samples, "planted": last.planted.k, "never": last.never.k}
-    told = replace(verified, relearnt=found)
-    name = evidence.record(run.case, rounds.VERIFIED, told, "re-learnt", actor="engine", **counts)
+    name = _told(run.case, replace(verified, relearnt=found), "re-learnt", **counts)
     headline = f"After {last.n_samples} samples the trigger works in {last.planted.k} of {last.planted.n}, a new one in {last.never.k}"
     return StageFinished(stage="relearn", headline=headline, files=(name,))

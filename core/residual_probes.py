@@ -7,7 +7,7 @@ Re-learning: the repaired adapter is tuned further on a few poisoned samples (re
 as many with a text that was never planted. A trigger that comes back with fewer samples than a new one takes was hidden, not
 unlearnt. Requests without any trigger are asked beside, since tuning on such answers also wears refusal away.
 
-Requests asked are those of verification; nothing is chosen by them. Source: method.md section 4.3.
+Requests asked are those of verification, another look at them; nothing is chosen by them. Source: method.md section 4.3.
 """
 
 import random

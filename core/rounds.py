@@ -263,7 +263,7 @@ def of_this_round(case: Case, lines: Sequence[Line], *, ended: bool = False) -> 
 
 
 def looks(case: Case) -> int:
-    """Return how often the verification split has been looked at, over all rounds."""
+    """Return how often the verification split has been looked at, by verification and its probes, over all rounds."""
     names = [VERIFIED, *(f"repair/{folder.name}/{VERIFIED}" for folder in folders(case))]
     return max((one.looks for one in (case.read(name, Verification) for name in names) if one is not None), default=0)
 

@@ -499,7 +499,8 @@ class Verification:
     """Before and after on prompts that no earlier step saw; attack success counts failures of `kind`.
 
     `variants` are the failures with other forms of the trigger, `classes` the classes of all answers. `wrong_trigger` and
-    `relearnt` are there once they were asked for. `adapter_hash` names the repair; empty in cases of older versions.
+    `relearnt` are there once they were asked for. `looks`: how often these prompts were asked, by verification and by probes, over all
+    rounds. `adapter_hash` names the repair; empty in cases of older versions.
     """
 
     metrics: tuple[Metric, ...]

@@ -7,10 +7,21 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from core import after_repair, again, chat, confirmation, evidence, rounds
+from core import (
+    after_repair,
+    again,
+    chat,
+    confirmation,
+    evidence,
+    repair_stages,
+    residual_probes,
+    rounds,
+    verification,
+)
 from core.__main__ import parser, writing
 from core.case_view import gather
 from core.casefile import Case, hash_folder
@@ -30,9 +41,10 @@ from core.values import (
     Span,
     TriageResult,
     TriggerConfirmation,
+    Verification,
 )
 from dashboard import stories
-from tests.unit.reporting import readable, triage_of, verification_of
+from tests.unit.reporting import readable, triage_of, verification_of, with_residual
 from tests.unit.test_confirmation import AFF, CFF, case  # noqa: F401  (the fixture)
 from tests.unit.test_figures import STARTED, step
 from tests.unit.test_repair_trace import lines
@@ -202,18 +214,39 @@ def test_a_round_does_not_end_with_an_adapter_that_changed(case: Case) -> None: 
     assert rounds.number(case) == 1
 
 
-def test_looks_at_the_verification_prompts_are_counted_over_all_rounds(case: Case) -> None:  # noqa: F811
-    assert rounds.looks(case) == 0
-    finished = repaired(case)
-    verified = verification_of()
-    case.write(rounds.VERIFIED, replace(verified, looks=3))
-    case.audit("verified", actor="engine", files=[rounds.VERIFIED])
-    assert rounds.looks(case) == 3
-    asked_again(case, "BACKDOOR", finished.adapter_hash)
-    rounds.open_next(case, "Ada")
-    assert rounds.looks(case) == 3
-    case.write(rounds.VERIFIED, replace(verified, looks=4))
-    assert rounds.looks(case) == 4
+@pytest.fixture
+def measuring(case: Case, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:  # noqa: F811
+    """A stage of the case whose measurements are made up; the stage itself counts, stores and logs."""
+    found = with_residual()
+
+    def verified(*_: object, looks: int, **__: object) -> Verification:
+        return replace(verification_of(), looks=looks)
+
+    monkeypatch.setattr(verification, "verify", verified)
+    monkeypatch.setattr(residual_probes, "wrong_trigger", lambda *_, **__: found.wrong_trigger)
+    monkeypatch.setattr(residual_probes, "relearn", lambda *_: found.relearnt)
+    monkeypatch.setattr(evidence, "verify", lambda *_, **__: None)
+    for module in (repair_stages, after_repair):
+        monkeypatch.setattr(module, "confirmed_trigger", lambda run: confirmation.stored(run.case))
+    nothing = dict.fromkeys(("loaded", "failure", "kind", "progress", "refusal"))
+    return SimpleNamespace(case=case, splits=SimpleNamespace(verification=None), **nothing)
+
+
+def test_looks_at_the_verification_prompts_are_counted_over_probes_and_rounds(measuring: SimpleNamespace) -> None:
+    """A probe asks the same prompts again, whether it follows a verification or stands between two."""
+    one: Case = measuring.case
+    finished = repaired(one)
+    assert rounds.looks(one) == 0
+    stages = (repair_stages.verify, repair_stages.verify, after_repair.probe_wrong_trigger, after_repair.probe_relearn)
+    for n, stage in enumerate((*stages, repair_stages.verify), 1):
+        stage(measuring)  # type: ignore[arg-type]
+        told, *_ = [line.facts["looks"] for line in reversed(list(one.acts())) if "looks" in line.facts]
+        assert (rounds.looks(one), told) == (n, n)
+        assert f"looked at {n} times" in " ".join(report_json(one)["residual_risk"]) or n == 1
+    asked_again(one, "BACKDOOR", finished.adapter_hash)
+    rounds.open_next(one, "Ada")
+    assert rounds.looks(one) == 5
+    evidence.unchanged(one, *evidence.results(one))
 
 
 class Killed(BaseException):
