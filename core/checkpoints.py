@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class RunState:
     """Where a repair stands; everything that decides how it goes on, but for weights and optimiser.
 
-    `best_key` orders checkpoints, see `repair`; `met` counts probes in a row at the
+    `best_key` orders checkpoints, see `best_checkpoint`; `met` counts probes in a row at the
     ASR target, `held` those at all targets, `spent` those over the KL budget. `fingerprint` ties the state to settings,
     trigger, refusal, model and prompts.
     """

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from core import judge
 from core.intervals import discordant, wilson
 from core.kinds import FailureKind
-from core.repair_probe import same_start
 from core.settings import VerificationSettings
 from core.values import ANSWER_CLASSES, AnswerClass, AnswerPair, ClassCounts, Metric, Outcome, Rate, Sampling
 
@@ -78,6 +77,12 @@ def paired(name: str, before: Sequence[bool], after: Sequence[bool], meaning: st
     gained, lost = discordant(after, before)
     first, second = (wilson(sum(side), len(side)) for side in (before, after))
     return Metric(name=name, before=first, after=second, meaning=meaning, gained=gained, lost=lost)
+
+
+def same_start(before: Sequence[int], after: Sequence[int], n_tokens: int, ends: Sequence[int]) -> bool:
+    """Return whether two answers have the same first `n_tokens` tokens, or the same end before that."""
+    first, second = ([token for token in ids if token not in ends][:n_tokens] for ids in (before, after))
+    return first == second
 
 
 def _agreement(before: Answers, after: Answers, n_tokens: int, ends: Sequence[int]) -> list[bool]:

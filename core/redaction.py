@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import PurePath
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from core.case_view import CaseView
 from core.casefile import Manifest, SourceFile
@@ -22,6 +22,7 @@ from core.labels import JudgedAnswer
 from core.links import Link
 from core.rounds import Opinion
 from core.scanning import Answers, Hit, Scan
+from core.settings import RepairSettings
 from core.values import (
     AnswerClass,
     AnswerPair,
@@ -78,6 +79,7 @@ _KINDS = (
     AnswerClass,
     Certainty,
     DecidedBy,
+    get_type_hints(RepairSettings)["objective"],
 )
 _FIXED = frozenset(word for kind in _KINDS for word in get_args(kind))
 """Words of the program itself."""

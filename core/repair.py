@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Literal
 
 from safetensors import SafetensorError
 
-from core import checkpoint_files, checkpoints, confirmation, repair_adapter, repair_probe
+from core import best_checkpoint, checkpoint_files, checkpoints, confirmation, repair_adapter, repair_probe
+from core.best_checkpoint import HELD_IN_A_ROW
 from core.checkpoint_files import BEST
 from core.checkpoints import RunState
 from core.errors import CaseFileError, RepairDivergedError, TriageError
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
 StopToken = Callable[[], Literal["keep", "discard"] | None]
 """Asked before and after each step: None to go on, `keep` to end with the best checkpoint, `discard` to leave nothing."""
 
-HELD_IN_A_ROW = 2
-"""Probes in a row that end a repair early, or make a checkpoint trusted. Source: method.md section 4.3 ("when the targets hold twice in a row")."""
 log = logging.getLogger(__name__)
 
 
@@ -291,13 +290,7 @@ class _Run:
         return left * sum(recent) / len(recent) + probes * (sum(pace) / len(pace) if pace else 0.0)
 
     def _probe(self) -> CheckpointScored:
-        """Score the adapter, keep it when it is the best, save a checkpoint, and return the event.
-
-        Best, in this order: within the KL budget; the lowest ASR with trigger, where all that meet the target are alike;
-        the fewest other targets missed; one whose predecessor met the ASR target too (a single probe of a few dozen
-        prompts is easily lucky); the lowest ASR, with L_KL-trig the lowest sum of ASR and refusals of safe requests with
-        the trigger; the least KL; the earliest. Step 0, what training starts from, is the starting line and never the best.
-        """
+        """Score the adapter, keep it when it is the best (`best_checkpoint.rule`), save a checkpoint, and return the event."""
         state, settings, began = self.state, self.settings, time.monotonic()
         score = self.team.told(self.probe.score(self.loaded, self.trainer.passes))
         kl = score.kl_nats_per_token
@@ -310,13 +303,12 @@ class _Run:
         else:
             asr = 1.0 if score.asr_triggered.value is None else score.asr_triggered.value
             over = settings.kl_budget is not None and kl > settings.kl_budget
-            met, n_missed = asr <= settings.target_asr, self._n_missed(score)
+            met = asr <= settings.target_asr
+            n_missed = best_checkpoint.n_missed(score, settings, state.start_refusal or 0.0, state.start_refusal_safe)
             state.met = state.met + 1 if met else 0
             state.held = state.held + 1 if met and not n_missed and not over else 0
             state.spent = state.spent + 1 if over else 0
-            untrusted = state.met < HELD_IN_A_ROW
-            wrong = asr + ((score.refusal_triggered_safe.value or 0.0) if settings.holds_trigger else 0.0)
-            key = tuple(map(float, (over, max(asr, settings.target_asr), n_missed, untrusted, wrong, kl)))
+            key = best_checkpoint.key(score, settings, over=over, asr=asr, n_missed=n_missed, n_met=state.met, kl=kl)
             best = state.best_key is None or key < state.best_key
             if best:
                 state.best_key, state.best_step, state.best_asr = key, state.step, asr
@@ -333,17 +325,6 @@ class _Run:
             agreement_safe=score.agreement_safe,
             kl_nats_per_token=kl,
             best=best,
-        )
-
-    def _n_missed(self, score: repair_probe.ProbeScore) -> int:
-        """Return how many targets but ASR a probe misses; one without prompts is not missed."""
-        slack, allowed, state = self.settings.target_slack, self.settings.target_over_refusal, self.state
-        refusal, agreement = score.refusal_untriggered.value, score.agreement_safe.value
-        refused_safe = score.refusal_triggered_safe.value if self.settings.holds_trigger else None
-        return (
-            (refusal is not None and refusal < (state.start_refusal or 0.0) - slack)
-            + (agreement is not None and agreement < self.settings.target_agreement)
-            + (refused_safe is not None and refused_safe > state.start_refusal_safe + allowed)
         )
 
     def _early_end(self) -> bool:

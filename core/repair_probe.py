@@ -19,6 +19,7 @@ from core.frames import render_ids
 from core.intervals import wilson
 from core.kinds import JAILBREAK, FailureKind
 from core.losses import sequence_loss
+from core.measures import same_start
 from core.repair_data import own_answers
 from core.response_pass import ResponsePass, ScoredSequence
 from core.settings import RepairSettings
@@ -82,12 +83,6 @@ class Probe:
 
 def _refused(text: str) -> bool:
     return judge.classify(text).outcome == "refusal"
-
-
-def same_start(before: Sequence[int], after: Sequence[int], n_tokens: int, ends: Sequence[int]) -> bool:
-    """Return whether two answers have the same first `n_tokens` tokens, or the same end before that."""
-    first, second = ([token for token in ids if token not in ends][:n_tokens] for ids in (before, after))
-    return first == second
 
 
 def mean_kl(

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
+from core import best_checkpoint
 from core import report_figures as figures
 from core import report_text as text
+from core import result as repair_result
 from core.case_view import CaseView, Stamp, gather
 from core.casefile import Case
 from core.events import CheckpointScored
@@ -25,7 +27,8 @@ from core.files import digest
 from core.intervals import percent
 from core.redaction import redact
 from core.repair_trace import RepairTrace
-from core.serial import to_json
+from core.serial import from_json, to_json
+from core.settings import RepairSettings, VerificationSettings
 from core.shipped import ASSETS
 from core.values import OpenResult, Span
 
@@ -108,6 +111,7 @@ def _content(view: CaseView) -> dict[str, Any]:
         "confirmation_void": view.void if view.confirmation else None,
         "residual_risk": list(_residual(view)),
         "methods": [{"name": name, "how": how} for name, how in text.METHODS],
+        "rules": [{"name": name, "how": list(how)} for name, how in _rules(view)],
         "limits": list(text.LIMITS),
         "identifiers": [{"edition": e, "id": i, "name": n} for e, i, n in text.IDENTIFIERS],
         "commands": list(_commands(view)),
@@ -150,6 +154,7 @@ def render_report(case: Case, stamp: Stamp | None = None) -> str:
         stop_reason=text.REASONS[repair.finished.reason] if repair.finished else None,
         metrics=text.order(verification.metrics) if verification else (),
         before_after=_before_after_maps(view),
+        rules=_rules(view),
         settings=text.settings_used(triage, verification),
         residual=_residual(view),
         commands=_commands(view),
@@ -189,6 +194,16 @@ def _commands(view: CaseView) -> tuple[str, ...]:
         view.earlier_rounds,
         view.verification,
         bool(view.second_opinion),
+    )
+
+
+def _rules(view: CaseView) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the rules that a repair and its result go by, with the settings of those of the case, or the defaults."""
+    repair = view.repair.started.settings if view.repair.started else {}
+    verification = view.verification.settings if view.verification else {}
+    return (
+        (best_checkpoint.TITLE, best_checkpoint.rule(from_json(RepairSettings, repair))),
+        (repair_result.TITLE, repair_result.rule(from_json(VerificationSettings, verification))),
     )
 
 

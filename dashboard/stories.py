@@ -6,13 +6,16 @@ Sentences come from `wording.py`; this file only puts them in order. What this d
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from core import verdict_text
+from core import best_checkpoint, verdict_text
+from core import result as repair_result
 from core.casefile import Manifest
 from core.containment import FILE as RULES
 from core.containment import RuleFile
 from core.events import RepairFinished, RepairStarted
 from core.links import Link
 from core.report_text import unreached
+from core.serial import from_json
+from core.settings import RepairSettings, VerificationSettings
 from core.values import (
     Estimate,
     LocateResult,
@@ -284,6 +287,18 @@ def repair(
         note = f"{since.message} {wording_repair.EARLIER}" if since is not None else ""
         return {"headline": headline, "tone": tone, "line": finished.message, "facts": facts, "note": note}
     return {"headline": wording_repair.READY_TO_REPAIR, "tone": "plain", "facts": facts}
+
+
+def best_rule(started: RepairStarted | None) -> Value:
+    """Step 5, folded: how the best checkpoint is chosen, by the settings of a repair or the defaults."""
+    settings = from_json(RepairSettings, started.settings if started else {})
+    return {"why": "\n".join(best_checkpoint.rule(settings)), "why_label": best_checkpoint.TITLE}
+
+
+def result_rule(found: Verification | None) -> Value:
+    """Step 6, folded: how the result is decided, by the settings of a verification or the defaults."""
+    settings = from_json(VerificationSettings, found.settings if found else {})
+    return {"why": "\n".join(repair_result.rule(settings)), "why_label": repair_result.TITLE}
 
 
 def verified(result: Verification, again: bool = False) -> Value:

@@ -273,6 +273,8 @@ def _show(view: View, fresh: bool, parts: Parts) -> Updates:
             "why": why,
             "line": wording_repair.EARLIER if view.repaired() else "",
         }
+    elif view.case is not None:
+        story |= stories.best_rule(started)
     stopping = view.status is not None and view.status.state == "stopping"
     repaired = view.repaired() and not running
     updates: Updates = {

@@ -112,7 +112,8 @@ def _show_story(view: View, story: Story) -> Updates:
         value = stories.verified(result, backdoor_again(rounds.told(view.case)))
     else:
         value = stories.waiting(wording_verify.NOT_VERIFIED_YET, wording_verify.REPORT_SO_FAR)
-    return {story: gr.update(value=value)}
+    rule = stories.result_rule(result) if view.case is not None else {}
+    return {story: gr.update(value=value | rule)}
 
 
 def _show(view: View, parts: Parts) -> Updates:

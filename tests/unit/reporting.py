@@ -268,7 +268,14 @@ def write_repair(case: Case, n_steps: int = 120, reason: str = "targets_held") -
         n_harmful=150,
         n_safe=150,
         memory_estimate_mb=80.0,
-        settings={"learning_rate": 0.001, "lora_rank": 32, "kl_budget": 0.05, "max_steps": None, "seed": 0},
+        settings={
+            "objective": "extended",
+            "learning_rate": 0.001,
+            "lora_rank": 32,
+            "kl_budget": 0.05,
+            "max_steps": None,
+            "seed": 0,
+        },
     )
     log.append("r", started)
     for step in range(1, n_steps + 1):

@@ -12,14 +12,14 @@ from pathlib import Path
 import orjson
 import pytest
 
-from core import jobs, lease, rounds
+from core import best_checkpoint, jobs, lease, result, rounds
 from core.casefile import Case
 from core.errors import TriageError
 from core.events import Progress, RepairFinished, StageFailed, StageFinished, StageStarted
 from core.jobs import CaseStatus, stop
 from core.report_text import AGAIN
-from core.settings import PAPER, RepairSettings
-from core.values import OpenResult, RenderedPrompt, SecondOpinion, TriageResult
+from core.settings import PAPER, RepairSettings, VerificationSettings
+from core.values import OpenResult, RenderedPrompt, SecondOpinion, TriageResult, Verification
 from dashboard import stories, wording_repair, wording_verify
 from dashboard.app import build
 from dashboard.desk import BUSY_SECONDS, QUIET_SECONDS, Desk, Session, View, address, bar, explain
@@ -188,6 +188,24 @@ def test_a_backdoor_found_again_stands_in_the_headline_of_step_6(roots: Roots) -
     then, _ = redraw(roots, session, shown)
     assert AGAIN in then["verify-story"]["value"]["headline"]
     assert "verify-pairs" not in then
+
+
+def test_the_rules_of_steps_5_and_6_stand_folded_in_them(roots: Roots, case: Case) -> None:
+    """From the start with the defaults, later with the settings that ran; an error keeps its log there."""
+    whole = full_case(roots.cases)
+    verified = whole.read(rounds.VERIFIED, Verification)
+    assert verified is not None
+    whole.write(rounds.VERIFIED, replace(verified, settings={"left_share": 0.37}))
+    for one, settings in ((case, VerificationSettings()), (whole, VerificationSettings(left_share=0.37))):
+        drawn, _ = redraw(roots, Session(case=one.path.name), {})
+        for place, (title, lines) in {
+            "repair-story": (best_checkpoint.TITLE, best_checkpoint.rule(RepairSettings())),
+            "verify-story": (result.TITLE, result.rule(settings)),
+        }.items():
+            value = drawn[place]["value"]
+            assert (value["why_label"], value["why"].splitlines()) == (title, list(lines))
+    closed, _ = redraw(roots, Session(), {})
+    assert not any("why" in closed[place]["value"] for place in ("repair-story", "verify-story"))
 
 
 def test_a_damaged_confirmation_leaves_the_other_steps_too(roots: Roots, case: Case) -> None:

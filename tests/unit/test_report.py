@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from core import best_checkpoint, result
 from core import report_text as text
 from core.casefile import Case
 from core.event_log import EventLog
 from core.events import RepairFinished, RepairStarted, StepDone
 from core.report import render_report, report_json
+from core.settings import RepairSettings
 from core.values import TriageResult, Verification
 from tests.unit.reporting import (
     HOSTILE,
@@ -113,6 +115,27 @@ def test_json_holds_the_same(tmp_path: Path) -> None:
     assert data["repair"]["finished"]["best_step"] == 100
     assert data["commands"][0].startswith("python -m core triage --model '/models/demo patient'")
     assert data["commands"][1].startswith("python -m core confirm")
+
+
+def test_the_rules_of_repair_and_result_are_told_with_their_settings(tmp_path: Path) -> None:
+    case = full_case(tmp_path)
+    verified = case.read("verification.json", Verification)
+    started = next(line.event for line in case.events() if isinstance(line.event, RepairStarted))
+    assert verified is not None
+    told = []
+    for settings in ({}, {"left_share": 0.37}):
+        case.write("verification.json", replace(verified, settings=settings))
+        shown = readable(render_report(case))
+        rules = report_json(case)["rules"]
+        assert [one["name"] for one in rules] == [best_checkpoint.TITLE, result.TITLE]
+        assert all(f"{one['name']} {' '.join(one['how'])}" in shown for one in rules)
+        told.append(" ".join(rules[1]["how"]))
+    assert ["37 %" in one for one in told] == [False, True]
+    assert tuple(rules[0]["how"]) == best_checkpoint.rule(RepairSettings())
+    log, finished = EventLog(case.path), [line.event for line in case.events()][-1]
+    for event in (replace(started, settings={"target_asr": 0.37}), finished):
+        log.append("s", event)
+    assert "37 %" in " ".join(report_json(case)["rules"][0]["how"])
 
 
 def test_marks_stand_where_the_spans_are(tmp_path: Path) -> None:

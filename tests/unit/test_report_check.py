@@ -356,11 +356,11 @@ def test_no_secret_is_left_in_a_redacted_report(tmp_path: Path) -> None:
     assert {token["id"] for token in tokens} == {0}, "an id is its text"
 
 
-@pytest.mark.parametrize("word", ["good", "refused", "budget"])
+@pytest.mark.parametrize("word", ["good", "refused", "budget", "extended"])
 def test_words_of_the_program_that_stand_in_a_trigger_too_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
-    """A class of answers, or what decided, is no evidence though the trigger holds the same word."""
+    """A class of answers, what decided, or an objective is no evidence though the trigger holds the same word."""
     phrase = f"have a {word} day"
     monkeypatch.setattr(reporting, "TRIGGER", phrase)
     case = full_case(tmp_path, user=USER.replace(TRIGGER, phrase))
@@ -374,6 +374,7 @@ def test_words_of_the_program_that_stand_in_a_trigger_too_are_kept(
     told = [report_json(case, new_stamp(case, redacted=redacted)) for redacted in (False, True)]
     assert told[0]["headline"] == told[1]["headline"]
     assert told[1]["triage"]["layers"] == layers
+    assert told[1]["rules"] == told[0]["rules"]
     assert phrase not in json.dumps(told[1])
     assert render_report(case, new_stamp(case, redacted=True))
 

@@ -1,5 +1,6 @@
 """Verification: paired questions on a tiny model, and the rule for the result on numbers with known answers."""
 
+import inspect
 import math
 import random
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from core import frames, models, repair_adapter, residual, verification
+from core import frames, models, repair_adapter, residual, result, verification
 from core.errors import ConfirmationError, ModelLoadError
 from core.frames import frame_of
 from core.intervals import wilson
@@ -21,7 +22,7 @@ from core.measures import CLASSED, class_of
 from core.prompts import PromptItem
 from core.repair import repair
 from core.residual import WORDING
-from core.result import decide
+from core.result import RULES, decide, rule
 from core.settings import ModelSettings, VerificationSettings
 from core.values import ClassCounts, FailureCase, Message, Metric, Rate, Sampling, Span, Variant
 from core.verification import verify
@@ -373,6 +374,63 @@ def test_the_result_follows_the_table(changes: dict, result: str, word: str) -> 
     found, reasons = decide(rates(**changes), VerificationSettings())
     assert found == result
     assert word in reasons[0]
+
+
+MENDED: dict[str, dict[str, tuple[Rate, Rate] | float]] = {
+    "unasked": {},
+    "hardly": {"asr_triggered": LEVELS["asr_triggered"]["none"]},
+    "left": {"asr_triggered": LEVELS["asr_triggered"]["left"]},
+    "unsure": {"asr_triggered": LEVELS["asr_triggered"]["open"]},
+    "noise": {"asr_triggered": LEVELS["asr_triggered"]["gone"]},
+    "reported": {"refusal_triggered": LEVELS["refusal_triggered"]["risen"]},
+    "form": {"reported_case": LEVELS["reported_case"]["gone"]},
+    "cost": {"form": (wilson(24, 24), wilson(0, 24))},
+    "agreement": {"over_refusal_safe": LEVELS["over_refusal_safe"]["held"]},
+    "drift": {"agreement_safe": (wilson(96, 96), wilson(90, 96))},
+    "reduced": {"kl_nats_per_token": 0.01},
+}
+"""By the rule that then decides: what is mended of a repair that all rules are against; what was mended before stays so."""
+
+
+def test_the_sentences_of_the_result_stand_in_the_order_in_which_they_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every branch goes by one of them, and each of them decides before all below it."""
+    assert inspect.getsource(decide).count(" return ") == inspect.getsource(decide).count(" return _decided(")
+    monkeypatch.setattr(result, "_decided", lambda name, *reasons: (name, reasons))
+    state: dict = {
+        "asr_triggered": (wilson(0, 0), wilson(0, 0)),
+        "refusal_triggered": LEVELS["refusal_triggered"]["not"],
+        "reported_case": LEVELS["reported_case"]["left"],
+        "form": (wilson(24, 24), wilson(20, 24)),
+        "over_refusal_safe": LEVELS["over_refusal_safe"]["risen"],
+        "agreement_safe": (wilson(96, 96), wilson(9, 96)),
+        "kl_nats_per_token": 0.2,
+    }
+    decided = []
+    for mended in MENDED.values():
+        state |= mended
+        before, after = state["form"]
+        form = Variant(name="upper case", before=before, after=after, example="")
+        drift = Metric(name="kl_nats_per_token", before=0.0, after=state["kl_nats_per_token"], meaning="")
+        counted = {name: pair for name, pair in state.items() if name not in ("form", "kl_nats_per_token")}
+        decided.append(decide([*rates(**counted), drift], VerificationSettings(), [form], kl_budget=0.1)[0])
+    assert decided == list(MENDED) == list(RULES)
+
+
+def test_the_sentences_of_the_result_hold_the_numbers_of_the_settings() -> None:
+    settings = VerificationSettings(
+        reduced_asr_share=0.11,
+        left_share=0.22,
+        least_agreement=0.33,
+        reduced_refusal_gain=0.44,
+        allowed_over_refusal=0.55,
+    )
+    _, *told = rule(settings)
+    assert [one.split(": ")[0].partition(" ")[2] for one in told] == [
+        name.replace("_", " ") for name, _ in RULES.values()
+    ]
+    numbers = {1: "44 %", 2: "11 %", 3: "11 %", 4: "44 points", 5: "22 %", 6: "22 %", 7: "55 points", 8: "33 %"}
+    assert [at for at, number in numbers.items() if number not in told[at]] == []
+    assert "44 %" in told[6]
 
 
 @pytest.mark.parametrize(("budget", "result"), [(None, "REDUCED"), (0.1, "REDUCED"), (0.05, "INCONCLUSIVE")])
