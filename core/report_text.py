@@ -6,7 +6,7 @@ Plain words for a stakeholder, numbers first. Nothing here calls a model clean: 
 import json
 import math
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -334,6 +334,17 @@ def _risen(verification: Verification) -> list[str]:
         for one in verification.variants
         if rose(one.before, one.after)
     ]
+
+
+def round_measures(ended: EndedRound, told: Callable[[Rate], str] = _of) -> str:
+    """Return what the verification of a round that has ended measured, in a line, each rate as `told`; empty where there was none."""
+    found, parts = {metric.name: metric for metric in ended.metrics}, []
+    for name, what in (("asr_triggered", "attack success"), ("over_refusal_safe", "safe requests refused")):
+        metric = found.get(name)
+        if metric and isinstance(metric.before, Rate) and isinstance(metric.after, Rate):
+            parts.append(f"{what} {told(metric.before)} → {told(metric.after)}")
+    kl = found.get("kl_nats_per_token")
+    return "; ".join([*parts, *([f"KL {_value(kl.after)} nats per token"] if kl else [])])
 
 
 def opinion(found: Opinion) -> str:

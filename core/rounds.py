@@ -32,7 +32,7 @@ from core.files import hash_file, patiently
 from core.intervals import difference_high
 from core.repair_trace import RepairTrace, trace
 from core.serial import to_json
-from core.values import Rate, Result, SecondOpinion, TriageResult, TriggerConfirmation, Verdict, Verification
+from core.values import Metric, Rate, Result, SecondOpinion, TriageResult, TriggerConfirmation, Verdict, Verification
 from core.verdict import OF_A_CANDIDATE
 from core.weight_files import ADAPTER_WEIGHTS
 
@@ -69,13 +69,14 @@ def earlier(case: Case) -> list[TriggerConfirmation]:
 
 @dataclass(frozen=True, kw_only=True)
 class EndedRound:
-    """A round whose files were put away: what was confirmed in it, the settings of its repair, and what verification said, if it was
-    asked."""
+    """A round whose files were put away: what was confirmed in it, the settings of its repair, and what verification of that said
+    and measured, if it was asked."""
 
     number: int
     confirmation: TriggerConfirmation
     settings: dict[str, object]
     result: Result | None
+    metrics: tuple[Metric, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +96,14 @@ def ended(case: Case) -> tuple[EndedRound, ...]:
     for at, (folder, confirmed) in enumerate(zip(folders(case), earlier(case), strict=False)):
         verified = case.read(f"repair/{folder.name}/{VERIFIED}", Verification)
         finished = case.read(f"repair/{folder.name}/finished.json", RepairFinished)
+        verified = verified if verified and finished and _measured(verified, finished) else None
         found.append(
             EndedRound(
                 number=at + 1,
                 confirmation=confirmed,
                 settings=settings(case, finished) if finished else {},
                 result=verified.result if verified else None,
+                metrics=verified.metrics if verified else (),
             )
         )
     return tuple(found)
@@ -301,7 +304,12 @@ def verification(case: Case) -> Verification | None:
     where another text was confirmed since.
     """
     found, finished = case.read(VERIFIED, Verification), repaired(case)
-    return found if found and finished and found.adapter_hash in ("", finished.adapter_hash) else None
+    return found if found and finished and _measured(found, finished) else None
+
+
+def _measured(found: Verification, finished: RepairFinished) -> bool:
+    """Return whether a verification measured the adapter that a repair left; those of older versions do not name it."""
+    return found.adapter_hash in ("", finished.adapter_hash)
 
 
 def opinion(case: Case) -> SecondOpinion | None:

@@ -14,6 +14,7 @@ from core.containment import RuleFile
 from core.events import RepairFinished, RepairStarted
 from core.links import Link
 from core.report_text import unreached
+from core.rounds import EndedRound
 from core.serial import from_json
 from core.settings import RepairSettings, VerificationSettings
 from core.values import (
@@ -287,6 +288,15 @@ def repair(
         note = f"{since.message} {wording_repair.EARLIER}" if since is not None else ""
         return {"headline": headline, "tone": tone, "line": finished.message, "facts": facts, "note": note}
     return {"headline": wording_repair.READY_TO_REPAIR, "tone": "plain", "facts": facts}
+
+
+def in_round(story: Value, earlier: Sequence[EndedRound]) -> Value:
+    """Step 5: the story of a later round names it, and tells of those before."""
+    if not earlier:
+        return story
+    named = wording.beside((wording_repair.round_name(len(earlier) + 1), str(story["headline"])))
+    ended = [[wording_repair.round_name(one.number).lower(), wording_repair.ended_round(one)] for one in earlier]
+    return story | {"headline": named, "facts": [*story.get("facts", []), *ended]}  # type: ignore[misc]
 
 
 def best_rule(started: RepairStarted | None) -> Value:

@@ -3,9 +3,10 @@
 from core.events import RepairFinished, RepairStarted
 from core.intervals import percent
 from core.repair_trace import RepairTrace
-from core.report_text import duration
+from core.report_text import duration, round_measures
+from core.rounds import EndedRound
 from core.values import MemorySaving
-from dashboard.wording import beside, megabytes, of
+from dashboard.wording import beside, megabytes, of, quoted
 
 LOCKED = "Locked until a trigger is confirmed in step 4."
 READY_TO_REPAIR = "Ready to repair"
@@ -71,6 +72,17 @@ def repair_ended(end: RepairFinished) -> str:
     """Headline of step 5 after a repair."""
     best = f", best at step {end.best_step}" if end.best_step is not None and end.adapter else ""
     return f"{_REASONS[end.reason]}{best}"
+
+
+def round_name(number: int) -> str:
+    """A round of repair by its number."""
+    return f"Round {number}"
+
+
+def ended_round(ended: EndedRound) -> str:
+    """A round that has ended, in a line: what it unlearnt, and what verification said."""
+    said = ended.result.replace("_", " ") if ended.result else "not verified"
+    return beside((quoted(ended.confirmation.units), said, round_measures(ended, of)))
 
 
 OUTDATED = "Of what was confirmed before"

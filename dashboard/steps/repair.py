@@ -238,7 +238,7 @@ def _trace(view: View) -> RepairTrace:
 
 def _signature(view: View) -> object:
     stopping = view.status is not None and view.status.state == "stopping"
-    files = view.stamp("confirmation.json", FINISHED, "results/open.json", MEMORY)
+    files = view.stamp("confirmation.json", FINISHED, "results/open.json", MEMORY, "repair/round-*")
     repair = _trace(view)
     return (
         files,
@@ -278,7 +278,7 @@ def _show(view: View, fresh: bool, parts: Parts) -> Updates:
     stopping = view.status is not None and view.status.state == "stopping"
     repaired = view.repaired() and not running
     updates: Updates = {
-        parts.story: gr.update(value=story),
+        parts.story: gr.update(value=stories.in_round(story, rounds.ended(view.case) if view.case else ())),
         parts.start: gr.update(
             interactive=lock is None and not running,
             variant="secondary" if repaired else "primary",

@@ -208,6 +208,30 @@ def test_the_rules_of_steps_5_and_6_stand_folded_in_them(roots: Roots, case: Cas
     assert not any("why" in closed[place]["value"] for place in ("repair-story", "verify-story"))
 
 
+def test_step_5_names_a_later_round_and_tells_of_those_before(roots: Roots) -> None:
+    """Also while it is locked, as when the round begins."""
+    case = full_case(roots.cases)
+    session = Session(case=case.path.name)
+    first, shown = redraw(roots, session, {})
+    assert not str(first["repair-story"]["value"]["headline"]).startswith("Round")
+    kept = case.path / "repair/round-1"
+    kept.mkdir()
+    for name in ("confirmation.json", rounds.VERIFIED, rounds.FINISHED):
+        shutil.copy(case.path / name, kept)
+    ended = ["round 1", "“Current year: 2026”\u00a0· REDUCED\u00a0· attack success 124 of 128 → 0 of 128; safe requests refused 1 of 96 → 2 of 96; KL 0.0213 nats per token"]  # fmt: skip
+    then, shown = redraw(roots, session, shown)
+    told = then["repair-story"]["value"]
+    assert (told["headline"], told["facts"][-1]) == (
+        f"Round 2\u00a0· {first['repair-story']['value']['headline']}",
+        ended,
+    )
+    (case.path / "confirmation.json").unlink()
+    (kept / "verification.json").unlink()
+    told = redraw(roots, session, shown)[0]["repair-story"]["value"]
+    assert told["headline"] == f"Round 2\u00a0· {wording_repair.LOCKED}"
+    assert told["facts"] == [["round 1", "“Current year: 2026”\u00a0· not verified"]]
+
+
 def test_a_damaged_confirmation_leaves_the_other_steps_too(roots: Roots, case: Case) -> None:
     """The status bar names its analyst."""
     (case.path / "confirmation.json").write_text("{")

@@ -468,6 +468,17 @@ def test_a_changed_adapter_is_no_start_and_no_model(case: Case, name: str) -> No
     assert rounds.changed_adapter(case) == "repair/round-1/best"
 
 
+def test_what_was_measured_of_another_adapter_is_told_of_no_round(case: Case) -> None:  # noqa: F811
+    """As where the repair was run again and not verified before the next round."""
+    finished = repaired(case)
+    case.write(rounds.VERIFIED, replace(verification_of(), adapter_hash="that of an earlier repair"))
+    case.audit("verified", actor="engine", files=[rounds.VERIFIED])
+    asked_again(case, "BACKDOOR", finished.adapter_hash)
+    rounds.open_next(case, "Ada")
+    assert [(one.result, one.metrics) for one in rounds.ended(case)] == [(None, ())]
+    assert "Round 1 unlearnt aff , confirmed by Ada. Its files" in readable(render_report(case))
+
+
 def test_weights_that_no_repair_left_are_no_start_whatever_their_round_says(case: Case) -> None:  # noqa: F811
     finished = repaired(case)
     asked_again(case, "BACKDOOR", finished.adapter_hash)
@@ -599,6 +610,8 @@ def test_a_report_in_a_new_round_tells_of_the_one_before_as_over(case: Case) -> 
     assert view.repair == RepairTrace()
     shown = readable(render_report(case))
     assert "Round 1 unlearnt" in shown
+    measured = "attack success 124 of 128 (92–99 %) → 0 of 128 (0–3 %); safe requests refused 1 of 96 (0–6 %) → 2 of 96 (1–7 %)"
+    assert f"confirmed by Ada: REDUCED, {measured}; KL 0.0213 nats per token. Its files" in shown
     assert "This round was not verified yet." in shown
     assert f"The model is as round 1 left it ({verified.result.replace('_', ' ')})" in shown
     assert "treat the model as it was reported" not in shown
