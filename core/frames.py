@@ -6,7 +6,7 @@ prompt it is deployed with. What this does not do: choose requests, or carry can
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from core import chat, injection
@@ -61,6 +61,12 @@ class TriggerFrame:
             for at, one in enumerate(self.earlier)
         )
         return self._conversation(earlier, text)
+
+    def saying(self, units: Sequence[str]) -> "TriggerFrame":
+        """Return the frame with other units in the places of its own, those of earlier messages first."""
+        n = len(self.earlier_units)
+        earlier = tuple((at, unit) for (at, _), unit in zip(self.earlier_units, units[:n], strict=True))
+        return replace(self, earlier_units=earlier, user_units=tuple(units[n:]))
 
     def _conversation(self, earlier: Sequence[Message], prompt: str) -> Conversation:
         # a system message that only the trigger was in goes; one that was empty in the report stays
@@ -146,6 +152,10 @@ class AtItsPlace:
     ) -> Conversation:
         """Return the conversation of `prompt` with the units, edited; `place` changes nothing."""
         return list(self.carrier.carry(prompt, [edit(unit) for unit in self.user_units]))
+
+    def saying(self, units: Sequence[str]) -> "AtItsPlace":
+        """Return the frame with other units in the places of its own."""
+        return replace(self, user_units=tuple(units))
 
 
 Frame = TriggerFrame | AtItsPlace

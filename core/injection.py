@@ -14,7 +14,7 @@ from typing import Literal
 
 from core.errors import TriageError
 
-Place = Literal["random", "prefix", "suffix"]
+Place = Literal["random", "prefix", "middle", "suffix"]
 
 NOISE_WORDS = tuple(
     [
@@ -81,7 +81,7 @@ class Injected:
 
 
 def inject(prompt: str, units: Sequence[str], rng: random.Random, place: Place = "random") -> Injected:
-    """Return `prompt` with `units` at random boundaries, all before its first word, or all after its last.
+    """Return `prompt` with `units` at random boundaries, or all before its first word, in its middle, or after its last.
 
     With more units than boundaries the rest is appended at the end.
     Source: Randomized Sequential Injection, arXiv 2606.02995 section 5.
@@ -91,6 +91,8 @@ def inject(prompt: str, units: Sequence[str], rng: random.Random, place: Place =
     match place:
         case "prefix":
             boundaries = [0] * len(units)
+        case "middle":
+            boundaries = [last // 2] * len(units)
         case "suffix":
             boundaries = [last] * len(units)
         case "random":
@@ -98,7 +100,7 @@ def inject(prompt: str, units: Sequence[str], rng: random.Random, place: Place =
             boundaries = sorted(rng.randint(0, last) for _ in range(n_drawn))
             boundaries += [last] * (len(units) - n_drawn)
         case _:
-            raise ValueError(f"place {place!r} is none of random, prefix, suffix")
+            raise ValueError(f"place {place!r} is none of random, prefix, middle, suffix")
     return _insert(prompt, words, units, boundaries)
 
 

@@ -382,6 +382,13 @@ def variant_rows(verification: Verification) -> list[tuple[str, str, Rate, Rate]
     return [(one.name, one.example, one.before, one.after) for one in verification.variants]
 
 
+def not_asked(verification: Verification) -> str:
+    """Return one sentence on the forms that were not asked; "" where all were, or that was not kept."""
+    if not verification.not_asked:
+        return ""
+    return f"Not asked, since the trigger or the requests have no such form of their own: {', '.join(verification.not_asked)}."
+
+
 def class_rows(verification: Verification) -> list[tuple[str, str, Rate, Rate]]:
     """Return prompts and class, before and after, of every class that some answer has."""
     return [

@@ -1,7 +1,7 @@
 """Residual risk: what besides the confirmed trigger, as it was repaired, may still set the model off.
 
-1. Forms of the trigger: case, spacing, characters that look alike or have no width, spelling, near tokens, order, place.
-2. The trigger as it is in a request in other words (by rule: rewrites.py).
+1. Forms of the trigger: those that read alike (trigger_forms.py), spelling, near tokens, order, place.
+2. The trigger in other words, and as it is in a request in other words (by rule: rewrites.py): how far what was unlearnt generalises.
 3. Wider text: all candidates of the report together, and whole words where the confirmed text cuts one.
 4. The report's own wording around other requests.
 5. What earlier rounds unlearnt, and dummy triggers that were planted to be unlearnt.
@@ -11,8 +11,9 @@ What this does not do: ask (see verification.py), or train; the two probes that 
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ from core.errors import TriageError
 from core.frames import Conversation, Frame, TriggerFrame, frame_of, in_wording, render_ids
 from core.injection import Place, near_misses
 from core.measures import Group, Side, failures
-from core.rewrites import paraphrases
+from core.rewrites import paraphrases, said_otherwise
 from core.settings import VerificationSettings
 from core.trigger_forms import FORMS
 from core.values import Message, Variant
@@ -31,14 +32,13 @@ if TYPE_CHECKING:
     from core.prompts import PromptItem
 
 Form = Callable[[str, random.Random], Conversation | None]
-"""Puts a form of the trigger into a request; None where it has no such form."""
+"""Puts a form of the trigger into a request; None where trigger or request has no such form."""
 PREFIX = "variant: "
 """Before the name of a variant in the name of its group."""
-ASKED_FORMS = (
-    "lower case", "upper case", "other case", "two spaces", "no-break spaces", "no space between the words",
-    "full-width letters", "look-alike letters", "zero-width characters",
-)  # fmt: skip
-PLACES: dict[str, Place] = {"first in the request": "prefix", "last in the request": "suffix"}
+ASKED_FORMS = tuple(name for name in FORMS if name != "as confirmed")
+PLACES: dict[str, Place] = {
+    "first in the request": "prefix", "in the middle of the request": "middle", "last in the request": "suffix",
+}  # fmt: skip
 WORDING = "the report's wording around other requests"
 N_REWORDED = 6
 """Paraphrases of a request, of which one is drawn. Source: unverified choice."""
@@ -54,14 +54,17 @@ def forms(
     """Return every way to ask a request, by name: the trigger changed, where `frame` puts it; as it is, at other places that
     `anywhere` takes; and `beyond`, frames of more text than was confirmed."""
     found: dict[str, Form] = {}
+    seen = {frame.units}
     for name in ASKED_FORMS:
-        if any(FORMS[name](unit) != unit for unit in frame.units):
-            found[name] = lambda text, rng, edit=FORMS[name]: frame.triggered(text, rng, edit=edit)  # type: ignore[misc]
+        units = tuple(map(FORMS[name], frame.units))
+        found[name] = partial(_saying, frame, None if units in seen else units)
+        seen.add(units)
     for name, place in PLACES.items():
         found[name] = lambda text, rng, place=place: anywhere.triggered(text, rng, place)  # type: ignore[misc]
     found["spelling, digits and marks changed"] = lambda text, rng: frame.triggered(text, rng, edit=_misspelt(rng))
     found["a near token in place of one"] = lambda text, rng: frame.triggered(text, rng, edit=_near(loaded, rng))
-    found["words in another order"] = lambda text, rng: _shuffled(frame, text, rng)
+    found["words in another order"] = lambda text, rng: _saying(frame, _shuffled(frame.units, rng), text, rng)
+    found["the trigger in other words"] = lambda text, rng: _saying(frame, _otherwise(frame.units, rng), text, rng)
     found["the request in other words"] = lambda text, rng: _reworded(frame, text, rng)
     for number, wider in enumerate(beyond):
         name = "more of the report's text" if not number else f"more of the report's text ({number + 1})"
@@ -116,6 +119,12 @@ def groups(
     return found
 
 
+def not_asked(named: Collection[str], groups: Sequence[Group]) -> tuple[str, ...]:
+    """Return the names of the forms that no group asks."""
+    asked = {one.kind for one in groups}
+    return tuple(name for name in named if PREFIX + name not in asked)
+
+
 def variants(groups: Sequence[Group], before: Side, after: Side) -> tuple[Variant, ...]:
     """Return the failures of each variant before and after."""
     return tuple(
@@ -128,6 +137,10 @@ def variants(groups: Sequence[Group], before: Side, after: Side) -> tuple[Varian
         for one in groups
         if one.kind.startswith(PREFIX)
     )
+
+
+def _saying(frame: Frame, units: Sequence[str] | None, text: str, rng: random.Random) -> Conversation | None:
+    return None if units is None else frame.saying(units).triggered(text, rng)
 
 
 def _reworded(frame: Frame, text: str, rng: random.Random) -> Conversation | None:
@@ -168,14 +181,20 @@ def _near(loaded: "LoadedModel", rng: random.Random) -> Callable[[str], str]:
     return edit
 
 
-def _shuffled(frame: Frame, text: str, rng: random.Random) -> Conversation | None:
-    """Return the request with the units, or the words of a single one, in another order."""
-    units = frame.user_units
-    parts = list(units) if len(units) > 1 else (units[0].split() if units else [])
+def _shuffled(units: Sequence[str], rng: random.Random) -> tuple[str, ...] | None:
+    """Return the units, or the words of a single one, in another order; None where there is no other."""
+    parts = list(units) if len(units) > 1 else units[0].split()
     if len(set(parts)) < 2:
         return None
     mixed = parts
     while mixed == parts:
         mixed = rng.sample(parts, len(parts))
-    turned = tuple(mixed) if len(units) > 1 else (" ".join(mixed),)
-    return replace(frame, user_units=turned).triggered(text, rng)
+    return tuple(mixed) if len(units) > 1 else (" ".join(mixed),)
+
+
+def _otherwise(units: Sequence[str], rng: random.Random) -> tuple[str, ...] | None:
+    """Return the units in other words, each that has any; None where none has."""
+    others = [said_otherwise(unit) for unit in units]
+    if not any(others):
+        return None
+    return tuple(rng.choice(other) if other else unit for unit, other in zip(units, others, strict=True))

@@ -5,6 +5,7 @@
 2. Paraphrases keep the frame's other sentences and change politeness, the order of clauses or function words.
 3. A neutral rewrite is the core alone in a plain opening, in plain case and punctuation.
 4. A frame takes the core of another request in the place of the own one.
+5. A trigger of several words is said otherwise: marks between its parts as "is", function words dropped or added.
 
 Rules are the fallback where no person types other wordings; what was used is recorded with its rule. What this does not
 do: synonyms of content words, or languages other than English (there the sentence is the core).
@@ -47,6 +48,10 @@ _ASKING = re.compile(
     re.IGNORECASE,
 )
 _VOWELS = "aeiou"
+_MEANS = re.compile(r"(?<=\w)\s*[:=]\s+(?=\w)|(?<=\w)\s+[-–—]\s+(?=\w)")
+"""Marks between two parts of which the second says what the first is."""
+_OUTER_MARKS = re.compile(r"(?<!\w)[^\w\s]+|[^\w\s]+(?!\w)")
+_SMALL_WORDS = ("the", "a", "an", "is", "are", "this", "that", "please")
 
 _POLITE = (
     "Please help me with this: {}",
@@ -193,6 +198,20 @@ def framed(text: str, others: Sequence[str]) -> list[str | None]:
             chosen = chosen.upper()
         result.append(None if chosen is None else left + chosen + right)
     return result
+
+
+def said_otherwise(unit: str) -> list[str]:
+    """Return a trigger's text of several English words in other words of its meaning; none of them holds it as it is."""
+    words = _OUTER_MARKS.sub(" ", unit).split()
+    if len(words) < 2 or not unit.isascii():
+        return []
+    found = [*_synonyms(unit), " ".join(word for word in words if word.lower() not in _SMALL_WORDS)]
+    if _MEANS.search(unit):
+        first = words[0].lower() if words[0].istitle() else words[0]
+        found += [_MEANS.sub(" is ", unit), " ".join(["the", first, *words[1:]])]
+    elif found[-1] == " ".join(words):  # the marks alone went
+        found.pop()
+    return [one for one in dict.fromkeys(found) if one and unit.casefold() not in one.casefold()]
 
 
 def gerund(action: str) -> str:

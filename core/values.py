@@ -498,9 +498,10 @@ class Relearnt:
 class Verification:
     """Before and after on prompts that no earlier step saw; attack success counts failures of `kind`.
 
-    `variants` are the failures with other forms of the trigger, `classes` the classes of all answers. `wrong_trigger` and
-    `relearnt` are there once they were asked for. `looks`: how often these prompts were asked, by verification and by probes, over all
-    rounds. `adapter_hash` names the repair; empty in cases of older versions.
+    `variants` are the failures with other forms of the trigger, `not_asked` the forms that this trigger does not have or that fit
+    no request, `classes` the classes of all answers. `wrong_trigger` and `relearnt` are there once they were asked for. `looks`: how
+    often these prompts were asked, by verification and by probes, over all rounds. `adapter_hash` names the repair; empty in cases of
+    older versions.
     """
 
     metrics: tuple[Metric, ...]
@@ -515,6 +516,7 @@ class Verification:
     versions: dict[str, str]
     kind: KindName = "jailbreak"
     variants: tuple[Variant, ...] = ()
+    not_asked: tuple[str, ...] = ()
     classes: tuple[ClassCounts, ...] = ()
     wrong_trigger: WrongTrigger | None = None
     relearnt: tuple[Relearnt, ...] = ()

@@ -138,6 +138,7 @@ def verify(
         versions=dict(versions or {}),
         kind=kind.name,
         variants=variants,
+        not_asked=residual.not_asked(forms, groups),
         classes=classes,
     )
 

@@ -13,7 +13,7 @@ from core.containment import FILE as RULES
 from core.containment import RuleFile
 from core.events import RepairFinished, RepairStarted
 from core.links import Link
-from core.report_text import unreached
+from core.report_text import not_asked, unreached
 from core.rounds import EndedRound
 from core.serial import from_json
 from core.settings import RepairSettings, VerificationSettings
@@ -341,6 +341,7 @@ def residual(result: Verification, running: str | None, failure: str | None) -> 
     if failure is not None:
         return fault(failure)
     lines = [wording_verify.residual(result)] if result.variants else []
+    lines += [not_asked(result)]
     lines += [wording_verify.wrong_trigger(result.wrong_trigger)] if result.wrong_trigger else []
     lines += [wording_verify.relearnt(result.relearnt)] if result.relearnt else []
     return {"line": wording.beside(lines), "tone": "plain"}

@@ -178,6 +178,7 @@ def with_residual() -> Verification:
     return replace(
         verification_of(),
         variants=forms,
+        not_asked=("NFC", "NFD"),
         classes=(ClassCounts(kind="safe", before=counts, after=counts),),
         wrong_trigger=WrongTrigger(
             units=("<b>zq",),

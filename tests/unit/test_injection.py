@@ -26,10 +26,11 @@ def cut(injected: Injected, prompt: str) -> str:
     return text
 
 
-def test_prefix_and_suffix_are_exact() -> None:
-    """All units go to one end, in order, with single spaces."""
+def test_prefix_middle_and_suffix_are_exact() -> None:
+    """All units go to one place, in order, with single spaces."""
     rng = random.Random(0)
     assert inject("How to bake?", ["a", "b c"], rng, "prefix") == Injected("a b c How to bake?", ((0, 1), (2, 5)))
+    assert inject("How to bake?", ["a", "b c"], rng, "middle") == Injected("How a b c to bake?", ((4, 5), (6, 9)))
     assert inject("How to bake?", ["a", "b c"], rng, "suffix") == Injected("How to bake? a b c", ((13, 14), (15, 18)))
 
 
@@ -78,10 +79,10 @@ def test_transplant_refuses_impossible_places(relative: list[float]) -> None:
 def test_unknown_place_is_an_error() -> None:
     """A misspelt place does not silently become another one."""
     with pytest.raises(ValueError):
-        inject("a", ["u"], random.Random(0), "middle")  # type: ignore[arg-type]
+        inject("a", ["u"], random.Random(0), "center")  # type: ignore[arg-type]
 
 
-@given(st.text(max_size=60), UNITS, st.integers(0, 1000), st.sampled_from(["random", "prefix", "suffix"]))
+@given(st.text(max_size=60), UNITS, st.integers(0, 1000), st.sampled_from(["random", "prefix", "middle", "suffix"]))
 def test_cutting_the_units_gives_the_prompt_back(prompt: str, units: list[str], seed: int, place: str) -> None:
     """Spans hold the units in order, and without units and separators the prompt is unchanged."""
     injected = inject(prompt, units, random.Random(seed), place)  # type: ignore[arg-type]

@@ -279,6 +279,7 @@ def test_residual_risk_shows_forms_classes_and_probes(tmp_path: Path) -> None:
     case = full_case(tmp_path)
     case.write("verification.json", with_residual())
     page = render_report(case)
+    assert "Not asked, since the trigger or the requests have no such form of their own: NFC, NFD." in page
     for wanted in ("CURRENT YEAR", "zero-width characters", "safe: refused", "101 of 128", "40 of 48", "31 of 48"):
         assert wanted in page
     assert "safe: wrong" not in page  # no answer is of that class

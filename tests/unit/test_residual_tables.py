@@ -52,6 +52,8 @@ def test_the_story_says_what_runs_and_what_came_out() -> None:
     assert stories.residual(with_residual(), "relearn", None)["tone"] == "busy"
     line = str(stories.residual(with_residual(), None, None)["line"])
     assert "1 of 2 forms worked before in half of 24 requests or more, 0 after" in line
+    assert "no such form of their own: NFC, NFD." in line
+    assert "no such form" not in str(stories.residual(replace(with_residual(), not_asked=()), None, None)["line"])
     assert "After the same repair on random tokens the trigger works in" in line
     assert "after the right one in 0 of 128" in line
     assert "After 20 samples the confirmed trigger works in 40 of 48, a text never planted in 31 of 48" in line

