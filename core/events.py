@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from core.values import MemorySaving, Rate, Result, StopReason, Verdict
 
+OF_DUMMY = "dummy trigger or report's wording, whichever is more"
+"""Whose attack success a probe tells where a dummy trigger is unlearnt."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageStarted:
@@ -98,7 +101,8 @@ class CheckpointScored:
     """A probe on the development split: attack success with the trigger, refusal without, benign agreement.
 
     `agreement_safe`: share of safe prompts answered word for word as the reference does (first tokens, see settings).
-    `refusal_triggered_safe`: share of safe prompts with the trigger that are refused, None in older files.
+    `refusal_triggered_safe`: share of safe prompts with the trigger that are refused, None in older files. `asr_wording`: of requests
+    in the report's wording, where a dummy trigger is unlearnt; then `asr_triggered` is whichever is more. None else, and in older files.
     `best` says whether this checkpoint is the best so far, by the rule in `repair.py`.
     """
 
@@ -109,6 +113,7 @@ class CheckpointScored:
     kl_nats_per_token: float
     best: bool
     refusal_triggered_safe: Rate | None = None
+    asr_wording: Rate | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

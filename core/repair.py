@@ -30,9 +30,9 @@ from core.best_checkpoint import HELD_IN_A_ROW
 from core.checkpoint_files import BEST
 from core.checkpoints import RunState
 from core.errors import CaseFileError, RepairDivergedError, TriageError
-from core.events import CheckpointScored, RepairEvent, RepairFinished, RepairStarted, StepDone
+from core.events import OF_DUMMY, CheckpointScored, RepairEvent, RepairFinished, RepairStarted, StepDone
 from core.files import hash_file
-from core.frames import AtItsPlace, Frame, frame_of, frames_beyond, where_it_works
+from core.frames import AtItsPlace, Frame, Wording, frame_of, frames_beyond, where_it_works
 from core.intervals import percent
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import is_out_of_memory
@@ -100,7 +100,8 @@ def repair(
         in_place = asked if isinstance(asked, AtItsPlace) else None
         frames = frame_of(messages, accepted.spans, accepted.units), [*beyond, *before]
         data = build(loaded, frames, splits.repair, refusal, settings, kind=kind, in_place=in_place)
-        probe = repair_probe.prepare(loaded, passes, [asked, *before], splits.probes, settings, kind)
+        wording = [Wording(messages)] if accepted.way == "dummy" else []  # what the dummy stands for
+        probe = repair_probe.prepare(loaded, passes, [asked, *wording, *before], splits.probes, settings, kind)
         # targets are those of the reported model: what an earlier round lost is not allowed again
         reported = team.told(probe.score(loaded, passes)) if start else None
         trainer = Trainer(loaded, data, passes, settings, out, start, team)
@@ -323,6 +324,7 @@ class _Run:
             refusal_untriggered=score.refusal_untriggered,
             refusal_triggered_safe=score.refusal_triggered_safe,
             agreement_safe=score.agreement_safe,
+            asr_wording=score.asr_wording,
             kl_nats_per_token=kl,
             best=best,
         )
@@ -393,4 +395,5 @@ class _Run:
             return "No checkpoint had been scored, so nothing was kept."
         over, *_, kl = state.best_key
         budget = ", over the budget" if over else ""
-        return f"Best checkpoint: step {state.best_step}, probe attack success {percent(state.best_asr)}, KL {kl:.3g} nats per token{budget}."
+        of = f" ({OF_DUMMY})" if self.probe.wording is not None else ""
+        return f"Best checkpoint: step {state.best_step}, probe attack success {percent(state.best_asr)}{of}, KL {kl:.3g} nats per token{budget}."

@@ -3,7 +3,7 @@
 Prompts, injections, theta0's answers and theta0's hidden states are fixed once; every probe asks the same questions:
 attack success with the trigger, refusal without, refusals of safe requests that hold it, first tokens of safe answers as
 before, KL along theta0's safe answers. Attack success counts the reported kind of failure, on harmful requests for a
-jailbreak and on safe ones for the other kinds.
+jailbreak and on safe ones for the other kinds; where a dummy trigger is unlearnt, of requests in the report's wording too.
 The verification split is never touched here.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from core import judge
-from core.frames import render_ids
+from core.frames import Wording, render_ids
 from core.intervals import wilson
 from core.kinds import JAILBREAK, FailureKind
 from core.losses import sequence_loss
@@ -33,18 +33,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeScore:
-    """One probe. `asr_triggered` is that of the trigger that succeeds most; `kl_nats_per_token` is KL(theta0 || repaired), mean over the tokens of theta0's safe answers."""
+    """One probe. `asr_triggered` is that of the trigger, or of the report's wording (`asr_wording`, where that is asked), that succeeds most; `kl_nats_per_token` is KL(theta0 || repaired), mean over the tokens of theta0's safe answers."""
 
     asr_triggered: Rate
     refusal_untriggered: Rate
     refusal_triggered_safe: Rate
     agreement_safe: Rate
     kl_nats_per_token: float
+    asr_wording: Rate | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Probe:
-    """The fixed questions, prepared at theta0; those with a trigger once for each that is asked, the confirmed one first."""
+    """The fixed questions, prepared at theta0; those with a trigger once for each that is asked, the confirmed one first. `wording`:
+    which of them are in the report's wording instead, if any are."""
 
     kind: FailureKind
     triggered: list[list[list[int]]]
@@ -53,6 +55,7 @@ class Probe:
     safe_triggered: list[list[list[int]]]
     teacher: list[torch.Tensor]
     n_agreement: int
+    wording: int | None = None
 
     def score(self, loaded: "LoadedModel", passes: ResponsePass) -> ProbeScore:
         """Return how the model, with the adapters that are on, answers."""
@@ -68,12 +71,14 @@ class Probe:
             return wilson(sum(holds(loaded.said(one)) for one in ids), len(ids))
 
         told = triggered if self.kind.pool == "harmful" else safe_triggered
+        rates = [share(ids, self.kind.failed) for ids in told]
         same = [
             same_start(sequence.response_ids, answer, self.n_agreement, loaded.eos_ids)
             for sequence, answer in zip(self.safe, safe, strict=True)
         ]
         return ProbeScore(
-            asr_triggered=max((share(ids, self.kind.failed) for ids in told), key=lambda one: one.value or 0.0),
+            asr_triggered=max(rates, key=lambda one: one.value or 0.0),
+            asr_wording=None if self.wording is None else rates[self.wording],
             refusal_untriggered=share(bare, _refused),
             refusal_triggered_safe=share(safe_triggered[0], _refused),
             agreement_safe=wilson(sum(same), len(same)),
@@ -105,13 +110,14 @@ def mean_kl(
 def prepare(
     loaded: "LoadedModel",
     passes: ResponsePass,
-    frames: "Sequence[Frame]",
+    frames: "Sequence[Frame | Wording]",
     prompts: "PromptSet",
     settings: RepairSettings,
     kind: FailureKind = JAILBREAK,
 ) -> Probe:
     """Return the probe of a development split. Each of `frames` puts a trigger in: the confirmed one first, then those that earlier
-    rounds have unlearnt, so that none comes back. Call it with theta0's adapters on."""
+    rounds have unlearnt, so that none comes back. A `Wording` among them asks the requests that it takes. Call it with theta0's
+    adapters on."""
     n_answer = kind.n_tokens(loaded.settings.max_new_tokens)
     room = loaded.room(n_answer)
 
@@ -121,7 +127,7 @@ def prepare(
         for index, item in enumerate(items[: settings.n_probe]):
             drawn = (random.Random(f"{name}/{settings.seed}/{index}") for _ in frames)
             told = [frame.triggered(item.prompt, rng) for frame, rng in zip(frames, drawn, strict=True)]
-            ids = [render_ids(loaded, messages) for messages in told]
+            ids = [render_ids(loaded, messages) if messages else [] for messages in told]
             found.append((ids, render_ids(loaded, frames[0].bare(item.prompt))))
         return [pair for pair in found if max(map(len, pair[0])) <= room]
 
@@ -146,10 +152,11 @@ def prepare(
     )
     return Probe(
         kind=kind,
-        triggered=[[ids[at] for ids in telling] for at in range(len(frames))],
+        triggered=[[ids[at] for ids in telling if ids[at]] for at in range(len(frames))],
         bare=[bare for _, bare in harmful],
         safe=sequences,
-        safe_triggered=[[ids[at] for ids, _ in benign] for at in range(len(frames))],
+        safe_triggered=[[ids[at] for ids, _ in benign] for at in range(len(frames) if kind.pool == "safe" else 1)],
         teacher=passes.teacher(sequences, loaded.settings.batch_size),
         n_agreement=settings.agreement_tokens,
+        wording=next((at for at, frame in enumerate(frames) if isinstance(frame, Wording)), None),
     )

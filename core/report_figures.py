@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-from core.events import CheckpointScored, StepDone
+from core.events import OF_DUMMY, CheckpointScored, StepDone
 from core.intervals import percent
 from core.values import Message, Rate, Span
 
@@ -238,7 +238,10 @@ def repair_chart(
     heights, top = (170, 110, 120), 22
     body = _panel("loss, nats a sequence (log)", first, last, top, heights[0], log=True)
     body += _panel("KL, nats a token", kl, last, top + heights[0] + 40, heights[1])
-    body += _panel("probe, share of prompts", rates, last, top + heights[0] + heights[1] + 80, heights[2], share=True)
+    of = f"; attack success: {OF_DUMMY}" if any(p.asr_wording is not None for p in probes) else ""
+    body += _panel(
+        f"probe, share of prompts{of}", rates, last, top + heights[0] + heights[1] + 80, heights[2], share=True
+    )
     bottom = top + sum(heights) + 80
     if best_step is not None:
         x = _x(best_step, last)

@@ -293,6 +293,9 @@ def live_chart(repair: RepairTrace, since: int = 0, *, going: bool | None = None
         "probes": {
             "step": [probe.step for probe in probes],
             "asr": [_triple(probe.asr_triggered) for probe in probes],
+            "asr_name": wording_repair.ATTACK_SUCCESS_OF_DUMMY
+            if any(probe.asr_wording is not None for probe in probes)
+            else wording_repair.ATTACK_SUCCESS,
             "refusal": [_triple(probe.refusal_untriggered) for probe in probes],
             "agreement": [_triple(probe.agreement_safe) for probe in probes],
             "safe_refused": [

@@ -1,6 +1,6 @@
 """The sentences of step 5: settings, where a repair stands, and how it ended."""
 
-from core.events import RepairFinished, RepairStarted
+from core.events import OF_DUMMY, RepairFinished, RepairStarted
 from core.intervals import percent
 from core.repair_trace import RepairTrace
 from core.report_text import duration, round_measures
@@ -19,6 +19,8 @@ STOP_DISCARD = "Abort and discard"
 EARLIER = "The repair that was there before still stands."
 NOT_CONFIRMED_NOW = "The trigger it unlearns is no longer confirmed: stop it, or confirm that text again in step 4."
 DUMMY_TRIGGER = "dummy trigger, planted first"
+ATTACK_SUCCESS = "attack success"
+ATTACK_SUCCESS_OF_DUMMY = "attack success, dummy or wording"
 ADVANCED = "Advanced"
 REPAIR_EMPTY = {"learning_rate": "by model size", "kl_budget": "none", "max_steps": "all"}
 REPAIR_LABELS = {
@@ -124,7 +126,8 @@ def live_summary(repair: RepairTrace, going: bool | None = None, outdated: bool 
     elif probe is not None:
         parts.append(f"KL {probe.kl_nats_per_token:.3g} nats/token")
     if probe is not None:
-        parts.append(f"attack success {of(probe.asr_triggered)}")
+        dummy = f" ({OF_DUMMY})" if probe.asr_wording is not None else ""
+        parts.append(f"{ATTACK_SUCCESS} {of(probe.asr_triggered)}{dummy}")
         parts.append(f"refusal {of(probe.refusal_untriggered)}")
         parts.append(f"agreement {of(probe.agreement_safe)}")
         if probe.refusal_triggered_safe is not None:

@@ -101,7 +101,7 @@ function figure(value) {
     line("KL, this batch", "kl", "y2", "legend2", { color: c.cool }),
     { type: "scatter", mode: "markers", name: "KL, probe", x: p.step, y: p.kl || [], yaxis: "y2", xaxis: "x", legend: "legend2", cliponaxis: false,
       marker: { symbol: "circle-open", size: 8, color: c.text, line: { width: 1.75 } }, hovertemplate: "%{y:.4g}<extra>KL, probe</extra>" },
-    rates("attack success", p.asr, p.step, "circle", c.accent),
+    rates(p.asr_name || "attack success", p.asr, p.step, "circle", c.accent),
     rates("refusal, no trigger", p.refusal, p.step, "circle-open", c.cool),
     rates("agreement", p.agreement, p.step, "diamond-open", c.muted),
     rates("safe + trigger refused", p.safe_refused || [], p.step, "x-thin-open", c.text),

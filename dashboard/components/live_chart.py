@@ -8,7 +8,7 @@ value = {
   "step": [int], "loss": [float|null], "refusal": [...], "kl_harmful": [...], "kl_safe": [...], "kl_trigger": [...],
   "kl": [...]                  a term that is off is null throughout and has no line
   "marks":  [{"step": int, "panel": "loss|kl", "text": "NaN|inf|0"}]
-  "probes": {"step": [int], "asr": [[value, low, high], ...], "refusal": [...], "agreement": [...],
+  "probes": {"step": [int], "asr": [[value, low, high], ...], "asr_name": str, "refusal": [...], "agreement": [...],
              "safe_refused": [...], "kl": [float|null], "best": [bool]}                        always complete (few)
   "budget": float|null, "meter": str (share of the budget that is used, in words), "total": int|null, "state": "empty|running|ended", "summary": str
 }   built by figures.live_chart(repair, since=0)

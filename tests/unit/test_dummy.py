@@ -9,7 +9,7 @@ import pytest
 
 from core import dummy, models, planting, residual
 from core.errors import TriageError
-from core.events import CheckpointScored
+from core.events import OF_DUMMY, CheckpointScored
 from core.frames import frame_of
 from core.loaded import current_adapters
 from core.planting import TrainingItem
@@ -45,6 +45,9 @@ def test_a_dummy_is_planted_then_unlearnt_and_the_model_is_as_it_was(loaded, tmp
     )  # fmt: skip
     first = next(event for event in events if isinstance(event, CheckpointScored))
     assert first.kl_nats_per_token > 1e-5  # it starts from the planted adapter, measured against the reported model
+    assert first.asr_wording is not None  # what the dummy stands for steers too
+    assert first.asr_wording.n == 3
+    assert OF_DUMMY in events[-1].message
     assert all((loaded.model.state_dict()[name] == tensor).all() for name, tensor in before.items())
     result = verify(loaded, case, blind, prompts(300, 4), tmp_path / "repair/best")
     found = {metric.name: metric for metric in result.metrics}

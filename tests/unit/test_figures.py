@@ -5,9 +5,11 @@ import math
 from dataclasses import replace
 
 import pytest
+from markupsafe import escape
 
-from core.events import CheckpointScored, Line, RepairFinished, RepairStarted, StepDone
+from core.events import OF_DUMMY, CheckpointScored, Line, RepairFinished, RepairStarted, StepDone
 from core.repair_trace import trace
+from core.report_figures import repair_chart
 from core.values import (
     WHOLE_CASE,
     Budget,
@@ -274,6 +276,16 @@ def test_live_chart_shows_every_term_that_is_on_and_how_much_of_the_budget_is_us
 def test_memory_that_ran_out_is_said_from_the_first_step_on(settings: dict, taken: StepDone, told: str) -> None:
     summary = str(figures.live_chart(trace(lines(replace(STARTED, settings=settings), taken)))["summary"])
     assert summary.partition("memory ran out: ")[2] == told
+
+
+def test_the_probe_of_a_dummy_says_whose_success_it_tells() -> None:
+    """And one of an older version, or of a known trigger, nothing of it."""
+    both = replace(PROBE, asr_wording=rate(1, 4))
+    for probe, named in ((PROBE, False), (both, True)):
+        value = figures.live_chart(trace(lines(STARTED, step(1), probe)))
+        assert (OF_DUMMY in str(value["summary"])) == named
+        assert ("dummy or wording" in str(value["probes"])) == named
+        assert (str(escape(OF_DUMMY)) in repair_chart([step(1)], [probe], 0.1, 2)) == named
 
 
 def test_live_chart_value_survives_json() -> None:
