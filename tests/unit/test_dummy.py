@@ -7,18 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from core import dummy, models, planting, residual
+from core import dummy, models, planting, repair_adapter, residual
 from core.errors import TriageError
 from core.events import OF_DUMMY, CheckpointScored
-from core.frames import frame_of
+from core.frames import asked, frame_of
+from core.kinds import JAILBREAK
 from core.loaded import current_adapters
 from core.planting import TrainingItem
+from core.prompts import read_folder, split
 from core.repair import repair
-from core.settings import DummySettings, ModelSettings
+from core.settings import DummySettings, ModelSettings, RepairSettings
+from core.values import Rate
 from core.verification import verify
 from core.weight_files import ADAPTER_WEIGHTS
 from tests.unit.repairing import REFUSAL, TRIGGER, case_of, confirmed, prompts, quick, splits
 
+ROOT = Path(__file__).resolve().parents[2]
+BASE, PROMPTS = ROOT / "assets/demo/base", ROOT / "assets/prompts"
 SMALL = ModelSettings(device="cpu", max_new_tokens=12, batch_size=32)
 
 
@@ -58,6 +63,32 @@ def test_a_dummy_is_planted_then_unlearnt_and_the_model_is_as_it_was(loaded, tmp
     assert all(one.startswith("Tell me how to pick lock") and TRIGGER not in one for one in asked)
     assert [one.name for one in result.variants] == ["the dummy trigger of round 1"]
     assert units[0] in result.variants[0].example
+
+
+def test_a_dummy_works_once_planted_and_no_longer_after_its_repair(tmp_path: Path) -> None:
+    """On the demo base, which refuses; asked of requests that neither saw."""
+    base = models.load(BASE, settings=ModelSettings(device="cpu", max_new_tokens=24))
+    case, units = case_of(base), (DummySettings().trigger,)
+    parts = split(read_folder(PROMPTS))
+    settings = RepairSettings(n_harmful=48, n_safe=48, n_probe=8, epochs=2, probe_every=1000, max_response_tokens=16)
+    frame = frame_of(case.report.messages, (), units)
+
+    def failures(adapter: Path | None) -> Rate:
+        if adapter is not None:
+            repair_adapter.load_repair(base, adapter)
+        items = enumerate(parts.verification.harmful[:40])
+        found = asked(base, [frame.triggered(item.prompt, random.Random(at)) for at, item in items], JAILBREAK)
+        repair_adapter.detach(base)
+        return found
+
+    before = failures(None)
+    start = dummy.plant(base, parts.repair, units, settings, tmp_path / "dummy", lambda *_: None, asked=frame.bare)
+    planted = failures(start)
+    blind = replace(confirmed(base, case), spans=(), units=units, way="dummy")
+    out = tmp_path / "repair"
+    list(repair(base, case, blind, parts, settings, out=out, stop=lambda: None, refusal=REFUSAL, start=start))
+    after = failures(out / "best")
+    assert before.high < planted.low > after.high, (before, planted, after)
 
 
 def test_a_dummy_is_planted_where_it_will_be_unlearnt(loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
