@@ -29,6 +29,7 @@ from dashboard.session import Roots, create_case, read_intake
 from dashboard.steps import case as case_step
 from dashboard.steps import confirm, locate, repair, residual, verdict, verify
 from tests.unit.reporting import full_case, triage_of, verification_of
+from tests.unit.test_containment import opened_as
 from tests.unit.test_dashboard_page import REPORT, case, redraw, roots  # noqa: F401  (fixtures)
 
 
@@ -312,6 +313,22 @@ def test_a_learning_rate_that_nobody_typed_stays_that_of_the_model(
     assert idle[form["learning_rate"]]["placeholder"] == "by model size"
 
 
+def test_what_was_counted_is_said_before_a_start(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confirmation, "validity", lambda case: None)
+    case.write("results/open.json", opened_as("ef" * 32))
+    with gr.Blocks():
+        form = {name: repair._field(name) for name in (*repair.FEW, *repair.ADVANCED)}
+    names = ("story", "start", "resume", "keep", "discard", "onward")
+    parts = SimpleNamespace(**dict(zip(names, names, strict=True)), form=form)
+    view, told = View(session=Session(), case=case, status=None, lines=(), choices={}), []
+    for counted in ({"mb": 66.2}, {"mb": 66.2, "unreached": 0.595}):  # the first as of an older version
+        case.write(rounds.MEMORY, counted)
+        told.append(dict(repair._show(view, False, parts)["story"]["value"]["facts"]))  # type: ignore[arg-type, index]
+    experts = "60 % of the parameters lie in experts that the adapter does not reach"
+    assert [one.get("experts") for one in told] == [None, experts]
+    assert {one["memory"] for one in told} == {"estimated at most 66 MB with default settings"}
+
+
 def test_the_settings_of_one_case_are_not_those_of_the_next(roots: Roots, case: Case) -> None:
     _, shown = redraw(roots, Session(case=case.path.name), {})
     case.write(rounds.MEMORY, {"mb": 1.0})
@@ -323,8 +340,12 @@ def test_the_settings_of_one_case_are_not_those_of_the_next(roots: Roots, case: 
 
 
 @pytest.mark.parametrize("how", ["keep", "discard"])
-def test_a_repair_that_broke_off_is_not_resumed_where_it_was_to_be_discarded(case: Case, how: jobs.How) -> None:
-    """Its worker may end by itself before it hears of that; until another takes the case up, its checkpoints lie there."""
+@pytest.mark.parametrize("since", [None, {"resume": True}, {"epochs": 2}])
+def test_a_repair_that_broke_off_is_not_resumed_where_it_was_to_be_discarded(
+    case: Case, how: jobs.How, since: dict | None
+) -> None:
+    """Its worker may end by itself before it hears of that; until another takes the case up, its checkpoints lie there. So it is where it
+    was to go on; one from the start that was discarded in its preparations took no checkpoint away."""
     view = view_of(case, RepairSettings(), {})
     assert view.status is not None
     broken = replace(view, status=replace(view.status, state="failed"))
@@ -332,15 +353,10 @@ def test_a_repair_that_broke_off_is_not_resumed_where_it_was_to_be_discarded(cas
     (case.path / "repair/checkpoint-000003").mkdir(parents=True)
     (case.path / "repair/checkpoint-000003/state.json").write_text("{}", encoding="utf-8")
     assert repair._can_resume(broken)
-    jobs.stop(case, view.lines[0].request, how)
-    assert repair._can_resume(broken) == (how == "keep")
-    resumed = jobs.ask(case, "repair", {"resume": True}, start=False)
-    assert repair._can_resume(broken)
-    jobs.stop(case, resumed, how)  # before it went on: as in its preparations
-    assert repair._can_resume(broken) == (how == "keep")
-    afresh = jobs.ask(case, "repair", {"epochs": 2}, start=False)
-    jobs.stop(case, afresh, "discard")  # it took nothing away
-    assert repair._can_resume(broken) == (how == "keep")
+    last = view.lines[0].request if since is None else jobs.ask(case, "repair", since, start=False)
+    jobs.stop(case, last, how)
+    afresh = since is not None and not since.get("resume")
+    assert repair._can_resume(broken) == (how == "keep" or afresh)
 
 
 def test_a_repair_that_was_discarded_is_told_of_beside_the_one_that_counts() -> None:

@@ -47,6 +47,7 @@ EVENTS = [
         tokens_per_second=9.0,
         memory_mb=1.0,
         seconds_left=3.0,
+        memory_saved=("no_graphs", "recompute"),
     ),
     CheckpointScored(
         step=1,

@@ -20,6 +20,7 @@ from core.rounds import MEMORY
 from core.session import Run, Session
 from core.triage_stages import open_case
 from core.values import Message, Span
+from tests.tiny import Folder
 from tests.unit.repairing import case_of, weights_of
 from tests.unit.repairing import run as repairing
 from tests.unit.reporting import TRIGGER, triage_of
@@ -122,6 +123,15 @@ def test_a_count_of_memory_knows_the_longest_text_that_a_repair_mixes_in(copied:
         repair_stages.count_memory(run_of(case))
         counted.append(case.read(MEMORY, dict)["mb"])
     assert counted[0] < counted[1]
+
+
+def test_experts_out_of_reach_are_counted_before_a_repair(tiny_folder: Folder, tmp_path: Path) -> None:
+    case = case_on(tiny_folder("mixtral"), tmp_path / "case")
+    repair_stages.count_memory(run_of(case))
+    told = case.read(MEMORY, dict)
+    assert told is not None
+    assert told["mb"] > 0
+    assert told["unreached"] > 0.5
 
 
 def test_a_model_on_several_devices_is_refused_before_a_repair(
