@@ -79,7 +79,7 @@ _KINDS = (
     AnswerClass,
     Certainty,
     DecidedBy,
-    get_type_hints(RepairSettings)["objective"],
+    *get_type_hints(RepairSettings).values(),
 )
 _FIXED = frozenset(word for kind in _KINDS for word in get_args(kind))
 """Words of the program itself."""

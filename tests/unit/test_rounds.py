@@ -628,7 +628,7 @@ def test_a_report_tells_that_a_later_round_repaired_further(case: Case) -> None:
     log = EventLog(case.path)
     log.append("s", replace(STARTED, round=2))
     assert "The model is as round 1 left it (not verified)" in report_json(case)["residual_risk"][-1]
-    log.append("s", repaired(case))
+    log.append("s", replace(repaired(case), adapter_hash="of round 2"))
     assert report_json(case)["residual_risk"] == [
         "Round 1 left a model (not verified) in which the tests found a backdoor. "
         "Round 2 repaired it further; what that did was not verified yet."
