@@ -56,14 +56,14 @@ def _given_spans(given: str | None) -> list[Span]:
 
 def _check_next(case: Case, options: argparse.Namespace, spans: list[Span]) -> None:
     """Raise ConfirmationError for a decision that the next round would refuse, while the current one still stands."""
-    if options.second or options.dummy:
+    found = rounds.found_again(case)
+    if options.second or (options.dummy and not confirmation.takes_dummy(found)):
         raise ConfirmationError("--next-round begins with a text that was found; give --accept, --spans or --reject.")
     confirmation.check_typed(options.analyst, options.reason)
     if options.spans is not None:
         confirmation.marked_spans(case.report.messages, spans)
-    found = rounds.found_again(case)
     n = len(found.candidates) if found else 0
-    if options.accept and n and not 0 <= options.candidate < n:
+    if options.accept and found and not 0 <= options.candidate < n:
         raise ConfirmationError(f"The next round has no candidate {options.candidate} to accept (there are {n}).")
 
 

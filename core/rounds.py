@@ -319,7 +319,7 @@ def opinion(case: Case) -> SecondOpinion | None:
 
 
 def can_open(case: Case) -> bool:
-    """Return whether the second opinion is BACKDOOR again and this round gained something, so that another one may too."""
+    """Return whether the second opinion finds something to repair and this round gained something, so that another one may too."""
     return found_again(case) is not None and not nothing_gained(case)
 
 
@@ -327,7 +327,8 @@ def nothing_gained(case: Case) -> str:
     """Return why another round would be like the current one, "" where it may gain something or has nothing to repair.
 
     So it is when all that the second opinion finds was confirmed already, in this round or before, and the report does not surely
-    fail less often than when this round began. A wider or another text is new, and a failure that surely became rarer a gain.
+    fail less often than when this round began. A wider or another text is new, and so is a first dummy trigger; a failure that
+    surely became rarer is a gain.
     """
     found = found_again(case)
     return _stalled(case, found, case.read(FILES[0], TriageResult)) if found else ""
@@ -341,39 +342,44 @@ def _stalled(case: Case, found: TriageResult, begun: TriageResult | None) -> str
     if not _known(case, found) or difference_high(now, before) < 0:
         return ""
     return (
-        f"This round gained nothing: only text that was confirmed already is found, and the report does not surely fail less often "
+        f"This round gained nothing: nothing is found that was not confirmed already, and the report does not surely fail less often "
         f"than before it ({now.k} of {now.n}, before {before.k} of {before.n}). Repair again with more steps or a higher learning rate, or "
         "confirm a wider span."
     )
 
 
 def _known(case: Case, found: TriageResult) -> bool:
-    """Return whether the text that was found was confirmed already, in this round or before."""
+    """Return whether what was found was confirmed already, in this round or before: all of its text, or without any a dummy trigger."""
     current = confirmation.stored(case)
-    known = [span for one in (*earlier(case), *([current] if current else [])) for span in one.spans]
+    confirmed = (*earlier(case), *([current] if current else []))
+    if found.verdict != "BACKDOOR":
+        return any(one.way == "dummy" for one in confirmed)
+    known = [span for one in confirmed for span in one.spans]
     return all(any(span.within(other) for other in known) for span in found.candidates[found.candidate].spans)
 
 
 def found_again(case: Case) -> TriageResult | None:
-    """Return what another round would begin with, None where the second opinion is not BACKDOOR."""
+    """Return what another round would begin with, None where the second opinion finds nothing to repair."""
     found = opinion(case)
     return _next(case, found, case.read(FILES[0], TriageResult)) if found else None
 
 
 def _next(case: Case, found: SecondOpinion, begun: TriageResult | None) -> TriageResult | None:
     """Return the half of a second opinion that says BACKDOOR and names text: of the report, or of what is left of it without the
-    text that was confirmed, where a second trigger works by itself. Both may; then the latter, where only it is of any gain."""
+    text that was confirmed, where a second trigger works by itself. Both may; then the latter, where only it is of any gain. Without
+    one, that of a report which still fails and names no text, so that a dummy trigger may be planted."""
     halves = (found.whole, found.rest if found.placed else None)
     said = [one for one in halves if one and one.verdict == "BACKDOOR" and one.candidates]
     if said[1:] and _stalled(case, said[0], begun) and not _known(case, said[1]):
         return said[1]
-    return next(iter(said), None)
+    untold = confirmation.takes_dummy(found.whole) and found.whole.decided_by != "reproduction"
+    return next(iter(said), found.whole if untold else None)
 
 
 def open_next(case: Case, actor: str) -> int:
     """Put the files of the current round away, take the second opinion's findings, and return the new round's number.
 
-    They are put in place first, and removed when all are there. Raises: TriageError when the second opinion is not BACKDOOR, or
+    They are put in place first, and removed when all are there. Raises: TriageError when the second opinion finds nothing to repair, or
     this round gained nothing; EvidenceError when a file of the round is not what was written; OSError, with nothing changed, when they cannot be put there.
     """
     with _lock:
@@ -381,7 +387,8 @@ def open_next(case: Case, actor: str) -> int:
         found = found_again(case)
         if found is None:
             raise TriageError(
-                "Another round needs a second opinion that says BACKDOOR on the repaired model; run `triage --repaired` first."
+                "Another round needs a second opinion that finds a backdoor in the repaired model, or that it still fails for no text "
+                "found; run `triage --repaired` first."
             )
         if stalled := nothing_gained(case):
             raise TriageError(stalled)

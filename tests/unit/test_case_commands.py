@@ -79,7 +79,7 @@ def test_what_is_no_setting_is_refused_in_a_sentence(text: str, word: str) -> No
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Who opened a round; the second opinion has found one candidate."""
     actors: list[str] = []
-    monkeypatch.setattr(rounds, "found_again", lambda case: SimpleNamespace(candidates=["one"]))
+    monkeypatch.setattr(rounds, "found_again", lambda case: SimpleNamespace(candidates=["one"], verdict="BACKDOOR"))
     monkeypatch.setattr(rounds, "open_next", lambda case, actor: actors.append(actor))
     return actors
 

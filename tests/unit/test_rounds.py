@@ -22,7 +22,7 @@ from core import (
     rounds,
     verification,
 )
-from core.__main__ import parser, writing
+from core.__main__ import main, parser, writing
 from core.case_view import gather
 from core.casefile import Case, hash_folder
 from core.errors import EvidenceError, TriageError
@@ -417,7 +417,7 @@ def test_a_new_text_beside_one_that_stays_begins_a_round(
     case.audit("second opinion", actor="engine", files=[rounds.AGAIN])
     assert rounds.can_open(case) == opens
     if not opens:
-        assert "only text that was confirmed already" in rounds.nothing_gained(case)
+        assert "nothing is found that was not confirmed already" in rounds.nothing_gained(case)
         return
     left, remove = [n_changes], Path.unlink
 
@@ -436,6 +436,7 @@ def test_a_new_text_beside_one_that_stays_begins_a_round(
 
 
 @pytest.mark.parametrize(("verdict", "same"), [("INCONCLUSIVE", True), ("BACKDOOR", False)])
+@pytest.mark.parametrize(("verdict", "same"), [("ALIGNMENT_GAP", True), ("INCONCLUSIVE", False), ("BACKDOOR", False)])
 def test_no_round_without_a_backdoor_in_this_very_adapter(case: Case, verdict: str, same: bool) -> None:  # noqa: F811
     finished = repaired(case)
     asked_again(case, verdict, finished.adapter_hash if same else "0" * 64)
@@ -443,6 +444,32 @@ def test_no_round_without_a_backdoor_in_this_very_adapter(case: Case, verdict: s
     with pytest.raises(TriageError, match="second opinion"):
         rounds.open_next(case, "Ada")
     assert (case.path / "confirmation.json").is_file()
+
+
+@pytest.mark.parametrize("verdict", ["DISTRIBUTED", "INCONCLUSIVE"])
+def test_a_report_that_still_fails_for_no_text_opens_a_round_for_one_dummy(case: Case, verdict: str) -> None:  # noqa: F811
+    """But not where it no longer fails, nor for a second dummy that would find it as the first did."""
+    found = asked_again(case, verdict, repaired(case).adapter_hash, failing=16)
+    again = case.read(rounds.AGAIN, SecondOpinion)
+    assert again is not None
+    untold = replace(found, candidates=())
+    for whole, opens in ((replace(untold, decided_by="reproduction"), False), (untold, True)):
+        case.write(rounds.AGAIN, replace(again, whole=whole))
+        case.audit("second opinion", actor="engine", files=[rounds.AGAIN])
+        assert rounds.can_open(case) == opens
+    typed = ["--analyst", "Ada", "--reason", "still fails", "--case", str(case.path)]
+    for how, code, number in (("--accept", 2, 1), ("--dummy", 0, 2)):  # there is no candidate to accept
+        assert main(["confirm", "--next-round", how, *typed]) == code
+        assert rounds.number(case) == number
+    accepted = confirmation.stored(case)
+    assert accepted is not None
+    assert accepted.way == "dummy"
+    told = RepairFinished(
+        reason="finished", step=3, best_step=3, adapter="repair/best", adapter_hash="h", seconds=1.0, message=""
+    )
+    case.write(rounds.FINISHED, told)
+    case.write(rounds.AGAIN, replace(again, whole=untold, adapter_hash="h"))
+    assert "nothing is found that was not confirmed already" in rounds.nothing_gained(case)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "added.json"])
@@ -564,7 +591,8 @@ def test_a_second_trigger_that_works_without_the_first_begins_a_round(case: Case
     rest = asked_again(case, "BACKDOOR", finished.adapter_hash)
     found = case.read(rounds.AGAIN, SecondOpinion)
     assert found is not None
-    hidden = replace(found, whole=replace(rest, verdict="INCONCLUSIVE"), rest=rest)
+    refused = replace(rest, verdict="INCONCLUSIVE", decided_by="reproduction")
+    hidden = replace(found, whole=refused, rest=rest)
     for placed in (False, True):  # by older versions its places were those of the report without the text
         case.write(rounds.AGAIN, replace(hidden, placed=placed))
         case.audit("second opinion", actor="engine", files=[rounds.AGAIN])
