@@ -1,7 +1,7 @@
 """Where the files of a repair lie while it may go on, and how they are removed; imports no torch, `checkpoints` writes and reads them.
 
     OUT/best/                   the best adapter so far, a PEFT folder
-    OUT/checkpoint-000040/      adapter.safetensors, optimizer.safetensors, state.json; only the newest is kept
+    OUT/checkpoint-000040/      adapter.safetensors, optimizer.safetensors, said.json, state.json; only the newest is kept
     OUT/dummy/                  the adapter that holds a dummy trigger, where the repair unlearns one (`dummy`)
 
 A checkpoint is renamed before it is removed, so that one that can be seen is whole.

@@ -1,7 +1,8 @@
 """Resumable checkpoints of a repair: adapter and optimiser as safetensors, the rest as JSON; no pickle.
 
 Where they lie, and how they are removed, says `checkpoint_files`. A checkpoint folder is written under a temporary name and
-renamed. No random state is stored: data order and injections are functions of seed, epoch and index (see `repair_data`).
+renamed. No random state is stored: data order and injections are functions of seed, epoch and index (see `repair_data`). What the
+reported model said before the first step is: asked again it may say something else (see `recall`).
 """
 
 import json
@@ -14,13 +15,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from core import repair_adapter
+from core import recall, repair_adapter
 from core.checkpoint_files import PREFIX, folders, remove
 from core.errors import CaseFileError
+from core.recall import Said
 from core.team import ALONE, Team, like, whole
 
 if TYPE_CHECKING:
     from core.loaded import LoadedModel
+
+SAID = "said.json"
+_DAMAGE = (OSError, ValueError, TypeError, RecursionError, SafetensorError)
 
 
 @dataclass(kw_only=True)
@@ -29,10 +34,11 @@ class RunState:
 
     `best_key` orders checkpoints, see `best_checkpoint`; `met` counts probes in a row at the
     ASR target, `held` those at all targets, `spent` those over the KL budget. `fingerprint` ties the state to settings,
-    trigger, refusal, model and prompts.
+    trigger, refusal, model and prompts. `said_hash` is that of the file with what the reported model said; versions before kept none.
     """
 
     fingerprint: str
+    said_hash: str | None = None
     step: int = 0
     best_step: int | None = None
     best_key: tuple[float, ...] | None = None
@@ -50,9 +56,9 @@ class RunState:
 
 
 def save(
-    out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, state: RunState, team: Team = ALONE
+    out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, state: RunState, said: Said, team: Team = ALONE
 ) -> None:
-    """Write the checkpoint of `state.step` and remove older ones; of a team the first process does, with all shares."""
+    """Write the checkpoint of `state.step` with `said` and remove older ones; of a team the first process does, with all shares."""
     adapter, moments = repair_adapter.state(loaded), _optimizer_tensors(loaded, optimizer)
     if not team.leads:
         return
@@ -63,6 +69,7 @@ def save(
         temporary.mkdir(parents=True)
         save_file(adapter, temporary / "adapter.safetensors")
         save_file(moments, temporary / "optimizer.safetensors")
+        state.said_hash = recall.write(temporary / SAID, said)
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
     except (OSError, SafetensorError):  # what was written of it only takes space
         shutil.rmtree(temporary, ignore_errors=True)
@@ -72,6 +79,23 @@ def save(
     for other in folders(out):
         if other != folder:
             remove(other)
+
+
+def said(out: Path, loaded: "LoadedModel") -> Said:
+    """Return what the reported model said when the newest checkpoint's run began; nothing where there is none, or it kept nothing.
+
+    Raises: CaseFileError when it is not what was kept.
+    """
+    there = folders(out)
+    if not there:
+        return {}
+    folder = there[-1]
+    try:
+        digest = _state(folder).said_hash
+        n_tokens = loaded.model.get_input_embeddings().weight.shape[0]
+        return {} if digest is None else recall.read(folder / SAID, digest, n_tokens)
+    except _DAMAGE as error:
+        raise _damaged(folder, error) from error
 
 
 def load(out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, fingerprint: str) -> RunState | None:
@@ -84,13 +108,11 @@ def load(out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, fin
         return None
     folder = there[-1]
     try:
-        state = RunState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+        state = _state(folder)
         adapter = load_file(folder / "adapter.safetensors")
         moments = load_file(folder / "optimizer.safetensors")
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise CaseFileError(
-            f"Checkpoint {folder.name} is damaged ({type(error).__name__}); repair without --resume."
-        ) from error
+    except _DAMAGE as error:
+        raise _damaged(folder, error) from error
     if state.fingerprint != fingerprint:
         raise CaseFileError(
             f"Checkpoint {folder.name} belongs to other settings, trigger, prompts or model. Resume with those it was made with; a repair "
@@ -106,6 +128,14 @@ def load(out: Path, loaded: "LoadedModel", optimizer: torch.optim.Optimizer, fin
                 key: value if key == "step" else like(value, parameter) for key, value in kept.items()
             }
     return state
+
+
+def _state(folder: Path) -> RunState:
+    return RunState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+
+
+def _damaged(folder: Path, error: BaseException) -> CaseFileError:
+    return CaseFileError(f"Checkpoint {folder.name} is damaged ({type(error).__name__}); repair without --resume.")
 
 
 def _optimizer_tensors(loaded: "LoadedModel", optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

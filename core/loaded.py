@@ -30,6 +30,8 @@ from core.values import Message, ModelSpec, Sampling
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedTokenizerFast
 
+    from core.recall import Recall
+
 REPORTED, REPAIR = "reported", "repair"
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ class LoadedModel:
     batches: int = 0
     passes: int = 0
     lock: threading.RLock = field(default_factory=threading.RLock)
+    recall: "Recall | None" = field(default=None, init=False)
+    """Greedy answers that need not be asked for again, while a repair is prepared."""
     _shares: bool | None = field(default=None, init=False)
     """Whether answers stay the same where prompts share a beginning that is run once; None until it is asked."""
 
@@ -171,8 +175,11 @@ class LoadedModel:
             for row, answer in zip(rows, answers, strict=True):
                 results[row] = answer
 
-        self._in_batches(prompts, [len(ids) for ids in prompts], run, "generate", progress)
-        return results
+        def asked() -> list[list[int]]:
+            self._in_batches(prompts, [len(ids) for ids in prompts], run, "generate", progress)
+            return results
+
+        return self.recall.answers(prompts, n_new, asked) if self.recall and draws is None else asked()
 
     def logprobs(
         self,

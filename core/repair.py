@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 
 from safetensors import SafetensorError
 
-from core import best_checkpoint, checkpoint_files, checkpoints, confirmation, repair_adapter, repair_probe
+from core import best_checkpoint, checkpoint_files, checkpoints, confirmation, recall, repair_adapter, repair_probe
 from core.best_checkpoint import HELD_IN_A_ROW
 from core.checkpoint_files import BEST
 from core.checkpoints import RunState
@@ -37,6 +37,7 @@ from core.intervals import percent
 from core.kinds import JAILBREAK, FailureKind
 from core.loaded import is_out_of_memory
 from core.machine import reason
+from core.recall import Said
 from core.repair_data import RepairData, build
 from core.repair_training import StepNumbers, Trainer, memory_mb
 from core.response_pass import ResponsePass
@@ -116,8 +117,9 @@ def _events(
     """Yield the events of the run that `prepare` makes; however it ends, the model is left without its adapter."""
     run: _Run | None = None
     try:
-        run = prepare()
-        run.begin(resume)
+        with recall.kept(loaded, checkpoints.said(out, loaded) if resume else {}, team) as said:
+            run = prepare()
+        run.begin(resume, said)
         yield run.started()
         yield from run.steps(lambda: team.told(stop() if team.leads else None))
         repair_adapter.detach(loaded)
@@ -168,13 +170,15 @@ class _Run:
         self.reason: StopReason = "finished"
         self.detail = ""
         self.finished = False
+        self.said: Said = {}
         self._before = 0.0
         self._resumed_at: int | None = None
         self._start = time.monotonic()
         self._step_seconds: list[float] = []
 
-    def begin(self, resume: bool) -> None:
-        """Load the newest checkpoint, or make room for a new run."""
+    def begin(self, resume: bool, said: Said) -> None:
+        """Load the newest checkpoint, or make room for a new run; `said` is what theta0 said in preparation, for the next ones."""
+        self.said = said
         if not resume:
             if self.team.leads:
                 checkpoint_files.clear(self.out, best=True)
@@ -317,7 +321,7 @@ class _Run:
         state.probe_seconds = [*state.probe_seconds[-2:], time.monotonic() - began]
         state.micro_batch = self.trainer.micro_batch
         state.seconds = self._seconds()
-        checkpoints.save(self.out, self.loaded, self.trainer.optimizer, state, self.team)
+        checkpoints.save(self.out, self.loaded, self.trainer.optimizer, state, self.said, self.team)
         return CheckpointScored(
             step=state.step,
             asr_triggered=score.asr_triggered,

@@ -10,8 +10,9 @@ there (each can be switched off); it varies D_trig: the wider set of candidates,
 place. D_safe_trig is anchored at what the model said with the units, at a few fixed places, where the failure is a jailbreak (the text may be
 legitimate and must stay readable); else at the bare answer, with forms and places as in D_trig: there this set is the
 repair, and no safe request is ever taught to be refused.
-Every draw is a function of (seed, epoch, index), so nothing needs to be stored to resume: the same epoch always gives
-the same batches. What this does not do: run the model, except to render and to write its own answers.
+Every draw is a function of (seed, epoch, index), so of these nothing needs to be stored to resume: the same epoch always
+gives the same batches. The model's own answers are kept (see `recall`). What this does not do: run the model, except to
+render and to write its own answers.
 """
 
 import random

@@ -355,7 +355,7 @@ def _page_acts(path: str) -> None:
         jobs.status(case)
 
 
-CHECKPOINT = ("adapter.safetensors", "optimizer.safetensors", "state.json")
+CHECKPOINT = ("adapter.safetensors", "optimizer.safetensors", "said.json", "state.json")
 """Files of a checkpoint: one that can be seen has them all."""
 
 

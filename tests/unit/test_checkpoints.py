@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core import checkpoint_files, models
+from core import checkpoint_files, models, recall
 from core.errors import CaseFileError
 from core.events import StepDone
+from core.files import hash_file
+from core.loaded import REPAIR, LoadedModel, current_adapters
 from tests.unit.repairing import SMALL, assert_is_theta0, run, weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +37,127 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(loaded, tmp_path: 
         assert all(torch.equal(one[key], two[key]) for key in one)
     assert rest[-1].adapter_hash == whole[-1].adapter_hash
     assert rest[-1].best_step == whole[-1].best_step
+
+
+def theta0_says_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the model as reported put one other token before each answer, as a near tie may on another machine."""
+    own = LoadedModel._generate_batch
+
+    def other(self: LoadedModel, prompts: list, n_new: int, *more) -> list[list[int]]:
+        answers = own(self, prompts, n_new, *more)
+        return answers if REPAIR in current_adapters(self) else [[5, *answer][:n_new] for answer in answers]
+
+    monkeypatch.setattr(LoadedModel, "_generate_batch", other)
+
+
+def broken_off(loaded, out: Path) -> Path:
+    """Break a repair off after step 7, its checkpoint at step 6; return the file with what the model said."""
+    count = iter(range(100))
+    list(run(loaded, out, stop=lambda: "keep" if next(count) == 14 else None))
+    (checkpoint,) = out.glob("checkpoint-*")
+    return checkpoint / "said.json"
+
+
+def edited(file: Path, change, *, state: bool = False) -> None:
+    """Change what a JSON file of a checkpoint holds; with `state` the checkpoint's state knows the new hash."""
+    file.write_text(json.dumps(change(json.loads(file.read_text(encoding="utf-8")))), encoding="utf-8")
+    if state:
+        known_as_it_is(file)
+
+
+def known_as_it_is(file: Path) -> None:
+    """Let a checkpoint's state know the hash of what its answers are now."""
+    edited(file.with_name("state.json"), lambda state: state | {"said_hash": hash_file(file)})
+
+
+def test_a_model_that_says_something_else_goes_on_with_what_it_said(loaded, tmp_path: Path, monkeypatch) -> None:
+    whole = list(run(loaded, tmp_path / "whole"))
+    broken_off(loaded, tmp_path / "parts")
+    theta0_says_more(monkeypatch)
+    rest = list(run(loaded, tmp_path / "parts", resume=True))
+    losses = [event.loss for event in whole if isinstance(event, StepDone)]
+    assert [event.loss for event in rest if isinstance(event, StepDone)] == losses[6:]
+    assert rest[-1].adapter_hash == whole[-1].adapter_hash
+    one, two = (list((tmp_path / name).rglob("said.json")) for name in ("whole", "parts"))
+    assert len(one) == len(two) == 1  # it goes with its checkpoint, into the next
+    assert one[0].read_bytes() == two[0].read_bytes()
+
+
+def test_a_resumed_repair_asks_the_reported_model_nothing_and_a_discard_leaves_nothing_it_said(
+    loaded, tmp_path: Path, monkeypatch
+) -> None:
+    broken_off(loaded, tmp_path / "repair")
+    own = LoadedModel._generate_batch
+
+    def asked(self: LoadedModel, *more) -> list[list[int]]:
+        assert REPAIR in current_adapters(self)
+        return own(self, *more)
+
+    monkeypatch.setattr(LoadedModel, "_generate_batch", asked)
+    count = iter(range(100))
+    stop = lambda: "discard" if next(count) == 2 else None  # noqa: E731
+    assert list(run(loaded, tmp_path / "repair", resume=True, stop=stop))[-1].step == 7
+    assert not list((tmp_path / "repair").iterdir())
+    assert loaded.recall is None
+
+
+def test_a_checkpoint_of_a_version_that_kept_no_answers_goes_on_while_the_model_says_the_same(
+    loaded, tmp_path: Path, monkeypatch
+) -> None:
+    said = broken_off(loaded, tmp_path / "repair")
+    said.unlink()
+    edited(said.with_name("state.json"), lambda state: {key: state[key] for key in state if key != "said_hash"})
+    shutil.copytree(tmp_path / "repair", tmp_path / "other")
+    whole = list(run(loaded, tmp_path / "whole"))
+    assert list(run(loaded, tmp_path / "repair", resume=True))[-1].adapter_hash == whole[-1].adapter_hash
+    assert len(list((tmp_path / "repair").rglob("said.json"))) == 1  # from here on it is kept
+    theta0_says_more(monkeypatch)
+    with pytest.raises(CaseFileError, match="other settings"):
+        list(run(loaded, tmp_path / "other", resume=True))
+
+
+def another_token(rows: list) -> list:
+    return [[limit, prompt, [*answer[:-1], answer[-1] ^ 1] if answer else answer] for limit, prompt, answer in rows]
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "match"),
+    [
+        (another_token, False, "damaged"),
+        (another_token, True, "other settings"),
+        (lambda rows: [[limit, prompt, [-1]] for limit, prompt, _ in rows], True, "damaged"),
+        (lambda rows: [[limit, prompt, [2**40]] for limit, prompt, _ in rows], True, "damaged"),
+        (lambda rows: [[limit, prompt, [True]] for limit, prompt, _ in rows], True, "damaged"),
+        (lambda rows: [[limit, prompt, [1] * (limit + 1)] for limit, prompt, _ in rows], True, "damaged"),
+        (lambda rows: [[str(limit), prompt, []] for limit, prompt, _ in rows], True, "damaged"),
+        (lambda rows: [[limit, [prompt], []] for limit, prompt, _ in rows], True, "damaged"),
+        (lambda rows: {"said": 1}, True, "damaged"),
+        (lambda rows: 7, True, "damaged"),
+    ],
+)
+def test_answers_that_were_changed_are_refused(loaded, tmp_path: Path, change, state: bool, match: str) -> None:
+    before = weights_of(loaded)
+    edited(broken_off(loaded, tmp_path / "repair"), change, state=state)
+    with pytest.raises(CaseFileError, match=match):
+        list(run(loaded, tmp_path / "repair", resume=True))
+    assert_is_theta0(loaded, before)
+
+
+def test_answers_that_are_nested_without_end_too_many_or_gone_are_refused(loaded, tmp_path: Path, monkeypatch) -> None:
+    said = broken_off(loaded, tmp_path / "repair")
+    kept = said.read_bytes()
+    said.write_text("[" * 200_000, encoding="utf-8")
+    known_as_it_is(said)
+    with pytest.raises(CaseFileError, match="damaged"):
+        list(run(loaded, tmp_path / "repair", resume=True))
+    said.write_bytes(kept)
+    known_as_it_is(said)
+    monkeypatch.setattr(recall, "MAX_BYTES", len(kept) - 1)
+    with pytest.raises(CaseFileError, match="damaged"):
+        list(run(loaded, tmp_path / "repair", resume=True))
+    said.unlink()
+    with pytest.raises(CaseFileError, match="damaged"):
+        list(run(loaded, tmp_path / "repair", resume=True))
 
 
 CRASH = """

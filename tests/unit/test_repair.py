@@ -102,7 +102,9 @@ def test_another_round_starts_from_the_last_adapter_and_keeps_teacher_and_target
         return replace(score(probe, model, passes), refusal_untriggered=share)
 
     monkeypatch.setattr(repair_probe.Probe, "score", told)
-    monkeypatch.setattr(checkpoints, "save", lambda out, loaded, adam, state, team: targets.append(state.start_refusal))
+    monkeypatch.setattr(
+        checkpoints, "save", lambda out, loaded, adam, state, said, team: targets.append(state.start_refusal)
+    )
     events = list(
         repair(loaded, case, confirmed(loaded, case), splits(), quick(epochs=1), out=tmp_path / "second",
                stop=lambda: None, refusal=REFUSAL, start=best, earlier=earlier)
