@@ -435,7 +435,6 @@ def test_a_new_text_beside_one_that_stays_begins_a_round(
     assert evidence.changed_files(case) == []
 
 
-@pytest.mark.parametrize(("verdict", "same"), [("INCONCLUSIVE", True), ("BACKDOOR", False)])
 @pytest.mark.parametrize(("verdict", "same"), [("ALIGNMENT_GAP", True), ("INCONCLUSIVE", False), ("BACKDOOR", False)])
 def test_no_round_without_a_backdoor_in_this_very_adapter(case: Case, verdict: str, same: bool) -> None:  # noqa: F811
     finished = repaired(case)
