@@ -27,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": PAPER,
     "paper, ended early": {"objective": "paper"},
+    "default, to the last epoch": {"early_stop": False, "kl_budget": None},
     "no L_KL-trig": {"weight_kl_trigger": 0.0},
     "no own refusals": {"own_refusals": False},
     "no other forms and places": {"share_wider": 0.0, "share_edited": 0.0, "share_ends": 0.0, "share_own_place": 0.0},
