@@ -36,14 +36,19 @@ Value = dict[str, object]
 
 
 def shown(text: str, limit: int = 60) -> str:
-    """`text` with control, format and odd space characters made visible, cut at `limit` characters."""
+    """`text` with control, format and odd space characters made visible, cut where that is longer than `limit` characters."""
     named = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
-    parts = []
-    for character in text[:limit]:
+    parts: list[str] = []
+    room = limit
+    for character in text:
         odd = unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
         odd = odd or (unicodedata.category(character) == "Zs" and character != " ")
-        parts.append(named.get(character) or (f"‹U+{ord(character):04X}›" if odd else character))
-    return "".join(parts) + ("…" if len(text) > limit else "")
+        part = named.get(character) or (f"‹U+{ord(character):04X}›" if odd else character)
+        room -= len(part)
+        if room < 0:
+            return "".join(parts) + "…"
+        parts.append(part)
+    return "".join(parts)
 
 
 def finite(number: float | None) -> float | None:

@@ -172,7 +172,16 @@ def test_everything_sent_to_plotly_is_escaped() -> None:
 
 @pytest.mark.parametrize(
     ("raw", "seen"),
-    [("a\nb", "a⏎b"), ("\u200b", "‹U+200B›"), ("\u202e", "‹U+202E›"), ("\u00a0", "‹U+00A0›"), (" é", " é")],
+    [
+        ("a\nb", "a⏎b"),
+        ("\u200b", "‹U+200B›"),
+        ("\u202e", "‹U+202E›"),
+        ("\u00a0", "‹U+00A0›"),
+        (" é", " é"),
+        ("a" * 60, "a" * 60),
+        ("a" * 61, "a" * 60 + "…"),
+        ("a\u00ad" * 30, "a‹U+00AD›" * 6 + "a…"),  # what is shown is cut, not what it is made of
+    ],
 )
 def test_odd_characters_are_shown(raw: str, seen: str) -> None:
     assert figures.shown(raw) == seen
