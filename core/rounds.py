@@ -56,6 +56,11 @@ def folders(case: Case) -> list[Path]:
     return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name.removeprefix("round-")))
 
 
+def _ended_with(case: Case, folder: Path) -> RepairFinished | None:
+    """Return how the repair of a round that has ended did."""
+    return case.read(f"repair/{folder.name}/finished.json", RepairFinished)
+
+
 def number(case: Case) -> int:
     """Return the number of the current round, from 1."""
     return len(folders(case)) + 1
@@ -95,7 +100,7 @@ def ended(case: Case) -> tuple[EndedRound, ...]:
     found = []
     for at, (folder, confirmed) in enumerate(zip(folders(case), earlier(case), strict=False)):
         verified = case.read(f"repair/{folder.name}/{VERIFIED}", Verification)
-        finished = case.read(f"repair/{folder.name}/finished.json", RepairFinished)
+        finished = _ended_with(case, folder)
         verified = verified if verified and finished and _measured(verified, finished) else None
         found.append(
             EndedRound(
@@ -152,7 +157,7 @@ def start(case: Case) -> Path | None:
     ended = folders(case)
     if not ended:
         return None
-    finished = case.read(f"repair/{ended[-1].name}/finished.json", RepairFinished)
+    finished = _ended_with(case, ended[-1])
     adapter = ended[-1] / "best"
     if finished is None or not as_it_ended(case, finished, adapter):
         raise TriageError(f"The adapter in repair/{ended[-1].name} changed since that round ended; start a new case.")
@@ -238,7 +243,7 @@ def changed_adapter(case: Case) -> str | None:
     A repair that has begun and not ended writes the current one; until then the one aside counts, which older versions did not keep.
     """
     for folder in folders(case):
-        ended = case.read(f"repair/{folder.name}/finished.json", RepairFinished)
+        ended = _ended_with(case, folder)
         if ended and ended.adapter and not as_it_ended(case, ended, folder / "best"):
             return f"repair/{folder.name}/best"
     counts = {"repair ended": BEST, "repair started": ASIDE}.get(_last_act(case))
@@ -253,7 +258,7 @@ def of_this_round(case: Case, lines: Sequence[Line], *, ended: bool = False) -> 
 
     What was begun then and left nothing may still be of that round. Events of older versions tell no round and read as of the first.
     """
-    kept = [case.read(f"repair/{folder.name}/finished.json", RepairFinished) for folder in folders(case)]
+    kept = [_ended_with(case, folder) for folder in folders(case)]
     over = {one.adapter_hash for one in kept if one is not None}
     ends = [
         at

@@ -7,7 +7,7 @@ case's events, so a refresh, a second tab or a restarted page see the whole hist
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args, get_type_hints
 
 import gradio as gr
 
@@ -49,9 +49,7 @@ ADVANCED = (
     "own_refusals",
     "early_stop",
 )
-NUMBERS = {
-    name for name in (*FEW, *ADVANCED) if name in ("learning_rate", "kl_budget") or name.startswith(("weight", "share"))
-}
+NUMBERS = {name for name, kind in get_type_hints(RepairSettings).items() if float in (kind, *get_args(kind))}
 """Settings that are not whole numbers."""
 ENDING = ("kl_budget", "early_stop")
 """Settings that the choice of an objective sets too."""
